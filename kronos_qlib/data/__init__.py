@@ -1,0 +1,1 @@
+"""Bars as numpy and pandas: checks, tables, calendars, windows, a synthetic market."""

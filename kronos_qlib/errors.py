@@ -1,0 +1,31 @@
+"""One tree of errors. A message says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+
+class KronosError(Exception):
+    """Everything this package raises on purpose; catch this to catch it all."""
+
+
+class ConfigError(KronosError, ValueError):
+    """A setting is unknown, or its value cannot work."""
+
+
+class BarDataError(KronosError, ValueError):
+    """Bars break a promise of the schema: order, gaps, NaN, high below low."""
+
+
+class CalendarError(KronosError, ValueError):
+    """Timestamps are missing, out of order, or not to be had for the bars to come."""
+
+
+class CheckpointError(KronosError, RuntimeError):
+    """A checkpoint is missing, unreachable, or does not fit the network or its partner."""
+
+
+class TrainingError(KronosError, RuntimeError):
+    """Training cannot start or go on: no windows, or a loss that is not finite."""
+
+
+class MissingArtifactError(KronosError, RuntimeError):
+    """A record needs what an earlier record was to leave behind."""

@@ -1,0 +1,1 @@
+"""From bars to sampled futures."""
