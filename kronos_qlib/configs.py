@@ -1,0 +1,227 @@
+"""Frozen settings, checked at birth, that YAML keys, fields and flags share name for name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from kronos_qlib.errors import ConfigError
+
+T = TypeVar("T")
+
+MAX_BITS = 20
+"""Bits per token half: 2**20 rows of embedding is far above any published size (10)."""
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = None) -> T:
+    """Build a setting from a file's mapping; an unknown or a missing key is an error.
+
+    Args:
+        kind: a dataclass.
+        values: what the file says.
+        where: the file or section to name in an error; the class' name by default.
+
+    Raises:
+        ConfigError: a key is unknown (with the nearest known one), missing, or has a bad value.
+    """
+    where = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a mapping of settings, got {values!r}")
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where} has no setting {key!r}; {hint}")
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in values and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except ConfigError as bad:
+        raise ConfigError(f"{where}: {bad}") from bad
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _check_whole(owner: object, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(
+            is_whole and value >= least,
+            f"{name} must be a whole number of at least {least}, got {value!r}",
+        )
+
+
+def _check_number(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(is_number and abs(value) < float("inf"), f"{name} must be a number, got {value!r}")
+
+
+def _check_dropouts(owner: object, *names: str) -> None:
+    _check_number(owner, *names)
+    for name in names:
+        value = getattr(owner, name)
+        _require(0 <= value < 1, f"{name} must lie in [0, 1), got {value}")
+
+
+def _check_network(config: TokenizerConfig | PredictorConfig) -> None:
+    _check_whole(config, "d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
+    _check_dropouts(config, "ffn_dropout_p", "attn_dropout_p", "resid_dropout_p")
+    _require(
+        config.d_model % config.n_heads == 0 and config.d_model // config.n_heads % 2 == 0,
+        f"d_model {config.d_model} must split into {config.n_heads} heads of even width",
+    )
+    for name in ("s1_bits", "s2_bits"):
+        bits = getattr(config, name)
+        _require(bits <= MAX_BITS, f"{name} must be at most {MAX_BITS}, got {bits}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of a `KronosTokenizer`, key for key its `config.json`."""
+
+    d_in: int
+    """Columns of a bar: 6."""
+    d_model: int
+    n_heads: int
+    ff_dim: int
+    n_enc_layers: int
+    """One more than the encoder blocks built, as in the published files."""
+    n_dec_layers: int
+    """One more than the decoder blocks built."""
+    ffn_dropout_p: float
+    attn_dropout_p: float
+    resid_dropout_p: float
+    s1_bits: int
+    s2_bits: int
+    beta: float
+    """Weight of the commitment term of the quantization loss."""
+    gamma0: float
+    """Weight of the per-sample entropy, inside zeta."""
+    gamma: float
+    """Weight of the codebook entropy, inside zeta."""
+    zeta: float
+    """Weight of both entropies."""
+    group_size: int
+    """Unused by the loss; divides the number of bits and leaves a buffer in the checkpoint."""
+
+    def __post_init__(self) -> None:
+        _check_network(self)
+        _check_whole(self, "d_in", "n_enc_layers", "n_dec_layers", "group_size")
+        _check_number(self, "beta", "gamma0", "gamma", "zeta")
+        bits = self.s1_bits + self.s2_bits
+        _require(
+            bits % self.group_size == 0,
+            f"group_size {self.group_size} must divide s1_bits + s2_bits = {bits}",
+        )
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Sizes of a `Kronos` predictor, key for key its `config.json`."""
+
+    s1_bits: int
+    s2_bits: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    ff_dim: int
+    ffn_dropout_p: float
+    attn_dropout_p: float
+    resid_dropout_p: float
+    token_dropout_p: float
+    learn_te: bool
+    """Whether the five time tables are learned; sinusoidal and fixed otherwise."""
+
+    def __post_init__(self) -> None:
+        _check_network(self)
+        _check_whole(self, "n_layers")
+        _check_dropouts(self, "token_dropout_p")
+        _require(
+            isinstance(self.learn_te, bool), f"learn_te must be true or false, got {self.learn_te}"
+        )
+        _require(
+            self.d_model % 8 == 0,
+            f"d_model {self.d_model} must split into the s2 head's 4 heads of even width",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How futures are drawn from the predictor. The defaults are the paper's for its backtest."""
+
+    paths: int = 10
+    """Independent futures per window."""
+    temperature: float = 0.6
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.9
+    """After top_k, keep the smallest set whose probability exceeds this."""
+    rotate_s2: bool = False
+    """Rotate the s2 attention by position when generating, as training does. The published code
+    does not rotate there, and published results depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_whole(self, "paths")
+        _check_whole(self, "top_k", least=0)
+        _check_number(self, "temperature", "top_p")
+        _require(
+            self.temperature >= 0, f"temperature must not be negative, got {self.temperature}"
+        )
+        _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One stage of plain single-process training: the tokenizer's or the predictor's."""
+
+    epochs: int = 1
+    """Passes; each sees `windows_per_epoch` windows."""
+    windows_per_epoch: int | None = None
+    """Windows drawn for one epoch, without repeats; None takes all of them."""
+    validation_windows: int = 2000
+    """At most so many windows, evenly spaced over the validation segment, are scored after each
+    epoch: always the same ones."""
+    batch_size: int = 50
+    """Windows per step."""
+    learning_rate: float = 4e-5
+    """Peak of the one-cycle schedule."""
+    warmup_share: float = 0.03
+    """Share of all steps spent rising from a tenth of the peak."""
+    weight_decay: float = 0.1
+    clip_norm: float = 3.0
+    """Largest norm of the gradient."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation loss; None never stops early."""
+    teacher_forcing: bool = True
+    """Predictor: feed the s2 head the true next s1. False feeds one sampled from the model's own
+    distribution, as published."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole(self, "epochs", "batch_size", "validation_windows")
+        _check_whole(self, "seed", least=0)
+        for name in ("windows_per_epoch", "patience"):
+            if getattr(self, name) is not None:
+                _check_whole(self, name)
+        _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
+        _require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
+        _require(
+            0 <= self.warmup_share < 1, f"warmup_share must lie in [0, 1), got {self.warmup_share}"
+        )

@@ -1,0 +1,96 @@
+"""Timestamps to the five time fields, and the timestamps of the bars to come."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.errors import CalendarError
+
+Times = npt.NDArray[np.datetime64]
+BeyondCalendar = Literal["error", "weekdays"]
+"""What to do when a calendar ends before the last bar to come."""
+
+
+def stamps_of(times: Any) -> npt.NDArray[np.int64]:
+    """The time fields of timestamps.
+
+    Args:
+        times: (...) timestamps: datetime64, or anything `pandas.to_datetime` reads. Wall-clock
+            time of the exchange; a time zone is dropped, not converted.
+
+    Returns:
+        (..., 5) int64: minute, hour, weekday (Monday 0), day of month, month.
+
+    Raises:
+        CalendarError: a timestamp is missing or cannot be read.
+    """
+    moments = to_times(times)
+    flat = pd.DatetimeIndex(moments.ravel())
+    fields = (flat.minute, flat.hour, flat.weekday, flat.day, flat.month)
+    return np.stack([np.asarray(field, dtype=np.int64) for field in fields], axis=-1).reshape(
+        *moments.shape, 5
+    )
+
+
+def to_times(times: Any) -> Times:
+    """Timestamps of any usual kind (Series, index, array, list) as datetime64[ns]."""
+    array = times if isinstance(times, np.ndarray) else np.asarray(pd.Index(times), dtype=object)
+    if not np.issubdtype(array.dtype, np.datetime64):
+        try:
+            index = pd.DatetimeIndex(pd.to_datetime(list(array.ravel())))
+        except (ValueError, TypeError) as bad:
+            raise CalendarError(f"timestamps cannot be read: {bad}") from bad
+        if index.tz is not None:
+            index = index.tz_localize(None)
+        array = index.to_numpy().reshape(array.shape)
+    if np.isnat(array).any():
+        place = int(np.flatnonzero(np.isnat(array).ravel())[0])
+        raise CalendarError(f"timestamp number {place + 1} is missing (NaT)")
+    return array.astype("datetime64[ns]")
+
+
+def next_times(
+    calendar: Times, after: Times, count: int, beyond: BeyondCalendar = "error"
+) -> Times:
+    """The `count` bars that the calendar puts after each moment.
+
+    A trader at that close knows the exchange's calendar, so this uses no future; which bars an
+    instrument will really have (it may be suspended) would.
+
+    Args:
+        calendar: (K,) sorted datetime64, reaching into the future.
+        after: (B,) datetime64.
+        count: bars to come.
+        beyond: "error", or "weekdays" to go on with Mondays to Fridays where the calendar ends
+            (whole days only; knows no holidays).
+
+    Returns:
+        (B, count) datetime64[ns].
+
+    Raises:
+        CalendarError: the calendar ends too early.
+    """
+    start = np.searchsorted(calendar, after, side="right")
+    short = int(start.max(initial=0)) + count - len(calendar)
+    if short > 0:
+        latest = np.datetime_as_string(np.max(after), unit="m")
+        last = np.datetime_as_string(calendar[-1], unit="m") if len(calendar) else "nothing"
+        if beyond == "error":
+            raise CalendarError(
+                f"the calendar ends at {last}, {short} bars short of the {count} that follow "
+                f"{latest}; extend it (Qlib's <freq>_future.txt; data_prep/csv_to_qlib.py writes "
+                "one), shorten the horizon, or allow weekdays beyond it (beyond_calendar: "
+                "weekdays)"
+            )
+        if len(calendar) > 1 and np.diff(calendar[-2:])[0] < np.timedelta64(1, "D"):
+            raise CalendarError(
+                f"the calendar ends at {last} and has several bars a day: weekdays cannot extend it"
+            )
+        more = pd.bdate_range(calendar[-1], periods=short + 2)
+        added = more.to_numpy().astype("datetime64[ns]")
+        calendar = np.concatenate((calendar, added[added > calendar[-1]]))
+    return np.asarray(calendar[start[:, None] + np.arange(count)], dtype="datetime64[ns]")

@@ -1,0 +1,117 @@
+"""Continue windows bar by bar: cached while the context has room, recomputed when it slides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.inference.sampling import sample_ids
+from kronos_qlib.model.cache import DecodingCache
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+
+TokenPair = tuple[Tensor, Tensor]
+"""s1 and s2 ids of the same shape."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Kronos,
+    tokens: TokenPair,
+    stamps: Tensor,
+    horizon: int,
+    how: SamplingConfig,
+    uniforms: Tensor,
+    max_context: int,
+    use_cache: bool = True,
+) -> TokenPair:
+    """Continue each window by `horizon` bars along `how.paths` paths.
+
+    The prompt is read once per window and shared by its paths. Once lookback and drawn bars
+    exceed `max_context`, every kept key would have to forget the oldest bar, so from there on the
+    last `max_context` bars are read anew for every step, which is exact.
+
+    Args:
+        tokens: s1 and s2 of the lookbacks, each (B, L) int64.
+        stamps: (B, L + horizon, 5) int64.
+        uniforms: (B, P, horizon, 2) float32 in [0, 1), see `path_uniforms`.
+        max_context: bars that the predictor attends to at once.
+        use_cache: False reads everything anew for every step: the plain algorithm, for tests.
+
+    Returns:
+        The lookbacks with the drawn bars, each (B * P, L + horizon) int64, rows window-major.
+    """
+    paths = how.paths
+    windows, lookback = tokens[0].shape
+    held = min(lookback, max_context)
+    cached_steps = min(horizon, max_context - held + 1) if use_cache else 0
+
+    s1, s2 = (_room(ids, paths, horizon) for ids in tokens)
+    every_stamp = stamps.repeat_interleave(paths, dim=0)
+    chance = uniforms.flatten(0, 1)  # (B * P, horizon, 2)
+
+    if cached_steps:
+        cache = DecodingCache(len(model.transformer), paths, cached_steps - 1)
+        prompt = slice(lookback - held, lookback)
+        context = model.read(
+            tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt], cache
+        )
+        model.remember_for_s2(context, cache, how.rotate_s2)
+        newest = context[:, -1:].repeat_interleave(paths, dim=0)
+    for step in range(cached_steps):
+        at = lookback + step
+        if step:
+            last = slice(at - 1, at)
+            newest = model.read(s1[:, last], s2[:, last], every_stamp[:, last], cache)
+            model.remember_for_s2(newest, cache, how.rotate_s2)
+        s1[:, at] = sample_ids(model.s1_logits(newest)[:, 0], how, chance[:, step, 0])
+        s2_logits = model.s2_logits(newest, s1[:, at : at + 1], cache, how.rotate_s2)
+        s2[:, at] = sample_ids(s2_logits[:, 0], how, chance[:, step, 1])
+    for step in range(cached_steps, horizon):
+        at = lookback + step
+        seen = slice(max(0, at - max_context), at)
+        s1_logits, context = model.decode_s1(s1[:, seen], s2[:, seen], every_stamp[:, seen])
+        s1[:, at] = sample_ids(s1_logits[:, -1], how, chance[:, step, 0])
+        s2_logits = model.decode_s2(context, s1[:, at : at + 1], how.rotate_s2)
+        s2[:, at] = sample_ids(s2_logits[:, -1], how, chance[:, step, 1])
+    assert s1.shape == (windows * paths, lookback + horizon)
+    return s1, s2
+
+
+@torch.inference_mode()
+def decode_last(
+    tokenizer: KronosTokenizer, tokens: TokenPair, count: int, max_context: int
+) -> Tensor:
+    """Bars of the last `count` tokens.
+
+    The last `max_context` tokens are decoded together, as published. A forecast longer than that
+    takes earlier tokens too, in stretches whose first half only lends context.
+
+    Args:
+        tokens: s1 and s2, each (rows, N) int64.
+
+    Returns:
+        (rows, count, 6) normalised bars.
+    """
+    s1, s2 = tokens
+    total = s1.shape[1]
+    parts: list[Tensor] = []
+    stop = total
+    wanted_from = total - count
+    while True:
+        start = max(0, stop - max_context)
+        bars = tokenizer.decode((s1[:, start:stop], s2[:, start:stop]))
+        if start <= wanted_from:
+            parts.append(bars[:, wanted_from - start :])
+            return torch.cat(parts[::-1], dim=1)
+        # More is wanted before `start`: keep the later half, which has context, and step back.
+        kept = bars.shape[1] if stop == total else max(1, bars.shape[1] // 2)
+        parts.append(bars[:, -kept:])
+        stop -= kept
+
+
+def _room(ids: Tensor, paths: int, horizon: int) -> Tensor:
+    """(B, L) to (B * P, L + horizon), the new places empty."""
+    rows = ids.repeat_interleave(paths, dim=0)
+    return torch.cat((rows, rows.new_zeros(rows.shape[0], horizon)), dim=1)

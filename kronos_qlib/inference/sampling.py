@@ -1,0 +1,76 @@
+"""Logits to ids: temperature, top-k, top-p, and a draw by inverse CDF."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kronos_qlib.configs import SamplingConfig
+
+
+def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
+    """Draw one token per row.
+
+    Args:
+        logits: (rows, vocabulary) float, left untouched.
+        uniforms: (rows,) float32 in [0, 1), the chance of each row.
+
+    Returns:
+        (rows,) int64: the first token whose cumulative probability exceeds the row's uniform, so
+        a row's draw depends on its own logits and uniform alone.
+    """
+    if how.temperature == 0:
+        return logits.argmax(dim=-1)
+    scaled = logits.float() / how.temperature
+    if how.top_k:
+        scaled = keep_top_k(scaled, how.top_k)
+    if how.top_p < 1:
+        scaled = keep_top_p(scaled, how.top_p)
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, or rounding could pick a token that was filtered out.
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, total.new_zeros(1)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Minus infinity outside the k largest of each row; ties with the k-th stay."""
+    least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Minus infinity outside the smallest set of likeliest tokens whose probability exceeds p.
+
+    The token that crosses p stays, so at least one does.
+    """
+    ordered, places = logits.sort(dim=-1, descending=True)
+    chances = ordered.softmax(dim=-1)
+    before = chances.cumsum(dim=-1) - chances
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, before > p)
+    return logits.masked_fill(dropped, -torch.inf)
+
+
+def path_uniforms(seed: int, keys: Sequence[bytes], paths: int, steps: int) -> Tensor:
+    """The chance of every draw, from a counter-based generator keyed by seed and series.
+
+    A series' numbers depend on the seed and its key only: not on its neighbours in a batch, on
+    their order, or on the process that draws them.
+
+    Returns:
+        (series, paths, steps, 2) float32 in [0, 1): for s1 and for s2 of every step.
+    """
+    drawn = np.empty((len(keys), paths, steps, 2), dtype=np.float32)
+    for place, key in enumerate(keys):
+        digest = hashlib.blake2b(key, digest_size=16, salt=_salt(seed)).digest()
+        bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
+        np.random.Generator(bits).random(out=drawn[place], dtype=np.float32)
+    return torch.from_numpy(drawn)
+
+
+def _salt(seed: int) -> bytes:
+    return int(seed).to_bytes(16, "little", signed=True)

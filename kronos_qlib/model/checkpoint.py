@@ -1,0 +1,330 @@
+"""Load and save checkpoints: aliases, pinned revisions, folders, the Hub. Safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import nn
+
+from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
+from kronos_qlib.errors import CheckpointError, ConfigError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PARTNER_KEY = "kronos_qlib.tokenizer"
+"""Header entry of a predictor's file: the fingerprint of the tokenizer it was trained with."""
+
+BUNDLED = "nano"
+"""The alias of the checkpoint that ships inside the package."""
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A published pair: two Hub repositories, and the revisions we have a reason to trust."""
+
+    predictor: str
+    tokenizer: str
+    max_context: int
+    predictor_revision: str | None = None
+    tokenizer_revision: str | None = None
+
+
+_TOKENIZER_BASE_REVISION = "0e0117387f39004a9016484a186a908917e22426"
+
+ALIASES: Mapping[str, HubModel] = {
+    "mini": HubModel("NeoQuasar/Kronos-mini", "NeoQuasar/Kronos-Tokenizer-2k", 2048),
+    "small": HubModel(
+        "NeoQuasar/Kronos-small",
+        "NeoQuasar/Kronos-Tokenizer-base",
+        512,
+        predictor_revision="901c26c1332695a2a8f243eb2f37243a37bea320",
+        tokenizer_revision=_TOKENIZER_BASE_REVISION,
+    ),
+    "base": HubModel(
+        "NeoQuasar/Kronos-base",
+        "NeoQuasar/Kronos-Tokenizer-base",
+        512,
+        tokenizer_revision=_TOKENIZER_BASE_REVISION,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a loaded network came from, and what it says of its partner."""
+
+    name: str
+    """Alias, Hub id or folder."""
+    repo: str | None = None
+    """Hub repository, if it came from there."""
+    partner: str | None = None
+    """Fingerprint of the tokenizer that a predictor was trained with, if its file says."""
+
+
+class Loadable(Protocol):
+    """What the two networks have in common here."""
+
+    origin: Origin | None
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def eval(self) -> Any: ...
+
+
+class Pairable(Protocol):
+    """A network whose token sizes must agree with its partner's."""
+
+    origin: Origin | None
+
+    @property
+    def s1_bits(self) -> int: ...
+    @property
+    def s2_bits(self) -> int: ...
+
+
+Net = TypeVar("Net", bound=Loadable)
+Config = TypeVar("Config", TokenizerConfig, PredictorConfig)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The two files of one network, and where they came from."""
+
+    config: Path
+    weights: Path
+    origin: Origin
+
+
+def load(
+    kind: type[Net],
+    config_kind: type[Config],
+    role: str,
+    name_or_path: str | Path,
+    revision: str | None,
+) -> Net:
+    """Build a network from its files, strictly, in evaluation mode.
+
+    Args:
+        role: "tokenizer" or "predictor": which half of an alias or of a folder that holds both.
+        revision: a Hub revision; an alias brings its pinned one.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable, or does not fit the network.
+        ConfigError: the configuration has an unknown key or a bad value.
+    """
+    place = _locate(role, name_or_path, revision)
+    config = _read_config(config_kind, role, place.config)
+    net = kind(**asdict(config))
+    try:
+        data = place.weights.read_bytes()
+        tensors = load_tensors(data)
+    except (OSError, SafetensorError) as broken:
+        raise CheckpointError(
+            f"{place.weights} cannot be read as safetensors: {broken}; fetch or save it again"
+        ) from broken
+    fit_weights(net, tensors, place.weights)
+    # A network is built in training mode; left so, it would drop out while forecasting (fault 1).
+    net.eval()
+    net.origin = Origin(place.origin.name, place.origin.repo, _read_partner(place.weights))
+    return net
+
+
+def fit_weights(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
+    """Load tensors strictly; an error names the file and the first tensors that do not fit."""
+    own = net.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - own.keys())
+    misfits = [
+        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} by "
+        f"{CONFIG_FILE}"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]
+    problems = [f"lacks {_some(missing)}"] if missing else []
+    problems += [f"has unknown {_some(unknown)}"] if unknown else []
+    problems += [_some(misfits)] if misfits else []
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit the network: {'; '.join(problems)}. Is {CONFIG_FILE} beside it "
+            "the one it was saved with?"
+        )
+    net.load_state_dict(tensors, strict=True)
+
+
+def save(
+    net: nn.Module,
+    config: TokenizerConfig | PredictorConfig,
+    path: str | Path,
+    partner: str | None = None,
+) -> Path:
+    """Write a network's two files; each appears whole or not at all."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(config), indent=2) + "\n"
+    replace_file(folder / CONFIG_FILE, text.encode())
+    replace_file(folder / WEIGHTS_FILE, to_bytes(net, partner))
+    return folder
+
+
+def to_bytes(net: nn.Module, partner: str | None = None) -> bytes:
+    """The weights as a safetensors file, on CPU whatever device the network is on."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    return dump_tensors(tensors, metadata={PARTNER_KEY: partner} if partner else None)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Write beside the target, then move into place, so that a crash leaves the old file."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def fingerprint(net: nn.Module) -> str:
+    """A short digest of the weights: the same tensors, the same digest, on any device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
+    """Refuse a tokenizer that the predictor was not trained with, as far as can be known.
+
+    The sizes must agree. Two published tokenizers have the same sizes (fault 13), so the names
+    count too where both came from the Hub, and the fingerprint where the predictor's file has one.
+
+    Raises:
+        CheckpointError: they do not belong together.
+    """
+    theirs = (tokenizer.s1_bits, tokenizer.s2_bits)
+    ours = (predictor.s1_bits, predictor.s2_bits)
+    if theirs != ours:
+        raise CheckpointError(
+            f"the predictor reads tokens of {ours[0]} + {ours[1]} bits and the tokenizer writes "
+            f"{theirs[0]} + {theirs[1]}; load the two halves of one checkpoint"
+        )
+    if predictor.origin is None or tokenizer.origin is None:
+        return
+    for model in ALIASES.values():
+        got = tokenizer.origin.repo
+        if predictor.origin.repo == model.predictor and got and got != model.tokenizer:
+            raise CheckpointError(
+                f"{model.predictor} was trained with {model.tokenizer}, not with {got}; the sizes "
+                "agree but the codes do not"
+            )
+    expected = predictor.origin.partner
+    if expected and isinstance(tokenizer, nn.Module) and fingerprint(tokenizer) != expected:
+        raise CheckpointError(
+            f"the predictor from {predictor.origin.name} was trained with another tokenizer than "
+            f"the one from {tokenizer.origin.name}: its weights have another fingerprint than the "
+            "predictor's file records"
+        )
+
+
+def max_context_of(name_or_path: str | Path) -> int:
+    """Bars a checkpoint attends to: the published number of an alias or Hub id, else 512."""
+    for alias, model in ALIASES.items():
+        if str(name_or_path) in (alias, model.predictor, model.tokenizer):
+            return model.max_context
+    return 512
+
+
+def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and name in (BUNDLED, *ALIASES):
+        if name == BUNDLED:
+            folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
+            return _in_folder(role, folder, Origin(BUNDLED))
+        model = ALIASES[name]
+        repo = getattr(model, role)
+        return _from_hub(role, name, repo, revision or getattr(model, f"{role}_revision"))
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return _in_folder(role, folder, Origin(str(folder)))
+    parts = name.split("/")
+    if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
+        return _from_hub(role, name, name, revision or _pinned(name, role))
+    raise CheckpointError(
+        f"no {role} at {name!r}: it is no folder, no alias ({', '.join((BUNDLED, *ALIASES))}) and "
+        "no Hub id of the form owner/name"
+    )
+
+
+def _pinned(repo: str, role: str) -> str | None:
+    for model in ALIASES.values():
+        if getattr(model, role) == repo and getattr(model, f"{role}_revision"):
+            return str(getattr(model, f"{role}_revision"))
+    return None
+
+
+def _in_folder(role: str, folder: Path, origin: Origin) -> _Place:
+    if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
+        folder = folder / role  # a folder that holds both halves
+    config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    for path in (config, weights):
+        if not path.is_file():
+            found = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+            raise CheckpointError(
+                f"{path} is missing; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
+                f"(safetensors only, no pickles), this one holds {_some(found) or 'nothing'}"
+            )
+    return _Place(config, weights, origin)
+
+
+def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
+    from huggingface_hub import hf_hub_download
+
+    paths = []
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            paths.append(Path(hf_hub_download(repo, file, revision=revision)))
+        except Exception as cause:  # the hub client's errors share no base, httpx's among them
+            raise CheckpointError(
+                f"cannot get {file} of the {role} {repo} at revision {revision or 'main'} from the "
+                f"Hugging Face Hub ({type(cause).__name__}: {_first_line(cause)}). Check the name "
+                f"and the network, or download the repository elsewhere and pass its folder; "
+                f"offline, the bundled {BUNDLED!r} always works"
+            ) from cause
+    return _Place(paths[0], paths[1], Origin(name, repo=repo))
+
+
+def _read_config(kind: type[Config], role: str, path: Path) -> Config:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise CheckpointError(f"{path} cannot be read as JSON: {broken}") from broken
+    other = "predictor" if role == "tokenizer" else "tokenizer"
+    mark = "n_layers" if role == "tokenizer" else "n_enc_layers"
+    if isinstance(values, dict) and mark in values:
+        raise ConfigError(f"{path} describes a {other}, a {role} was asked for")
+    return from_mapping(kind, values, where=str(path))
+
+
+def _read_partner(path: Path) -> str | None:
+    with safe_open(str(path), framework="pt") as file:
+        return (file.metadata() or {}).get(PARTNER_KEY)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

@@ -1,0 +1,200 @@
+"""The blocks that tokenizer and predictor share: norm, rotary, attention, feed-forward, time.
+
+Shape letters: B windows, P paths, T bars, D width, H heads, W head width.
+Source: the paper (arXiv 2508.02739); parameter names are those of the published files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (its name everywhere)
+from torch import Tensor, nn
+
+from kronos_qlib.model.cache import KeyValueStore
+
+TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
+"""Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 whatever the input's type."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU without biases."""
+
+    def __init__(self, d_model: int, ff_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w3 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w2 = nn.Linear(ff_dim, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return out
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding in the half layout, its tables always in float32."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_width: int, base: float = 10000.0) -> None:
+        super().__init__()
+        powers = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+        self.register_buffer("inv_freq", 1.0 / base**powers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        # A cast to bfloat16 rounds the frequencies and loses the position (fault 11).
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != exact.dtype:
+            self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Rotate (..., T, W) by the positions start .. start + T - 1."""
+        positions = torch.arange(
+            start, start + x.shape[-2], device=x.device, dtype=self.inv_freq.dtype
+        )
+        angles = positions[:, None] * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        wide = x.float()
+        first, second = wide.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+        return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biased projections; the parts that self and cross share."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        attn_dropout_p: float = 0.0,
+        resid_dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.rotary = Rotary(d_model // n_heads)
+        self.attn_dropout_p = attn_dropout_p
+        self.resid_dropout = nn.Dropout(resid_dropout_p)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, H, T, W)."""
+        rows, bars, width = x.shape
+        return x.view(rows, bars, self.n_heads, width // self.n_heads).transpose(1, 2)
+
+    def join(self, heads: Tensor) -> Tensor:
+        """(B, H, T, W) to (B, T, D), through the output projection."""
+        merged = heads.transpose(1, 2).flatten(2)
+        out: Tensor = self.resid_dropout(self.out_proj(merged))
+        return out
+
+    def attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dropout = self.attn_dropout_p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+class SelfAttention(Attention):
+    """Causal self-attention, over whole windows or one bar at a time against a store."""
+
+    def forward(self, x: Tensor, store: KeyValueStore | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, T, D); with a filled store, one new bar per path, (B * P, 1, D).
+            store: keeps this layer's keys and values; filled by the first call with it.
+        """
+        start = 0 if store is None else store.length
+        q = self.rotary(self.split(self.q_proj(x)), start)
+        k = self.rotary(self.split(self.k_proj(x)), start)
+        v = self.split(self.v_proj(x))
+        if store is None:
+            return self.join(self.attend_causally(q, k, v))
+        if store.is_empty:
+            store.keep_prompt(k, v)
+            return self.join(self.attend_causally(q, k, v))
+        store.append(k, v)
+        return self.join(store.attend(q))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: attention, then feed-forward. Always causal."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        ff_dim: int,
+        ffn_dropout_p: float = 0.0,
+        attn_dropout_p: float = 0.0,
+        resid_dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(d_model)
+        self.self_attn = SelfAttention(d_model, n_heads, attn_dropout_p, resid_dropout_p)
+        self.norm2 = RMSNorm(d_model)
+        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout_p)
+
+    def forward(self, x: Tensor, store: KeyValueStore | None = None) -> Tensor:
+        x = x + self.self_attn(self.norm1(x), store)
+        out: Tensor = x + self.ffn(self.norm2(x))
+        return out
+
+
+class FixedEmbedding(nn.Module):
+    """A sinusoidal table that is not trained."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        position = torch.arange(rows, dtype=torch.float32)[:, None]
+        rate = torch.exp(
+            torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width)
+        )
+        table = torch.zeros(rows, width)
+        table[:, 0::2] = torch.sin(position * rate)
+        table[:, 1::2] = torch.cos(position * rate)
+        self.emb = nn.Embedding(rows, width, _weight=table)
+        self.emb.weight.requires_grad_(False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.emb(ids)
+        return out
+
+
+class TimeEmbedding(nn.Module):
+    """Sum of the five tables, one for each field of a stamp."""
+
+    def __init__(self, d_model: int, learned: bool) -> None:
+        super().__init__()
+        make: Any = nn.Embedding if learned else FixedEmbedding
+        for field, rows in TIME_TABLE_ROWS.items():
+            self.add_module(f"{field}_embed", make(rows, d_model))
+
+    def forward(self, stamp: Tensor) -> Tensor:
+        """(..., 5) whole numbers minute, hour, weekday, day, month, of any type, to (..., D)."""
+        stamp = stamp.long()
+        tables = (self.get_submodule(f"{field}_embed") for field in TIME_TABLE_ROWS)
+        parts = [table(stamp[..., place]) for place, table in enumerate(tables)]
+        return torch.stack(parts).sum(dim=0)

@@ -1,0 +1,301 @@
+"""Kronos: the autoregressive predictor of the next two tokens."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kronos_qlib.configs import PredictorConfig
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.model import checkpoint
+from kronos_qlib.model.cache import DecodingCache, KeyValueStore
+from kronos_qlib.model.layers import Attention, RMSNorm, TimeEmbedding, TransformerBlock
+from kronos_qlib.model.tokenizer import KronosTokenizer
+
+S2_HEADS = 4
+"""Heads of the s2 attention, whatever the model's own count."""
+
+
+class TokenEmbedding(nn.Module):
+    """One vector for a bar's two tokens."""
+
+    def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
+        super().__init__()
+        self.emb_s1 = nn.Embedding(2**s1_bits, d_model)
+        self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
+        self.fusion_proj = nn.Linear(2 * d_model, d_model)
+        self.scale = math.sqrt(d_model)
+        for table in (self.emb_s1, self.emb_s2):
+            nn.init.normal_(table.weight, std=1 / self.scale)
+
+    def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        pair = torch.cat((self.emb_s1(s1_ids), self.emb_s2(s2_ids)), dim=-1)
+        out: Tensor = self.fusion_proj(pair * self.scale)
+        return out
+
+
+class S2Attention(Attention):
+    """From the next s1 to the context: what the s2 head reads."""
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Causal, with queries and keys rotated by position: (B, T, D) each, to (B, T, D)."""
+        q = self.rotary(self.split(self.q_proj(query)))
+        k = self.rotary(self.split(self.k_proj(context)))
+        v = self.split(self.v_proj(context))
+        return self.join(self.attend_causally(q, k, v))
+
+    def remember(self, context: Tensor, store: KeyValueStore, rotate: bool) -> None:
+        """Keep the keys and values of a prompt (B, T, D), or of one more bar (B * P, 1, D)."""
+        k = self.split(self.k_proj(context))
+        v = self.split(self.v_proj(context))
+        if rotate:
+            k = self.rotary(k, store.length)
+        if store.is_empty:
+            store.keep_prompt(k, v)
+        else:
+            store.append(k, v)
+
+    def read(self, query: Tensor, store: KeyValueStore, rotate: bool) -> Tensor:
+        """From one query per row, (B * P, 1, D), to all that is remembered."""
+        q = self.split(self.q_proj(query))
+        if rotate:
+            q = self.rotary(q, store.length - 1)  # the position of the bar it continues
+        return self.join(store.attend(q))
+
+
+class DependencyLayer(nn.Module):
+    """Conditions the context on the next s1, so that s2 is drawn given s1."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.cross_attn = S2Attention(d_model, S2_HEADS)
+        self.norm = RMSNorm(d_model)
+
+
+class TokenHeads(nn.Module):
+    """The two linear maps onto the vocabularies."""
+
+    def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
+        super().__init__()
+        self.proj_s1 = nn.Linear(d_model, 2**s1_bits)
+        self.proj_s2 = nn.Linear(d_model, 2**s2_bits)
+
+
+class Kronos(nn.Module):
+    """Decoder-only Transformer over bars; s1 of the next bar first, then s2 given s1.
+
+    Shape letters: B windows, P paths, T bars, D width.
+
+    Source: the paper, section "Hierarchical autoregressive modeling"; keys of `config.json` are
+    the arguments.
+    """
+
+    def __init__(
+        self,
+        s1_bits: int,
+        s2_bits: int,
+        n_layers: int,
+        d_model: int,
+        n_heads: int,
+        ff_dim: int,
+        ffn_dropout_p: float,
+        attn_dropout_p: float,
+        resid_dropout_p: float,
+        token_dropout_p: float,
+        learn_te: bool,
+    ) -> None:
+        super().__init__()
+        self.config = PredictorConfig(
+            s1_bits=s1_bits,
+            s2_bits=s2_bits,
+            n_layers=n_layers,
+            d_model=d_model,
+            n_heads=n_heads,
+            ff_dim=ff_dim,
+            ffn_dropout_p=ffn_dropout_p,
+            attn_dropout_p=attn_dropout_p,
+            resid_dropout_p=resid_dropout_p,
+            token_dropout_p=token_dropout_p,
+            learn_te=learn_te,
+        )
+        self.origin: checkpoint.Origin | None = None
+        self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
+        self.time_emb = TimeEmbedding(d_model, learned=learn_te)
+        self.token_dropout = nn.Dropout(token_dropout_p)
+        self.transformer = nn.ModuleList(
+            TransformerBlock(
+                d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = RMSNorm(d_model)
+        self.dep_layer = DependencyLayer(d_model)
+        self.head = TokenHeads(s1_bits, s2_bits, d_model)
+
+    @property
+    def s1_bits(self) -> int:
+        return self.config.s1_bits
+
+    @property
+    def s2_bits(self) -> int:
+        return self.config.s2_bits
+
+    def forward(
+        self,
+        s1_ids: Tensor,
+        s2_ids: Tensor,
+        stamp: Tensor | None = None,
+        use_teacher_forcing: bool = False,
+        s1_targets: Tensor | None = None,
+        *,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of every position's next tokens; causal in training and in evaluation alike.
+
+        Args:
+            s1_ids, s2_ids: (B, T) int64.
+            stamp: (B, T, 5) int64 minute, hour, weekday, day, month of each bar itself.
+            use_teacher_forcing: give the s2 head the true next s1, `s1_targets`. Otherwise it
+                gets one from the model's own distribution: sampled in training, as published;
+                the likeliest in evaluation, so that a validation loss is not random.
+            s1_targets: (B, T) int64, the s1 of each position's next bar.
+            rng: source of the sampled s1; torch's own, which dropout uses too, by default.
+
+        Returns:
+            (s1_logits, s2_logits), (B, T, 2**s1_bits) and (B, T, 2**s2_bits).
+
+        Raises:
+            ConfigError: `s1_targets` is missing with teacher forcing, or given without.
+        """
+        if use_teacher_forcing != (s1_targets is not None):
+            raise ConfigError(
+                "s1_targets goes with use_teacher_forcing=True, and only with it: got "
+                f"use_teacher_forcing={use_teacher_forcing} and s1_targets "
+                f"{'missing' if s1_targets is None else 'given'}"
+            )
+        s1_logits, context = self.decode_s1(s1_ids, s2_ids, stamp)
+        if s1_targets is not None:
+            next_s1 = s1_targets
+        elif self.training:
+            chances = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
+            next_s1 = torch.multinomial(chances, 1, generator=rng).view_as(s1_ids)
+        else:
+            next_s1 = s1_logits.argmax(dim=-1)
+        return s1_logits, self._s2_logits_in_training(context, next_s1)
+
+    def decode_s1(
+        self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of every position's next s1, (B, T, 2**s1_bits), and the context, (B, T, D)."""
+        context = self.read(s1_ids, s2_ids, stamp)
+        return self.head.proj_s1(context), context
+
+    def decode_s2(self, context: Tensor, s1_ids: Tensor, rotate: bool = False) -> Tensor:
+        """Logits of the next s2 given the next s1.
+
+        Args:
+            context: (B, T, D) from `decode_s1`.
+            s1_ids: (B, 1) int64, the s1 of the bar after the last; or (B, T), one after each
+                position, which is the training form: causal, always rotated.
+            rotate: with one s1, rotate query and keys by their positions, as in training. The
+                published code does not: it builds the tables for a query of length 1.
+
+        Returns:
+            (B, 1, 2**s2_bits) or (B, T, 2**s2_bits).
+        """
+        bars = context.shape[1]
+        if s1_ids.shape[1] == bars and bars > 1:
+            return self._s2_logits_in_training(context, s1_ids)
+        if s1_ids.shape[1] != 1:
+            raise ValueError(f"expected 1 or {bars} s1 ids per row, got {s1_ids.shape[1]}")
+        store = KeyValueStore(paths=1, steps=0)
+        self.dep_layer.cross_attn.remember(context, store, rotate)
+        return self._s2_logits_from_store(context[:, -1:], s1_ids, store, rotate)
+
+    def read(
+        self,
+        s1_ids: Tensor,
+        s2_ids: Tensor,
+        stamp: Tensor | None = None,
+        cache: DecodingCache | None = None,
+    ) -> Tensor:
+        """The context: what the network makes of every bar and those before it.
+
+        Args:
+            s1_ids, s2_ids: (B, T) int64; with a filled cache (B * P, 1), the newest bar of each
+                path.
+            stamp: (B, T, 5) int64, or one for each newest bar.
+            cache: keeps every layer's keys and values; filled by the first call with it.
+
+        Returns:
+            (B, T, D) or (B * P, 1, D).
+        """
+        hidden = self.embedding(s1_ids, s2_ids)
+        if stamp is not None:
+            hidden = hidden + self.time_emb(stamp)
+        hidden = self.token_dropout(hidden)
+        for place, block in enumerate(self.transformer):
+            hidden = block(hidden, None if cache is None else cache.layers[place])
+        context: Tensor = self.norm(hidden)
+        return context
+
+    def s1_logits(self, newest: Tensor) -> Tensor:
+        """Logits of the next s1 from the context of the newest bars, (rows, 1, D)."""
+        out: Tensor = self.head.proj_s1(newest)
+        return out
+
+    def remember_for_s2(self, context: Tensor, cache: DecodingCache, rotate: bool = False) -> None:
+        """Keep the s2 attention's keys and values of what `read` just returned."""
+        self.dep_layer.cross_attn.remember(context, cache.s2, rotate)
+
+    def s2_logits(
+        self, newest: Tensor, s1_ids: Tensor, cache: DecodingCache, rotate: bool = False
+    ) -> Tensor:
+        """Logits of the next s2, (rows, 1, 2**s2_bits).
+
+        Args:
+            newest: (rows, 1, D), the context of each path's newest bar.
+            s1_ids: (rows, 1) int64, the s1 drawn for the next bar.
+        """
+        return self._s2_logits_from_store(newest, s1_ids, cache.s2, rotate)
+
+    def _s2_logits_in_training(self, context: Tensor, next_s1: Tensor) -> Tensor:
+        # The published forward is not causal here in evaluation mode, so its validation loss
+        # sees later bars (fault 2); this one is causal always.
+        attended = self.dep_layer.cross_attn(self.embedding.emb_s1(next_s1), context)
+        out: Tensor = self.head.proj_s2(self.dep_layer.norm(context + attended))
+        return out
+
+    def _s2_logits_from_store(
+        self, newest: Tensor, s1_ids: Tensor, store: KeyValueStore, rotate: bool
+    ) -> Tensor:
+        attended = self.dep_layer.cross_attn.read(self.embedding.emb_s1(s1_ids), store, rotate)
+        out: Tensor = self.head.proj_s2(self.dep_layer.norm(newest + attended))
+        return out
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> Kronos:
+        """Load an alias (nano, mini, small, base), a Hub id or a folder, in evaluation mode.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit, or the hub is out of reach.
+            ConfigError: `config.json` has an unknown key or a bad value.
+        """
+        return checkpoint.load(cls, PredictorConfig, "predictor", name_or_path, revision)
+
+    def save_pretrained(self, path: str | Path, tokenizer: KronosTokenizer | None = None) -> Path:
+        """Write `config.json` and `model.safetensors` into the folder `path`.
+
+        Args:
+            tokenizer: the one this predictor was trained with. Its fingerprint goes into the
+                file's header, so that another tokenizer of the same sizes is refused later.
+        """
+        return checkpoint.save(
+            self,
+            self.config,
+            path,
+            partner=None if tokenizer is None else checkpoint.fingerprint(tokenizer),
+        )

@@ -1,0 +1,105 @@
+"""The losses: one batch in, named scalars out; the first is the one to minimise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from kronos_qlib.errors import TrainingError
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.training.batches import TrainingBatch
+
+Losses = dict[str, Tensor]
+
+
+def mean_where(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of (B, T) values over the bars that count."""
+    return (values * counted).sum() / counted.sum()
+
+
+def next_token_losses(
+    s1_logits: Tensor, s2_logits: Tensor, s1: Tensor, s2: Tensor, counted: Tensor
+) -> Losses:
+    """Mean cross-entropies in nats of the next s1 and s2.
+
+    Args:
+        s1_logits, s2_logits: (B, T, vocabulary) float.
+        s1, s2: (B, T) int64, the tokens of each position's next bar.
+        counted: (B, T) bool, whether that next bar counts.
+    """
+
+    def entropy(logits: Tensor, ids: Tensor) -> Tensor:
+        each = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
+        return mean_where(each.view_as(ids), counted)
+
+    loss_s1, loss_s2 = entropy(s1_logits, s1), entropy(s2_logits, s2)
+    return {"loss": (loss_s1 + loss_s2) / 2, "loss_s1": loss_s1, "loss_s2": loss_s2}
+
+
+def reconstruction_losses(
+    recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor
+) -> Losses:
+    """Mean squared errors of both reconstructions (z units squared), and the published total."""
+
+    def error(guess: Tensor) -> Tensor:
+        return mean_where((guess - z).square().mean(dim=-1), counted)
+
+    from_s1, from_all = error(recon_s1), error(recon)
+    total = (from_s1 + from_all + bsq_loss) / 2
+    return {"loss": total, "recon_s1": from_s1, "recon": from_all, "bsq": bsq_loss}
+
+
+@dataclass(frozen=True)
+class TokenizerStep:
+    """Trains the tokenizer to reconstruct."""
+
+    net: KronosTokenizer
+
+    def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
+        (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z)
+        return reconstruction_losses(recon_s1, recon, batch.z, bsq_loss, batch.counted)
+
+
+@dataclass(frozen=True)
+class PredictorStep:
+    """Trains the predictor on the tokens of a frozen tokenizer."""
+
+    net: Kronos
+    tokenizer: KronosTokenizer
+    teacher_forcing: bool = True
+
+    def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
+        s1, s2 = self.tokenizer.encode(batch.z)
+        next_s1 = s1[:, 1:]
+        # Validation is teacher-forced whatever training does: a likelihood, and deterministic.
+        forced = self.teacher_forcing or not self.net.training
+        s1_logits, s2_logits = self.net(
+            s1[:, :-1],
+            s2[:, :-1],
+            batch.stamps[:, :-1],
+            use_teacher_forcing=forced,
+            s1_targets=next_s1 if forced else None,
+            rng=rng,
+        )
+        return next_token_losses(s1_logits, s2_logits, next_s1, s2[:, 1:], batch.counted[:, 1:])
+
+
+Step = TokenizerStep | PredictorStep
+
+
+def check_finite(losses: Losses, batch: TrainingBatch) -> None:
+    """Stop a run whose loss is no number.
+
+    Raises:
+        TrainingError: names the batch's first windows.
+    """
+    if not torch.isfinite(losses["loss"]):
+        names = batch.windows.describe(slice(0, 5))
+        raise TrainingError(
+            f"the loss became {losses['loss'].item()} on a batch of {len(batch.windows)} windows "
+            f"that begins with {', '.join(names)}; lower the learning rate or check these bars"
+        )
