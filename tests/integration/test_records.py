@@ -1,0 +1,259 @@
+"""Records in MLflow: what they leave behind, and that no run is green without its metrics."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from qlib.workflow.recorder import MLflowRecorder
+
+from kronos_qlib.errors import MissingArtifactError
+from kronos_qlib.evaluation.metrics import (
+    PORTFOLIO_METRICS,
+    UndefinedMetricError,
+    portfolio_metrics,
+)
+from kronos_qlib.plugin.compare import compare_runs
+from kronos_qlib.plugin.records import (
+    SIGNAL_METRICS,
+    PortfolioReportRecord,
+    RunCheckRecord,
+    expected_metrics,
+)
+
+pytestmark = pytest.mark.integration
+
+WORKFLOW = Path(__file__).parents[2] / "workflows" / "workflow_lightgbm.yaml"
+
+
+# Records by themselves, on a run of their own. Qlib's recorder needs no qlib.init.
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A tracking URI with one experiment; creating the database is what takes the time."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
+    return uri
+
+
+@pytest.fixture
+def recorder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
+    before = mlflow.get_tracking_uri()
+    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
+    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
+    recorder.start_run()
+    yield recorder
+    recorder.end_run("FINISHED")
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def report():
+    rng = np.random.default_rng(5)
+    bench = rng.normal(0, 0.01, 60)
+    columns = {"return": bench + 0.001, "bench": bench, "cost": 0.0004, "turnover": 0.4}
+    days = pd.bdate_range("2022-07-01", periods=60, name="datetime")
+    return pd.DataFrame(columns, index=days)
+
+
+def save_report(recorder, report):
+    """What PortAnaRecord leaves, as far as we read it."""
+    recorder.save_objects(artifact_path="portfolio_analysis", **{"report_normal_1day.pkl": report})
+
+
+def test_the_report_record_logs_metrics_and_leaves_table_and_figure(recorder, report):
+    save_report(recorder, report)
+    PortfolioReportRecord(recorder, days_per_year=240).generate()
+    RunCheckRecord(recorder, metrics=PORTFOLIO_METRICS).generate()  # waits for the writing thread
+
+    expected = portfolio_metrics(report, days_per_year=240)
+    logged = recorder.list_metrics()
+    assert {name: logged[name] for name in PORTFOLIO_METRICS} == pytest.approx(expected)
+    assert recorder.load_object("kronos/portfolio_metrics.pkl").to_dict() == expected
+    daily = pd.read_csv(recorder.download_artifact("kronos/daily.csv"), index_col="datetime")
+    assert daily["net_return"].to_numpy() == pytest.approx(report["return"] - report["cost"])
+    assert daily["drawdown"].min() == pytest.approx(expected["max_drawdown"])
+    figure = Path(recorder.download_artifact("kronos/equity.png"))
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_record_knows_what_it_left(recorder, report):
+    save_report(recorder, report)
+    record = PortfolioReportRecord(recorder)
+    with pytest.raises(FileNotFoundError):
+        record.check(include_self=True)
+    record.generate()
+    record.check(include_self=True)
+
+
+def test_a_missing_backtest_names_the_record_to_list(recorder):
+    with pytest.raises(
+        MissingArtifactError, match=r"has nothing in portfolio_analysis; list .*Port"
+    ):
+        PortfolioReportRecord(recorder).generate()
+
+
+def test_a_backtest_at_another_frequency_is_missing_too(recorder, report):
+    save_report(recorder, report)
+    with pytest.raises(MissingArtifactError, match=r"_30minute\.pkl, .* has .*_1day\.pkl in"):
+        PortfolioReportRecord(recorder, freq="30minute").generate()
+
+
+def test_a_strategy_that_never_traded_leaves_nothing(recorder, report):
+    save_report(recorder, report.assign(turnover=0.0))
+    with pytest.raises(UndefinedMetricError, match="traded on none of 60 days"):
+        PortfolioReportRecord(recorder).generate()
+    assert recorder.list_artifacts("kronos") == []
+
+
+def test_a_full_run_passes_its_check(recorder):
+    recorder.log_metrics(**dict.fromkeys(expected_metrics(), 0.5))
+    RunCheckRecord(recorder).generate()
+
+
+def test_the_check_names_every_missing_metric(recorder):
+    names = [name for name in expected_metrics() if name not in ("ICIR", "sharpe")]
+    recorder.log_metrics(**dict.fromkeys(names, 0.5))
+    with pytest.raises(MissingArtifactError, match="ends without ICIR, sharpe;"):
+        RunCheckRecord(recorder).generate()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_the_check_refuses_what_is_no_finite_number(recorder, value):
+    """SQLite holds infinity as the largest float, which looks finite when read back."""
+    recorder.log_metrics(**dict.fromkeys(SIGNAL_METRICS, 0.5) | {"Rank IC": value})
+    with pytest.raises(MissingArtifactError, match="the run logged Rank IC = "):
+        RunCheckRecord(recorder, metrics=SIGNAL_METRICS).generate()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_check_notices_a_dead_writing_thread(recorder):
+    """Qlib's thread dies at the first metric MLflow refuses; later ones vanish in silence."""
+    recorder.log_metrics(IC="not a number")
+    recorder.log_metrics(**dict.fromkeys(SIGNAL_METRICS, 0.5))
+    with pytest.raises(MissingArtifactError, match="logging thread died"):
+        RunCheckRecord(recorder, metrics=SIGNAL_METRICS).generate()
+
+
+# The whole workflow, through qrun in a process of its own.
+
+
+def write_market(folder, *, names=20, days=220, memory=0.7):
+    """A Qlib provider of random walks; `memory` carries part of a day's return into the next.
+
+    With half this memory LightGBM's published penalties leave no split on so small a market: every
+    score is the same, IC is NaN, and RunCheckRecord fails the run.
+
+    Returns:
+        The environment that fits workflow_lightgbm.yaml to it.
+    """
+    rng = np.random.default_rng(0)
+    returns = rng.normal(0, 0.02, (days, names))
+    for day in range(1, days):
+        returns[day] += memory * returns[day - 1]
+    walks = 20 * np.exp(returns.cumsum(axis=0))
+    closes = {f"N{number:03d}": walk for number, walk in enumerate(walks.T)}
+    closes["BENCHMARK"] = walks.mean(axis=1)
+    calendar = [f"{day:%Y-%m-%d}" for day in pd.bdate_range("2021-01-04", periods=days + 1)]
+
+    for name in ("calendars", "instruments"):
+        (folder / name).mkdir(parents=True)
+    (folder / "calendars/day.txt").write_text("\n".join(calendar[:-1]) + "\n")
+    (folder / "calendars/day_future.txt").write_text("\n".join(calendar) + "\n")
+    spans = [f"{name}\t{calendar[0]}\t{calendar[-2]}\n" for name in closes if name != "BENCHMARK"]
+    (folder / "instruments/all.txt").write_text("".join(spans))
+    for name, close in closes.items():
+        opening = np.concatenate([close[:1], close[:-1]])
+        volume = rng.uniform(1e6, 2e6, days)
+        fields = {
+            "open": opening,
+            "high": np.maximum(opening, close) * 1.005,
+            "low": np.minimum(opening, close) * 0.995,
+            "close": close,
+            "volume": volume,
+            "amount": volume * close,
+            "factor": np.ones(days),
+            "vwap": (opening + close) / 2,
+        }
+        home = folder / "features" / name.lower()
+        home.mkdir(parents=True)
+        for field, values in fields.items():
+            np.append(0, values).astype("<f4").tofile(home / f"{field}.day.bin")
+
+    return {
+        "KRONOS_PROVIDER_URI": folder.as_posix(),
+        "KRONOS_START": calendar[0],
+        "KRONOS_TRAIN_START": calendar[0],
+        "KRONOS_TRAIN_END": calendar[129],
+        "KRONOS_VALID_START": calendar[130],
+        "KRONOS_VALID_END": calendar[159],
+        "KRONOS_TEST_START": calendar[160],
+        "KRONOS_TEST_END": calendar[days - 1],
+        "KRONOS_TOPK": "4",
+        "KRONOS_N_DROP": "1",
+        "KRONOS_THREADS": "1",
+    }
+
+
+def qrun(workflow, folder, settings):
+    """Run a workflow with only these KRONOS_ settings; MLflow's database lands in `folder`."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("KRONOS_", "MLFLOW_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "qlib.cli.run", str(workflow)],
+        cwd=folder,
+        env={**inherited, "OMP_NUM_THREADS": "1", **settings},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    """A folder to run in, and the settings of a market whose next day can be guessed."""
+    folder = tmp_path_factory.mktemp("market")
+    return folder, write_market(folder / "provider")
+
+
+def test_the_lightgbm_workflow_is_green_with_all_its_metrics(market):
+    folder, settings = market
+    done = qrun(WORKFLOW, folder, settings)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    row = compare_runs(["lightgbm"], tracking_uri=uri).loc["lightgbm"]
+    assert row["ic"] > 0.02, "returns remember the day before; LightGBM should see it"
+    assert 0.05 < row["turnover"] < 2
+    client = mlflow.MlflowClient(uri)
+    logged = client.get_run(row["run_id"]).data.metrics
+    assert set(expected_metrics()) <= set(logged)
+    # The backtest reaches the very last day of the provider's calendar.
+    daily = next((folder / "mlruns").glob("*/*/artifacts/kronos/daily.csv"))
+    assert pd.read_csv(daily)["datetime"].iloc[-1] == settings["KRONOS_TEST_END"]
+
+
+def test_a_run_without_its_metrics_fails(market):
+    """Take SigAnaRecord out: Qlib alone would finish, exit 0 and show a green run without IC."""
+    folder, settings = market
+    text = WORKFLOW.read_text(encoding="utf-8")
+    short, cuts = re.subn(r"    - class: SigAnaRecord\n(      .*\n)+", "", text)
+    assert cuts == 1
+    workflow = folder / "short.yaml"
+    workflow.write_text(short, encoding="utf-8")
+
+    done = qrun(workflow, folder, settings | {"KRONOS_LIGHTGBM_EXPERIMENT": "short"})
+
+    assert done.returncode != 0
+    assert "ends without IC, ICIR, Rank IC, Rank ICIR" in done.stdout + done.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
+    experiment = client.get_experiment_by_name("short")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"

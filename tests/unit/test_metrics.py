@@ -1,0 +1,132 @@
+"""What a backtest earned, on numbers small enough to check by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kronos_qlib.evaluation.metrics import (
+    PORTFOLIO_METRICS,
+    UndefinedMetricError,
+    days_below_peak,
+    drawdown,
+    portfolio_metrics,
+)
+
+
+def report_of(returns, *, bench=0.0, cost=0.0, turnover=0.5):
+    days = pd.bdate_range("2024-01-01", periods=len(returns), name="datetime")
+    columns = {"return": returns, "bench": bench, "cost": cost, "turnover": turnover}
+    return pd.DataFrame(columns, index=days)
+
+
+@pytest.fixture
+def four_days():
+    """After cost: up 10 %, down 20 %, up 5 %, up 25 %; wealth 1.1, 0.88, 0.924, 1.155."""
+    return report_of([0.11, -0.19, 0.06, 0.26], cost=0.01, turnover=[1.0, 0.2, 0.4, 0.4])
+
+
+@pytest.fixture
+def noisy():
+    rng = np.random.default_rng(7)
+    return report_of(
+        rng.normal(0.001, 0.02, 200), bench=rng.normal(0, 0.01, 200), cost=rng.uniform(0, 1e-3, 200)
+    )
+
+
+def test_four_days_by_hand(four_days):
+    found = portfolio_metrics(four_days, days_per_year=4)
+    spread = np.sqrt((0.05**2 + 0.25**2 + 0.0**2 + 0.2**2) / 3)  # around the mean of 5 %
+    assert found == pytest.approx(
+        {
+            "annual_return": 0.155,
+            "annual_return_additive": 0.2,
+            "annual_volatility": spread * 2,
+            "sharpe": 0.05 / spread * 2,
+            "sortino": 0.2 / (np.sqrt(0.2**2 / 4) * 2),  # one loss, averaged over four days
+            "calmar": 0.155 / 0.2,
+            "max_drawdown": -0.2,
+            "max_drawdown_days": 2,
+            "excess_max_drawdown": -0.2,
+            "turnover": 0.5,
+        }
+    )
+
+
+def test_the_names_are_those_promised(noisy):
+    assert tuple(portfolio_metrics(noisy)) == PORTFOLIO_METRICS
+
+
+def test_the_first_loss_falls_from_the_starting_capital():
+    found = portfolio_metrics(report_of([-0.1, 0.05, 0.01, 0.02]))
+    assert found["max_drawdown"] == pytest.approx(-0.1)
+    assert found["max_drawdown_days"] == 4  # 0.9, 0.945, 0.954, 0.974: never back at 1
+
+
+def test_excess_drawdown_measures_wealth_in_units_of_the_benchmark():
+    rising = report_of([0.10, -0.01, 0.10], bench=[0.0, 0.10, 0.0])
+    assert portfolio_metrics(rising)["excess_max_drawdown"] == pytest.approx(0.99 / 1.1 - 1)
+
+
+def test_drawdown_agrees_with_empyrical(noisy):
+    found = portfolio_metrics(noisy)["max_drawdown"]
+    assert drawdown(noisy["return"] - noisy["cost"]).min() == pytest.approx(found, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("falls", "days"),
+    [
+        ([0.0, 0.0], 0),
+        ([0.0, -0.1, 0.0, -0.2, -0.3, -0.1, 0.0, -0.2], 3),
+        ([0.0, -0.1, -0.2], 2),
+        ([-0.3, -0.1, 0.0], 2),
+    ],
+)
+def test_days_below_the_peak_around_the_deepest_fall(falls, days):
+    assert days_below_peak(pd.Series(falls)) == days
+
+
+def test_sharpe_is_qlibs_information_ratio_without_a_benchmark(noisy):
+    """Qlib sums returns and takes 238 days to a year; at 238 both agree on mean over spread."""
+    from qlib.contrib.evaluate import risk_analysis
+
+    ours = portfolio_metrics(noisy, days_per_year=238)
+    qlibs = risk_analysis(noisy["return"] - noisy["cost"], freq="1day")["risk"]
+    assert ours["sharpe"] == pytest.approx(qlibs["information_ratio"], rel=1e-12)
+    assert ours["annual_return_additive"] == pytest.approx(qlibs["annualized_return"], rel=1e-12)
+    assert ours["annual_volatility"] == pytest.approx(qlibs["std"] * np.sqrt(238), rel=1e-12)
+    # Compounded and summed drawdown are two different things.
+    assert ours["max_drawdown"] != pytest.approx(qlibs["max_drawdown"], rel=1e-3)
+
+
+def test_a_strategy_that_never_traded_is_a_fault():
+    still = report_of([0.0, 0.0, 0.0], bench=[0.01, 0.0, 0.02], turnover=0.0)
+    with pytest.raises(UndefinedMetricError, match="traded on none of 3 days from 2024-01-01"):
+        portfolio_metrics(still)
+
+
+def test_returns_that_never_vary_have_no_ratio():
+    with pytest.raises(UndefinedMetricError, match=r"0\.001 on every day"):
+        portfolio_metrics(report_of([0.001] * 5))
+
+
+def test_a_period_without_a_loss_has_no_sortino():
+    with pytest.raises(UndefinedMetricError, match=r"sortino, calmar have no value over 3 days"):
+        portfolio_metrics(report_of([0.01, 0.02, 0.03]))
+
+
+@pytest.mark.parametrize("column", ["return", "bench", "cost", "turnover"])
+@pytest.mark.parametrize("hole", [np.nan, np.inf])
+def test_a_hole_is_named_by_column_and_day(noisy, column, hole):
+    noisy.loc["2024-01-10", column] = hole
+    with pytest.raises(UndefinedMetricError, match=f"'{column}' is not a finite .* 2024-01-10"):
+        portfolio_metrics(noisy)
+
+
+def test_a_missing_column_is_named(noisy):
+    with pytest.raises(UndefinedMetricError, match="cost not among return, bench, turnover"):
+        portfolio_metrics(noisy.drop(columns="cost"))
+
+
+def test_one_day_is_no_period():
+    with pytest.raises(UndefinedMetricError, match="2 days or more"):
+        portfolio_metrics(report_of([0.01]))
