@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kronos_qlib.version import VERSION as __version__
+from kronos_qlib.version import __version__
 
 if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor

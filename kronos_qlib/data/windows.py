@@ -49,7 +49,8 @@ class WindowScale:
 
     def to_z(self, bars: Floats, clip: float = Z_LIMIT) -> Floats:
         """Bars (B, T, C) to z-scores, clipped; a clipped entry does not invert."""
-        return np.clip((bars - self.mean) / self.spread, -clip, clip)
+        z: Floats = np.clip((bars - self.mean) / self.spread, -clip, clip)
+        return z
 
     def to_bars(self, z: Floats) -> Floats:
         return z * self.spread + self.mean
@@ -160,7 +161,8 @@ class Windows:
     @property
     def last_close(self) -> Floats:
         """(N,) close of the last bar seen, in money."""
-        return self.table.values[self.ends, CLOSE]
+        closes: Floats = self.table.values[self.ends, CLOSE]
+        return closes
 
     def rows(self, which: Ints | slice) -> Ints:
         """(B, lookback + ahead) table rows of the chosen windows."""

@@ -37,14 +37,10 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
             f"{', '.join(map(str, frame.columns)) or 'no columns'}"
         )
     prices = [_numbers(frame, column, name) for column in PRICE_COLUMNS]
-    if "volume" in frame.columns:
-        volume = _numbers(frame, "volume", name)
-    else:
-        volume = np.zeros(len(frame))
-    if "amount" in frame.columns:
-        amount = _numbers(frame, "amount", name)
-    else:
-        amount = volume * np.mean(prices, axis=0)
+    has_volume, has_amount = "volume" in frame.columns, "amount" in frame.columns
+    volume = _numbers(frame, "volume", name) if has_volume else np.zeros(len(frame))
+    mean_price = np.mean(prices, axis=0)
+    amount = _numbers(frame, "amount", name) if has_amount else volume * mean_price
     return np.stack([*prices, volume, amount], axis=-1).astype(np.float32)
 
 

@@ -40,10 +40,10 @@ def generate(
         use_cache: False reads everything anew for every step: the plain algorithm, for tests.
 
     Returns:
-        The lookbacks with the drawn bars, each (B * P, L + horizon) int64, rows window-major.
+        The drawn tokens, each (B * P, horizon) int64, rows window-major.
     """
     paths = how.paths
-    windows, lookback = tokens[0].shape
+    lookback = tokens[0].shape[1]
     held = min(lookback, max_context)
     cached_steps = min(horizon, max_context - held + 1) if use_cache else 0
 
@@ -54,9 +54,7 @@ def generate(
     if cached_steps:
         cache = DecodingCache(len(model.transformer), paths, cached_steps - 1)
         prompt = slice(lookback - held, lookback)
-        context = model.read(
-            tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt], cache
-        )
+        context = model.read(tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt], cache)
         model.remember_for_s2(context, cache, how.rotate_s2)
         newest = context[:, -1:].repeat_interleave(paths, dim=0)
     for step in range(cached_steps):
@@ -75,40 +73,48 @@ def generate(
         s1[:, at] = sample_ids(s1_logits[:, -1], how, chance[:, step, 0])
         s2_logits = model.decode_s2(context, s1[:, at : at + 1], how.rotate_s2)
         s2[:, at] = sample_ids(s2_logits[:, -1], how, chance[:, step, 1])
-    assert s1.shape == (windows * paths, lookback + horizon)
-    return s1, s2
+    return s1[:, lookback:], s2[:, lookback:]
 
 
 @torch.inference_mode()
-def decode_last(
-    tokenizer: KronosTokenizer, tokens: TokenPair, count: int, max_context: int
+def decode_drawn(
+    tokenizer: KronosTokenizer,
+    tokens: TokenPair,
+    drawn: TokenPair,
+    paths: int,
+    max_context: int,
 ) -> Tensor:
-    """Bars of the last `count` tokens.
+    """Bars of the drawn tokens.
 
-    The last `max_context` tokens are decoded together, as published. A forecast longer than that
-    takes earlier tokens too, in stretches whose first half only lends context.
+    As published, the last `max_context` tokens are decoded together. A forecast of that length
+    or more takes earlier tokens too, in stretches whose first half only lends context.
 
     Args:
-        tokens: s1 and s2, each (rows, N) int64.
+        tokens: s1 and s2 of the lookbacks, each (B, L) int64.
+        drawn: from `generate`, each (B * P, horizon) int64.
 
     Returns:
-        (rows, count, 6) normalised bars.
+        (B * P, horizon, 6) normalised bars.
     """
-    s1, s2 = tokens
-    total = s1.shape[1]
+    horizon = drawn[0].shape[1]
+    room = max_context - horizon
+    if room > 0:
+        return tokenizer.decode_ahead((tokens[0][:, -room:], tokens[1][:, -room:]), drawn, paths)
+    s1, s2 = (
+        torch.cat((before.repeat_interleave(paths, dim=0), after), dim=1)
+        for before, after in zip(tokens, drawn, strict=True)
+    )
     parts: list[Tensor] = []
-    stop = total
-    wanted_from = total - count
-    while True:
+    wanted, stop = horizon, s1.shape[1]
+    while wanted:
         start = max(0, stop - max_context)
         bars = tokenizer.decode((s1[:, start:stop], s2[:, start:stop]))
-        if start <= wanted_from:
-            parts.append(bars[:, wanted_from - start :])
-            return torch.cat(parts[::-1], dim=1)
-        # More is wanted before `start`: keep the later half, which has context, and step back.
-        kept = bars.shape[1] if stop == total else max(1, bars.shape[1] // 2)
+        # Only the latest stretch is kept whole; in an earlier one the first half lends context.
+        whole = not parts or start == 0
+        kept = min(wanted, bars.shape[1] if whole else -(-bars.shape[1] // 2))
         parts.append(bars[:, -kept:])
-        stop -= kept
+        wanted, stop = wanted - kept, stop - kept
+    return torch.cat(parts[::-1], dim=1)
 
 
 def _room(ids: Tensor, paths: int, horizon: int) -> Tensor:

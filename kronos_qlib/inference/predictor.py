@@ -16,7 +16,7 @@ from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.windows import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.frames import bars_of_frame, timestamps_of
-from kronos_qlib.inference.generate import decode_last, generate
+from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import path_uniforms
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
@@ -95,7 +95,16 @@ class KronosPredictor:
             BarDataError, CalendarError, ConfigError: name the series and what is wrong.
         """
         return self.predict_batch(
-            [df], [x_timestamp], [y_timestamp], pred_len, T, top_k, top_p, sample_count, verbose, seed
+            [df],
+            [x_timestamp],
+            [y_timestamp],
+            pred_len,
+            T,
+            top_k,
+            top_p,
+            sample_count,
+            verbose,
+            seed,
         )[0]
 
     def predict_batch(
@@ -216,7 +225,7 @@ class KronosPredictor:
         drawn = generate(
             self.model, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
         )
-        ahead = decode_last(self.tokenizer, drawn, horizon, self.max_context)
+        ahead = decode_drawn(self.tokenizer, tokens, drawn, how.paths, self.max_context)
         futures = ahead.float().cpu().numpy().reshape(len(bars), how.paths * horizon, -1)
         return scale.to_bars(futures).reshape(len(bars), how.paths, horizon, -1)
 
@@ -224,7 +233,7 @@ class KronosPredictor:
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for; for None or "auto" CUDA, then Apple's GPU, then the CPU."""
     if device not in (None, "auto"):
-        return torch.device(device)  # type: ignore[arg-type]
+        return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -248,7 +257,8 @@ def _check_shapes(
     expected = (x.shape[0], x.shape[1], 5), (x.shape[0], pred_len, 5)
     if (x_stamp, y_stamp) != expected:
         raise BarDataError(
-            f"expected stamps of shapes {expected[0]} and {expected[1]}, got {x_stamp} and {y_stamp}"
+            f"expected stamps of shapes {expected[0]} and {expected[1]}, "
+            f"got {x_stamp} and {y_stamp}"
         )
     if keys is not None and len(keys) != len(x):
         raise BarDataError(f"expected {len(x)} keys, one for each series, got {len(keys)}")

@@ -42,43 +42,49 @@ class KeyValueStore:
             self._own = (k.new_empty(room), v.new_empty(room))
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Remember one more bar of every path: k and v are (B * P, H, 1, W)."""
-        assert self._own is not None and self.taken < self.steps, "the store is full"
+        """Remember S more bars of every path: k and v are (B * P, H, S, W)."""
+        stop = self.taken + k.shape[2]
+        assert self._own is not None and stop <= self.steps, "the store is full"
         for room, new in zip(self._own, (k, v), strict=True):
-            room[:, :, :, self.taken] = self._by_window(new)
-        self.taken += 1
+            room[:, :, :, self.taken : stop] = self._by_window(new)
+        self.taken = stop
 
     def attend(self, q: Tensor) -> Tensor:
-        """Attend from one query per path to the prompt and to the path's own bars.
+        """Attend from every path's newest bars to the prompt and to the path's own bars.
 
         Args:
-            q: (B * P, H, 1, W).
+            q: (B * P, H, S, W), queries of the S bars remembered last, each of which sees those
+                before it; or of one bar, if nothing has been appended yet.
 
         Returns:
-            (B * P, H, 1, W).
+            (B * P, H, S, W).
         """
         assert self._prompt is not None, "nothing to attend to"
         prompt_k, prompt_v = self._prompt
-        grouped = self._by_window(q)  # (B, H, P, W)
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        scores = grouped @ prompt_k.transpose(-1, -2)  # (B, H, P, T): one product per window
-        if self.taken == 0:
-            weights = torch.softmax(scores.float() * scale, dim=-1).to(q.dtype)
-            mixed = weights @ prompt_v
-        else:
+        grouped = self._by_window(q)  # (B, H, P, S, W)
+        queries, seen = grouped.shape[3], prompt_k.shape[2]
+        # One product per window and head, whatever the number of paths.
+        scores = grouped.flatten(2, 3) @ prompt_k.transpose(-1, -2)
+        scores = scores.view(*grouped.shape[:4], seen)
+        if self.taken:
             assert self._own is not None
             own_k, own_v = (room[:, :, :, : self.taken] for room in self._own)
-            own_scores = (own_k @ grouped.unsqueeze(-1)).squeeze(-1)  # (B, H, P, S)
-            both = torch.cat((scores, own_scores), dim=-1).float() * scale
-            weights = torch.softmax(both, dim=-1).to(q.dtype)
-            prompt_weights, own_weights = weights.split([prompt_k.shape[2], self.taken], dim=-1)
-            mixed = prompt_weights @ prompt_v
-            mixed = mixed + (own_weights.unsqueeze(-2) @ own_v).squeeze(-2)
-        return mixed.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+            own_scores = grouped @ own_k.transpose(-1, -2)  # (B, H, P, S, taken)
+            if queries > 1:
+                later = torch.ones(queries, self.taken, dtype=torch.bool, device=q.device).triu(
+                    self.taken - queries + 1
+                )
+                own_scores = own_scores.masked_fill(later, -torch.inf)
+            scores = torch.cat((scores, own_scores), dim=-1)
+        weights = torch.softmax(scores.float() / math.sqrt(q.shape[-1]), dim=-1).to(q.dtype)
+        mixed = (weights[..., :seen].flatten(2, 3) @ prompt_v).view(grouped.shape)
+        if self.taken:
+            mixed = mixed + weights[..., seen:] @ own_v
+        return mixed.transpose(1, 2).flatten(0, 1)
 
     def _by_window(self, rows: Tensor) -> Tensor:
-        """(B * P, H, 1, W) to (B, H, P, W)."""
-        return rows.squeeze(2).unflatten(0, (-1, self.paths)).transpose(1, 2)
+        """(B * P, H, S, W) to (B, H, P, S, W)."""
+        return rows.reshape(-1, self.paths, *rows.shape[1:]).transpose(1, 2)
 
 
 class DecodingCache:

@@ -62,7 +62,7 @@ class Rotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
         # A cast to bfloat16 rounds the frequencies and loses the position (fault 11).
         exact = self.inv_freq
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.inv_freq.dtype != exact.dtype:
             self.inv_freq = exact.to(self.inv_freq.device)
         return self
@@ -117,13 +117,13 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Causal self-attention, over whole windows or one bar at a time against a store."""
+    """Causal self-attention, over whole windows or their newest bars against a store."""
 
     def forward(self, x: Tensor, store: KeyValueStore | None = None) -> Tensor:
         """Attend.
 
         Args:
-            x: (B, T, D); with a filled store, one new bar per path, (B * P, 1, D).
+            x: (B, T, D); with a filled store, the newest bars of each path, (B * P, S, D).
             store: keeps this layer's keys and values; filled by the first call with it.
         """
         start = 0 if store is None else store.length

@@ -1,0 +1,278 @@
+"""KronosModel: Kronos as a Qlib model, bars in, one score per instrument and day out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from qlib.model.base import ModelFT
+
+from kronos_qlib.configs import SamplingConfig, TrainingConfig, from_mapping
+from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
+from kronos_qlib.log import progress
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.schema import CLOSE
+
+if TYPE_CHECKING:
+    from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.model.tokenizer import KronosTokenizer
+    from kronos_qlib.model.transformer import Kronos
+    from kronos_qlib.training.batches import Segment
+
+logger = logging.getLogger(__name__)
+
+WINDOWS_AT_ONCE = 2048
+"""Windows gathered at a time while predicting; bounds memory, does not change a score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesConfig:
+    """What `fit` trains, in this order; a stage left out is not trained."""
+
+    tokenizer: TrainingConfig | None = None
+    predictor: TrainingConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "predictor"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                stage = from_mapping(TrainingConfig, value, where=f"training.{name}")
+                object.__setattr__(self, name, stage)
+        if self.tokenizer is not None and self.predictor is None:
+            raise ConfigError(
+                "training.tokenizer without training.predictor would leave a predictor that reads "
+                "tokens it does not know; add training.predictor"
+            )
+
+
+class KronosModel(ModelFT):
+    """Zero-shot or finetuned Kronos behind Qlib's `fit`, `predict` and `finetune`.
+
+    A pickle holds the settings and the weights that training changed, as CPU bytes, and nothing
+    else: it is small for a zero-shot model and loads on a machine without the first one's GPU.
+    Untrained weights come back from `checkpoint`, and are checked to be the same.
+
+    Args:
+        checkpoint: alias (nano, mini, small, base), Hub id, or folder of the predictor.
+        tokenizer: the same for the tokenizer; None takes the one of `checkpoint`, which must then
+            be an alias or a folder that holds both.
+        revision, tokenizer_revision: Hub revisions; an alias brings its pinned ones.
+        sampling: fields of `SamplingConfig`.
+        training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing.
+        device: "auto", or a torch device.
+        max_context: bars the network sees at once; None takes the checkpoint's published number.
+        seed: of the sampled paths. Training has its own.
+        show_progress: progress bars on stderr.
+    """
+
+    # Qlib's pickle leaves out names that start with "_". A class attribute, so that it exists
+    # after unpickling too.
+    _predictor: KronosPredictor | None = None
+
+    def __init__(
+        self,
+        checkpoint: str = "nano",
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        tokenizer_revision: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        max_context: int | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = str(checkpoint)
+        self.tokenizer = str(tokenizer) if tokenizer else self.checkpoint
+        self.revision = revision
+        self.tokenizer_revision = tokenizer_revision
+        self.sampling = from_mapping(SamplingConfig, sampling or {}, where="sampling")
+        self.training = from_mapping(StagesConfig, training or {}, where="training")
+        self.device = device
+        self.max_context = max_context
+        self.seed = seed
+        self.show_progress = show_progress
+        self.trained_weights: dict[str, bytes] = {}
+        """Safetensors files of the halves that training changed, by their names."""
+        self.fingerprints: dict[str, str] = {}
+        """Digest of the weights of both halves as first loaded from their checkpoints."""
+        self.history: dict[str, list[dict[str, float]]] = {}
+        """Losses of each stage, a row per epoch."""
+
+    @property
+    def predictor(self) -> KronosPredictor:
+        """The network, loaded when first used."""
+        if self._predictor is None:
+            self._predictor = self._load()
+        return self._predictor
+
+    def fit(self, dataset: KronosDataset, reweighter: Any = None) -> None:
+        """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
+
+        Raises:
+            ConfigError: a reweighter is given, which token losses do not use.
+            TrainingError: a segment has no windows, or a loss is not finite.
+        """
+        if reweighter is not None:
+            raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
+        self.trained_weights, self.history, self._predictor = {}, {}, None
+        if self.training.predictor is None:
+            logger.info("zero-shot: the weights of %s are used as they are", self.checkpoint)
+            return
+        self._train(dataset)
+
+    def finetune(self, dataset: KronosDataset) -> None:
+        """Train on from the weights it has now.
+
+        Raises:
+            ConfigError: no training is configured.
+        """
+        if self.training.predictor is None:
+            raise ConfigError("finetune needs the setting `training`, this model is zero-shot")
+        self._train(dataset)
+
+    def predict(
+        self, dataset: KronosDataset, segment: str | slice | tuple[Any, Any] = "test"
+    ) -> pd.Series:
+        """Mean predicted close over the horizon and all paths / last close - 1.
+
+        Returns:
+            "score" on (datetime, instrument), datetime being the last bar seen. A return has no
+            unit, so a cheap share and a dear one compare.
+
+        Raises:
+            BarDataError: the segment has no complete window.
+            CalendarError: the calendar does not reach a horizon past the segment.
+        """
+        windows = dataset.windows(segment)
+        if not len(windows):
+            first, last = dataset.bounds(segment)
+            raise BarDataError(
+                f"no instrument has {dataset.lookback} bars up to a day from {first} to {last}; "
+                "shorten the lookback, or give the handler more history"
+            )
+        scores = np.empty(len(windows), dtype=np.float64)
+        chunks = range(0, len(windows), WINDOWS_AT_ONCE)
+        for start in progress(chunks, "Kronos forecasts", unit="chunk", show=self.show_progress):
+            part = slice(start, start + WINDOWS_AT_ONCE)
+            chosen = windows.take(part)
+            paths = self.predictor.paths(
+                chosen.bars(slice(None)),
+                chosen.table.stamps[chosen.rows(slice(None))],
+                dataset.future_stamps(chosen),
+                dataset.horizon,
+                T=self.sampling.temperature,
+                top_k=self.sampling.top_k,
+                top_p=self.sampling.top_p,
+                sample_count=self.sampling.paths,
+                seed=self.seed,
+                keys=[f"{name} {moment.isoformat()}" for moment, name in chosen.index],
+                rotate_s2=self.sampling.rotate_s2,
+            )
+            expected = paths[..., CLOSE].astype(np.float64).mean(axis=(1, 2))
+            scores[part] = expected / chosen.last_close - 1
+        return pd.Series(scores, index=windows.index, name="score").sort_index()
+
+    def save_pretrained(self, path: str) -> None:
+        """Write both halves, as trained, into `path`/predictor and `path`/tokenizer."""
+        from pathlib import Path
+
+        tokenizer = self.predictor.tokenizer
+        tokenizer.save_pretrained(Path(path) / "tokenizer")
+        self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
+
+    def _train(self, dataset: KronosDataset) -> None:
+        from kronos_qlib.model.checkpoint import to_bytes
+        from kronos_qlib.training.batches import Segment
+        from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+
+        net, tokenizer = self.predictor.model, self.predictor.tokenizer
+        training, validation = (
+            Segment(dataset.training_windows(name), dataset.bounds(name)[0])
+            for name in ("train", "valid")
+        )
+        logger.info("%d windows to train on, %d to validate by", len(training), len(validation))
+        if self.training.tokenizer is not None:
+            step = TokenizerStep(tokenizer)
+            self._run_stage("tokenizer", step, self.training.tokenizer, training, validation)
+            self.trained_weights["tokenizer"] = to_bytes(tokenizer)
+        assert self.training.predictor is not None
+        forcing = self.training.predictor.teacher_forcing
+        predictor_step = PredictorStep(net, tokenizer, forcing)
+        self._run_stage("predictor", predictor_step, self.training.predictor, training, validation)
+        self.trained_weights["predictor"] = to_bytes(net)
+
+    def _run_stage(
+        self,
+        name: str,
+        step: Any,
+        config: TrainingConfig,
+        training: Segment,
+        validation: Segment,
+    ) -> None:
+        from kronos_qlib.training.loop import train
+
+        def log_epoch(epoch: int, row: dict[str, float]) -> None:
+            _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
+
+        report = train(
+            step,
+            training,
+            validation,
+            config,
+            device=self.predictor.device,
+            show_progress=self.show_progress,
+            on_epoch=log_epoch,
+        )
+        self.history[name] = report.history
+
+    def _load(self) -> KronosPredictor:
+        from kronos_qlib.inference.predictor import KronosPredictor
+        from kronos_qlib.model.checkpoint import max_context_of
+        from kronos_qlib.model.tokenizer import KronosTokenizer
+        from kronos_qlib.model.transformer import Kronos
+
+        net = Kronos.from_pretrained(self.checkpoint, self.revision)
+        tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
+        context = self.max_context or max_context_of(self.checkpoint)
+        # The pair is checked here, as the files have it, before any trained half replaces one.
+        predictor = KronosPredictor(net, tokenizer, self.device, context)
+        for name, half, place in (
+            ("predictor", net, self.checkpoint),
+            ("tokenizer", tokenizer, self.tokenizer),
+        ):
+            self._check_unchanged(name, half, place)
+            self._restore(name, half)
+        return predictor
+
+    def _check_unchanged(self, name: str, half: Kronos | KronosTokenizer, place: str) -> None:
+        from kronos_qlib.model.checkpoint import fingerprint
+
+        now = fingerprint(half)
+        before = self.fingerprints.setdefault(name, now)
+        if now != before:
+            raise CheckpointError(
+                f"the {name} at {place} is not the one this model was made with (fingerprint {now}"
+                f", was {before}); point `checkpoint` at the old weights, or fit again"
+            )
+
+    def _restore(self, name: str, half: Kronos | KronosTokenizer) -> None:
+        from safetensors.torch import load
+
+        from kronos_qlib.model.checkpoint import fit_weights
+
+        if name in self.trained_weights:
+            fit_weights(half, load(self.trained_weights[name]), f"the trained {name} in the pickle")
+
+
+def _log_to_active_run(metrics: dict[str, float], step: int) -> None:
+    """Into the MLflow run that Qlib has open, if any: a model may be fitted outside a workflow."""
+    from qlib.workflow import R
+
+    if R.exp_manager.active_experiment is not None:
+        R.log_metrics(step=step, **metrics)
