@@ -26,11 +26,11 @@ def stamps_of(times: Any) -> npt.NDArray[np.int64]:
         (..., 5) int64: minute, hour, weekday (Monday 0), day of month, month.
 
     Raises:
-        CalendarError: a timestamp is missing or cannot be read.
+        CalendarError: a timestamp is missing, is a bare number, or cannot be read.
     """
     moments = to_times(times)
     flat = pd.DatetimeIndex(moments.ravel())
-    fields = (flat.minute, flat.hour, flat.weekday, flat.day, flat.month)
+    fields = (flat.minute, flat.hour, flat.day_of_week, flat.day, flat.month)
     return np.stack([np.asarray(field, dtype=np.int64) for field in fields], axis=-1).reshape(
         *moments.shape, 5
     )
@@ -38,15 +38,19 @@ def stamps_of(times: Any) -> npt.NDArray[np.int64]:
 
 def to_times(times: Any) -> Times:
     """Timestamps of any usual kind (Series, index, array, list) as datetime64[ns]."""
-    array = times if isinstance(times, np.ndarray) else np.asarray(pd.Index(times), dtype=object)
-    if not np.issubdtype(array.dtype, np.datetime64):
+    if isinstance(times, np.ndarray) and np.issubdtype(times.dtype, np.datetime64):
+        array = times
+    else:
+        given = pd.Index(times.ravel() if isinstance(times, np.ndarray) else times)
+        # Pandas would read the numbers of a RangeIndex as nanoseconds of 1970.
+        if len(given) and pd.api.types.is_numeric_dtype(given.infer_objects()):
+            raise CalendarError(f"expected timestamps, got numbers such as {given[0]}")
         try:
-            index = pd.DatetimeIndex(pd.to_datetime(list(array.ravel())))
+            index = pd.DatetimeIndex(pd.to_datetime(given))
         except (ValueError, TypeError) as bad:
             raise CalendarError(f"timestamps cannot be read: {bad}") from bad
-        if index.tz is not None:
-            index = index.tz_localize(None)
-        array = index.to_numpy().reshape(array.shape)
+        shape = times.shape if isinstance(times, np.ndarray) else (len(index),)
+        array = index.tz_localize(None).to_numpy().reshape(shape)
     if np.isnat(array).any():
         place = int(np.flatnonzero(np.isnat(array).ravel())[0])
         raise CalendarError(f"timestamp number {place + 1} is missing (NaT)")
@@ -86,11 +90,16 @@ def next_times(
                 "one), shorten the horizon, or allow weekdays beyond it (beyond_calendar: "
                 "weekdays)"
             )
-        if len(calendar) > 1 and np.diff(calendar[-2:])[0] < np.timedelta64(1, "D"):
+        if not len(calendar):
+            raise CalendarError("the calendar is empty: weekdays have nothing to follow")
+        if (np.diff(calendar) < np.timedelta64(1, "D")).any():
             raise CalendarError(
                 f"the calendar ends at {last} and has several bars a day: weekdays cannot extend it"
             )
-        more = pd.bdate_range(calendar[-1], periods=short + 2)
+        newest = pd.Timestamp(max(np.max(after), calendar[-1]))
+        end = newest + pd.offsets.BDay(count + 1)
+        more = pd.bdate_range(calendar[-1], end, normalize=False)
         added = more.to_numpy().astype("datetime64[ns]")
         calendar = np.concatenate((calendar, added[added > calendar[-1]]))
+        start = np.searchsorted(calendar, after, side="right")
     return np.asarray(calendar[start[:, None] + np.arange(count)], dtype="datetime64[ns]")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times, stamps_of
+from kronos_qlib.data.calendar import Times, stamps_of, to_times
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 
@@ -81,16 +81,24 @@ class BarTable:
             frame: columns as in `schema.BAR_COLUMNS`.
 
         Raises:
-            BarDataError: a column lacks; an instrument has two bars of one time; a bar is
-                incomplete, or not finite in float32.
+            BarDataError: the index has not two levels; a column lacks; a bar has no instrument; an
+                instrument has two bars of one time; a bar is incomplete, or not finite in float32.
+            CalendarError: a bar's time is missing or cannot be read.
         """
+        if frame.index.nlevels != 2:
+            raise BarDataError(
+                "bars need an index of (instrument, datetime), got one of "
+                f"{frame.index.nlevels} level(s): {', '.join(map(str, frame.index.names))}"
+            )
         missing = [name for name in BAR_COLUMNS if name not in frame.columns]
         if missing:
             raise BarDataError(f"bars lack the columns {', '.join(missing)}")
         frame = frame.loc[:, list(BAR_COLUMNS)]
         frame = frame[frame[list(BAR_COLUMNS[:4])].notna().any(axis=1)]
         codes, names = pd.factorize(frame.index.get_level_values(0), sort=True)
-        times = frame.index.get_level_values(1).to_numpy().astype("datetime64[ns]")
+        if (codes < 0).any():
+            raise BarDataError(f"{int((codes < 0).sum())} bars have no instrument's name")
+        times = to_times(frame.index.get_level_values(1))
         order = np.lexsort((times, codes))
         codes, times = codes[order], times[order]
         with np.errstate(over="ignore"):
@@ -261,7 +269,7 @@ def end_of_day(moment: Any) -> np.datetime64:
     stamp = pd.Timestamp(moment)
     if stamp == stamp.normalize():
         stamp = stamp + pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1)
-    return np.datetime64(stamp, "ns")
+    return stamp.as_unit("ns").to_datetime64()
 
 
 def _in_spans(table: BarTable, ends: Ints, spans: Spans) -> npt.NDArray[np.bool_]:

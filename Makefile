@@ -1,0 +1,41 @@
+# Each target is lines a person could type. `make demo` and `make test` are the README's two.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+# On Python 3.10 some pins have no build; constraints.txt leaves those open there.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test lint types tests
+
+demo: $(VENV)/demo.ready
+	$(BIN)/python data_prep/make_demo_market.py demo/market --overwrite
+	$(BIN)/qrun workflows/workflow_kronos.yaml
+	$(BIN)/qrun workflows/workflow_lightgbm.yaml
+	$(BIN)/kronos-qlib compare kronos lightgbm
+
+test: lint types tests
+
+lint: $(VENV)/test.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/test.ready
+	$(BIN)/mypy
+
+tests: $(VENV)/test.ready
+	$(BIN)/python -m pytest
+
+$(VENV)/python.ready:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+$(VENV)/demo.ready: $(VENV)/python.ready pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(INSTALL) .
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+$(VENV)/test.ready: $(VENV)/python.ready pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), with the tools for development: a few minutes the first time"
+	$(INSTALL) ".[dev]"
+	$(BIN)/python -c "open('$@', 'w').close()"

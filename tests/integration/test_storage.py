@@ -1,0 +1,366 @@
+"""A provider folder as Qlib sees it, and as a failure leaves it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import qlib
+from qlib.contrib.data.handler import Alpha158
+from qlib.data import D
+from qlib.data.cache import H
+
+from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.tables import read_bars
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.plugin import storage
+from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.schema import BAR_COLUMNS
+
+pytestmark = pytest.mark.integration
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+FIVE_MINUTES = SHARED / "cn_5min_one_stock.csv"
+
+
+def open_provider(folder: Path, freq: str = "day") -> None:
+    """qlib.init is process-wide, and other tests have opened folders of their own."""
+    qlib.init(
+        provider_uri={freq: str(folder)},
+        region="us",
+        kernels=1,
+        clear_mem_cache=True,
+        skip_if_reg=False,
+    )
+    H.clear()
+
+
+@pytest.fixture(scope="module")
+def market():
+    return make_market(MarketConfig(instruments=12, years=1.0, suspended_share=0.01, seed=3))
+
+
+@pytest.fixture(scope="module")
+def provider(market, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("provider") / "market"
+    write_provider(market.bars, target, benchmark="mean", market="demo", future_bars=10)
+    return target
+
+
+@pytest.fixture
+def small() -> pd.DataFrame:
+    """Two shares, three days; B is suspended on the second."""
+    dates = pd.to_datetime(["2024-01-04", "2024-01-05", "2024-01-08"])
+    rows = [
+        ("A", dates[0], 10.0, 11.0, 9.0, 10.0, 100.0, 1000.0, 1.0),
+        ("A", dates[1], 10.0, 12.0, 10.0, 11.0, 100.0, 1100.0, 1.0),
+        ("A", dates[2], 11.0, 11.0, 9.9, 9.9, 0.0, 0.0, 1.0),
+        ("B", dates[0], 20.0, 20.0, 20.0, 20.0, 50.0, 1000.0, 2.0),
+        ("B", dates[2], 20.0, 22.0, 20.0, 22.0, 50.0, 1050.0, 2.0),
+    ]
+    names = ["symbol", "date", "open", "high", "low", "close", "volume", "amount", "factor"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_qlib_reads_back_what_was_written(market, provider):
+    open_provider(provider)
+    names = [*BAR_COLUMNS, "factor"]
+    read = D.features(D.instruments("demo"), [f"${name}" for name in names]).dropna(how="all")
+    read.columns = names
+    bars = market.bars.set_index(["symbol", "date"])[names].astype(np.float32)
+    assert read.index.equals(bars.index.set_names(["instrument", "datetime"]))
+    assert np.array_equal(read.to_numpy(np.float32), bars.to_numpy())
+
+
+def test_a_suspended_day_is_nan_and_not_skipped(market, provider):
+    open_provider(provider)
+    bars = market.bars
+    dates = bars["date"].drop_duplicates()
+    holes = {}
+    for symbol, rows in bars.groupby("symbol"):
+        between = dates[(dates > rows["date"].min()) & (dates < rows["date"].max())]
+        holes[symbol] = sorted(set(between) - set(rows["date"]))
+    assert any(holes.values()), "no share of this market is ever suspended"
+    for symbol, missing in holes.items():
+        close = D.features([symbol], ["$close"]).loc[symbol, "$close"]
+        assert close.index[close.isna()].tolist() == missing
+
+
+def test_the_benchmark_is_no_member(market, provider):
+    """A benchmark in the market would be bought by a strategy, and learned from by a model."""
+    open_provider(provider)
+    members = sorted(market.bars["symbol"].unique())
+    for name in ("all", "demo"):
+        assert sorted(D.list_instruments(D.instruments(name), as_list=True)) == members
+    fields = [f"${name}" for name in (*BAR_COLUMNS, "factor", "vwap")]
+    index = D.features(["MEAN"], fields).loc["MEAN"]
+    assert index.notna().all(axis=None)
+    assert (index["$vwap"].between(index["$low"] * 0.9999, index["$high"] * 1.0001)).all()
+    closes = market.bars.pivot(index="date", columns="symbol", values="close")
+    traded = closes.notna()
+    moves = (closes.ffill() / closes.ffill().shift() - 1).where(traded).mean(axis=1)
+    expected = moves.iloc[1:].to_numpy()
+    got = (index["$close"] / index["$close"].shift() - 1).iloc[1:].to_numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_the_future_calendar_goes_on_by_weekdays(market, provider):
+    open_provider(provider)
+    known = D.calendar(freq="day")
+    ahead = D.calendar(freq="day", future=True)
+    assert list(known) == sorted(market.bars["date"].unique())
+    expected = pd.bdate_range(known[-1] + pd.Timedelta(days=1), periods=10)
+    assert list(ahead) == [*known, *expected]
+
+
+def test_alpha158_works_and_knows_the_vwap(market, provider):
+    """Without $vwap Qlib logs nothing and gives a feature of nothing but NaN."""
+    open_provider(provider)
+    handler = Alpha158(instruments="demo", learn_processors=[])
+    frame = handler.fetch()
+    traded = frame[frame["KMID"].notna()]
+    assert len(traded) == len(market.bars)
+    assert len(frame) > len(traded), "suspended days are rows without features"
+    assert traded["VWAP0"].between(0.8, 1.25).all()
+    assert list(frame.columns[traded.isna().all()]) == []
+
+
+def test_equal_weight_by_hand(small, tmp_path):
+    """B's second bar carries its move since its last close, over the suspended day."""
+    write_provider(small, tmp_path / "q", benchmark="EW")
+    open_provider(tmp_path / "q")
+    index = D.features(["EW"], ["$open", "$high", "$low", "$close"]).loc["EW"]
+    first, second, third = index.to_numpy()
+    np.testing.assert_allclose(first, [1000, 1050, 950, 1000], rtol=1e-6)
+    np.testing.assert_allclose(second, [1000, 1200, 1000, 1100], rtol=1e-6)
+    np.testing.assert_allclose(third, [1100, 1155, 1045, 1100], rtol=1e-6)
+
+
+def test_vwap_is_nan_without_trade_or_sense(small, tmp_path):
+    small.loc[4, "amount"] = 1e9
+    summary = write_provider(small, tmp_path / "q")
+    assert any(note.startswith("1 bars") for note in summary.notes)
+    open_provider(tmp_path / "q")
+    vwap = D.features(["A", "B"], ["$vwap"])["$vwap"]
+    np.testing.assert_array_equal(vwap.to_numpy(), [10, 11, np.nan, 20, np.nan, np.nan])
+
+
+def test_an_instrument_of_the_table_can_be_the_benchmark(small, tmp_path):
+    summary = write_provider(small, tmp_path / "q", benchmark="b")
+    assert (summary.instruments, summary.bars) == (1, 3)
+    assert (tmp_path / "q/instruments/all.txt").read_text() == "A\t2024-01-04\t2024-01-08\n"
+    assert (tmp_path / "q/features/b/close.day.bin").exists()
+
+
+def test_extra_columns_and_tables_beside_are_kept(small, tmp_path):
+    write_provider(
+        small.assign(pe=[1, 2, 3, 4, 5]), tmp_path / "q", extra=["pe"], beside={"bars": small}
+    )
+    open_provider(tmp_path / "q")
+    assert D.features(["A"], ["$pe"])["$pe"].tolist() == [1, 2, 3]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "q/bars.parquet"), small)
+
+
+def minute_bars(days: int) -> pd.DataFrame:
+    dates = [
+        day + pd.Timedelta(hours=9, minutes=minute)
+        for day in pd.bdate_range("2024-01-04", periods=days)
+        for minute in (35, 40, 45)
+    ]
+    prices = dict.fromkeys(("open", "high", "low", "close"), 10.0)
+    sizes = {"volume": 10.0, "amount": 100.0, "factor": 1.0}
+    return pd.DataFrame({"symbol": "A", "date": dates, **prices, **sizes})
+
+
+def test_minute_bars_and_their_future(tmp_path):
+    """The last day breaks off after 9:35: the future begins with the rest of that day."""
+    bars = minute_bars(2).iloc[:-2]
+    write_provider(bars, tmp_path / "q", freq="5min", future_bars=4)
+    open_provider(tmp_path / "q", "5min")
+    read = D.features(["A"], ["$close"], freq="5min")
+    assert read.index.get_level_values("datetime").tolist() == bars["date"].tolist()
+    ahead = D.calendar(freq="5min", future=True)[len(bars) :]
+    expected = ["2024-01-05 09:40", "2024-01-05 09:45", "2024-01-08 09:35", "2024-01-08 09:40"]
+    assert list(ahead) == [pd.Timestamp(time) for time in expected]
+
+
+@pytest.mark.skipif(not FIVE_MINUTES.exists(), reason=f"{FIVE_MINUTES} is not there")
+def test_real_five_minute_bars_have_a_vwap_in_price_units(tmp_path):
+    """Their volume counts lots of 100: amount / volume alone is a hundred times the price."""
+    summary = write_provider(read_bars(FIVE_MINUTES).bars, tmp_path / "q", freq="5min")
+    assert any("lots of 100" in note for note in summary.notes)
+    open_provider(tmp_path / "q", "5min")
+    read = D.features(D.instruments("all"), ["$vwap/$close"], freq="5min")
+    assert read.iloc[:, 0].between(0.98, 1.02).all()
+
+
+def test_an_existing_folder_is_kept_unless_told(small, tmp_path):
+    target = tmp_path / "q"
+    write_provider(small, target)
+    before = tree(target)
+    with pytest.raises(ConfigError, match="overwrite"):
+        write_provider(small.iloc[:3], target)
+    assert tree(target) == before
+    write_provider(small.iloc[:3], target, overwrite=True)
+    assert not (target / "features" / "b").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+def test_overwrite_spares_what_is_no_provider(small, tmp_path):
+    """`--overwrite ~` must not cost anyone a home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not a Qlib provider folder"):
+        write_provider(small, home, overwrite=True)
+    assert tree(home) == {"thesis.txt": b"years of work"}
+    with pytest.raises(ConfigError, match="is a file"):
+        write_provider(small, home / "thesis.txt", overwrite=True)
+
+
+def test_an_empty_folder_may_be_filled(small, tmp_path):
+    (tmp_path / "q").mkdir()
+    write_provider(small, tmp_path / "q")
+    assert (tmp_path / "q/calendars/day.txt").exists()
+
+
+@pytest.mark.parametrize("step", ["_write_calendars", "_write_markets", "_write_features"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failure_leaves_no_trace(small, tmp_path, monkeypatch, step, exists):
+    target = tmp_path / "q"
+    if exists:
+        write_provider(small, target)
+    before = tree(tmp_path)
+
+    def fail(*args: object) -> None:
+        finish(*args)
+        raise OSError("disk full")
+
+    finish = getattr(storage, step)
+    monkeypatch.setattr(storage, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_provider(small.iloc[:3], target, overwrite=True)
+    assert tree(tmp_path) == before
+    assert list(tmp_path.iterdir()) == ([target] if exists else [])
+
+
+def test_a_failed_move_puts_the_old_folder_back(small, tmp_path, monkeypatch):
+    """On Windows an open file in the folder makes the second rename fail."""
+    target = tmp_path / "q"
+    write_provider(small, target)
+    before = tree(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, other: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise PermissionError("in use")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        write_provider(small.iloc[:3], target, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_path, monkeypatch):
+    read = storage.FileFeatureStorage.__getitem__
+    monkeypatch.setattr(
+        storage.FileFeatureStorage, "__getitem__", lambda self, at: read(self, at) + 1
+    )
+    with pytest.raises(BarDataError, match="reads back something else"):
+        write_provider(small, tmp_path / "q")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"volume": 1e39, "amount": 1e40}, "A 2024-01-05.*: volume 1e.39 does not fit float32"),
+        ({"amount": np.inf}, "size: amount inf"),
+        ({"close": np.nan}, "nan"),
+        ({"high": 1.0}, "bracket"),
+        ({"symbol": "B", "date": pd.Timestamp("2024-01-04")}, "duplicate"),
+        ({"symbol": "a"}, "share one folder"),
+        ({"symbol": "NA"}, "Qlib reads the symbol 'NA'"),
+        ({"symbol": "BRK/B"}, "cannot name a folder"),
+        ({"symbol": ".."}, "cannot name a folder"),
+        ({"date": pd.Timestamp("2024-01-05 09:35")}, "no time of day.*freq"),
+        ({"low": 1e-60}, "low 1e-60 becomes 0 in float32"),
+    ],
+    ids=str,
+)
+def test_bars_that_cannot_be_stored_are_refused(small, tmp_path, change, says):
+    for column, value in change.items():
+        small.loc[1, column] = value
+    with pytest.raises(BarDataError, match=says):
+        write_provider(small, tmp_path / "q")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_times_must_be_times_without_a_zone(small, tmp_path):
+    for dates in (small["date"].astype(str), small["date"].dt.tz_localize("UTC")):
+        with pytest.raises(BarDataError, match="without a zone"):
+            write_provider(small.assign(date=dates), tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"freq": "week"},
+        {"freq": "0min"},
+        {"freq": "often"},
+        {"market": "CSI300"},
+        {"market": "../up"},
+        {"future_bars": -1},
+        {"extra": ["close"]},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(small, tmp_path, wrong):
+    with pytest.raises(ConfigError):
+        write_provider(small, tmp_path / "q", **wrong)
+
+
+def test_names_that_windows_reserves_are_stored_as_qlib_looks_for_them(small, tmp_path):
+    write_provider(small.replace({"symbol": {"A": "CON"}}), tmp_path / "q")
+    open_provider(tmp_path / "q")
+    assert D.features(["CON"], ["$close"])["$close"].tolist() == pytest.approx([10, 11, 9.9])
+
+
+def test_rows_in_any_order_give_the_same_folder(small, tmp_path):
+    write_provider(small, tmp_path / "sorted")
+    write_provider(small.iloc[[4, 1, 3, 0, 2]], tmp_path / "mixed")
+    assert tree(tmp_path / "sorted") == tree(tmp_path / "mixed")
+
+
+def test_writing_needs_no_qlib_init_and_leaves_its_state_alone(small, tmp_path):
+    """In a process of its own, since in this one Qlib may be open already."""
+    small.to_parquet(tmp_path / "bars.parquet")
+    script = """
+import sys
+import pandas as pd
+from qlib.config import C
+from qlib.data.cache import H
+from kronos_qlib.plugin.storage import write_provider
+before = dict(C.__dict__["_config"])
+write_provider(pd.read_parquet(sys.argv[1]), sys.argv[2])
+assert C.__dict__["_config"] == before and not C.registered
+assert not H["c"].od
+"""
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "bars.parquet"), str(tmp_path / "q")],
+        check=True,
+        cwd=tmp_path,
+    )

@@ -1,0 +1,245 @@
+"""Tables from elsewhere: read exactly, or refused with file, row and column."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kronos_qlib.data.tables import columns_from_pairs, read_bars
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.schema import LONG_COLUMNS
+
+HEADER = "symbol,date,open,high,low,close,volume\n"
+ROW = "000001,2024-01-02,10,11,9,10.5,100\n"
+FIVE_MINUTES = Path(__file__).parents[2].parent / "shared" / "data" / "cn_5min_one_stock.csv"
+
+
+def write(folder: Path, text: str, name: str = "bars.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_missing_amount_and_factor_are_filled_and_said(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="kronos_qlib"):
+        table = read_bars(write(tmp_path, HEADER + ROW))
+    assert tuple(table.bars.columns) == LONG_COLUMNS
+    assert table.bars["amount"][0] == 100 * (10 + 11 + 9 + 10.5) / 4
+    assert table.bars["factor"][0] == 1.0
+    assert [note.split()[0] for note in table.notes] == ["amount", "factor"]
+    assert all(note in caplog.text for note in table.notes)
+
+
+def test_leading_zeros_stay(tmp_path):
+    """000001 read as a number is 1, which no exchange knows."""
+    path = write(tmp_path, HEADER + ROW)
+    assert list(read_bars(path).bars["symbol"]) == ["000001"]
+    frame = pd.read_csv(path, dtype={"symbol": str})
+    frame.to_parquet(tmp_path / "bars.parquet")
+    assert list(read_bars(tmp_path / "bars.parquet").bars["symbol"]) == ["000001"]
+
+
+@pytest.mark.parametrize("symbol", ["NA", "NAN", "NULL", "TRUE", "INF", "1E5"])
+def test_a_symbol_that_looks_like_something_else_stays_a_symbol(tmp_path, symbol):
+    """Pandas takes Nano Labs' ticker NA for a missing value."""
+    table = read_bars(write(tmp_path, HEADER + ROW.replace("000001", symbol)))
+    assert list(table.bars["symbol"]) == [symbol]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder, (HEADER + ROW).replace("symbol,", "").replace("000001,", ""), f"{symbol}.csv")
+    assert list(read_bars(folder).bars["symbol"]) == [symbol]
+
+
+def test_symbols_are_upper_cased_as_qlib_does(tmp_path):
+    table = read_bars(write(tmp_path, HEADER + ROW.replace("000001", "sh600000")))
+    assert list(table.bars["symbol"]) == ["SH600000"]
+
+
+def test_symbols_that_differ_by_case_are_refused(tmp_path):
+    path = write(tmp_path, HEADER + ROW.replace("000001", "abc") + ROW.replace("000001", "Abc"))
+    with pytest.raises(BarDataError, match=r"'abc'.*'Abc'.*differ only by case"):
+        read_bars(path)
+
+
+def test_a_folder_is_read_by_stem_and_what_is_left_out_is_said(tmp_path):
+    plain = (HEADER + ROW).replace("symbol,", "").replace("000001,", "")
+    write(tmp_path, plain, "bbb.csv")
+    write(tmp_path, plain.replace("10.5", "10.25"), "AAA.csv")
+    write(tmp_path, "hello", "readme.txt")
+    write(tmp_path, "hidden", ".DS_Store")
+    table = read_bars(tmp_path)
+    assert list(table.bars["symbol"]) == ["AAA", "BBB"]
+    assert list(table.bars["close"]) == [10.25, 10.5]
+    assert "files left out: readme.txt" in table.notes
+
+
+def test_names_are_found_in_any_case_and_mapped_when_told(tmp_path):
+    text = "Ticker,trade_date,OPEN,High,low,Close,Vol,turnover\nx,20240102,1,2,0.5,1.5,10,99\n"
+    path = write(tmp_path, text)
+    with pytest.raises(BarDataError, match=r"no column 'date'.*date=THEIR_NAME"):
+        read_bars(path)
+    table = read_bars(path, columns={"date": "trade_date"})
+    assert table.bars["amount"][0] == 12.5, "turnover may be a rate: not taken unasked"
+    assert "columns left out: turnover" in table.notes
+    table = read_bars(path, columns={"date": "trade_date", "amount": "turnover"})
+    assert table.bars["amount"][0] == 99
+
+
+def test_two_columns_for_one_thing_are_ambiguous(tmp_path):
+    """With date and time apart, taking the date alone would put a day's bars on one moment."""
+    text = "symbol,date,time,open,high,low,close,volume\nA,2024-01-02,09:35:00,1,1,1,1,1\n"
+    with pytest.raises(BarDataError, match="'date' and 'time' could both be 'date'"):
+        read_bars(write(tmp_path, text))
+
+
+def test_extra_columns_come_along_when_asked(tmp_path):
+    path = write(tmp_path, HEADER.strip() + ",pe\n" + ROW.strip() + ",12.5\n")
+    assert read_bars(path, extra=["pe"]).bars["pe"][0] == 12.5
+    with pytest.raises(BarDataError, match="no column 'pb'"):
+        read_bars(path, extra=["pb"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024-06-18", "2024/6/18", "2024.06.18", "20240618", "2024-06-18 00:00:00", "2024-6-18T0:00"],
+)
+def test_dates_that_can_mean_one_day_only_are_read(tmp_path, text):
+    table = read_bars(write(tmp_path, HEADER + ROW.replace("2024-01-02", text)))
+    assert table.bars["date"][0] == pd.Timestamp("2024-06-18")
+
+
+@pytest.mark.parametrize("text", ["01/02/2024", "2024-02-30", "2024-13-01", "2024-01/02"])
+@pytest.mark.parametrize("tail", ["", " 09:35:00"])
+def test_dates_that_are_none_are_refused_by_row_and_column(tmp_path, text, tail):
+    """01/02/2024 is January in one country and February in the next."""
+    path = write(tmp_path, HEADER + ROW + ROW.replace("2024-01-02", text + tail))
+    with pytest.raises(BarDataError, match=r"bars\.csv, row 3, column 'date'"):
+        read_bars(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NaT",
+        "2024-01",
+        "240102",
+        "1704153600",
+        "0001-01-01",
+        "2024-01-02 25:00:00",
+        "2024-01-02 9:35Z",
+    ],
+)
+def test_other_dates_are_refused_by_row_and_column(tmp_path, text):
+    path = write(tmp_path, HEADER + ROW + ROW.replace("2024-01-02", text))
+    with pytest.raises(BarDataError, match=r"bars\.csv, row 3, column 'date'"):
+        read_bars(path)
+
+
+@pytest.mark.parametrize("text", ["abc", "1,5", "1_000", "0x10", "1.5.2", "10 11", "$5"])
+def test_a_number_that_is_none_is_refused_by_row_and_column(tmp_path, text):
+    path = write(tmp_path, HEADER + ROW + ROW.replace("10.5", f'"{text}"').replace("-02", "-03"))
+    with pytest.raises(BarDataError, match=r"bars\.csv, row 3, column 'close'"):
+        read_bars(path)
+
+
+def test_an_empty_number_is_a_missing_one(tmp_path):
+    table = read_bars(write(tmp_path, HEADER + ROW.replace("10.5", "")))
+    assert table.bars["close"].isna().all()
+
+
+def test_rows_count_as_an_editor_counts_them(tmp_path):
+    """Blank lines and a byte order mark are no bars, but an editor counts the lines."""
+    path = write(tmp_path, "\ufeff" + HEADER + "\n\n" + ROW + ",,,,,,\n" + ROW.replace("10.5", "x"))
+    with pytest.raises(BarDataError, match="row 6, column 'close'"):
+        read_bars(path)
+
+
+def test_a_second_bar_on_one_day_is_refused_where_it_stands(tmp_path):
+    path = write(tmp_path, HEADER + ROW + ROW.replace("000001", "2") + ROW)
+    with pytest.raises(BarDataError, match="row 4, column 'date': a second bar for 000001"):
+        read_bars(path)
+
+
+def test_a_second_bar_in_a_second_file_is_refused(tmp_path):
+    write(tmp_path, HEADER + ROW, "a.csv")
+    write(tmp_path, HEADER + ROW.replace("000001", "000002") + ROW, "b.csv")
+    with pytest.raises(BarDataError, match=r"b\.csv, row 3"):
+        read_bars(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        (HEADER, "holds no bars"),
+        (HEADER.replace("low,", ""), "holds no bars"),
+        (HEADER.replace("low,", "") + ROW.replace("9,", ""), "no column 'low'"),
+        (HEADER.replace("low", "high") + ROW, "two columns are called 'high'"),
+        (HEADER + "A,2024-01-02,1\n", "row 2: 3 cells, the header has 7"),
+        (HEADER + '"A,2024-01-02,1\n', "row 2: not CSV"),
+        (HEADER + ROW.replace("000001", " "), "row 2, column 'symbol'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, says):
+    with pytest.raises(BarDataError, match=says) as caught:
+        read_bars(write(tmp_path, text))
+    assert "bars.csv" in str(caught.value)
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(BarDataError, match="no such file"):
+        read_bars(tmp_path / "nothing.csv")
+    with pytest.raises(BarDataError, match=r"the folder holds no \.csv"):
+        read_bars(tmp_path)
+    with pytest.raises(BarDataError, match=r"expected a file ending in \.csv"):
+        read_bars(write(tmp_path, "x", "bars.xlsx"))
+    with pytest.raises(BarDataError, match="cannot be read as Parquet"):
+        read_bars(write(tmp_path, "x", "bars.parquet"))
+    (tmp_path / "latin.csv").write_bytes(HEADER.encode() + "é".encode("latin-1"))
+    with pytest.raises(BarDataError, match="not UTF-8"):
+        read_bars(tmp_path / "latin.csv")
+
+
+def test_parquet_may_keep_dates_in_the_index_but_not_a_time_zone(tmp_path):
+    prices = dict.fromkeys(("open", "high", "low", "close"), 1.0)
+    index = pd.DatetimeIndex(["2024-01-02", "2024-01-03"], name="date")
+    frame = pd.DataFrame({**prices, "volume": 5}, index=index)
+    frame.to_parquet(tmp_path / "X.parquet")
+    assert list(read_bars(tmp_path / "X.parquet").bars["symbol"]) == ["X", "X"]
+    frame.tz_localize("Asia/Shanghai").to_parquet(tmp_path / "X.parquet")
+    with pytest.raises(BarDataError, match="local time"):
+        read_bars(tmp_path / "X.parquet")
+
+
+def test_number_symbols_in_parquet_are_told(tmp_path):
+    frame = pd.DataFrame(
+        {"code": [1], "date": ["2024-01-02"], "open": 1, "high": 1, "low": 1, "close": 1, "vol": 2}
+    )
+    frame.to_parquet(tmp_path / "bars.parquet")
+    table = read_bars(tmp_path / "bars.parquet")
+    assert list(table.bars["symbol"]) == ["1"]
+    assert any("leading zeros" in note for note in table.notes)
+
+
+def test_mappings_are_checked(tmp_path):
+    assert columns_from_pairs(["date=a=b", "volume=v"]) == {"date": "a=b", "volume": "v"}
+    for pairs in (["date"], ["=x"], ["date="], ["date=a", "date=b"]):
+        with pytest.raises(ConfigError):
+            columns_from_pairs(pairs)
+    path = write(tmp_path, HEADER + ROW)
+    with pytest.raises(ConfigError, match="'vol'; known"):
+        read_bars(path, columns={"vol": "volume"})
+    with pytest.raises(BarDataError, match="no column 'v'"):
+        read_bars(path, columns={"volume": "v"})
+
+
+@pytest.mark.skipif(not FIVE_MINUTES.exists(), reason=f"{FIVE_MINUTES} is not there")
+def test_real_five_minute_bars_are_read_with_their_time():
+    bars = read_bars(FIVE_MINUTES).bars
+    assert len(bars) == 2500
+    assert bars["date"][0] == pd.Timestamp("2024-06-18 11:15:00")
+    assert bars["amount"][0] == 427161.0
