@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.windows import BarFile, windows_to_train
+from kronos_qlib.data.windows import BarTable, windows_to_train
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The filter is applied while reading: later bars never reach this process.
     frame = pd.read_parquet(args.bars, filters=[("date", "<=", pd.Timestamp(VALID_LAST))])
-    table = BarFile.from_frame(frame.set_index(["symbol", "date"]))
+    table = BarTable.from_frame(frame.set_index(["symbol", "date"]))
     training = Segment(windows_to_train(table, LOOKBACK, HORIZON, None, TRAIN_LAST))
     validation = Segment(
         windows_to_train(table, LOOKBACK, HORIZON, VALID_FIRST, VALID_LAST), VALID_FIRST
