@@ -10,9 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +22,7 @@ from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+from kronos_qlib.training.steps import PredictorStep, Step, TokenizerStep
 
 LOOKBACK, HORIZON = 90, 10
 TRAIN_LAST = "2001-12-31"
@@ -42,12 +40,34 @@ PREDICTOR = {
 }  # fmt: skip
 
 
+def run_stage(
+    step: Step, training: Segment, validation: Segment, args: argparse.Namespace, epochs: int
+) -> None:
+    """Train one half and leave its losses, an epoch a row, beside the weights."""
+    config = TrainingConfig(
+        epochs=epochs,
+        windows_per_epoch=args.windows_per_epoch,
+        validation_windows=4_000,
+        batch_size=50,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        clip_norm=2.0,
+        seed=args.seed,
+    )
+    report = train(step, training, validation, config, show_progress=True)
+    name = type(step.net).__name__
+    args.out.mkdir(parents=True, exist_ok=True)
+    history = pd.DataFrame(report.history).round(5)
+    history.to_csv(args.out / f"{name}_losses.csv", index=False)
+    print(f"{name}: best epoch {report.best_epoch}\n{history.iloc[report.best_epoch]}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--bars", type=Path, required=True, help="long table of bars (Parquet)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two halves")
-    parser.add_argument("--tokenizer-epochs", type=int, default=20, help="of 10,000 windows")
-    parser.add_argument("--predictor-epochs", type=int, default=60, help="of 10,000 windows")
+    parser.add_argument("--tokenizer-epochs", type=int, default=15)
+    parser.add_argument("--predictor-epochs", type=int, default=16)
     parser.add_argument("--windows-per-epoch", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -64,36 +84,16 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(args.seed)  # the initial weights
     tokenizer, predictor = KronosTokenizer(**TOKENIZER), Kronos(**PREDICTOR)
-    log: dict[str, object] = {}
-    stages = (
-        ("tokenizer", TokenizerStep(tokenizer), args.tokenizer_epochs, 2e-3),
-        ("predictor", PredictorStep(predictor, tokenizer), args.predictor_epochs, 2e-3),
-    )
-    for name, step, epochs, learning_rate in stages:
-        config = TrainingConfig(
-            epochs=epochs,
-            windows_per_epoch=args.windows_per_epoch,
-            validation_windows=4_000,
-            batch_size=50,
-            learning_rate=learning_rate,
-            weight_decay=0.05,
-            clip_norm=2.0,
-            seed=args.seed,
-        )
-        began = time.perf_counter()
-        report = train(step, training, validation, config, show_progress=True)
-        log[name] = {
-            "seconds": round(time.perf_counter() - began),
-            "best_epoch": report.best_epoch,
-            "history": report.history,
-        }
-        if name == "tokenizer":
-            tokenizer.save_pretrained(args.out / "tokenizer")
+    if (args.out / "tokenizer" / "model.safetensors").exists():
+        print(f"resuming: the tokenizer in {args.out} is kept")
+        tokenizer = KronosTokenizer.from_pretrained(args.out)
+    else:
+        step = TokenizerStep(tokenizer)
+        run_stage(step, training, validation, args, args.tokenizer_epochs)
+        tokenizer.save_pretrained(args.out / "tokenizer")
+    step = PredictorStep(predictor, tokenizer)
+    run_stage(step, training, validation, args, args.predictor_epochs)
     predictor.save_pretrained(args.out / "predictor", tokenizer)
-    (args.out / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
-    for name in ("tokenizer", "predictor"):
-        size = (args.out / name / "model.safetensors").stat().st_size
-        print(f"{name}: {size / 1e6:.2f} MB, {log[name]}"[:200])
     return 0
 
 

@@ -27,5 +27,9 @@ class TrainingError(KronosError, RuntimeError):
     """Training cannot start or go on: no windows, or a loss that is not finite."""
 
 
+class UndefinedMetricError(KronosError, ValueError):
+    """A backtest report for which a metric has no value: no trade, no loss, a hole."""
+
+
 class MissingArtifactError(KronosError, RuntimeError):
     """A record needs what an earlier record was to leave behind."""

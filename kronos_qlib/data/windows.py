@@ -6,9 +6,10 @@ Shape letters: M bars in all, N windows, B windows of a batch, T bars of a windo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -185,10 +186,11 @@ class Windows:
         """The chosen windows only."""
         return Windows(self.table, self.ends[which], self.lookback, self.ahead)
 
-    def batches(self, size: int) -> Iterator[Windows]:
-        """All windows in order, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self.take(slice(start, start + size))
+    def moments(self) -> list[slice]:
+        """The runs of windows that end at one moment, in order of time."""
+        times = self.table.times[self.ends]
+        starts = [0, *(np.flatnonzero(np.diff(times)) + 1).tolist(), len(self)]
+        return [slice(*pair) for pair in pairwise(starts)] if len(self) else []
 
     def describe(self, which: Ints | slice) -> list[str]:
         """Names of windows for a message: instrument and last bar seen."""

@@ -9,7 +9,7 @@ import empyrical
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.errors import KronosError
+from kronos_qlib.errors import UndefinedMetricError
 
 REPORT_COLUMNS = ("return", "bench", "cost", "turnover")
 """What we read of Qlib's `report_normal`, each a fraction of the day before's account value.
@@ -32,10 +32,6 @@ PORTFOLIO_METRICS = (
     "turnover",
 )
 """The keys of `portfolio_metrics`, in their order."""
-
-
-class UndefinedMetricError(KronosError, ValueError):
-    """A backtest report for which a metric has no value: no trade, no loss, a hole."""
 
 
 def portfolio_metrics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 from qlib.data import D
 from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandlerLP
+from qlib.log import get_module_logger
 
 from kronos_qlib.data.calendar import BeyondCalendar, next_times, stamps_of
 from kronos_qlib.data.windows import (
@@ -24,7 +24,7 @@ from kronos_qlib.data.windows import (
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
-logger = logging.getLogger(__name__)
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 NEXT_DAY_RETURN = "Ref($close, -2) / Ref($close, -1) - 1"
 """Qlib's usual label: from the next close, where one can trade, to the close after."""
@@ -236,6 +236,6 @@ def _fill_absent_columns(frame: pd.DataFrame) -> pd.DataFrame:
             else:
                 filled = frame["volume"] * frame[list(PRICE_COLUMNS)].mean(axis=1)
                 how = "volume x the mean of the four prices"
-            logger.warning("the storage has no $%s: taken as %s", name, how)
+            logger.warning(f"the storage has no ${name}: taken as {how}")
             frame = frame.assign(**{name: filled})
     return frame

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
 from kronos_qlib.configs import SamplingConfig, TrainingConfig, from_mapping
@@ -18,15 +19,13 @@ from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
+    from kronos_qlib.data.windows import Windows
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
     from kronos_qlib.training.batches import Segment
 
-logger = logging.getLogger(__name__)
-
-WINDOWS_AT_ONCE = 2048
-"""Windows gathered at a time while predicting; bounds memory, does not change a score."""
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ class KronosModel(ModelFT):
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         self.trained_weights, self.history, self._predictor = {}, {}, None
         if self.training.predictor is None:
-            logger.info("zero-shot: the weights of %s are used as they are", self.checkpoint)
+            logger.info(f"zero-shot: the weights of {self.checkpoint} are used as they are")
             return
         self._train(dataset)
 
@@ -149,6 +148,7 @@ class KronosModel(ModelFT):
             BarDataError: the segment has no complete window.
             CalendarError: the calendar does not reach a horizon past the segment.
         """
+        _check_dataset(dataset)
         windows = dataset.windows(segment)
         if not len(windows):
             first, last = dataset.bounds(segment)
@@ -156,27 +156,35 @@ class KronosModel(ModelFT):
                 f"no instrument has {dataset.lookback} bars up to a day from {first} to {last}; "
                 "shorten the lookback, or give the handler more history"
             )
+        stamps_ahead = dataset.future_stamps(windows)  # all at once: a short calendar fails early
         scores = np.empty(len(windows), dtype=np.float64)
-        chunks = range(0, len(windows), WINDOWS_AT_ONCE)
-        for start in progress(chunks, "Kronos forecasts", unit="chunk", show=self.show_progress):
-            part = slice(start, start + WINDOWS_AT_ONCE)
-            chosen = windows.take(part)
-            paths = self.predictor.paths(
-                chosen.bars(slice(None)),
-                chosen.table.stamps[chosen.rows(slice(None))],
-                dataset.future_stamps(chosen),
-                dataset.horizon,
-                T=self.sampling.temperature,
-                top_k=self.sampling.top_k,
-                top_p=self.sampling.top_p,
-                sample_count=self.sampling.paths,
-                seed=self.seed,
-                keys=[f"{name} {moment.isoformat()}" for moment, name in chosen.index],
-                rotate_s2=self.sampling.rotate_s2,
-            )
-            expected = paths[..., CLOSE].astype(np.float64).mean(axis=(1, 2))
-            scores[part] = expected / chosen.last_close - 1
+        # A matrix product rounds by its shape, so a batch is one day's windows: a day scored
+        # alone, in a backtest, or before later bars existed gets the same bits.
+        days = windows.moments()
+        for part in progress(days, "Kronos forecasts", unit="day", show=self.show_progress):
+            scores[part] = self._score(windows.take(part), stamps_ahead[part])
         return pd.Series(scores, index=windows.index, name="score").sort_index()
+
+    def _score(
+        self, windows: Windows, stamps_ahead: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        rows = windows.rows(slice(None))
+        paths = self.predictor.paths(
+            windows.table.values[rows],
+            windows.table.stamps[rows],
+            stamps_ahead,
+            stamps_ahead.shape[1],
+            T=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+            sample_count=self.sampling.paths,
+            seed=self.seed,
+            keys=[f"{name} {moment.isoformat()}" for moment, name in windows.index],
+            rotate_s2=self.sampling.rotate_s2,
+        )
+        expected = paths[..., CLOSE].astype(np.float64).mean(axis=(1, 2))
+        scores: npt.NDArray[np.float64] = expected / windows.last_close - 1
+        return scores
 
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer."""
@@ -191,12 +199,13 @@ class KronosModel(ModelFT):
         from kronos_qlib.training.batches import Segment
         from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
+        _check_dataset(dataset)
         net, tokenizer = self.predictor.model, self.predictor.tokenizer
         training, validation = (
             Segment(dataset.training_windows(name), dataset.bounds(name)[0])
             for name in ("train", "valid")
         )
-        logger.info("%d windows to train on, %d to validate by", len(training), len(validation))
+        logger.info(f"{len(training)} windows to train on, {len(validation)} to validate by")
         if self.training.tokenizer is not None:
             step = TokenizerStep(tokenizer)
             self._run_stage("tokenizer", step, self.training.tokenizer, training, validation)
@@ -218,6 +227,8 @@ class KronosModel(ModelFT):
         from kronos_qlib.training.loop import train
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
+            losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
+            logger.info(f"{name} epoch {epoch}/{config.epochs}: {losses}")
             _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
 
         report = train(
@@ -268,6 +279,13 @@ class KronosModel(ModelFT):
 
         if name in self.trained_weights:
             fit_weights(half, load(self.trained_weights[name]), f"the trained {name} in the pickle")
+
+
+def _check_dataset(dataset: Any) -> None:
+    if not isinstance(dataset, KronosDataset):
+        raise ConfigError(
+            f"KronosModel reads windows of bars from a KronosDataset, got {type(dataset).__name__}"
+        )
 
 
 def _log_to_active_run(metrics: dict[str, float], step: int) -> None:

@@ -110,6 +110,26 @@ def test_no_score_changes_when_every_later_bar_does(bars, scores, tmp_path, seed
     assert (after != scores.reindex(after.index)).mean() > 0.9, "the later bars did change"
 
 
+def test_a_day_scored_alone_is_scored_as_in_the_backtest(provider, scores):
+    """Daily updates append to old scores: the same bits, or a run could not be audited."""
+    day = scores.index.get_level_values("datetime").unique()[7]
+    dataset = dataset_of(provider)
+    model = model_of(training=TRAINING)
+    model.fit(dataset)
+    alone = model.predict(dataset, (day, day))
+    assert alone.equals(scores[scores.index.get_level_values("datetime") == day])
+
+
+def test_scores_were_the_same_before_later_bars_existed(bars, provider, tmp_path):
+    """Look-ahead, the other way: the market ends at t, and the scores up to t are what they are."""
+    t = pd.Timestamp("2020-11-20")
+    write_provider(bars[bars["date"] <= t], tmp_path / "qlib", future_bars=20)
+    then = model_of().predict(dataset_of(tmp_path / "qlib"))
+    now = model_of().predict(dataset_of(provider))
+    assert then.index.get_level_values("datetime").max() == t
+    assert then.equals(now[now.index.get_level_values("datetime") <= t])
+
+
 def test_the_newest_day_has_a_score_for_every_share_that_traded(bars, scores):
     newest = bars["date"].max()
     traded = set(bars.loc[bars["date"] == newest, "symbol"])
@@ -289,6 +309,21 @@ def test_training_the_tokenizer_alone_is_refused():
         model_of(training={"tokenizer": {}})
 
 
+def test_another_dataset_is_refused():
+    with pytest.raises(ConfigError, match="KronosDataset, got SimpleNamespace"):
+        model_of().predict(types.SimpleNamespace())
+
+
+def test_a_dataset_pickles_without_its_bars(provider):
+    dataset = dataset_of(provider)
+    expected = dataset.windows("test").index
+    dataset.config(dump_all=False, recursive=True)
+    blob = pickle.dumps(dataset)
+    assert len(blob) < 5_000
+    again = pickle.loads(blob)
+    assert again.windows("test").index.equals(expected)
+
+
 def test_a_typo_in_a_workflow_is_named():
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         model_of(training={"predictor": {"learning_rte": 1e-4}})
@@ -304,12 +339,16 @@ def test_a_segment_without_windows_says_what_to_do(provider):
         dataset.windows("tset")
 
 
-def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, caplog):
+def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, monkeypatch):
     folder = tmp_path / "qlib"
     shutil.copytree(provider, folder)
     for path in folder.glob("features/*/amount.day.bin"):
         path.unlink()
+    said: list[str] = []
+    monkeypatch.setattr(
+        "kronos_qlib.plugin.dataset.logger", types.SimpleNamespace(warning=said.append)
+    )
     table = dataset_of(folder).handler.bars
     prices = table.values[:, :4].astype(np.float64).mean(axis=1)
     np.testing.assert_allclose(table.values[:, 5], table.values[:, 4] * prices, rtol=1e-4)
-    assert "no $amount" in caplog.text
+    assert said == ["the storage has no $amount: taken as volume x the mean of the four prices"]
