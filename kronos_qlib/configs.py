@@ -70,6 +70,12 @@ def _check_number(owner: object, *names: str) -> None:
         _require(is_number and abs(value) < float("inf"), f"{name} must be a number, got {value!r}")
 
 
+def _check_choice(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+
+
 def _check_dropouts(owner: object, *names: str) -> None:
     _check_number(owner, *names)
     for name in names:
@@ -150,9 +156,7 @@ class PredictorConfig:
         _check_network(self)
         _check_whole(self, "n_layers")
         _check_dropouts(self, "token_dropout_p")
-        _require(
-            isinstance(self.learn_te, bool), f"learn_te must be true or false, got {self.learn_te}"
-        )
+        _check_choice(self, "learn_te")
         _require(
             self.d_model % 8 == 0,
             f"d_model {self.d_model} must split into the s2 head's 4 heads of even width",
@@ -179,9 +183,8 @@ class SamplingConfig:
         _check_whole(self, "paths")
         _check_whole(self, "top_k", least=0)
         _check_number(self, "temperature", "top_p")
-        _require(
-            self.temperature >= 0, f"temperature must not be negative, got {self.temperature}"
-        )
+        _check_choice(self, "rotate_s2")
+        _require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
 
 
@@ -219,6 +222,7 @@ class TrainingConfig:
             if getattr(self, name) is not None:
                 _check_whole(self, name)
         _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
+        _check_choice(self, "teacher_forcing")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")

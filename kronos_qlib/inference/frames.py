@@ -26,7 +26,8 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
         (T, 6) float32.
 
     Raises:
-        BarDataError: no frame, a price column lacks, or a value is missing or not finite.
+        BarDataError: no frame, fewer than 2 bars, a price column lacks, or a value is missing or
+            not finite.
     """
     if not isinstance(frame, pd.DataFrame):
         raise BarDataError(f"{name}: expected a DataFrame of bars, got {type(frame).__name__}")
@@ -36,6 +37,8 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
             f"{name}: the frame lacks {', '.join(lacking)}; it has "
             f"{', '.join(map(str, frame.columns)) or 'no columns'}"
         )
+    if len(frame) < 2:
+        raise BarDataError(f"{name}: a lookback needs at least 2 bars, got {len(frame)}")
     prices = [_numbers(frame, column, name) for column in PRICE_COLUMNS]
     has_volume, has_amount = "volume" in frame.columns, "amount" in frame.columns
     volume = _numbers(frame, "volume", name) if has_volume else np.zeros(len(frame))

@@ -196,6 +196,8 @@ class KronosPredictor:
         )
         x = np.asarray(x, dtype=np.float32)
         _check_shapes(x, np.shape(x_stamp), np.shape(y_stamp), pred_len, keys)
+        self.model.eval()  # whoever trained it since may have left it in training mode
+        self.tokenizer.eval()
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         names = [row.tobytes() for row in x] if keys is None else [key.encode() for key in keys]
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)

@@ -27,6 +27,8 @@ PARTNER_KEY = "kronos_qlib.tokenizer"
 
 BUNDLED = "nano"
 """The alias of the checkpoint that ships inside the package."""
+BUNDLED_CONTEXT = 100
+"""Bars it was trained on at once; beyond them its positions mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Loadable(Protocol):
 
     origin: Origin | None
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any: ...
     def state_dict(self) -> dict[str, torch.Tensor]: ...
     def eval(self) -> Any: ...
 
@@ -125,7 +129,8 @@ def load(
     """
     place = _locate(role, name_or_path, revision)
     config = _read_config(config_kind, role, place.config)
-    net = kind(**asdict(config))
+    with torch.device("meta"):  # no initial weights: costs nothing and draws no random number
+        net = kind(**asdict(config))
     try:
         data = place.weights.read_bytes()
         tensors = load_tensors(data)
@@ -133,15 +138,20 @@ def load(
         raise CheckpointError(
             f"{place.weights} cannot be read as safetensors: {broken}; fetch or save it again"
         ) from broken
-    fit_weights(net, tensors, place.weights)
+    check_fit(net, tensors, place.weights)
+    exact = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
+    net.load_state_dict(exact, strict=True, assign=True)
     # A network is built in training mode; left so, it would drop out while forecasting (fault 1).
     net.eval()
     net.origin = Origin(place.origin.name, place.origin.repo, _read_partner(place.weights))
     return net
 
 
-def fit_weights(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
-    """Load tensors strictly; an error names the file and the first tensors that do not fit."""
+def check_fit(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
+    """Refuse tensors that are not the network's; names the file and the first that do not fit."""
     own = net.state_dict()
     missing = sorted(own.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - own.keys())
@@ -159,7 +169,6 @@ def fit_weights(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path
             f"{source} does not fit the network: {'; '.join(problems)}. Is {CONFIG_FILE} beside it "
             "the one it was saved with?"
         )
-    net.load_state_dict(tensors, strict=True)
 
 
 def save(
@@ -218,10 +227,11 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
             f"the predictor reads tokens of {ours[0]} + {ours[1]} bits and the tokenizer writes "
             f"{theirs[0]} + {theirs[1]}; load the two halves of one checkpoint"
         )
-    if predictor.origin is None or tokenizer.origin is None:
+    if predictor.origin is None:
         return
+    from_where = tokenizer.origin or Origin("memory")
     for model in ALIASES.values():
-        got = tokenizer.origin.repo
+        got = from_where.repo
         if predictor.origin.repo == model.predictor and got and got != model.tokenizer:
             raise CheckpointError(
                 f"{model.predictor} was trained with {model.tokenizer}, not with {got}; the sizes "
@@ -231,13 +241,15 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
     if expected and isinstance(tokenizer, nn.Module) and fingerprint(tokenizer) != expected:
         raise CheckpointError(
             f"the predictor from {predictor.origin.name} was trained with another tokenizer than "
-            f"the one from {tokenizer.origin.name}: its weights have another fingerprint than the "
+            f"the one from {from_where.name}: its weights have another fingerprint than the "
             "predictor's file records"
         )
 
 
 def max_context_of(name_or_path: str | Path) -> int:
-    """Bars a checkpoint attends to: the published number of an alias or Hub id, else 512."""
+    """Bars a checkpoint attends to, by its alias or Hub id; 512 for any other."""
+    if str(name_or_path) == BUNDLED:
+        return BUNDLED_CONTEXT
     for alias, model in ALIASES.items():
         if str(name_or_path) in (alias, model.predictor, model.tokenizer):
             return model.max_context

@@ -63,11 +63,12 @@ class BinarySphericalQuantizer(nn.Module):
         self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
         self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Quantize.
 
         Args:
             x: (B, T, bits).
+            counted: (B, T) bool, the bars that the loss may count; None counts all.
 
         Returns:
             The codes, (B, T, bits) of +-1/sqrt(bits), and the scalar quantization loss.
@@ -76,7 +77,9 @@ class BinarySphericalQuantizer(nn.Module):
         scale = 1.0 / math.sqrt(x.shape[-1])
         signs = torch.where(unit > 0, 1.0, -1.0).to(unit.dtype)  # zero counts as -1
         codes = (unit + (signs - unit).detach()) * scale
-        return codes, self.loss(unit, signs * scale)
+        if counted is None:
+            return codes, self.loss(unit, signs * scale)
+        return codes, self.loss(unit[counted], signs[counted] * scale)
 
     def loss(self, unit: Tensor, codes: Tensor) -> Tensor:
         """Commitment and entropies: every bar sure of its code, the codes used evenly."""
@@ -96,6 +99,6 @@ class BitTokenizer(nn.Module):
         super().__init__()
         self.bsq = bsq
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self.bsq(x)
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = self.bsq(x, counted)
         return out

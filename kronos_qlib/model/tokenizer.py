@@ -97,18 +97,21 @@ class KronosTokenizer(nn.Module):
     def s2_bits(self) -> int:
         return self.config.s2_bits
 
-    def forward(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, counted: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor]:
         """Reconstruct bars through their tokens, for training.
 
         Args:
             x: (B, T, C) float, normalised bars.
+            counted: (B, T) bool, the bars that `bsq_loss` may count; None counts all.
 
         Returns:
             ((recon_s1, recon), bsq_loss, quantized, indices): reconstructions (B, T, C) from the
             s1 half and from all bits; the scalar quantization loss; codes (B, T, bits); and the
             unsplit token ids (B, T) int64.
         """
-        quantized, bsq_loss = self.tokenizer(self._project(x))
+        quantized, bsq_loss = self.tokenizer(self._project(x), counted)
         recon_s1 = self._reconstruct(self.post_quant_embed_pre(quantized[..., : self.s1_bits]))
         recon = self._reconstruct(self.post_quant_embed(quantized))
         return (recon_s1, recon), bsq_loss, quantized, pack_bits(quantized)

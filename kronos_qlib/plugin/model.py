@@ -275,10 +275,12 @@ class KronosModel(ModelFT):
     def _restore(self, name: str, half: Kronos | KronosTokenizer) -> None:
         from safetensors.torch import load
 
-        from kronos_qlib.model.checkpoint import fit_weights
+        from kronos_qlib.model.checkpoint import check_fit
 
         if name in self.trained_weights:
-            fit_weights(half, load(self.trained_weights[name]), f"the trained {name} in the pickle")
+            weights = load(self.trained_weights[name])
+            check_fit(half, weights, f"the trained {name} in the pickle")
+            half.load_state_dict(weights)
 
 
 def _check_dataset(dataset: Any) -> None:

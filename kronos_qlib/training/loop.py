@@ -153,7 +153,7 @@ def evaluate(
         batch = segment.batch(np.arange(start, min(start + size, len(segment))), device)
         losses = step.losses(batch, rng)
         check_finite(losses, batch)
-        weight = int(batch.counted.sum())
+        weight = step.targets(batch)
         bars += weight
         for name, value in losses.items():
             sums[name] += value.item() * weight

@@ -59,8 +59,12 @@ class TokenizerStep:
 
     net: KronosTokenizer
 
+    def targets(self, batch: TrainingBatch) -> int:
+        """Bars that the losses are means over: those that count."""
+        return int(batch.counted.sum())
+
     def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
-        (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z)
+        (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z, batch.counted)
         return reconstruction_losses(recon_s1, recon, batch.z, bsq_loss, batch.counted)
 
 
@@ -71,6 +75,13 @@ class PredictorStep:
     net: Kronos
     tokenizer: KronosTokenizer
     teacher_forcing: bool = True
+
+    def __post_init__(self) -> None:
+        self.tokenizer.eval()  # with dropout, its tokens would be noise
+
+    def targets(self, batch: TrainingBatch) -> int:
+        """Bars that the losses are means over: those that count and have a bar before them."""
+        return int(batch.counted[:, 1:].sum())
 
     def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
         s1, s2 = self.tokenizer.encode(batch.z)

@@ -1,0 +1,92 @@
+"""What several tests share: the golden files, tiny seeded networks, steady hypothesis runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
+# The same examples in every run, and no deadline: a busy machine must not turn a test red.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
+
+Pair = tuple[KronosTokenizer, Kronos]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A tiny published-style checkpoint, its inputs and what every stage must return."""
+
+    folder: Path
+    arrays: dict[str, np.ndarray]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.arrays[name]))
+
+    def pair(self) -> Pair:
+        return KronosTokenizer.from_pretrained(self.folder), Kronos.from_pretrained(self.folder)
+
+
+@pytest.fixture(params=["a", "b"])
+def golden(request) -> Golden:
+    """a has a learned time embedding, b a fixed one."""
+    folder = GOLDEN / request.param
+    if not folder.is_dir():
+        pytest.skip(f"no golden files at {folder}: parity is NOT checked")
+    with np.load(folder / "golden.npz") as file:
+        return Golden(folder, {name: file[name] for name in file.files})
+
+
+@pytest.fixture(scope="session")
+def make_pair() -> Callable[..., Pair]:
+    """Builds a tiny seeded tokenizer and predictor, in evaluation mode."""
+    return build_pair
+
+
+@pytest.fixture
+def tiny_pair() -> Pair:
+    return build_pair()
+
+
+def build_pair(
+    seed: int = 0,
+    *,
+    s1_bits: int = 4,
+    s2_bits: int = 3,
+    d_model: int = 16,
+    n_heads: int = 2,
+    n_layers: int = 2,
+    dropout: float = 0.0,
+    learn_te: bool = True,
+) -> Pair:
+    sizes = {
+        "s1_bits": s1_bits,
+        "s2_bits": s2_bits,
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "ff_dim": 24,
+        "ffn_dropout_p": dropout,
+        "attn_dropout_p": dropout,
+        "resid_dropout_p": dropout,
+    }
+    losses = {"beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = KronosTokenizer(d_in=6, n_enc_layers=2, n_dec_layers=3, **sizes, **losses)
+        predictor = Kronos(n_layers=n_layers, token_dropout_p=dropout, learn_te=learn_te, **sizes)
+        # Fresh heads are nearly flat; sharper ones make the draws differ from step to step.
+        for head in (predictor.head.proj_s1, predictor.head.proj_s2):
+            head.weight.data *= 6
+    return tokenizer.eval(), predictor.eval()

@@ -1,0 +1,194 @@
+"""KronosPredictor: what users bring in, what comes out, and what each refusal says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kronos_qlib.data.calendar import stamps_of
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.schema import BAR_COLUMNS
+
+PAST, AHEAD = 10, 4
+DAYS = pd.bdate_range("2024-01-01", periods=120)
+
+
+@pytest.fixture
+def forecaster(tiny_pair):
+    tokenizer, model = tiny_pair
+    return KronosPredictor(model, tokenizer, device="cpu", max_context=32)
+
+
+def bars(length=PAST, seed=0, columns=BAR_COLUMNS):
+    rng = np.random.default_rng(seed)
+    values = 50 + rng.normal(size=(length, 6)).cumsum(axis=0)
+    return pd.DataFrame(values, columns=list(BAR_COLUMNS))[list(columns)]
+
+
+def forecast(forecaster, frame=None, length=PAST, ahead=AHEAD, **options):
+    frame = bars(length) if frame is None else frame
+    times = DAYS[: len(frame)], DAYS[len(frame) : len(frame) + ahead]
+    options = {"sample_count": 2, "verbose": False} | options
+    return forecaster.predict(frame, *times, ahead, **options)
+
+
+def test_a_forecast_has_its_times_and_columns(forecaster):
+    found = forecast(forecaster)
+    assert list(found.columns) == list(BAR_COLUMNS)
+    assert list(found.index) == list(DAYS[PAST : PAST + AHEAD])
+    assert np.isfinite(found.to_numpy()).all()
+
+
+def test_unequal_lengths_in_one_batch(forecaster):
+    """The published padding mask has the wrong sense: unequal lengths were silently wrong."""
+    frames = [bars(length, seed=length) for length in (12, 7, 12, 40)]
+    times = [(DAYS[: len(frame)], DAYS[len(frame) : len(frame) + AHEAD]) for frame in frames]
+    past, ahead = zip(*times, strict=True)
+    options = {"sample_count": 2, "verbose": False}
+    together = forecaster.predict_batch(frames, past, ahead, AHEAD, **options)
+    for frame, found in zip(frames, together, strict=True):
+        pd.testing.assert_frame_equal(found, forecast(forecaster, frame), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [pd.Series, pd.DatetimeIndex, np.asarray, list, lambda times: times.strftime("%F")]
+)
+def test_every_kind_of_timestamps(forecaster, kind):
+    """The published code refuses a DatetimeIndex."""
+    past, ahead = kind(DAYS[:PAST]), kind(DAYS[PAST : PAST + AHEAD])
+    found = forecaster.predict(bars(), past, ahead, AHEAD, sample_count=2, verbose=False)
+    pd.testing.assert_frame_equal(found, forecast(forecaster), check_freq=False)
+
+
+def test_an_amount_without_volume_is_kept(forecaster):
+    """The published code zeroes the amount as soon as the volume lacks."""
+    without = forecast(forecaster, bars(columns=[*BAR_COLUMNS[:4], "amount"]))
+    zeroed = forecast(forecaster, bars().assign(volume=0.0))
+    pd.testing.assert_frame_equal(without, zeroed)
+    assert abs(without["amount"].mean() - bars()["amount"].mean()) < 20
+
+
+def test_a_missing_amount_is_volume_times_the_mean_price(forecaster):
+    full = bars()
+    filled = full.assign(amount=full["volume"] * full[list(BAR_COLUMNS[:4])].mean(axis=1))
+    pd.testing.assert_frame_equal(
+        forecast(forecaster, full.drop(columns="amount")), forecast(forecaster, filled)
+    )
+
+
+@pytest.mark.parametrize(("length", "ahead"), [(10, 31), (10, 32), (10, 33), (10, 70), (50, 4)])
+def test_more_bars_than_the_context(forecaster, length, ahead):
+    """The published code crashes when pred_len exceeds max_context."""
+    found = forecast(forecaster, length=length, ahead=ahead)
+    assert len(found) == ahead
+    assert np.isfinite(found.to_numpy()).all()
+
+
+def test_the_seed_decides(forecaster):
+    once, again, other = (forecast(forecaster, seed=seed, T=1.0) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(once, again)
+    assert not np.allclose(once, other)
+
+
+def test_the_global_random_state_is_left_alone(forecaster):
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    forecast(forecaster)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert (np.random.get_state()[1] == numpy_before[1]).all()  # noqa: NPY002
+
+
+def test_a_network_in_training_mode_is_put_right(make_pair):
+    """Left in training mode it would drop out, and no two forecasts would agree."""
+    tokenizer, model = make_pair(dropout=0.5)
+    tokenizer.train(), model.train()
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    once = forecast(forecaster)
+    tokenizer.train(), model.train()  # as a training loop between two forecasts does
+    pd.testing.assert_frame_equal(once, forecast(forecaster))
+    assert not model.training
+    assert not tokenizer.training
+
+
+def test_paths_are_kept_and_predict_is_their_mean(forecaster):
+    stamps = stamps_of(DAYS[: PAST + AHEAD])[None]
+    x = bars().to_numpy(np.float32)[None]
+    paths = forecaster.paths(x, stamps[:, :PAST], stamps[:, PAST:], AHEAD, sample_count=3)
+    assert paths.shape == (1, 3, AHEAD, 6)
+    assert not np.allclose(paths[0, 0], paths[0, 1])
+    np.testing.assert_allclose(paths[0].mean(axis=0), forecast(forecaster, sample_count=3))
+
+
+NAN = bars()
+NAN.iloc[3, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (bars().to_numpy(), "expected a DataFrame of bars, got ndarray"),
+        (bars().drop(columns=["low", "close"]), "lacks low, close; it has open, high, volume"),
+        (bars().assign(high="x"), "column high is not numeric"),
+        (NAN, r"low is missing or not finite in row 3 \(1 such rows\)"),
+        (bars().assign(volume=np.inf), "volume is missing or not finite in row 0"),
+        (bars(1), "at least 2 bars, got 1"),
+        (bars(0), "at least 2 bars, got 0"),
+    ],
+)
+def test_bars_that_are_refused(forecaster, frame, message):
+    """In a batch of hundreds, the error must say which series to look at."""
+    frames = [bars(), frame]
+    times = [DAYS[:PAST], DAYS[: len(frame)]], [DAYS[20:24], DAYS[20:24]]
+    with pytest.raises(BarDataError, match=f"series 1: .*{message}"):
+        forecaster.predict_batch(frames, *times, AHEAD, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("past", "ahead", "message"),
+    [
+        (DAYS[:9], DAYS[10:14], "x_timestamp has 9 timestamps, expected 10"),
+        (DAYS[:10], DAYS[10:13], "y_timestamp has 3 timestamps, expected 4"),
+        (DAYS[:10], DAYS[9:13], "the time does not increase at number 11"),
+        (DAYS[:10][::-1], DAYS[10:14], "x_timestamp does not increase at number 2: 2024-01-12"),
+        (range(10), DAYS[10:14], "x_timestamp: expected timestamps, got numbers such as 0"),
+        (DAYS[:10], [pd.NaT] * 4, "y_timestamp: timestamp number 1 is missing"),
+    ],
+)
+def test_timestamps_that_are_refused(forecaster, past, ahead, message):
+    with pytest.raises(CalendarError, match=f"series 0[:,] {message}"):
+        forecaster.predict(bars(), past, ahead, AHEAD, verbose=False)
+
+
+def test_lists_of_unequal_length_are_refused(forecaster):
+    with pytest.raises(BarDataError, match="got 2 frames, 1 x_timestamps and 1 y_timestamps"):
+        forecaster.predict_batch([bars(), bars()], [DAYS[:10]], [DAYS[10:14]], AHEAD)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0}, {"sample_count": 0}, {"T": -1}, {"top_k": -1}])
+def test_sampling_that_cannot_work_is_refused(forecaster, options):
+    with pytest.raises(ConfigError):
+        forecast(forecaster, **options)
+
+
+def test_settings_that_cannot_work_are_refused(forecaster, tiny_pair):
+    with pytest.raises(ConfigError, match="pred_len must be at least 1"):
+        forecast(forecaster, ahead=0)
+    with pytest.raises(ConfigError, match="max_context must be at least 1"):
+        KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu", max_context=0)
+    with pytest.raises(ConfigError, match="clip must be above 0"):
+        KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu", clip=0)
+
+
+def test_arrays_that_are_refused(forecaster):
+    x, past, ahead = np.ones((2, 5, 6)), np.ones((2, 5, 5), int), np.ones((2, 3, 5), int)
+    with pytest.raises(BarDataError, match=r"at least 2 bars, 6\), got \(2, 5, 4\)"):
+        forecaster.paths(x[..., :4], past, ahead, 3)
+    with pytest.raises(BarDataError, match=r"expected stamps of shapes .* got \(2, 5, 5\) and"):
+        forecaster.paths(x, past, ahead[:, :2], 3)
+    with pytest.raises(BarDataError, match="expected 2 keys, one for each series, got 1"):
+        forecaster.paths(x, past, ahead, 3, keys=["a"])
+    x[1, 4, 3] = np.nan
+    with pytest.raises(BarDataError, match="SH600000: close of bar 4 is missing"):
+        forecaster.paths(x, past, ahead, 3, keys=["a", "SH600000"])

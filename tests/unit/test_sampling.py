@@ -1,0 +1,100 @@
+"""Logits to ids: what is filtered, what is drawn and how often."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.inference.sampling import keep_top_k, keep_top_p, path_uniforms, sample_ids
+
+CHANCES = torch.tensor([[0.1, 0.5, 0.05, 0.3, 0.05]])
+LOGITS = CHANCES.log()
+ALMOST_ONE = 0.99999994
+"""The largest float32 below 1."""
+
+
+def kept(logits):
+    return torch.isfinite(logits)[0].nonzero().flatten().tolist()
+
+
+def config(temperature=1.0, top_k=0, top_p=1.0):
+    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def draws(logits, how, uniforms):
+    uniforms = torch.as_tensor(uniforms, dtype=torch.float32)
+    return sample_ids(logits.expand(len(uniforms), -1), how, uniforms).tolist()
+
+
+@pytest.mark.parametrize(
+    ("k", "tokens"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (99, [*range(5)])]
+)
+def test_top_k_keeps_the_likeliest(k, tokens):
+    assert kept(keep_top_k(LOGITS, k)) == tokens
+
+
+@pytest.mark.parametrize(("p", "tokens"), [(0.01, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3])])
+def test_the_token_that_crosses_top_p_stays(p, tokens):
+    """0.5 and 0.3 together exceed 0.6: dropping the token that crosses would leave one."""
+    assert kept(keep_top_p(LOGITS, p)) == tokens
+
+
+def test_a_filter_leaves_the_logits_alone():
+    """The published filters write minus infinity into their caller's logits."""
+    logits = LOGITS.clone()
+    keep_top_k(logits, 2), keep_top_p(logits, 0.6)
+    assert torch.equal(logits, LOGITS)
+
+
+def test_top_p_applies_after_top_k():
+    """The published code forgets top_p when top_k is given."""
+    uniforms = np.linspace(0, ALMOST_ONE, 501)
+    assert set(draws(LOGITS, config(top_k=3), uniforms)) == {0, 1, 3}
+    assert set(draws(LOGITS, config(top_k=3, top_p=0.6), uniforms)) == {1, 3}
+    # 0.5 of the 0.8 that top_k leaves is already above 0.6: top_p sees renormalised chances.
+    assert set(draws(LOGITS, config(top_k=2, top_p=0.6), uniforms)) == {1}
+
+
+def test_temperature_zero_takes_the_likeliest():
+    """The published code divides by zero."""
+    assert draws(LOGITS, config(temperature=0), [0, 0.5, ALMOST_ONE]) == [1, 1, 1]
+
+
+def test_a_low_temperature_sharpens():
+    hot, cold = (
+        draws(LOGITS, config(temperature=value), np.linspace(0, ALMOST_ONE, 1001)).count(1)
+        for value in (2.0, 0.5)
+    )
+    assert hot < 500 < 600 < cold
+
+
+@pytest.mark.parametrize("uniform", [0.0, ALMOST_ONE, 1.0])
+@pytest.mark.parametrize("width", [5, 1024])
+def test_a_filtered_token_is_never_drawn(uniform, width):
+    """Rounding in the cumulative sum must not reach past the last token that is left."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, width, generator=rng) * 3
+    uniforms = torch.full((200,), uniform)
+    ids = sample_ids(logits, config(top_k=3, top_p=0.9), uniforms)
+    allowed = torch.isfinite(keep_top_p(keep_top_k(logits, 3), 0.9))
+    assert allowed.gather(1, ids[:, None]).all()
+
+
+def test_frequencies_are_the_probabilities():
+    uniforms = path_uniforms(3, [b"share"], 1, 10_000).flatten()
+    ids = sample_ids(LOGITS.expand(len(uniforms), -1), config(), uniforms)
+    counts = np.bincount(ids.numpy(), minlength=5)
+    expected = CHANCES[0].double() / CHANCES.sum() * len(uniforms)
+    assert chisquare(counts, expected.numpy() * counts.sum() / expected.sum().item()).pvalue > 0.01
+
+
+def test_chance_depends_on_seed_and_key_only():
+    alone = path_uniforms(1, [b"b"], 2, 3)
+    together = path_uniforms(1, [b"a", b"b", b"c"], 2, 3)
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(path_uniforms(2, [b"b"], 2, 3), alone)
+    assert ((together >= 0) & (together < 1)).all()

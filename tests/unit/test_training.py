@@ -1,0 +1,222 @@
+"""Training: every window once, only the segment's bars, the best weights, the same each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kronos_qlib.configs import TrainingConfig
+from kronos_qlib.data.windows import BarTable, windows_to_train
+from kronos_qlib.errors import TrainingError
+from kronos_qlib.model.checkpoint import fingerprint
+from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.training.batches import EpochSampler, Segment
+from kronos_qlib.training.loop import evaluate, one_cycle, train
+from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+
+CPU = torch.device("cpu")
+LOOKBACK, HORIZON = 8, 2
+DAYS = pd.bdate_range("2024-01-01", periods=60)
+LAST, FIRST = DAYS[39], DAYS[40]
+QUICK = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, warmup_share=0.1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Two shares that swing in a fixed rhythm: there is something to learn."""
+    beat = np.arange(len(DAYS))
+    frames = {
+        name: pd.DataFrame(
+            {
+                column: level * (2 + np.sin(beat * np.pi / 2 + place))
+                for place, column in enumerate(BAR_COLUMNS)
+            },
+            index=DAYS,
+        )
+        for name, level in (("SH600000", 10.0), ("SZ000001", 3.0))
+    }
+    return BarTable.from_frame(pd.concat(frames))
+
+
+@pytest.fixture(scope="module")
+def segments(table):
+    return (
+        Segment(windows_to_train(table, LOOKBACK, HORIZON, None, LAST)),
+        Segment(windows_to_train(table, LOOKBACK, HORIZON, FIRST, None), FIRST),
+    )
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 3), (9, 3), (1, 5), (100, 7)])
+def test_every_window_once_per_epoch(size, batch_size):
+    """The published loader workers share a generator: two workers, every window twice."""
+    sampler = EpochSampler(size, batch_size, seed=0)
+    for number in (1, 2):
+        batches = list(sampler.epoch(number))
+        assert len(batches) == len(sampler)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(size))
+
+
+def test_the_shuffle_is_decided_by_seed_and_epoch():
+    def order(seed, epoch):
+        return np.concatenate(list(EpochSampler(50, 5, seed=seed).epoch(epoch))).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_a_limit_samples_without_repeats():
+    sampler = EpochSampler(50, 8, seed=0, limit=20)
+    drawn = [np.concatenate(list(sampler.epoch(number))).tolist() for number in (1, 2)]
+    assert [len(set(places)) for places in drawn] == [20, 20]
+    assert set(drawn[0]) != set(drawn[1])
+
+
+def test_validation_windows_are_evenly_spaced(segments):
+    few = segments[0].evenly(5)
+    assert len(few) == 5
+    assert few.windows.ends[[0, -1]].tolist() == segments[0].windows.ends[[0, -1]].tolist()
+    assert len(segments[0].evenly(10_000)) == len(segments[0])
+
+
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_an_empty_segment_is_an_error(tiny_pair, segments, which):
+    """The published code scores an empty validation set 0 and keeps it as the best."""
+    nothing = Segment(segments[0].windows.take(slice(0, 0)))
+    chosen = (nothing, segments[1]) if which == "training" else (segments[0], nothing)
+    with pytest.raises(TrainingError, match=rf"the {which} segment has no window of 8 \+ 2 bars"):
+        train(TokenizerStep(tiny_pair[0]), *chosen, QUICK)
+
+
+def test_a_loss_that_is_no_number_names_the_bars(tiny_pair, segments):
+    tokenizer, model = tiny_pair
+    model.head.proj_s1.weight.data[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match=r"nan on a batch of .* SH600000 at 2024-02-2"):
+        train(PredictorStep(model, tokenizer), *segments, QUICK)
+
+
+def steps_of(pair):
+    return TokenizerStep(pair[0]), PredictorStep(pair[1], pair[0])
+
+
+@pytest.mark.parametrize("stage", [0, 1], ids=["tokenizer", "predictor"])
+def test_only_bars_inside_the_segment_count(tiny_pair, segments, stage):
+    """A bar before the segment is context: were it a target, training would share it.
+
+    The loss from the batch equals the one worked out by hand from the counted bars.
+    """
+    step, segment = steps_of(tiny_pair)[stage], segments[1]
+    batch = segment.batch(np.arange(len(segment)), CPU)
+    counted = batch.counted
+    assert 0 < counted.float().mean() < 1
+    times = segment.windows.table.times[segment.windows.rows(slice(None))]
+    assert (counted.numpy() == (times >= FIRST.to_datetime64())).all()
+    losses = step.losses(batch, torch.Generator())
+
+    if stage == 0:
+        errors = [(guess - batch.z)[counted].square().mean() for guess in step.net(batch.z)[0]]
+        torch.testing.assert_close(losses["recon_s1"], errors[0])
+        torch.testing.assert_close(losses["recon"], errors[1])
+        raw = step.net._project(batch.z)
+        torch.testing.assert_close(losses["bsq"], step.net.tokenizer(raw[counted][None])[1])
+        return
+    s1, s2 = step.tokenizer.encode(batch.z)
+    logits = step.net(s1[:, :-1], s2[:, :-1], batch.stamps[:, :-1], True, s1[:, 1:])
+    for name, values, ids in zip(("loss_s1", "loss_s2"), logits, (s1, s2), strict=True):
+        chosen = values.log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+        torch.testing.assert_close(losses[name], -chosen[counted[:, 1:]].mean())
+
+
+def test_the_validation_loss_does_not_depend_on_batches(tiny_pair, segments):
+    """Windows at the segment's start count fewer bars; batches once weighed them wrongly."""
+    step = steps_of(tiny_pair)[1]
+    # A window wholly inside the segment loses its first bar too: it has nothing before it.
+    mixed = Segment(segments[0].windows, DAYS[10])
+    losses = [evaluate(step, mixed, replace(QUICK, batch_size=size), CPU) for size in (1, 3, 50)]
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_validation_is_deterministic(make_pair, segments):
+    """No dropout and no sampled s1: the same weights, the same loss."""
+    tokenizer, model = make_pair(dropout=0.5)
+    step = PredictorStep(model.train(), tokenizer.train(), teacher_forcing=False)
+    once, again = (evaluate(step, segments[1], QUICK, CPU) for _ in range(2))
+    assert once == again
+    # Teacher-forced however it trains, so that two ways of training compare.
+    assert once == evaluate(PredictorStep(model, tokenizer), segments[1], QUICK, CPU)
+    assert not tokenizer.training  # its tokens would be noise
+
+
+@pytest.mark.parametrize("forcing", [True, False])
+def test_the_loss_goes_down_on_what_can_be_learned(make_pair, segments, forcing):
+    tokenizer, model = make_pair(dropout=0.05)
+    config = replace(QUICK, epochs=6)
+    for step in (TokenizerStep(tokenizer), PredictorStep(model, tokenizer, forcing)):
+        report = train(step, *segments, config)
+        losses = [row["valid_loss"] for row in report.history]
+        assert losses[report.best_epoch] == min(losses) < 0.8 * losses[0]
+        assert [row["epoch"] for row in report.history] == list(range(7))
+        assert report.history[-1]["train_loss"] < report.history[1]["train_loss"]
+        assert not step.net.training
+        assert evaluate(step, segments[1], config, CPU)["valid_loss"] == min(losses)
+
+
+def test_weights_that_training_makes_worse_stay_as_they_were(tiny_pair, segments, caplog):
+    """Epoch 0 counts as well: whole-market finetuning has been worse than zero-shot."""
+    step = steps_of(tiny_pair)[1]
+    before = fingerprint(step.net)
+    seen = []
+    with caplog.at_level("WARNING"):
+        report = train(
+            step,
+            *segments,
+            replace(QUICK, learning_rate=2.0, epochs=5, patience=2),
+            on_epoch=lambda number, row: seen.append((number, row["valid_loss"])),
+        )
+    assert report.best_epoch == 0
+    assert fingerprint(step.net) == before
+    assert "the weights are as before" in caplog.text
+    assert [number for number, _ in seen] == [0, 1, 2]  # patience stopped it
+    assert min(loss for _, loss in seen[1:]) > seen[0][1]
+
+
+@pytest.mark.parametrize("stage", [0, 1], ids=["tokenizer", "predictor"])
+def test_the_same_seed_gives_the_same_weights(make_pair, segments, stage):
+    def trained(seed):
+        step = steps_of(make_pair(dropout=0.2))[stage]
+        train(step, *segments, replace(QUICK, seed=seed))
+        return fingerprint(step.net)
+
+    first = trained(3)
+    torch.rand(7)  # what else was drawn in the process must not matter
+    assert trained(3) == first
+    assert trained(4) != first
+
+
+def test_the_global_random_state_is_left_alone(make_pair, segments):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train(steps_of(make_pair(dropout=0.2))[1], *segments, replace(QUICK, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+
+
+def test_the_tokenizer_is_frozen_while_the_predictor_trains(tiny_pair, segments):
+    before = fingerprint(tiny_pair[0])
+    train(steps_of(tiny_pair)[1], *segments, replace(QUICK, epochs=1))
+    assert fingerprint(tiny_pair[0]) == before
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 0.5])
+def test_the_schedule_rises_from_a_tenth_and_falls_to_nothing(warmup):
+    shares = [one_cycle(done, 200, warmup) for done in range(201)]
+    peak = int(200 * warmup)
+    assert shares[0] == pytest.approx(0.1 if warmup else 1.0)
+    assert shares[peak] == max(shares) == 1
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(shares[: peak + 1]) > 0).all()
+    assert (np.diff(shares[peak:]) < 0).all()
