@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.inference.sampling import sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -58,6 +60,36 @@ def make_pair() -> Callable[..., Pair]:
 @pytest.fixture
 def tiny_pair() -> Pair:
     return build_pair()
+
+
+@pytest.fixture(scope="session")
+def generate_plainly() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The published algorithm: every path reads its whole context anew for every bar."""
+    return draw_plainly
+
+
+@torch.inference_mode()
+def draw_plainly(
+    model: Kronos,
+    tokens: tuple[torch.Tensor, torch.Tensor],
+    stamps: torch.Tensor,
+    horizon: int,
+    how: SamplingConfig,
+    uniforms: torch.Tensor,
+    max_context: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    s1, s2 = (ids.repeat_interleave(how.paths, dim=0) for ids in tokens)
+    stamps = stamps.repeat_interleave(how.paths, dim=0)
+    chance = uniforms.flatten(0, 1)
+    lookback = s1.shape[1]
+    for step in range(horizon):
+        seen = slice(max(0, lookback + step - max_context), lookback + step)
+        logits, context = model.decode_s1(s1[:, seen], s2[:, seen], stamps[:, seen])
+        next_s1 = sample_ids(logits[:, -1], how, chance[:, step, 0])[:, None]
+        logits = model.decode_s2(context, next_s1, how.rotate_s2)
+        next_s2 = sample_ids(logits[:, -1], how, chance[:, step, 1])[:, None]
+        s1, s2 = torch.cat((s1, next_s1), dim=1), torch.cat((s2, next_s2), dim=1)
+    return s1[:, lookback:], s2[:, lookback:]
 
 
 def build_pair(

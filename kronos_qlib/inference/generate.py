@@ -6,25 +6,19 @@ import torch
 from torch import Tensor
 
 from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, TokenPair
 from kronos_qlib.inference.sampling import sample_ids
-from kronos_qlib.model.cache import DecodingCache
-from kronos_qlib.model.tokenizer import KronosTokenizer
-from kronos_qlib.model.transformer import Kronos
-
-TokenPair = tuple[Tensor, Tensor]
-"""s1 and s2 ids of the same shape."""
 
 
 @torch.inference_mode()
 def generate(
-    model: Kronos,
+    net: PackedKronos,
     tokens: TokenPair,
     stamps: Tensor,
     horizon: int,
     how: SamplingConfig,
     uniforms: Tensor,
     max_context: int,
-    use_cache: bool = True,
 ) -> TokenPair:
     """Continue each window by `horizon` bars along `how.paths` paths.
 
@@ -37,7 +31,6 @@ def generate(
         stamps: (B, L + horizon, 5) int64.
         uniforms: (B, P, horizon, 2) float32 in [0, 1), see `path_uniforms`.
         max_context: bars that the predictor attends to at once.
-        use_cache: False reads everything anew for every step: the plain algorithm, for tests.
 
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
@@ -45,44 +38,32 @@ def generate(
     paths = how.paths
     lookback = tokens[0].shape[1]
     held = min(lookback, max_context)
-    cached_steps = min(horizon, max_context - held + 1) if use_cache else 0
+    cached_steps = min(horizon, max_context - held + 1)
 
     s1, s2 = (_room(ids, paths, horizon) for ids in tokens)
     every_stamp = stamps.repeat_interleave(paths, dim=0)
-    chance = uniforms.flatten(0, 1)  # (B * P, horizon, 2)
-
-    if cached_steps:
-        cache = DecodingCache(len(model.transformer), paths, cached_steps - 1)
-        prompt = slice(lookback - held, lookback)
-        context = model.read(tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt], cache)
-        model.remember_for_s2(context, cache, how.rotate_s2)
-        newest = context[:, -1:].repeat_interleave(paths, dim=0)
-    for step in range(cached_steps):
+    chance = uniforms.flatten(0, 1)  # (R, horizon, 2)
+    prompt = slice(lookback - held, lookback)
+    reader = Reader(net, paths, cached_steps - 1, how.rotate_s2)
+    for step in range(horizon):
         at = lookback + step
-        if step:
+        if step == 0:
+            newest = reader.read(tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt])
+        elif step < cached_steps:
             last = slice(at - 1, at)
-            newest = model.read(s1[:, last], s2[:, last], every_stamp[:, last], cache)
-            model.remember_for_s2(newest, cache, how.rotate_s2)
-        s1[:, at] = sample_ids(model.s1_logits(newest)[:, 0], how, chance[:, step, 0])
-        s2_logits = model.s2_logits(newest, s1[:, at : at + 1], cache, how.rotate_s2)
-        s2[:, at] = sample_ids(s2_logits[:, 0], how, chance[:, step, 1])
-    for step in range(cached_steps, horizon):
-        at = lookback + step
-        seen = slice(max(0, at - max_context), at)
-        s1_logits, context = model.decode_s1(s1[:, seen], s2[:, seen], every_stamp[:, seen])
-        s1[:, at] = sample_ids(s1_logits[:, -1], how, chance[:, step, 0])
-        s2_logits = model.decode_s2(context, s1[:, at : at + 1], how.rotate_s2)
-        s2[:, at] = sample_ids(s2_logits[:, -1], how, chance[:, step, 1])
+            newest = reader.read(s1[:, last], s2[:, last], every_stamp[:, last])
+        else:  # every path's window is a prompt of its own
+            seen = slice(at - max_context, at)
+            reader = Reader(net, 1, 0, how.rotate_s2)
+            newest = reader.read(s1[:, seen], s2[:, seen], every_stamp[:, seen])
+        s1[:, at] = sample_ids(reader.s1_logits(newest), how, chance[:, step, 0])
+        s2[:, at] = sample_ids(reader.s2_logits(newest, s1[:, at]), how, chance[:, step, 1])
     return s1[:, lookback:], s2[:, lookback:]
 
 
 @torch.inference_mode()
 def decode_drawn(
-    tokenizer: KronosTokenizer,
-    tokens: TokenPair,
-    drawn: TokenPair,
-    paths: int,
-    max_context: int,
+    net: PackedTokenizer, tokens: TokenPair, drawn: TokenPair, paths: int, max_context: int
 ) -> Tensor:
     """Bars of the drawn tokens.
 
@@ -94,12 +75,12 @@ def decode_drawn(
         drawn: from `generate`, each (B * P, horizon) int64.
 
     Returns:
-        (B * P, horizon, 6) normalised bars.
+        (B * P, horizon, 6) float32 normalised bars.
     """
     horizon = drawn[0].shape[1]
     room = max_context - horizon
     if room > 0:
-        return tokenizer.decode_ahead((tokens[0][:, -room:], tokens[1][:, -room:]), drawn, paths)
+        return net.decode_ahead((tokens[0][:, -room:], tokens[1][:, -room:]), drawn, paths)
     s1, s2 = (
         torch.cat((before.repeat_interleave(paths, dim=0), after), dim=1)
         for before, after in zip(tokens, drawn, strict=True)
@@ -108,7 +89,7 @@ def decode_drawn(
     wanted, stop = horizon, s1.shape[1]
     while wanted:
         start = max(0, stop - max_context)
-        bars = tokenizer.decode((s1[:, start:stop], s2[:, start:stop]))
+        bars = net.decode((s1[:, start:stop], s2[:, start:stop]))
         # Only the latest stretch is kept whole; in an earlier one the first half lends context.
         whole = not parts or start == 0
         kept = min(wanted, bars.shape[1] if whole else -(-bars.shape[1] // 2))

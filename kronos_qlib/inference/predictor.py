@@ -15,6 +15,7 @@ from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.windows import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.frames import bars_of_frame, timestamps_of
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import path_uniforms
@@ -36,7 +37,8 @@ class KronosPredictor:
     Args:
         device: a torch device; None takes CUDA, then Apple's GPU, then the CPU.
         max_context: bars that the network sees at once: 512 for the published small and base,
-            2048 for mini. A longer lookback is cut to its last bars; a longer forecast slides.
+            2048 for mini. Never more than the checkpoint's own number, where it has one (nano:
+            100). A longer lookback is cut to its last bars; a longer forecast slides.
         clip: normalised bars are clipped to this many standard deviations.
 
     Raises:
@@ -51,6 +53,11 @@ class KronosPredictor:
         max_context: int = 512,
         clip: float = 5,
     ) -> None:
+        if not isinstance(model, Kronos) or not isinstance(tokenizer, KronosTokenizer):
+            raise ConfigError(
+                "expected KronosPredictor(model: Kronos, tokenizer: KronosTokenizer), got "
+                f"{type(model).__name__} and {type(tokenizer).__name__}"
+            )
         check_pair(model, tokenizer)
         if max_context < 1:
             raise ConfigError(f"max_context must be at least 1 bar, got {max_context}")
@@ -60,8 +67,11 @@ class KronosPredictor:
         # In training mode they would drop out and the forecast would be noise (fault 1).
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer.to(self.device).eval()
-        self.max_context = max_context
+        known = model.origin.max_context if model.origin else None
+        self.max_context = min(max_context, known) if known else max_context
         self.clip = float(clip)
+        self._packed: tuple[PackedKronos, PackedTokenizer] | None = None
+        self._packed_from: list[tuple[int, int]] = []
 
     def predict(
         self,
@@ -196,8 +206,6 @@ class KronosPredictor:
         )
         x = np.asarray(x, dtype=np.float32)
         _check_shapes(x, np.shape(x_stamp), np.shape(y_stamp), pred_len, keys)
-        self.model.eval()  # whoever trained it since may have left it in training mode
-        self.tokenizer.eval()
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         names = [row.tobytes() for row in x] if keys is None else [key.encode() for key in keys]
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
@@ -221,15 +229,25 @@ class KronosPredictor:
     ) -> Floats:
         scale = WindowScale.of(bars)
         z = torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)
-        tokens = self.tokenizer.encode(z)
-        assert isinstance(tokens, tuple)
+        net, tokenizer = self._engine()
+        tokens = tokenizer.encode(z)
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         drawn = generate(
-            self.model, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
+            net, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
         )
-        ahead = decode_drawn(self.tokenizer, tokens, drawn, how.paths, self.max_context)
-        futures = ahead.float().cpu().numpy().reshape(len(bars), how.paths * horizon, -1)
+        ahead = decode_drawn(tokenizer, tokens, drawn, how.paths, self.max_context)
+        futures = ahead.cpu().numpy().reshape(len(bars), how.paths * horizon, -1)
         return scale.to_bars(futures).reshape(len(bars), how.paths, horizon, -1)
+
+    def _engine(self) -> tuple[PackedKronos, PackedTokenizer]:
+        """Both halves packed for decoding: again whenever a weight has changed since."""
+        weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
+        # Training writes in place, which torch counts; loading may put another tensor there.
+        now = [(weight.data_ptr(), weight._version) for weight in weights]
+        if self._packed is None or now != self._packed_from:
+            self._packed = PackedKronos(self.model), PackedTokenizer(self.tokenizer)
+            self._packed_from = now
+        return self._packed
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

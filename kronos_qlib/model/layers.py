@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
 
-from kronos_qlib.model.cache import KeyValueStore
-
 TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
 
@@ -117,26 +115,12 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Causal self-attention, over whole windows or their newest bars against a store."""
+    """Causal self-attention, queries and keys rotated by position."""
 
-    def forward(self, x: Tensor, store: KeyValueStore | None = None) -> Tensor:
-        """Attend.
-
-        Args:
-            x: (B, T, D); with a filled store, the newest bars of each path, (B * P, S, D).
-            store: keeps this layer's keys and values; filled by the first call with it.
-        """
-        start = 0 if store is None else store.length
-        q = self.rotary(self.split(self.q_proj(x)), start)
-        k = self.rotary(self.split(self.k_proj(x)), start)
-        v = self.split(self.v_proj(x))
-        if store is None:
-            return self.join(self.attend_causally(q, k, v))
-        if store.is_empty:
-            store.keep_prompt(k, v)
-            return self.join(self.attend_causally(q, k, v))
-        store.append(k, v)
-        return self.join(store.attend(q))
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.rotary(self.split(self.q_proj(x)))
+        k = self.rotary(self.split(self.k_proj(x)))
+        return self.join(self.attend_causally(q, k, self.split(self.v_proj(x))))
 
 
 class TransformerBlock(nn.Module):
@@ -157,8 +141,8 @@ class TransformerBlock(nn.Module):
         self.norm2 = RMSNorm(d_model)
         self.ffn = FeedForward(d_model, ff_dim, ffn_dropout_p)
 
-    def forward(self, x: Tensor, store: KeyValueStore | None = None) -> Tensor:
-        x = x + self.self_attn(self.norm1(x), store)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.norm1(x))
         out: Tensor = x + self.ffn(self.norm2(x))
         return out
 
@@ -192,9 +176,14 @@ class TimeEmbedding(nn.Module):
         for field, rows in TIME_TABLE_ROWS.items():
             self.add_module(f"{field}_embed", make(rows, d_model))
 
+    def tables(self) -> list[Tensor]:
+        """The five tables' weights, each (rows, D), in the order of a stamp's fields."""
+        parts = (self.get_submodule(f"{field}_embed") for field in TIME_TABLE_ROWS)
+        tables = [part.emb if isinstance(part, FixedEmbedding) else part for part in parts]
+        return [table.weight for table in tables if isinstance(table, nn.Embedding)]
+
     def forward(self, stamp: Tensor) -> Tensor:
         """(..., 5) whole numbers minute, hour, weekday, day, month, of any type, to (..., D)."""
         stamp = stamp.long()
-        tables = (self.get_submodule(f"{field}_embed") for field in TIME_TABLE_ROWS)
-        parts = [table(stamp[..., place]) for place, table in enumerate(tables)]
+        parts = [F.embedding(stamp[..., place], table) for place, table in enumerate(self.tables())]
         return torch.stack(parts).sum(dim=0)

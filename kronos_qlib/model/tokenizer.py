@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kronos_qlib.configs import TokenizerConfig
 from kronos_qlib.model import checkpoint
-from kronos_qlib.model.cache import KeyValueStore
 from kronos_qlib.model.layers import TransformerBlock
 from kronos_qlib.model.quantizer import (
     BinarySphericalQuantizer,
@@ -154,25 +153,6 @@ class KronosTokenizer(nn.Module):
             signs = unpack_bits(ids, self.s1_bits + self.s2_bits)
         return self._reconstruct(self._embed_signs(signs))
 
-    @torch.no_grad()
-    def decode_ahead(
-        self, prompt: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor], paths: int
-    ) -> Tensor:
-        """Bars of drawn tokens, the prompt before them decoded once for all paths.
-
-        Args:
-            prompt: s1 and s2 of the bars before, each (B, T) int64.
-            drawn: s1 and s2 of each path's bars, each (B * paths, S) int64, window-major.
-
-        Returns:
-            (B * paths, S, C) normalised bars: the last S of `decode` on the joined tokens.
-        """
-        stores = [KeyValueStore(paths, drawn[0].shape[1]) for _ in self.decoder]
-        for s1, s2 in (prompt, drawn):
-            bits = unpack_bits(s1, self.s1_bits), unpack_bits(s2, self.s2_bits)
-            bars = self._reconstruct(self._embed_signs(torch.cat(bits, dim=-1)), stores)
-        return bars
-
     def _project(self, x: Tensor) -> Tensor:
         hidden = self.embed(x)
         for block in self.encoder:
@@ -185,9 +165,9 @@ class KronosTokenizer(nn.Module):
         out: Tensor = self.post_quant_embed(codes.to(self.post_quant_embed.weight.dtype))
         return out
 
-    def _reconstruct(self, hidden: Tensor, stores: list[KeyValueStore] | None = None) -> Tensor:
-        for place, block in enumerate(self.decoder):
-            hidden = block(hidden, stores[place] if stores else None)
+    def _reconstruct(self, hidden: Tensor) -> Tensor:
+        for block in self.decoder:
+            hidden = block(hidden)
         out: Tensor = self.head(hidden)
         return out
 

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.configs import PredictorConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import checkpoint
-from kronos_qlib.model.cache import DecodingCache, KeyValueStore
 from kronos_qlib.model.layers import Attention, RMSNorm, TimeEmbedding, TransformerBlock
 from kronos_qlib.model.tokenizer import KronosTokenizer
 
@@ -47,23 +47,13 @@ class S2Attention(Attention):
         v = self.split(self.v_proj(context))
         return self.join(self.attend_causally(q, k, v))
 
-    def remember(self, context: Tensor, store: KeyValueStore, rotate: bool) -> None:
-        """Keep the keys and values of a prompt (B, T, D), or of one more bar (B * P, 1, D)."""
-        k = self.split(self.k_proj(context))
+    def read_once(self, query: Tensor, context: Tensor, rotate: bool) -> Tensor:
+        """From one query per row, (B, 1, D), to its whole context (B, T, D): (B, 1, D)."""
+        q, k = self.split(self.q_proj(query)), self.split(self.k_proj(context))
+        if rotate:  # the query has the position of the last bar, which it continues
+            q, k = self.rotary(q, context.shape[1] - 1), self.rotary(k)
         v = self.split(self.v_proj(context))
-        if rotate:
-            k = self.rotary(k, store.length)
-        if store.is_empty:
-            store.keep_prompt(k, v)
-        else:
-            store.append(k, v)
-
-    def read(self, query: Tensor, store: KeyValueStore, rotate: bool) -> Tensor:
-        """From one query per row, (B * P, 1, D), to all that is remembered."""
-        q = self.split(self.q_proj(query))
-        if rotate:
-            q = self.rotary(q, store.length - 1)  # the position of the bar it continues
-        return self.join(store.attend(q))
+        return self.join(F.scaled_dot_product_attention(q, k, v))
 
 
 class DependencyLayer(nn.Module):
@@ -87,7 +77,7 @@ class TokenHeads(nn.Module):
 class Kronos(nn.Module):
     """Decoder-only Transformer over bars; s1 of the next bar first, then s2 given s1.
 
-    Shape letters: B windows, P paths, T bars, D width.
+    Shape letters: B windows, T bars, D width.
 
     Source: the paper, section "Hierarchical autoregressive modeling"; keys of `config.json` are
     the arguments.
@@ -190,7 +180,7 @@ class Kronos(nn.Module):
         self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits of every position's next s1, (B, T, 2**s1_bits), and the context, (B, T, D)."""
-        context = self.read(s1_ids, s2_ids, stamp)
+        context = self._read(s1_ids, s2_ids, stamp)
         return self.head.proj_s1(context), context
 
     def decode_s2(self, context: Tensor, s1_ids: Tensor, rotate: bool = False) -> Tensor:
@@ -211,69 +201,26 @@ class Kronos(nn.Module):
             return self._s2_logits_in_training(context, s1_ids)
         if s1_ids.shape[1] != 1:
             raise ValueError(f"expected 1 or {bars} s1 ids per row, got {s1_ids.shape[1]}")
-        store = KeyValueStore(paths=1, steps=0)
-        self.dep_layer.cross_attn.remember(context, store, rotate)
-        return self._s2_logits_from_store(context[:, -1:], s1_ids, store, rotate)
+        query = self.embedding.emb_s1(s1_ids)
+        attended = self.dep_layer.cross_attn.read_once(query, context, rotate)
+        out: Tensor = self.head.proj_s2(self.dep_layer.norm(context[:, -1:] + attended))
+        return out
 
-    def read(
-        self,
-        s1_ids: Tensor,
-        s2_ids: Tensor,
-        stamp: Tensor | None = None,
-        cache: DecodingCache | None = None,
-    ) -> Tensor:
-        """The context: what the network makes of every bar and those before it.
-
-        Args:
-            s1_ids, s2_ids: (B, T) int64; with a filled cache (B * P, 1), the newest bar of each
-                path.
-            stamp: (B, T, 5) int64, or one for each newest bar.
-            cache: keeps every layer's keys and values; filled by the first call with it.
-
-        Returns:
-            (B, T, D) or (B * P, 1, D).
-        """
+    def _read(self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None) -> Tensor:
         hidden = self.embedding(s1_ids, s2_ids)
         if stamp is not None:
             hidden = hidden + self.time_emb(stamp)
         hidden = self.token_dropout(hidden)
-        for place, block in enumerate(self.transformer):
-            hidden = block(hidden, None if cache is None else cache.layers[place])
+        for block in self.transformer:
+            hidden = block(hidden)
         context: Tensor = self.norm(hidden)
         return context
-
-    def s1_logits(self, newest: Tensor) -> Tensor:
-        """Logits of the next s1 from the context of the newest bars, (rows, 1, D)."""
-        out: Tensor = self.head.proj_s1(newest)
-        return out
-
-    def remember_for_s2(self, context: Tensor, cache: DecodingCache, rotate: bool = False) -> None:
-        """Keep the s2 attention's keys and values of what `read` just returned."""
-        self.dep_layer.cross_attn.remember(context, cache.s2, rotate)
-
-    def s2_logits(
-        self, newest: Tensor, s1_ids: Tensor, cache: DecodingCache, rotate: bool = False
-    ) -> Tensor:
-        """Logits of the next s2, (rows, 1, 2**s2_bits).
-
-        Args:
-            newest: (rows, 1, D), the context of each path's newest bar.
-            s1_ids: (rows, 1) int64, the s1 drawn for the next bar.
-        """
-        return self._s2_logits_from_store(newest, s1_ids, cache.s2, rotate)
 
     def _s2_logits_in_training(self, context: Tensor, next_s1: Tensor) -> Tensor:
         # The published forward is not causal here in evaluation mode, so its validation loss
         # sees later bars (fault 2); this one is causal always.
         attended = self.dep_layer.cross_attn(self.embedding.emb_s1(next_s1), context)
         out: Tensor = self.head.proj_s2(self.dep_layer.norm(context + attended))
-        return out
-
-    def _s2_logits_from_store(
-        self, newest: Tensor, s1_ids: Tensor, store: KeyValueStore, rotate: bool
-    ) -> Tensor:
-        attended = self.dep_layer.cross_attn.read(self.embedding.emb_s1(s1_ids), store, rotate)
-        out: Tensor = self.head.proj_s2(self.dep_layer.norm(newest + attended))
         return out
 
     @classmethod
@@ -286,16 +233,25 @@ class Kronos(nn.Module):
         """
         return checkpoint.load(cls, PredictorConfig, "predictor", name_or_path, revision)
 
-    def save_pretrained(self, path: str | Path, tokenizer: KronosTokenizer | None = None) -> Path:
+    def save_pretrained(
+        self,
+        path: str | Path,
+        tokenizer: KronosTokenizer | None = None,
+        max_context: int | None = None,
+    ) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`.
 
         Args:
             tokenizer: the one this predictor was trained with. Its fingerprint goes into the
                 file's header, so that another tokenizer of the same sizes is refused later.
+            max_context: the most bars it has seen at once in training, kept in the header too;
+                None keeps what its own file said.
         """
-        return checkpoint.save(
-            self,
-            self.config,
-            path,
-            partner=None if tokenizer is None else checkpoint.fingerprint(tokenizer),
-        )
+        header = {}
+        if tokenizer is not None:
+            header[checkpoint.PARTNER_KEY] = checkpoint.fingerprint(tokenizer)
+        if max_context is None and self.origin is not None:
+            max_context = self.origin.max_context
+        if max_context is not None:
+            header[checkpoint.CONTEXT_KEY] = str(max_context)
+        return checkpoint.save(self, self.config, path, header)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import path_uniforms
-from kronos_qlib.model.cache import DecodingCache
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.steps import next_token_losses, reconstruction_losses
 
@@ -126,23 +126,28 @@ def test_one_step_of_generation(golden):
     expected = golden.arrays["inf_s2_logits_last"]
     agree(predictor.decode_s2(context, pick)[:, -1], expected)
 
-    cache = DecodingCache(len(predictor.transformer), paths=1, steps=0)
-    kept = predictor.read(*tokens, stamp, cache)
-    predictor.remember_for_s2(kept, cache)
-    agree(predictor.s2_logits(kept[:, -1:], pick, cache)[:, -1], expected)
+    reader = Reader(PackedKronos(predictor), paths=1, steps=0)
+    newest = reader.read(*tokens, stamp)
+    agree(newest, context[:, -1].numpy())
+    agree(reader.s1_logits(newest), golden.arrays["inf_s1_logits_last"])
+    agree(reader.s2_logits(newest, pick[:, 0]), expected)
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "plain"])
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_forecast(golden, case, use_cache):
+def test_greedy_forecast(golden, generate_plainly, case):
     tokenizer, predictor = golden.pair()
     x, stamps = golden.tensor("x"), golden.tensor("stamp").long()
     context = int(golden.arrays[f"greedy_{case}_max_context"])
     horizon = stamps.shape[1] - x.shape[1]
     tokens = tokenizer.encode(x)
     chance = path_uniforms(0, [b""] * len(x), 1, horizon)
-    drawn = generate(predictor, tokens, stamps, horizon, LIKELIEST, chance, context, use_cache)
-    agree(decode_drawn(tokenizer, tokens, drawn, 1, context), golden.arrays[f"greedy_{case}"])
+    packed = PackedTokenizer(tokenizer)
+    agree_on = packed.encode(x)
+    assert all(torch.equal(one, other) for one, other in zip(agree_on, tokens, strict=True))
+    asked = (tokens, stamps, horizon, LIKELIEST, chance, context)
+    for drawn in (generate(PackedKronos(predictor), *asked), generate_plainly(predictor, *asked)):
+        bars = decode_drawn(packed, tokens, drawn, 1, context)
+        agree(bars, golden.arrays[f"greedy_{case}"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.inference import predictor as predictor_module
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import path_uniforms, sample_ids
@@ -62,17 +63,15 @@ def chances(how, windows, horizon):
 
 @settings(max_examples=60)
 @given(sizes=networks, how=settings_of_sampling, shape=shapes)
-def test_the_cache_changes_no_token(make_pair, sizes, how, shape):
+def test_the_cache_changes_no_token(make_pair, generate_plainly, sizes, how, shape):
     """Cached keys must be those a fresh reading would give, also when the window slides."""
     tokenizer, model = make_pair(**sizes)
     windows, horizon = shape["windows"], shape["horizon"]
     tokens = tokens_of(tokenizer, windows, shape["lookback"])
     stamps = stamps_for(windows, shape["lookback"] + horizon)
     uniforms = chances(how, windows, horizon)
-    cached, plain = (
-        generate(model, tokens, stamps, horizon, how, uniforms, shape["max_context"], use_cache)
-        for use_cache in (True, False)
-    )
+    asked = (tokens, stamps, horizon, how, uniforms, shape["max_context"])
+    cached, plain = generate(PackedKronos(model), *asked), generate_plainly(model, *asked)
     assert cached[0].shape == (windows * how.paths, horizon)
     assert torch.equal(cached[0], plain[0])
     assert torch.equal(cached[1], plain[1])
@@ -86,7 +85,7 @@ def test_decoding_ahead_is_plain_decoding(make_pair, sizes, shape, paths):
     windows, horizon, context = shape["windows"], shape["horizon"], shape["max_context"]
     before = tokens_of(tokenizer, windows, shape["lookback"])
     drawn = tokens_of(tokenizer, windows * paths, horizon, seed=1)
-    found = decode_drawn(tokenizer, before, drawn, paths, context)
+    found = decode_drawn(PackedTokenizer(tokenizer), before, drawn, paths, context)
     joined = [
         torch.cat((past.repeat_interleave(paths, dim=0), ahead), dim=1)[:, -context:]
         for past, ahead in zip(before, drawn, strict=True)

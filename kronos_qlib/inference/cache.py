@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
@@ -13,13 +14,13 @@ class KeyValueStore:
 
     The prompt's keys and values are held once per window, (B, H, T, W), and shared by that
     window's P paths without a copy; each path's own bars follow in (B, H, P, S, W).
-    Rows of a step are window-major: the paths of the first window, then of the second.
+    Rows of newest bars, R = B * P, are window-major: the paths of the first window, then of the
+    second.
     """
 
     def __init__(self, paths: int, steps: int) -> None:
         """Room for `paths` futures per window, of at most `steps` bars each."""
-        self.paths = paths
-        self.steps = steps
+        self.paths, self.steps = paths, steps
         self.taken = 0
         self._prompt: tuple[Tensor, Tensor] | None = None
         self._own: tuple[Tensor, Tensor] | None = None
@@ -33,35 +34,56 @@ class KeyValueStore:
         """Bars remembered, so the position of the next one."""
         return 0 if self._prompt is None else self._prompt[0].shape[2] + self.taken
 
-    def keep_prompt(self, k: Tensor, v: Tensor) -> None:
-        """Remember the prompt: k and v are (B, H, T, W)."""
-        self._prompt = (k, v)
-        if self.steps:
-            rows, heads, _, width = k.shape
-            room = (rows, heads, self.paths, self.steps, width)
-            self._own = (k.new_empty(room), v.new_empty(room))
-
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Remember S more bars of every path: k and v are (B * P, H, S, W)."""
-        stop = self.taken + k.shape[2]
+    def keep(self, k: Tensor, v: Tensor) -> None:
+        """Remember prompts, k and v (B, T, H, W), or every path's newest bars, (R, S, H, W)."""
+        if self._prompt is None:
+            self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
+            if self.steps:
+                rows, _, heads, width = k.shape
+                shape = (rows, heads, self.paths, self.steps, width)
+                self._own = (k.new_empty(shape), v.new_empty(shape))
+            return
+        stop = self.taken + k.shape[1]
         assert self._own is not None and stop <= self.steps, "the store is full"
         for room, new in zip(self._own, (k, v), strict=True):
             room[:, :, :, self.taken : stop] = self._by_window(new)
         self.taken = stop
 
+    def keep_and_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keep_only: bool = False
+    ) -> Tensor | None:
+        """Remember k and v, and attend causally from the same bars' queries.
+
+        Args:
+            q, k, v: (B, T, H, W) or (R, S, H, W).
+            keep_only: do not attend.
+
+        Returns:
+            (B, T, H * W) or (R, S, H * W); None with `keep_only`.
+        """
+        was_empty = self.is_empty
+        self.keep(k, v)
+        if keep_only:
+            return None
+        if not was_empty:
+            return self.attend(q)
+        assert self._prompt is not None
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), *self._prompt, is_causal=True)
+        return mixed.transpose(1, 2).flatten(2)
+
     def attend(self, q: Tensor) -> Tensor:
         """Attend from every path's newest bars to the prompt and to the path's own bars.
 
         Args:
-            q: (B * P, H, S, W), queries of the S bars remembered last, each of which sees those
-                before it; or of one bar, if nothing has been appended yet.
+            q: (R, S, H, W), queries of the S bars remembered last, each of which sees those
+                before it; or of one bar, if nothing came after the prompt yet.
 
         Returns:
-            (B * P, H, S, W).
+            (R, S, H * W).
         """
         assert self._prompt is not None, "nothing to attend to"
         prompt_k, prompt_v = self._prompt
-        grouped = self._by_window(q)  # (B, H, P, S, W)
+        grouped = self._by_window(q).contiguous()  # (B, H, P, S, W)
         queries, seen = grouped.shape[3], prompt_k.shape[2]
         # One product per window and head, whatever the number of paths.
         scores = grouped.flatten(2, 3) @ prompt_k.transpose(-1, -2)
@@ -80,16 +102,9 @@ class KeyValueStore:
         mixed = (weights[..., :seen].flatten(2, 3) @ prompt_v).view(grouped.shape)
         if self.taken:
             mixed = mixed + weights[..., seen:] @ own_v
-        return mixed.transpose(1, 2).flatten(0, 1)
+        # (B, H, P, S, W) to (R, S, H * W)
+        return mixed.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
 
     def _by_window(self, rows: Tensor) -> Tensor:
-        """(B * P, H, S, W) to (B, H, P, S, W)."""
-        return rows.reshape(-1, self.paths, *rows.shape[1:]).transpose(1, 2)
-
-
-class DecodingCache:
-    """One store for every layer of the predictor and one for its s2 attention."""
-
-    def __init__(self, layers: int, paths: int, steps: int) -> None:
-        self.layers = [KeyValueStore(paths, steps) for _ in range(layers)]
-        self.s2 = KeyValueStore(paths, steps)
+        """(R, S, H, W) to (B, H, P, S, W)."""
+        return rows.view(-1, self.paths, *rows.shape[1:]).permute(0, 3, 1, 2, 4)

@@ -1,0 +1,324 @@
+"""Kronos and its tokenizer laid out for decoding: products fused and packed, prompts shared.
+
+The networks in `model/` are written to be read and trained. This is the same arithmetic in the
+order a machine likes: a prompt is read once per window whatever the number of paths; queries, keys
+and values are one product; residuals and gates are folded into the products that feed them; and on
+a CPU the weights are packed once into the layout of oneDNN, which alone doubles the speed of a
+product in float32 on the machines we measured (benchmarks/generation.py).
+
+Shape letters: B windows, P paths, R = B * P rows (window-major), T bars, D width, H heads,
+W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from kronos_qlib.inference.cache import KeyValueStore
+from kronos_qlib.model.layers import RMSNorm, Rotary, TimeEmbedding, TransformerBlock
+from kronos_qlib.model.quantizer import pack_bits, unpack_bits
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+
+TokenPair = tuple[Tensor, Tensor]
+"""s1 and s2 ids of the same shape."""
+
+
+class Product:
+    """x @ weight.T + bias, with what follows it folded in where the library can.
+
+    Several linear maps of one input, given together, come out side by side.
+    """
+
+    def __init__(self, maps: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        weight = torch.cat([each.weight.detach() for each in maps]).to(dtype)
+        biases = [each.bias.detach() for each in maps if each.bias is not None]
+        self.bias = torch.cat(biases).to(dtype) if biases else None
+        self.packed: Any = None
+        if weight.device.type == "cpu" and _has_onednn():
+            # torch.compile's own op for frozen weights: oneDNN, where F.linear asks MKL.
+            self.packed = torch.ops.mkldnn._linear_pointwise
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = self.packed(x, self.weight, self.bias, "none", [], "")
+        return out
+
+    def swish(self, x: Tensor) -> Tensor:
+        """silu of the product."""
+        if self.packed is None:
+            return F.silu(self(x))
+        out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
+        return out
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product plus `other`."""
+        if self.packed is None:
+            return self(x) + other
+        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "add")
+        return out
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product times `other`, element by element."""
+        if self.packed is None:
+            return self(x) * other
+        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "mul")
+        return out
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(..., H * W) to (..., H, W)."""
+    return x.view(*x.shape[:-1], heads, -1)
+
+
+def _blocks(blocks: nn.ModuleList) -> list[TransformerBlock]:
+    return [block for block in blocks if isinstance(block, TransformerBlock)]
+
+
+class Turn:
+    """Rotary positions as unit complex numbers: tables in float32 whatever the weights' type."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        self.rates = rotary.inv_freq.detach()
+        self.table = torch.empty(
+            0, len(self.rates), dtype=torch.complex64, device=self.rates.device
+        )
+
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`."""
+        pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+        turned = torch.view_as_real(pairs * self._at(start, x.shape[1])[:, None])
+        return turned.flatten(-2).to(x.dtype)
+
+    def _at(self, start: int, count: int) -> Tensor:
+        if start + count > len(self.table):
+            positions = torch.arange(2 * (start + count), device=self.rates.device)
+            angles = positions[:, None] * self.rates
+            self.table = torch.polar(torch.ones_like(angles), angles)
+        return self.table[start : start + count]
+
+
+def interleaved(linear: nn.Linear, heads: int) -> nn.Linear:
+    """The same map with each head's outputs in the order 0, W/2, 1, W/2 + 1, ...
+
+    The published half layout turns output i together with i + W/2. Reordered alike, queries and
+    keys keep their scores, and a pair that turns together is one complex number.
+    """
+    width = linear.out_features // heads
+    order = torch.arange(width).view(2, width // 2).t().flatten()
+    rows = (torch.arange(heads)[:, None] * width + order).flatten()
+    out = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    for name in ("weight", "bias"):
+        values = getattr(linear, name).detach()
+        setattr(out, name, nn.Parameter(values[rows.to(values.device)], requires_grad=False))
+    return out
+
+
+class PackedBlock:
+    """One Transformer block over prompts, then over the newest bars of their paths."""
+
+    def __init__(self, block: TransformerBlock, turn: Turn, dtype: torch.dtype) -> None:
+        attention = block.self_attn
+        self.heads, self.turn = attention.n_heads, turn
+        self.norm1, self.norm2 = PackedNorm(block.norm1, dtype), PackedNorm(block.norm2, dtype)
+        queries = interleaved(attention.q_proj, self.heads)
+        keys = interleaved(attention.k_proj, self.heads)
+        self.inputs = Product([queries, keys, attention.v_proj], dtype)
+        self.output = Product([attention.out_proj], dtype)
+        self.gate, self.up, self.down = (
+            Product([part], dtype) for part in (block.ffn.w1, block.ffn.w3, block.ffn.w2)
+        )
+
+    def read(self, x: Tensor, store: KeyValueStore, keep_only: bool = False) -> Tensor:
+        """Attend and feed forward.
+
+        Args:
+            x: (B, T, D) prompts if the store is empty, else the newest bars (R, S, D).
+            keep_only: fill the store and return `x`, when nothing reads this block's output.
+        """
+        parts = _heads(self.inputs(self.norm1(x)), 3 * self.heads)
+        turned = self.turn(parts[:, :, : 2 * self.heads], store.length)
+        q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
+        mixed = store.keep_and_attend(q, k, parts[:, :, 2 * self.heads :], keep_only)
+        if mixed is None:
+            return x
+        x = self.output.plus(mixed, x)
+        normed = self.norm2(x)
+        return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
+
+
+class PackedNorm:
+    """RMSNorm in float32, its weight in the network's type."""
+
+    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self.eps = norm.eps
+        self.weight = norm.weight.detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class PackedKronos:
+    """The predictor, ready to decode; holds copies of the weights as they are now."""
+
+    def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        blocks = _blocks(net.transformer)
+        turn = Turn(blocks[0].self_attn.rotary)
+        self.blocks = [PackedBlock(block, turn, dtype) for block in blocks]
+        self.norm = PackedNorm(net.norm, dtype)
+        # The fusion of the two embeddings is linear: each half goes through it once and for all.
+        embedding = net.embedding
+        left, right = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
+        self.s1_table = (embedding.emb_s1.weight.detach() * embedding.scale @ left.t()).to(dtype)
+        fused = embedding.emb_s2.weight.detach() * embedding.scale @ right.t()
+        self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
+        self.time = PackedTime(net.time_emb, dtype)
+        self.s1_head = Product([net.head.proj_s1], dtype)
+        self.s2_head = Product([net.head.proj_s2], dtype)
+        attention = net.dep_layer.cross_attn
+        self.s2_heads = attention.n_heads
+        self.s2_turn = Turn(attention.rotary)
+        self.s2_query_table = embedding.emb_s1.weight.detach().to(dtype)
+        self.s2_query = Product([interleaved(attention.q_proj, self.s2_heads)], dtype)
+        keys = interleaved(attention.k_proj, self.s2_heads)
+        self.s2_keys_values = Product([keys, attention.v_proj], dtype)
+        self.s2_output = Product([attention.out_proj], dtype)
+        self.s2_norm = PackedNorm(net.dep_layer.norm, dtype)
+
+
+class Reader:
+    """Reads one batch of windows: their prompts once, then each path's newest bars.
+
+    Args:
+        paths: futures per window. steps: bars that each of them will read back, at most.
+        rotate_s2: rotate the s2 attention by position, as in training.
+    """
+
+    def __init__(self, net: PackedKronos, paths: int, steps: int, rotate_s2: bool = False) -> None:
+        self.net, self.paths, self.rotate_s2 = net, paths, rotate_s2
+        self.stores = [KeyValueStore(paths, steps) for _ in net.blocks]
+        self.s2_store = KeyValueStore(paths, steps)
+
+    def read(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        """Take in bars and return the context of the newest, one per path: (R, D).
+
+        Args:
+            s1, s2: (B, T) int64 the first time, the prompts; then (R, 1), each path's newest bar.
+            stamps: (B, T, 5) or (R, 1, 5) int64.
+        """
+        context = self._context(s1, s2, stamps)
+        is_prompt = self.s2_store.is_empty
+        self._keep_for_s2(context)
+        newest = context[:, -1]
+        return newest.repeat_interleave(self.paths, dim=0) if is_prompt else newest
+
+    def embed(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        """The context of the last bar of prompts, (B, D)."""
+        return self._context(s1, s2, stamps)[:, -1]
+
+    def s1_logits(self, newest: Tensor) -> Tensor:
+        """(R, 2**s1_bits) float32 from the newest bars' context."""
+        return self.net.s1_head(newest).float()
+
+    def s2_logits(self, newest: Tensor, s1: Tensor) -> Tensor:
+        """(R, 2**s2_bits) float32, given the s1 (R,) drawn for the next bar."""
+        net = self.net
+        asked = F.embedding(s1, net.s2_query_table)[:, None]
+        query = _heads(net.s2_query(asked), net.s2_heads)
+        if self.rotate_s2:
+            query = net.s2_turn(query, self.s2_store.length - 1)
+        attended = net.s2_output.plus(self.s2_store.attend(query)[:, 0], newest)
+        return net.s2_head(net.s2_norm(attended)).float()
+
+    def _context(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        net = self.net
+        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        for block, store in zip(net.blocks, self.stores, strict=True):
+            x = block.read(x, store)
+        return net.norm(x)
+
+    def _keep_for_s2(self, context: Tensor) -> None:
+        net = self.net
+        both = _heads(net.s2_keys_values(context), 2 * net.s2_heads)
+        k, v = both[:, :, : net.s2_heads], both[:, :, net.s2_heads :]
+        if self.rotate_s2:
+            k = net.s2_turn(k, self.s2_store.length)
+        self.s2_store.keep(k, v)
+
+
+class PackedTime:
+    """The five time tables as one, summed in a single look-up."""
+
+    def __init__(self, time: TimeEmbedding, dtype: torch.dtype) -> None:
+        tables = [table.detach() for table in time.tables()]
+        self.dtype = dtype
+        self.table = torch.cat(tables)
+        rows = torch.tensor([0, *(len(table) for table in tables[:-1])])
+        self.offsets = rows.cumsum(0).to(self.table.device)
+
+    def __call__(self, stamps: Tensor) -> Tensor:
+        """(..., 5) whole numbers to (..., D)."""
+        ids = (stamps.long() + self.offsets).flatten(0, -2)
+        summed = F.embedding_bag(ids, self.table, mode="sum")
+        return summed.view(*stamps.shape[:-1], -1).to(self.dtype)
+
+
+class PackedTokenizer:
+    """The tokenizer, ready to encode prompts and to decode what follows them."""
+
+    def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype, self.s1_bits, self.s2_bits = dtype, net.s1_bits, net.s2_bits
+        halves = _blocks(net.encoder), _blocks(net.decoder)
+        turns = [Turn(block.self_attn.rotary) for half in halves for block in half[:1]]
+        self.encoder, self.decoder = (
+            [PackedBlock(block, turns[0], dtype) for block in half] for half in halves
+        )
+        self.embed = Product([net.embed], dtype)
+        self.to_code = Product([net.quant_embed], dtype)
+        self.from_code = Product([net.post_quant_embed], dtype)
+        self.head = Product([net.head], dtype)
+
+    def encode(self, z: Tensor) -> TokenPair:
+        """(B, T, 6) normalised bars to s1 and s2, (B, T) int64 each."""
+        x = self.embed(z.to(self.dtype))
+        for block in self.encoder:
+            x = block.read(x, KeyValueStore(paths=1, steps=0))
+        signs = torch.where(self.to_code(x) > 0, 1.0, -1.0)  # zero counts as -1
+        return pack_bits(signs[..., : self.s1_bits]), pack_bits(signs[..., self.s1_bits :])
+
+    def decode(self, tokens: TokenPair) -> Tensor:
+        """(N, T) ids to (N, T, 6) float32 normalised bars."""
+        x = self._embed_ids(tokens)
+        for block in self.decoder:
+            x = block.read(x, KeyValueStore(paths=1, steps=0))
+        return self.head(x).float()
+
+    def decode_ahead(self, prompt: TokenPair, drawn: TokenPair, paths: int) -> Tensor:
+        """Bars of drawn tokens, (R, S, 6) float32, the prompt (B, T) decoded once for all paths."""
+        stores = [KeyValueStore(paths, drawn[0].shape[1]) for _ in self.decoder]
+        for tokens, is_prompt in ((prompt, True), (drawn, False)):
+            x = self._embed_ids(tokens)
+            for block, store in zip(self.decoder, stores, strict=True):
+                # Nobody asks for the prompt's bars: the last block only lends keys and values.
+                x = block.read(x, store, keep_only=is_prompt and store is stores[-1])
+        return self.head(x).float()
+
+    def _embed_ids(self, tokens: TokenPair) -> Tensor:
+        bits = unpack_bits(tokens[0], self.s1_bits), unpack_bits(tokens[1], self.s2_bits)
+        codes = torch.cat(bits, dim=-1) / (self.s1_bits + self.s2_bits) ** 0.5
+        return self.from_code(codes.to(self.dtype))
