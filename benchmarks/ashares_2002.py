@@ -1,8 +1,7 @@
 """Both workflows on real A-share bars: the README's table.
 
 Train to 2001-12, validate to 2002-06, test 2002-07 to 2002-12, all names that traded, benchmark
-their equal-weight mean. The bars end on the last day tested, so the last day traded is the one
-before it that Qlib can still settle.
+their equal-weight mean. The Qlib folder is made anew, by data_prep/csv_to_qlib.py.
 
 Example:
     python benchmarks/ashares_2002.py cn_daily_2000_2002.parquet --work demo/ashares_2002
@@ -50,14 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     bars = args.bars.resolve()
 
     # Settings given by hand in the environment win, so that a variant is one variable away.
-    environment = SETTINGS | {"KRONOS_PROVIDER_URI": str(work / "qlib")} | dict(os.environ)
+    environment = SETTINGS | {"KRONOS_PROVIDER_URI": (work / "qlib").as_posix()} | dict(os.environ)
 
     def run(*command: str) -> None:
         subprocess.run([sys.executable, *command], cwd=work, env=environment, check=True)
 
-    if not (work / "qlib").exists():
-        script = str(ROOT / "data_prep" / "csv_to_qlib.py")
-        run(script, str(bars), str(work / "qlib"), "--benchmark", "MEAN")
+    script = str(ROOT / "data_prep" / "csv_to_qlib.py")
+    run(script, str(bars), str(work / "qlib"), "--benchmark", "MEAN", "--overwrite")
     for name in ("kronos", "lightgbm"):
         workflow = str(ROOT / "workflows" / f"workflow_{name}.yaml")
         run("-c", "from qlib.cli.run import run; run()", workflow)

@@ -1,4 +1,4 @@
-"""Report what is wrong with bars in CSV or Parquet files."""
+"""Report what is wrong with bars in CSV or Parquet files; repair what is named, into a new file."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kronos_qlib.data.bars import check_bars, describe_report
-from kronos_qlib.data.tables import columns_from_pairs, read_bars
-from kronos_qlib.errors import KronosError
+from kronos_qlib.data.bars import REPAIRS, check_bars, describe_report, repair_bars
+from kronos_qlib.data.tables import columns_from_pairs, read_bars, write_bars
+from kronos_qlib.errors import ConfigError, KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
+    repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python data_prep/check_bars.py bars.csv --max-move 0.2 --no-gaps",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"repairs:\n{repairs}\n\n"
+        "example:\n  python data_prep/check_bars.py bars.csv --max-move 0.2 --no-gaps\n"
+        "  python data_prep/check_bars.py bars.csv --repair drop-duplicates --output good.parquet",
     )
     parser.add_argument("source", type=Path, help="a .csv or .parquet file, or a folder of them")
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
+    )
+    parser.add_argument(
+        "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to keep"
     )
     parser.add_argument(
         "--max-move", type=float, default=0.4, help="largest believable return (%(default)s)"
@@ -28,28 +35,53 @@ def make_parser() -> argparse.ArgumentParser:
         "--no-gaps", action="store_true", help="do not report missing bars: shares get suspended"
     )
     parser.add_argument("--report", type=Path, help="save every problem as CSV here")
+    parser.add_argument(
+        "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="where repaired bars go, a .csv or .parquet file"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an older output")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns: 0 if there is no error (warnings may be), 1 if there is one, 2 for bad input."""
-    chosen = make_parser().parse_args(argv)
+    """Returns: 0 if no error is left (warnings may be), 1 if one is, 2 for bad input or usage."""
+    parser = make_parser()
+    chosen = parser.parse_args(argv)
+    if bool(chosen.repair) != bool(chosen.output):
+        parser.error("--repair and --output go together: the source itself is never changed")
     try:
-        table = read_bars(chosen.source, columns=columns_from_pairs(chosen.columns))
-        report = check_bars(table.bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
-    except KronosError as problem:
+        if chosen.output and chosen.output.resolve().parent == chosen.source.resolve():
+            raise ConfigError(
+                f"{chosen.output} lies in the folder it is made from, which would then hold every "
+                "bar twice; write it elsewhere"
+            )
+        table = read_bars(
+            chosen.source,
+            columns=columns_from_pairs(chosen.columns),
+            extra=chosen.extra,
+            as_is=True,
+        )
+        bars, record = repair_bars(table.bars, chosen.repair)
+        report = check_bars(bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
+        if chosen.output:
+            write_bars(bars, chosen.output, overwrite=chosen.overwrite)
+        if chosen.report:
+            report.to_csv(chosen.report, index=False)
+    except (KronosError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     for note in table.notes:
         print(f"note: {note}")
-    if chosen.report is not None:
-        report.to_csv(chosen.report, index=False)
+    if len(record):
+        print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}\nleft:")
     if len(report):
-        print(describe_report(report))
+        print(describe_report(report, in_full=("duplicate",)))
     errors = int((report["severity"] == "error").sum())
     print(
-        f"{chosen.source}: {len(table.bars)} bars of {table.bars['symbol'].nunique()} instruments, "
-        f"{errors} errors, {len(report) - errors} warnings"
+        f"{chosen.output or chosen.source}: {len(bars)} bars of {bars['symbol'].nunique()} "
+        f"instruments, {errors} errors, {len(report) - errors} warnings"
     )
     return 1 if errors else 0
 

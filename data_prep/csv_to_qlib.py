@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kronos_qlib.data.bars import REPAIRS, check_bars, describe_report, repair_bars
-from kronos_qlib.data.tables import columns_from_pairs, read_bars
+from kronos_qlib.data.tables import columns_from_pairs, read_bars, read_times
 from kronos_qlib.errors import KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    repairs = "\n".join(f"  {name:17} {repair.what}" for name, repair in REPAIRS.items())
+    repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,7 +35,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--benchmark", help="an instrument kept out of the market; made equal-weight if new"
     )
     parser.add_argument(
-        "--future-bars", type=int, default=60, help="length of the future calendar (%(default)s)"
+        "--future-bars",
+        type=int,
+        default=60,
+        help="length of a future calendar of weekdays, holidays unknown (%(default)s)",
+    )
+    parser.add_argument(
+        "--future-calendar",
+        type=Path,
+        metavar="FILE",
+        help="take the future from here: the exchange's days or times, one per line",
     )
     parser.add_argument(
         "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
@@ -49,15 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = make_parser().parse_args(argv)
     try:
         table = read_bars(
-            chosen.source, columns=columns_from_pairs(chosen.columns), extra=chosen.extra
+            chosen.source,
+            columns=columns_from_pairs(chosen.columns),
+            extra=chosen.extra,
+            as_is=True,
         )
+        future = read_times(chosen.future_calendar) if chosen.future_calendar else None
         bars, record = repair_bars(table.bars, chosen.repair)
         report = check_bars(bars, max_move=None, find_gaps=False)
-        errors = report[report["severity"] == "error"]
+        # A Qlib folder has no order of rows: scattered ones are no harm, only worth a word.
+        scattered = int((report["rule"] == "order").sum())
+        errors = report[(report["severity"] == "error") & (report["rule"] != "order")]
         if len(errors):
             print(describe_report(errors), file=sys.stderr)
             print(
-                f"{chosen.source}: {len(errors)} errors, nothing written; see --repair",
+                f"{chosen.source}: {len(errors)} errors, nothing written; --repair RULE mends, "
+                "check_bars.py --report FILE lists them all",
                 file=sys.stderr,
             )
             return 1
@@ -70,16 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             market=chosen.market,
             benchmark=chosen.benchmark,
             future_bars=chosen.future_bars,
+            future_times=future,
             extra=chosen.extra,
             overwrite=chosen.overwrite,
         )
-    except KronosError as problem:
+    except (KronosError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     for note in (*table.notes, *summary.notes):
         print(f"note: {note}")
-    for rule, count in record["rule"].value_counts().items():
-        print(f"repaired: {rule} changed {count} bars")
+    if scattered:
+        print(f"note: the rows of {scattered} instruments were out of order: sorted")
+    if len(record):
+        print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}")
     print(
         f"{chosen.target}: {summary.instruments} instruments, {summary.times} times from "
         f"{summary.first:%Y-%m-%d} to {summary.last:%Y-%m-%d}, {summary.bars} bars"

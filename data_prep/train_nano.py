@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer.save_pretrained(args.out / "tokenizer")
     step = PredictorStep(predictor, tokenizer)
     run_stage(step, training, validation, args, args.predictor_epochs)
-    predictor.save_pretrained(args.out / "predictor", tokenizer)
+    predictor.save_pretrained(args.out / "predictor", tokenizer, max_context=LOOKBACK + HORIZON)
     return 0
 
 

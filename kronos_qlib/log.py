@@ -11,7 +11,7 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], what: str, *, unit: str, total: int | None = None, show: bool = True
 ) -> Iterable[T]:
-    """Yield `items`, with a bar on stderr if `show`; a log file gets a line every 10 s."""
+    """Yield `items`, with a bar on stderr if `show`."""
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=what, unit=unit, total=total, disable=not show, mininterval=1.0)

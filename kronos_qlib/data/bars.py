@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,23 @@ def check_bars(
     return report.sort_values(["symbol", "date", "rule"], kind="stable", ignore_index=True)
 
 
-def describe_report(report: pd.DataFrame, *, examples: int = 3) -> str:
-    """A report of `check_bars` in lines for a terminal: a count per rule, and its first bars."""
+def describe_report(
+    report: pd.DataFrame, *, examples: int = 3, in_full: Container[str] = ()
+) -> str:
+    """A report of `check_bars` in lines for a terminal: a count per rule, and its first bars.
+
+    Args:
+        report: The record of `repair_bars` will do as well.
+        examples: Bars to show of each rule.
+        in_full: Rules of which to show every bar.
+    """
     lines = []
-    for (severity, rule), rows in report.groupby(["severity", "rule"]):
-        lines.append(f"{severity} {rule}: {len(rows)}")
+    headings = [name for name in ("severity", "rule") if name in report]
+    for heading, rows in report.groupby(headings):
+        lines.append(f"{' '.join(heading)}: {len(rows)}")
+        shown = rows if heading[-1] in in_full else rows.head(examples)
         for symbol, date, detail in zip(
-            *(rows[name].head(examples) for name in ("symbol", "date", "detail")), strict=True
+            *(shown[name] for name in ("symbol", "date", "detail")), strict=True
         ):
             lines.append(f"  {symbol} {str(date).removesuffix(' 00:00:00')}: {detail}")
     return "\n".join(lines)
@@ -150,9 +160,11 @@ def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     opens, highs, lows, closes = bars[list(PRICE_COLUMNS)].to_numpy(np.float64).T
     outside = (highs < np.maximum(opens, closes)) | (lows > np.minimum(opens, closes))
     repeated = bars.duplicated(["symbol", "date"]).to_numpy()
+    copied = bars.duplicated().to_numpy() if repeated.any() else repeated
     # NaN compares false: a missing price breaks no other rule.
     problems = [
-        *_rows(bars, repeated, "error", "duplicate", lambda bar: "a second bar at this time"),
+        *_rows(bars, repeated & copied, "error", "duplicate", lambda bar: "the same bar again"),
+        *_rows(bars, repeated & ~copied, "error", "duplicate", _tell(PRICE_COLUMNS, "another: ")),
         *_rows(bars, _is_unknown(bars), "error", "nan", _tell(PRICE_COLUMNS)),
         *_rows(bars, _is_nonpositive(bars), "error", "nonpositive", _tell(PRICE_COLUMNS)),
         *_rows(bars, highs < lows, "error", "high-below-low", _tell(("high", "low"))),
@@ -216,13 +228,18 @@ def _vwap_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     if "amount" not in bars:
         return []
     lot = measure_lot(bars)
+    told = _tell(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
+    return _rows(bars, _strange_sizes(bars, lot), "warning", "vwap", told)
+
+
+def _strange_sizes(bars: pd.DataFrame, lot: int) -> Flags:
+    """Where the average price paid is known and lies far from the bar's prices."""
     volume, paid = bars["volume"].to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         vwap = paid / (volume * lot)
     strange = (volume > 0) & np.isfinite(paid) & ~is_vwap_plausible(bars, vwap)
-    strange &= np.isfinite(bars[["low", "high"]].to_numpy(np.float64)).all(axis=1)
-    told = _tell(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
-    return _rows(bars, strange, "warning", "vwap", told)
+    known: Flags = np.isfinite(bars[["low", "high"]].to_numpy(np.float64)).all(axis=1)
+    return strange & known
 
 
 def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tuple[Any, ...]]:
@@ -297,7 +314,7 @@ def _drop_nonpositive(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
 
 def _drop_duplicates(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
     repeated = bars.duplicated(["symbol", "date"], keep="last").to_numpy()
-    return _drop(bars, repeated, lambda bar: "a later row has this time")
+    return _drop(bars, repeated, _tell(PRICE_COLUMNS, "a later row has this time: "))
 
 
 def _sort(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
@@ -325,6 +342,14 @@ def _zero_sizes(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
     return bars, changes
 
 
+def _zero_strange(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
+    if "amount" not in bars:
+        return bars, []
+    wrong = _strange_sizes(bars, measure_lot(bars))
+    zeroed = bars.assign(**{name: bars[name].mask(wrong, 0) for name in SIZE_COLUMNS})
+    return zeroed, _told(bars, wrong, _tell(SIZE_COLUMNS, "set to 0: "))
+
+
 REPAIRS: Mapping[str, Repair] = {
     "drop-nan": Repair("leave out bars with a price that is NaN or infinite", _drop_nan),
     "drop-nonpositive": Repair("leave out bars with a price of 0 or less", _drop_nonpositive),
@@ -332,5 +357,6 @@ REPAIRS: Mapping[str, Repair] = {
     "sort": Repair("sort by symbol and date", _sort),
     "bracket": Repair("widen high and low to span open and close", _bracket),
     "zero-sizes": Repair("set negative or missing volume and amount to 0", _zero_sizes),
+    "zero-strange": Repair("set volume and amount that the vwap rule doubts to 0", _zero_strange),
 }
 """Every repair by name, in the order in which they are applied."""

@@ -1,4 +1,4 @@
-"""Bars out of CSV and Parquet files, into one long table with the schema's names.
+"""Bars out of CSV and Parquet files, into one long table with the schema's names, and back.
 
 Reading is strict about what it does not understand and says what it filled in: every error names
 file, row and column, every derived column leaves a note.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class BarFile:
     """Bars as they were read, and what had to be filled in."""
 
     bars: pd.DataFrame
-    """`schema.LONG_COLUMNS` and the extra columns asked for, sorted by symbol and date."""
+    """`schema.LONG_COLUMNS` and the extra columns asked for; sorted by symbol and date, unless
+    read as it is."""
     notes: tuple[str, ...]
     """What was derived, assumed or left out, one sentence each."""
 
@@ -73,6 +75,7 @@ def read_bars(
     *,
     columns: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
+    as_is: bool = False,
 ) -> BarFile:
     """Read bars from a CSV or Parquet file, or from a folder of them.
 
@@ -81,6 +84,8 @@ def read_bars(
             column, its stem is the symbol.
         columns: Our name to the file's, for example {"date": "trade_date"}; overrides `ALIASES`.
         extra: Further number columns to keep, by the file's name.
+        as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
+            and `repair_bars` to mend; everything else stays as strict.
 
     Returns:
         Bars and notes. Symbols are upper-cased, as Qlib does. A missing `amount` becomes volume x
@@ -90,7 +95,8 @@ def read_bars(
     Raises:
         BarDataError: A file is missing, empty or of another kind; a column is missing or could be
             one of two; a date or a number cannot be read; two symbols differ only by case; an
-            instrument has two bars at one time. The message names file, row and column.
+            instrument has two bars at one time (unless `as_is`). The message names file, row and
+            column.
         ConfigError: `columns` maps a name that bars do not have.
     """
     mapping = dict(columns or {})
@@ -105,13 +111,76 @@ def read_bars(
         notes.extend(note for note in said if note not in notes)
     _check_spelling(parts)
     bars = pd.concat([part.frame for part in parts], ignore_index=True)
-    _check_single(bars, parts)
+    if not as_is:
+        _check_single(bars, parts)
     bars["symbol"] = bars["symbol"].str.upper()
     for note in notes:
         logger.info("%s: %s", source, note)
     order = [*LONG_COLUMNS, *(name for name in extra if name not in LONG_COLUMNS)]
-    bars = bars[order].sort_values(["symbol", "date"], kind="stable", ignore_index=True)
+    bars = bars[order]
+    if not as_is:
+        bars = bars.sort_values(["symbol", "date"], kind="stable", ignore_index=True)
     return BarFile(bars, tuple(notes))
+
+
+def write_bars(bars: pd.DataFrame, target: str | Path, *, overwrite: bool = False) -> None:
+    """Write a long table that `read_bars` reads back: the whole file, or none.
+
+    Args:
+        bars: The table; its index is left out.
+        target: A name ending in .csv or .parquet.
+        overwrite: Replace an existing file.
+
+    Raises:
+        BarDataError: There are no bars.
+        ConfigError: `target` has another ending, or exists and may not be replaced.
+    """
+    target = Path(target)
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{target}: expected a name ending in {' or '.join(SUFFIXES)}")
+    if bars.empty:
+        raise BarDataError(f"{target}: there are no bars to write")
+    _check_free(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        if target.suffix.lower() == ".csv":
+            bars.to_csv(building, index=False, lineterminator="\n")
+        else:
+            bars.to_parquet(building, index=False)
+        _check_free(target, overwrite)  # it may have appeared meanwhile
+        building.replace(target)
+    finally:
+        building.unlink(missing_ok=True)
+
+
+def read_times(path: str | Path) -> pd.DatetimeIndex:
+    """The times of a text file, one date or time per line, in the file's order.
+
+    Raises:
+        CalendarError: The file is missing or holds none, or a line cannot be read. The message
+            names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CalendarError(f"{path}: no such file")
+    times = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.strip()
+                if text:
+                    try:
+                        times.append(_parse_date(text))
+                    except ValueError as problem:
+                        raise CalendarError(
+                            f"{path}, line {number}: {_wrong_date(text)}"
+                        ) from problem
+    except UnicodeDecodeError as problem:
+        raise CalendarError(f"{path}: not UTF-8 text ({problem.reason})") from problem
+    if not times:
+        raise CalendarError(f"{path}: the file holds no dates")
+    return pd.DatetimeIndex(times)
 
 
 def columns_from_pairs(pairs: Iterable[str]) -> dict[str, str]:
@@ -134,6 +203,13 @@ class _Part:
     frame: pd.DataFrame
     raw: _RawTable
     date_column: str
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; name a file")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} exists; name another file or ask to overwrite it")
 
 
 def _find_files(source: Path) -> tuple[list[Path], list[str]]:
@@ -326,12 +402,12 @@ def _as_dates(raw: _RawTable, column: str) -> npt.NDArray[np.datetime64]:
             try:
                 known[text] = _parse_date(text)
             except ValueError as problem:
-                raise raw.fail(
-                    entry,
-                    column,
-                    f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text!r}",
-                ) from problem
+                raise raw.fail(entry, column, _wrong_date(text)) from problem
     return np.array([known[text] for text in texts], dtype="datetime64[us]")
+
+
+def _wrong_date(text: str) -> str:
+    return f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text!r}"
 
 
 def _parse_date(text: str) -> datetime:

@@ -27,6 +27,8 @@ Spans = Mapping[str, Sequence[tuple[Any, Any]]]
 
 SPREAD_FLOOR = 1e-5
 """Added to the spread, as in the published code."""
+LEAST_LEVEL = 0.01
+"""Columns whose largest value is below this get a smaller floor."""
 Z_LIMIT = 5.0
 
 
@@ -42,10 +44,19 @@ class WindowScale:
 
     @classmethod
     def of(cls, past: Floats) -> WindowScale:
-        """Of lookbacks (B, T, C): mean, and population standard deviation plus 1e-5."""
+        """Of lookbacks (B, T, C): mean, and population standard deviation plus a floor.
+
+        The floor is 1e-5 in the column's own unit, as published. For a column whose level is
+        below 0.01 (a coin at 0.00001) it would swallow the spread (fault 8): there it is 1e-5 of
+        a millionth, or of a millionth of that, as if prices were quoted per million coins.
+        """
         wide = past.astype(np.float64)  # volumes near 1e9 lose digits in a float32 sum
         mean = wide.mean(axis=1, keepdims=True)
-        spread = wide.std(axis=1, keepdims=True) + SPREAD_FLOOR
+        level = np.abs(wide).max(axis=1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            millions = np.ceil(np.log(LEAST_LEVEL / level) / np.log(1e6))
+        unit = np.where((level > 0) & (level < LEAST_LEVEL), 1e-6 ** np.clip(millions, 0, 5), 1.0)
+        spread = wide.std(axis=1, keepdims=True) + SPREAD_FLOOR * unit
         return cls(mean.astype(np.float32), spread.astype(np.float32))
 
     def to_z(self, bars: Floats, clip: float = Z_LIMIT) -> Floats:

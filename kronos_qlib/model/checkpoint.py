@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,11 +25,11 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PARTNER_KEY = "kronos_qlib.tokenizer"
 """Header entry of a predictor's file: the fingerprint of the tokenizer it was trained with."""
+CONTEXT_KEY = "kronos_qlib.max_context"
+"""Header entry of a predictor's file: the most bars it has seen at once in training."""
 
 BUNDLED = "nano"
 """The alias of the checkpoint that ships inside the package."""
-BUNDLED_CONTEXT = 100
-"""Bars it was trained on at once; beyond them its positions mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Origin:
     """Hub repository, if it came from there."""
     partner: str | None = None
     """Fingerprint of the tokenizer that a predictor was trained with, if its file says."""
+    max_context: int | None = None
+    """Bars that a predictor attends to: what its file says, or what is published."""
 
 
 class Loadable(Protocol):
@@ -107,7 +110,8 @@ class _Place:
 
     config: Path
     weights: Path
-    origin: Origin
+    name: str
+    repo: str | None = None
 
 
 def load(
@@ -146,7 +150,7 @@ def load(
     net.load_state_dict(exact, strict=True, assign=True)
     # A network is built in training mode; left so, it would drop out while forecasting (fault 1).
     net.eval()
-    net.origin = Origin(place.origin.name, place.origin.repo, _read_partner(place.weights))
+    net.origin = _read_origin(place)
     return net
 
 
@@ -175,21 +179,25 @@ def save(
     net: nn.Module,
     config: TokenizerConfig | PredictorConfig,
     path: str | Path,
-    partner: str | None = None,
+    header: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a network's two files; each appears whole or not at all."""
+    """Write a network's two files; each appears whole or not at all.
+
+    Args:
+        header: entries for the weights file's own header.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(config), indent=2) + "\n"
     replace_file(folder / CONFIG_FILE, text.encode())
-    replace_file(folder / WEIGHTS_FILE, to_bytes(net, partner))
+    replace_file(folder / WEIGHTS_FILE, to_bytes(net, header))
     return folder
 
 
-def to_bytes(net: nn.Module, partner: str | None = None) -> bytes:
+def to_bytes(net: nn.Module, header: Mapping[str, str] | None = None) -> bytes:
     """The weights as a safetensors file, on CPU whatever device the network is on."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    return dump_tensors(tensors, metadata={PARTNER_KEY: partner} if partner else None)
+    return dump_tensors(tensors, metadata=dict(header) if header else None)
 
 
 def replace_file(target: Path, data: bytes) -> None:
@@ -246,34 +254,32 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
         )
 
 
-def max_context_of(name_or_path: str | Path) -> int:
-    """Bars a checkpoint attends to, by its alias or Hub id; 512 for any other."""
-    if str(name_or_path) == BUNDLED:
-        return BUNDLED_CONTEXT
-    for alias, model in ALIASES.items():
-        if str(name_or_path) in (alias, model.predictor, model.tokenizer):
-            return model.max_context
-    return 512
-
-
 def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
     name = str(name_or_path)
-    if isinstance(name_or_path, str) and name in (BUNDLED, *ALIASES):
+    is_alias = isinstance(name_or_path, str) and name in (BUNDLED, *ALIASES)
+    if revision is not None and (name == BUNDLED or (not is_alias and Path(name).is_dir())):
+        raise ConfigError(
+            f"revision {revision!r} goes with a Hub id; {name} is "
+            f"{'bundled with the package' if name == BUNDLED else 'a folder'} and has none"
+        )
+    if is_alias:
         if name == BUNDLED:
             folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
-            return _in_folder(role, folder, Origin(BUNDLED))
+            return _in_folder(role, folder, BUNDLED)
         model = ALIASES[name]
         repo = getattr(model, role)
         return _from_hub(role, name, repo, revision or getattr(model, f"{role}_revision"))
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        return _in_folder(role, folder, Origin(str(folder)))
+        return _in_folder(role, folder, str(folder))
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
         return _from_hub(role, name, name, revision or _pinned(name, role))
+    near = get_close_matches(name, (BUNDLED, *ALIASES), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise CheckpointError(
         f"no {role} at {name!r}: it is no folder, no alias ({', '.join((BUNDLED, *ALIASES))}) and "
-        "no Hub id of the form owner/name"
+        f"no Hub id of the form owner/name{hint}"
     )
 
 
@@ -284,7 +290,7 @@ def _pinned(repo: str, role: str) -> str | None:
     return None
 
 
-def _in_folder(role: str, folder: Path, origin: Origin) -> _Place:
+def _in_folder(role: str, folder: Path, name: str) -> _Place:
     if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
         folder = folder / role  # a folder that holds both halves
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
@@ -295,7 +301,7 @@ def _in_folder(role: str, folder: Path, origin: Origin) -> _Place:
                 f"{path} is missing; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds {_some(found) or 'nothing'}"
             )
-    return _Place(config, weights, origin)
+    return _Place(config, weights, name)
 
 
 def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
@@ -312,7 +318,7 @@ def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
                 f"and the network, or download the repository elsewhere and pass its folder; "
                 f"offline, the bundled {BUNDLED!r} always works"
             ) from cause
-    return _Place(paths[0], paths[1], Origin(name, repo=repo))
+    return _Place(paths[0], paths[1], name, repo)
 
 
 def _read_config(kind: type[Config], role: str, path: Path) -> Config:
@@ -327,9 +333,13 @@ def _read_config(kind: type[Config], role: str, path: Path) -> Config:
     return from_mapping(kind, values, where=str(path))
 
 
-def _read_partner(path: Path) -> str | None:
-    with safe_open(str(path), framework="pt") as file:
-        return (file.metadata() or {}).get(PARTNER_KEY)
+def _read_origin(place: _Place) -> Origin:
+    with safe_open(str(place.weights), framework="pt") as file:
+        header = file.metadata() or {}
+    told = header.get(CONTEXT_KEY)
+    published = [model.max_context for model in ALIASES.values() if model.predictor == place.repo]
+    context = int(told) if told else published[0] if published else None
+    return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -114,13 +114,16 @@ def latest_finished(client: MlflowClient, experiment: str) -> Run:
 
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:
-    """One run by its id, if it finished."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as unknown:
-        raise ConfigError(f"no MLflow run {run_id!r}: {_one_line(unknown)}") from unknown
+    """One run by its id, or by the beginning of it that is printed, if it finished."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = [run for run in client.search_runs(experiments) if run.info.run_id.startswith(run_id)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"no MLflow run {run_id!r}"
+            if not found
+            else f"{len(found)} MLflow runs begin with {run_id!r}; give more of the id"
+        )
+    run = found[0]
     if run.info.status != "FINISHED":
         raise MissingArtifactError(
             f"run {run_id!r} is {run.info.status}, and only finished runs compare"

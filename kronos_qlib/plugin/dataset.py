@@ -36,7 +36,8 @@ class KronosHandler(DataHandlerLP):
     Bars are read as they are stored, by Qlib's convention: prices adjusted (raw x factor),
     volume adjusted (raw / factor), amount in money as traded. A suspended day (no prices) is no
     bar. The frame that `fetch` returns holds bars in col_set "feature" and the label in "label",
-    for the instruments in the universe at that time; windows may reach further back.
+    for the instruments in the universe at that time; windows may reach further back. It takes no
+    processors: a window is normalised by its own lookback, in the model.
 
     Args:
         instruments: a market's name, a Qlib stock pool, or a list of instruments.
@@ -58,7 +59,6 @@ class KronosHandler(DataHandlerLP):
         freq: str = "day",
         label: str = NEXT_DAY_RETURN,
         history_days: int | None = None,
-        **kwargs: Any,
     ) -> None:
         self.freq = freq
         self.label = label
@@ -78,7 +78,6 @@ class KronosHandler(DataHandlerLP):
             start_time=start_time,
             end_time=end_time,
             data_loader=loader,
-            **kwargs,
         )
 
     def setup_data(self, *args: Any, **kwargs: Any) -> None:
@@ -152,7 +151,6 @@ class KronosDataset(DatasetH):
         horizon: int = 10,
         max_age_days: int | None = None,
         beyond_calendar: BeyondCalendar = "error",
-        **kwargs: Any,
     ) -> None:
         if lookback < 2 or horizon < 1:
             raise ConfigError(
@@ -166,7 +164,7 @@ class KronosDataset(DatasetH):
         self.horizon = horizon
         self.max_age_days = max_age_days
         self.beyond_calendar = beyond_calendar
-        super().__init__(handler=handler, segments=dict(segments), **kwargs)
+        super().__init__(handler=handler, segments=dict(segments))
         if not isinstance(self.handler, KronosHandler):
             raise ConfigError(
                 f"KronosDataset needs a KronosHandler, got {type(self.handler).__name__}"
@@ -201,6 +199,8 @@ class KronosDataset(DatasetH):
         """(N, horizon, 5) time fields of the bars that the exchange's calendar puts next.
 
         Not those of the bars that came: an instrument may have been suspended, which nobody knew.
+        Within the data the calendar is the exchange's as it came to be, holidays included; past
+        its end it is what `<freq>_future.txt` says.
 
         Raises:
             CalendarError: Qlib's future calendar ends too early.

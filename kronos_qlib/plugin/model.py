@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from kronos_qlib.training.batches import Segment
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+
+PUBLISHED_CONTEXT = 512
+"""Bars that a checkpoint attends to if nothing says otherwise: the published small and base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class KronosModel(ModelFT):
         sampling: fields of `SamplingConfig`.
         training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing.
         device: "auto", or a torch device.
-        max_context: bars the network sees at once; None takes the checkpoint's published number.
+        max_context: bars the network sees at once; None takes the checkpoint's own number.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.
     """
@@ -119,7 +124,8 @@ class KronosModel(ModelFT):
         """
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
-        self.trained_weights, self.history, self._predictor = {}, {}, None
+        self.trained_weights, self.history, self.fingerprints = {}, {}, {}
+        self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
         if self.training.predictor is None:
             logger.info(f"zero-shot: the weights of {self.checkpoint} are used as they are")
             return
@@ -151,15 +157,18 @@ class KronosModel(ModelFT):
         _check_dataset(dataset)
         windows = dataset.windows(segment)
         if not len(windows):
-            first, last = dataset.bounds(segment)
-            raise BarDataError(
-                f"no instrument has {dataset.lookback} bars up to a day from {first} to {last}; "
-                "shorten the lookback, or give the handler more history"
+            raise BarDataError(_no_windows(dataset, segment))
+        context = self.predictor.max_context
+        if dataset.lookback > context:
+            logger.warning(
+                f"the network sees {context} bars at once: of each lookback of {dataset.lookback} "
+                f"only the last {context}, normalised by all of it"
             )
         stamps_ahead = dataset.future_stamps(windows)  # all at once: a short calendar fails early
         scores = np.empty(len(windows), dtype=np.float64)
         # A matrix product rounds by its shape, so a batch is one day's windows: a day scored
-        # alone, in a backtest, or before later bars existed gets the same bits.
+        # alone, in a backtest, or before later bars existed gets the same bits, as long as the
+        # calendar says the same of the days to come.
         days = windows.moments()
         for part in progress(days, "Kronos forecasts", unit="day", show=self.show_progress):
             scores[part] = self._score(windows.take(part), stamps_ahead[part])
@@ -200,6 +209,14 @@ class KronosModel(ModelFT):
         from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
         _check_dataset(dataset)
+        _check_segments(dataset)
+        bars = dataset.lookback + dataset.horizon
+        if bars - 1 > self.predictor.max_context:
+            raise ConfigError(
+                f"windows of {dataset.lookback} + {dataset.horizon} bars train {bars - 1} "
+                f"positions at once and {self.checkpoint} attends to "
+                f"{self.predictor.max_context}; shorten lookback or horizon, or set max_context"
+            )
         net, tokenizer = self.predictor.model, self.predictor.tokenizer
         training, validation = (
             Segment(dataset.training_windows(name), dataset.bounds(name)[0])
@@ -244,13 +261,13 @@ class KronosModel(ModelFT):
 
     def _load(self) -> KronosPredictor:
         from kronos_qlib.inference.predictor import KronosPredictor
-        from kronos_qlib.model.checkpoint import max_context_of
         from kronos_qlib.model.tokenizer import KronosTokenizer
         from kronos_qlib.model.transformer import Kronos
 
         net = Kronos.from_pretrained(self.checkpoint, self.revision)
         tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
-        context = self.max_context or max_context_of(self.checkpoint)
+        known = net.origin.max_context if net.origin else None
+        context = self.max_context or known or PUBLISHED_CONTEXT
         # The pair is checked here, as the files have it, before any trained half replaces one.
         predictor = KronosPredictor(net, tokenizer, self.device, context)
         for name, half, place in (
@@ -288,6 +305,36 @@ def _check_dataset(dataset: Any) -> None:
         raise ConfigError(
             f"KronosModel reads windows of bars from a KronosDataset, got {type(dataset).__name__}"
         )
+
+
+def _check_segments(dataset: KronosDataset) -> None:
+    """Refuse, before any work, segments from which no honest test can follow."""
+    order = [name for name in ("train", "valid", "test") if name in dataset.segments]
+    for name in order:
+        first, last = dataset.bounds(name)
+        if first is not None and last is not None and pd.Timestamp(first) > pd.Timestamp(last):
+            raise ConfigError(f"the segment {name} ends at {last}, before it begins at {first}")
+    for earlier, later in pairwise(order):
+        end, begin = dataset.bounds(earlier)[1], dataset.bounds(later)[0]
+        if end is None or begin is None or pd.Timestamp(end) >= pd.Timestamp(begin):
+            raise ConfigError(
+                f"the segment {earlier} ends at {end} and {later} begins at {begin}: what is "
+                "learned or chosen on one would be known in the next; let each end before the "
+                "following one begins"
+            )
+    if "test" in order and not len(dataset.windows("test")):
+        raise BarDataError(_no_windows(dataset, "test"))
+
+
+def _no_windows(dataset: KronosDataset, segment: str | slice | tuple[Any, Any]) -> str:
+    first, last = dataset.bounds(segment)
+    times = dataset.handler.bars.times
+    return (
+        f"no instrument of the universe has {dataset.lookback} bars up to a day from {first} to "
+        f"{last}; the bars go from {times.min().astype('datetime64[D]')} to "
+        f"{times.max().astype('datetime64[D]')}: move the segment, shorten the lookback, or widen "
+        "the handler's start_time and end_time"
+    )
 
 
 def _log_to_active_run(metrics: dict[str, float], step: int) -> None:

@@ -43,11 +43,11 @@ RISK_METRICS = ("mean", "std", "annualized_return", "information_ratio", "max_dr
 class PortfolioReportRecord(ACRecordTemp):
     """Log what the backtest earned after costs; keep its daily table and its figure.
 
-    Leaves in the folder `kronos` of the run: `portfolio_metrics.pkl` (a Series), `daily.csv`,
-    `equity.png`. The metrics are those of `portfolio_metrics`, under their own names.
+    Leaves in the folder `portfolio_report` of the run: `portfolio_metrics.pkl` (a Series),
+    `daily.csv`, `equity.png`. The metrics are those of `portfolio_metrics`, under their own names.
     """
 
-    artifact_path = "kronos"
+    artifact_path = "portfolio_report"
     depend_cls = PortAnaRecord
 
     def __init__(

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,15 @@ from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.bars import check_bars, is_vwap_plausible, measure_lot
+from kronos_qlib.data.calendar import to_times
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
-FIELDS = (*BAR_COLUMNS, "factor", "vwap")
-"""What every instrument is stored with, one file each."""
+FIELDS = (*BAR_COLUMNS, "factor", "vwap", "change")
+"""What every instrument is stored with, one file each. Qlib's exchange compares `change` with its
+price limit, and without that file lets every order pass without a word."""
 
 ALL_MARKET = "all"
 BENCHMARK_START = 1000.0
@@ -71,6 +73,7 @@ def write_provider(
     market: str = ALL_MARKET,
     benchmark: str | None = None,
     future_bars: int = 60,
+    future_times: Iterable[Any] | None = None,
     extra: Sequence[str] = (),
     beside: Mapping[str, pd.DataFrame] | None = None,
     overwrite: bool = False,
@@ -89,6 +92,10 @@ def write_provider(
             takes that instrument out of the markets; another name gets the equal-weight mean of
             the members' returns, begun at 1000.
         future_bars: Times to add to the future calendar: weekdays, at the usual times of day.
+            A weekday may turn out to be a holiday.
+        future_times: The exchange's own calendar, taken whole in place of those weekdays; what is
+            not after the last bar is ignored. Days without a time of day, for bars of minutes,
+            get the usual ones.
         extra: Further number columns of `bars` to store as fields.
         beside: Tables to save in the folder as `<name>.parquet`, kept or lost with the rest.
         overwrite: Replace an existing provider folder; any other folder is never replaced.
@@ -96,10 +103,12 @@ def write_provider(
     Returns:
         Counts, and notes on what was assumed. `vwap` is amount / volume per share. It is NaN
         where nothing traded, and where it lies far outside low and high, which a note counts.
+        `change` is the return since the instrument's last bar, NaN on its first.
 
     Raises:
         BarDataError: The bars break the schema, do not fit float32 or the frequency, or a symbol
             cannot be kept by Qlib or as a file name.
+        CalendarError: `future_times` holds something else than times.
         ConfigError: A setting cannot work, or `target` exists and may not be replaced.
     """
     target = Path(target).expanduser().absolute()
@@ -130,14 +139,26 @@ def write_provider(
     table["vwap"], strange = _vwap(table, lot)
     if strange:
         notes.append(f"{strange} bars have amount and volume that do not fit their prices: no vwap")
+    table["change"] = table["close"] / table.groupby("symbol")["close"].shift() - 1.0
     fields = [*FIELDS, *extra]
     _check_range(table, fields)
 
     calendar = pd.DatetimeIndex(table["date"].unique()).sort_values()
+    if future_times is None:
+        future = _weekdays_ahead(calendar, freq, future_bars)
+        if len(future):
+            notes.append(
+                f"the future calendar goes on by weekdays to {future[-1]:%Y-%m-%d} and knows no "
+                "holidays: better give the exchange's own (future_times, --future-calendar)"
+            )
+    else:
+        future = _given_ahead(calendar, freq, future_times)
+        if not len(future):
+            notes.append(f"no future time given lies after the last bar, {calendar[-1]}")
     spans = members.groupby("symbol")["date"].agg(["min", "max"])
     markets = {name: spans for name in (ALL_MARKET, market)}
     with _build_then_move(target, overwrite) as folder:
-        _write_calendars(folder, freq, calendar, _future_times(calendar, freq, future_bars))
+        _write_calendars(folder, freq, calendar, future)
         _write_markets(folder, freq, markets)
         _write_features(folder, freq, calendar, table, fields)
         for name, frame in (beside or {}).items():
@@ -302,19 +323,38 @@ def _equal_weight(members: pd.DataFrame, name: str, lot: int) -> pd.DataFrame:
     return index.reset_index().assign(symbol=name)
 
 
-def _future_times(calendar: pd.DatetimeIndex, freq: str, count: int) -> pd.DatetimeIndex:
-    """The next `count` times: weekdays, at the times of day that half of the days have."""
+def _weekdays_ahead(calendar: pd.DatetimeIndex, freq: str, count: int) -> pd.DatetimeIndex:
+    """The next `count` times, if the exchange opened on every weekday."""
     last = calendar[-1]
     if freq == "day":
         return pd.bdate_range(last + pd.Timedelta(days=1), periods=count)
-    days = calendar.normalize()
-    clock = pd.Series(calendar - days).value_counts()
-    usual = np.sort(clock[clock >= days.nunique() / 2].index.to_numpy())
+    # Many times a day can only give too many days.
+    return _at_usual_times(calendar, pd.bdate_range(last.normalize(), periods=count + 2))[:count]
+
+
+def _given_ahead(calendar: pd.DatetimeIndex, freq: str, given: Iterable[Any]) -> pd.DatetimeIndex:
+    """What of the exchange's own calendar is still to come."""
+    last = calendar[-1]
+    times = pd.DatetimeIndex(to_times(list(given))).unique().sort_values()
+    ahead = times[times > last]
+    timed = ahead[ahead != ahead.normalize()]
+    if freq == "day" and len(timed):
+        raise ConfigError(f"future_times: a daily calendar has no time of day, got {timed[0]}")
+    if freq == "day" or len(timed):
+        return ahead
+    # A list of days says which days are open; the last bar's own day may have times left.
+    return _at_usual_times(calendar, ahead.insert(0, last.normalize()))
+
+
+def _at_usual_times(calendar: pd.DatetimeIndex, days: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """The days at the times of day that half of the calendar's days have, after its end."""
+    known = calendar.normalize()
+    clock = pd.Series(calendar - known).value_counts()
+    usual = np.sort(clock[clock >= known.nunique() / 2].index.to_numpy())
     if not len(usual):
         usual = np.sort(clock.index.to_numpy())
-    ahead = pd.bdate_range(last.normalize(), periods=count // len(usual) + 2)
-    times = pd.DatetimeIndex((ahead.to_numpy()[:, None] + usual[None, :]).ravel())
-    return times[times > last][:count]
+    times = pd.DatetimeIndex((days.to_numpy()[:, None] + usual[None, :]).ravel())
+    return times[times > calendar[-1]]
 
 
 @contextmanager

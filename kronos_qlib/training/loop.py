@@ -141,7 +141,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean losses over a segment, as `valid_*`: no dropout, no chance, every bar counted once.
 
-    Windows are weighed by the bars that count in them, so the mean does not depend on batches.
+    Windows are weighed by the bars that count in them, so a mean over bars does not depend on
+    the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
     """
     step.net.eval()
     device = torch.device(device)

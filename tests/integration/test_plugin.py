@@ -200,7 +200,7 @@ def test_a_calendar_that_ends_is_an_error_or_weekdays_when_told(provider, tmp_pa
     shutil.copytree(provider, folder)
     (folder / "calendars" / "day_future.txt").unlink()
     dataset = dataset_of(folder)
-    with pytest.raises(CalendarError, match=r"ends at 2020-12-30.*day_future|_future\.txt"):
+    with pytest.raises(CalendarError, match=r"ends at 2020-12-30.*_future\.txt"):
         model_of().predict(dataset)
     lenient = dataset_of(folder, beyond_calendar="weekdays")
     newest = lenient.windows("test")
@@ -220,7 +220,7 @@ def test_the_score_is_the_mean_predicted_close_over_the_last_close(provider):
         futures[:, 1, :, CLOSE] = last[:, None] * 1.30
         return futures
 
-    model._predictor = types.SimpleNamespace(paths=paths)
+    model._predictor = types.SimpleNamespace(paths=paths, max_context=100)
     scores = model.predict(dataset)
     assert len(scores) == len(windows)
     assert scores.name == "score"
@@ -286,12 +286,15 @@ def test_weights_that_changed_under_a_pickle_are_refused(provider, tmp_path):
     net.save_pretrained(tmp_path / "predictor", tokenizer)
     dataset = dataset_of(provider)
     model = model_of(checkpoint=str(tmp_path))
-    model.predict(dataset, ("2020-12-28", "2020-12-30"))
+    model.fit(dataset)  # zero-shot; Qlib pickles right after it
     blob = pickle.dumps(model)
     net.head.proj_s1.bias.data += 1
     net.save_pretrained(tmp_path / "predictor", tokenizer)
+    again = pickle.loads(blob)
     with pytest.raises(CheckpointError, match="not the one this model was made with"):
-        pickle.loads(blob).predict(dataset)
+        again.predict(dataset)
+    again.fit(dataset)  # what the message advises
+    assert len(again.predict(dataset, ("2020-12-28", "2020-12-30")))
 
 
 def test_the_saved_halves_are_what_was_trained(provider, tmp_path):
@@ -324,11 +327,47 @@ def test_a_dataset_pickles_without_its_bars(provider):
     assert again.windows("test").index.equals(expected)
 
 
+def test_a_typo_in_the_dataset_is_an_error(provider):
+    """Qlib's base class takes any keyword and drops it: lookbak=400 would run with 90."""
+    for typo in ({"lookbak": 400}, {"step_len": 3}):
+        with pytest.raises(TypeError, match=next(iter(typo))):
+            dataset_of(provider, **typo)
+
+
 def test_a_typo_in_a_workflow_is_named():
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         model_of(training={"predictor": {"learning_rte": 1e-4}})
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         KronosModel(sampling={"temprature": 1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "story"),
+    [
+        ({"train": ("2020-01-01", "2020-11-30")}, "train ends at 2020-11-30 and valid begins"),
+        ({"valid": ("2020-09-01", "2020-10-16")}, "valid ends at 2020-10-16 and test begins"),
+        ({"test": ("2020-12-01", "2020-11-01")}, "test ends at 2020-11-01, before it begins"),
+        ({"train": (None, None)}, "train ends at None"),
+    ],
+)
+def test_segments_that_overlap_are_refused_before_training(provider, changed, story):
+    """One date edited wrongly must not train on the test period in silence."""
+    with pytest.raises(ConfigError, match=story):
+        model_of(training=TRAINING).fit(dataset_of(provider, segments=SEGMENTS | changed))
+
+
+def test_a_test_segment_beyond_the_bars_fails_before_training(provider):
+    segments = SEGMENTS | {"test": ("2024-01-01", "2024-06-30")}
+    with pytest.raises(BarDataError, match="the bars go from 2020-01-01 to 2020-12-30"):
+        model_of(training=TRAINING).fit(dataset_of(provider, segments=segments))
+
+
+def test_windows_longer_than_the_network_knows_are_not_trained_on(provider):
+    """nano knows 100 bars: positions beyond would be trained, and cut off again when scoring."""
+    dataset = dataset_of(provider)
+    dataset.lookback = 110
+    with pytest.raises(ConfigError, match="train 114 positions at once and nano attends to 100"):
+        model_of(training=TRAINING).fit(dataset)
 
 
 def test_a_segment_without_windows_says_what_to_do(provider):

@@ -77,11 +77,13 @@ def test_the_report_record_logs_metrics_and_leaves_table_and_figure(recorder, re
     expected = portfolio_metrics(report, days_per_year=240)
     logged = recorder.list_metrics()
     assert {name: logged[name] for name in PORTFOLIO_METRICS} == pytest.approx(expected)
-    assert recorder.load_object("kronos/portfolio_metrics.pkl").to_dict() == expected
-    daily = pd.read_csv(recorder.download_artifact("kronos/daily.csv"), index_col="datetime")
+    assert recorder.load_object("portfolio_report/portfolio_metrics.pkl").to_dict() == expected
+    daily = pd.read_csv(
+        recorder.download_artifact("portfolio_report/daily.csv"), index_col="datetime"
+    )
     assert daily["net_return"].to_numpy() == pytest.approx(report["return"] - report["cost"])
     assert daily["drawdown"].min() == pytest.approx(expected["max_drawdown"])
-    figure = Path(recorder.download_artifact("kronos/equity.png"))
+    figure = Path(recorder.download_artifact("portfolio_report/equity.png"))
     assert figure.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -111,7 +113,7 @@ def test_a_strategy_that_never_traded_leaves_nothing(recorder, report):
     save_report(recorder, report.assign(turnover=0.0))
     with pytest.raises(UndefinedMetricError, match="traded on none of 60 days"):
         PortfolioReportRecord(recorder).generate()
-    assert recorder.list_artifacts("kronos") == []
+    assert recorder.list_artifacts("portfolio_report") == []
 
 
 def test_a_full_run_passes_its_check(recorder):
@@ -236,7 +238,7 @@ def test_the_lightgbm_workflow_is_green_with_all_its_metrics(market):
     logged = client.get_run(row["run_id"]).data.metrics
     assert set(expected_metrics()) <= set(logged)
     # The backtest reaches the very last day of the provider's calendar.
-    daily = next((folder / "mlruns").glob("*/*/artifacts/kronos/daily.csv"))
+    daily = next((folder / "mlruns").glob("*/*/artifacts/portfolio_report/daily.csv"))
     assert pd.read_csv(daily)["datetime"].iloc[-1] == settings["KRONOS_TEST_END"]
 
 

@@ -34,6 +34,29 @@ REDUCED = {
 }
 
 
+def test_both_workflows_run_on_equal_terms():
+    """The LightGBM file repeats market, segments, strategy and costs: they must not drift apart."""
+    kronos, lightgbm = (
+        (WORKFLOWS / f"workflow_{name}.yaml").read_text(encoding="utf-8")
+        for name in ("kronos", "lightgbm")
+    )
+    for begin, end in (("market:", "task:"), ("  record:", None)):
+        shared = [text[text.index(begin) : end and text.index(end)] for text in (kronos, lightgbm)]
+        assert shared[0] == shared[1]
+
+
+@pytest.mark.parametrize("name", ["kronos", "lightgbm"])
+def test_a_windows_path_survives_the_template(name):
+    """In double quotes YAML reads the backslashes of C:\\Users\\new as escapes."""
+    import jinja2
+    import yaml
+
+    text = (WORKFLOWS / f"workflow_{name}.yaml").read_text(encoding="utf-8")
+    path = r"C:\Users\new\data"
+    settings = yaml.safe_load(jinja2.Template(text).render(KRONOS_PROVIDER_URI=path))
+    assert settings["qlib_init"]["provider_uri"] == path
+
+
 def test_the_kronos_workflow_leaves_its_metrics_in_mlflow(tmp_path):
     from mlflow.tracking import MlflowClient
 
@@ -78,5 +101,5 @@ def test_the_kronos_workflow_leaves_its_metrics_in_mlflow(tmp_path):
         point.step for point in client.get_metric_history(run.info.run_id, "predictor.valid_loss")
     ]
     assert epochs == [0, 1]
-    kept = {item.path for item in client.list_artifacts(run.info.run_id, "kronos")}
-    assert "kronos/equity.png" in kept
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "portfolio_report")}
+    assert "portfolio_report/equity.png" in kept

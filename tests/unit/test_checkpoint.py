@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kronos_qlib.errors import CheckpointError, ConfigError
-from kronos_qlib.model import checkpoint
+from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.model.checkpoint import ALIASES, Origin, check_pair, fingerprint
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -85,13 +85,28 @@ def test_a_hub_id_keeps_its_pin_and_a_revision_overrides_it(folder, monkeypatch)
     hub = Hub(folder)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
     repo, pin = ALIASES["small"].predictor, ALIASES["small"].predictor_revision
-    Kronos.from_pretrained(repo)
+    assert Kronos.from_pretrained(repo).origin.max_context == 512
     Kronos.from_pretrained(repo, "abc")
     Kronos.from_pretrained("someone/else")
     assert [revision for _, _, revision in hub.asked[::2]] == [pin, "abc", None]
-    assert checkpoint.max_context_of("mini") == checkpoint.max_context_of("NeoQuasar/Kronos-mini")
-    assert checkpoint.max_context_of("mini") == 2048
-    assert checkpoint.max_context_of(folder) == 512
+    assert Kronos.from_pretrained("mini").origin.max_context == 2048
+
+
+def test_a_checkpoint_remembers_how_many_bars_it_saw(tmp_path):
+    """nano knows 100 bars; copied to a folder it must not pass for a network of 512."""
+    net = Kronos.from_pretrained("nano")
+    assert net.origin.max_context == 100
+    again = Kronos.from_pretrained(net.save_pretrained(tmp_path))
+    assert again.origin.max_context == 100
+    tokenizer = KronosTokenizer.from_pretrained("nano")
+    assert KronosPredictor(again, tokenizer, device="cpu").max_context == 100
+    assert KronosPredictor(again, tokenizer, device="cpu", max_context=60).max_context == 60
+
+
+def test_a_revision_of_what_has_none_is_refused(folder):
+    for name in ("nano", folder):
+        with pytest.raises(ConfigError, match="goes with a Hub id"):
+            Kronos.from_pretrained(name, "abc")
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):

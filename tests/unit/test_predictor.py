@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kronos_qlib.data.calendar import stamps_of
+from kronos_qlib.data.windows import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.schema import BAR_COLUMNS
@@ -108,8 +109,58 @@ def test_a_network_in_training_mode_is_put_right(make_pair):
     once = forecast(forecaster)
     tokenizer.train(), model.train()  # as a training loop between two forecasts does
     pd.testing.assert_frame_equal(once, forecast(forecaster))
-    assert not model.training
-    assert not tokenizer.training
+
+
+@pytest.mark.parametrize("how", ["in place", "loaded", "replaced"])
+def test_weights_changed_since_the_last_forecast_count(tiny_pair, how):
+    """Packed copies must not outlive the weights: finetune, then forecast with the same object."""
+    tokenizer, model = tiny_pair
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    before = forecast(forecaster)
+    changed = {name: value.clone() for name, value in model.state_dict().items()}
+    changed["head.proj_s1.bias"][0] += 100
+    if how == "in place":
+        with torch.no_grad():
+            model.head.proj_s1.bias[0] += 100
+    else:
+        model.load_state_dict(changed, assign=how == "replaced")
+    after = forecast(forecaster)
+    assert not after.equals(before)
+    pd.testing.assert_frame_equal(after, forecast(KronosPredictor(model, tokenizer, device="cpu")))
+
+
+def test_halves_in_the_wrong_order_are_named(tiny_pair):
+    tokenizer, model = tiny_pair
+    with pytest.raises(ConfigError, match="got KronosTokenizer and Kronos"):
+        KronosPredictor(tokenizer, model)
+
+
+@pytest.mark.parametrize("price", [1e-6, 1e-12])
+def test_a_cheap_coin_is_forecast_as_a_dear_one(tiny_pair, price):
+    """Fault 8: at a price of 1e-5 the floor of the scale was ten times the spread."""
+    tokenizer, model = tiny_pair
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    bars, stamps = dear_series()
+
+    def paths(scaled):
+        return forecaster.paths(scaled, stamps[:, :20], stamps[:, 20:], 4, sample_count=3, keys="a")
+
+    cheap = bars.copy()
+    cheap[..., :4] *= price
+    dear = paths(bars)
+    dear[..., :4] *= price
+    np.testing.assert_allclose(paths(cheap), dear, rtol=1e-4)
+    # Nor does an ordinary price notice: its floor is the published one.
+    scale = WindowScale.of(bars)
+    np.testing.assert_allclose(scale.spread, bars.std(axis=1, keepdims=True) + 1e-5, rtol=1e-5)
+
+
+def dear_series():
+    rng = np.random.default_rng(4)
+    bars = (30 + rng.normal(size=(1, 20, 6)).cumsum(axis=1)).astype(np.float32)
+    bars[..., 4:] *= 1000
+    stamps = rng.integers(0, (60, 24, 7, 32, 13), (1, 24, 5))
+    return bars, stamps
 
 
 def test_paths_are_kept_and_predict_is_their_mean(forecaster):
