@@ -3,7 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # On Python 3.10 some pins have no build; constraints.txt leaves those open there.
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+# compat: a path entry. The default finder loses to a folder named kronos_qlib, such as this
+# clone, in the working directory of a script.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	--config-settings editable_mode=compat --editable
 
 .PHONY: demo test lint types tests
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     chosen = parser.parse_args(argv)
     if bool(chosen.repair) != bool(chosen.output):
-        parser.error("--repair and --output go together: the source itself is never changed")
+        parser.error("--repair and --output go together: name the rules and the file to write")
     try:
         if chosen.output and chosen.output.resolve().parent == chosen.source.resolve():
             raise ConfigError(

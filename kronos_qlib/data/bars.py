@@ -83,7 +83,7 @@ def describe_report(
     lines = []
     headings = [name for name in ("severity", "rule") if name in report]
     for heading, rows in report.groupby(headings):
-        lines.append(f"{' '.join(heading)}: {len(rows)}")
+        lines.append(f"{' '.join(map(str, heading))}: {len(rows)}")
         shown = rows if heading[-1] in in_full else rows.head(examples)
         for symbol, date, detail in zip(
             *(shown[name] for name in ("symbol", "date", "detail")), strict=True
@@ -237,9 +237,9 @@ def _strange_sizes(bars: pd.DataFrame, lot: int) -> Flags:
     volume, paid = bars["volume"].to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         vwap = paid / (volume * lot)
-    strange = (volume > 0) & np.isfinite(paid) & ~is_vwap_plausible(bars, vwap)
-    known: Flags = np.isfinite(bars[["low", "high"]].to_numpy(np.float64)).all(axis=1)
-    return strange & known
+    strange: Flags = (volume > 0) & np.isfinite(paid) & ~is_vwap_plausible(bars, vwap)
+    strange &= np.isfinite(bars[["low", "high"]].to_numpy(np.float64)).all(axis=1)
+    return strange
 
 
 def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tuple[Any, ...]]:

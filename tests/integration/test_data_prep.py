@@ -98,7 +98,111 @@ def test_faults_stop_the_conversion_until_a_repair_is_named(tmp_path, capsys):
     assert "error bracket: 1\n  000001 2024-01-02: open 10, high 11" in capsys.readouterr().err
     assert not target.exists()
     assert csv_to_qlib.main([*asked, "--repair", "bracket"]) == 0
-    assert "repaired: bracket changed 1 bars" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "repaired:\nbracket: 1\n  000001 2024-01-02: widened from high 11, low 9\n" in said
+
+
+HEADER = "symbol,date,open,high,low,close,volume\n"
+
+
+@pytest.fixture
+def repeated(tmp_path) -> Path:
+    """Five bars that are there twice: one as it was, four with another close."""
+    rows = [
+        f"{symbol},2024-01-0{day},10,11,9,{close},100\n"
+        for close in ("10.5", "10.25")
+        for symbol in ("000001", "000002")
+        for day in (2, 3, 4)
+    ]
+    path = tmp_path / "dup.csv"
+    path.write_text(HEADER + "".join([*rows[:7], *rows[8:], rows[0]]), encoding="utf-8")
+    return path
+
+
+def test_check_bars_lists_every_repeat(repeated, capsys):
+    """The reader stopped at the first one, so that neither script ever saw a duplicate."""
+    assert check_bars.main([str(repeated)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    start = said.index("error duplicate: 6")
+    listed = [line.split(":")[0].split() for line in said[start + 1 : start + 7]]
+    expected = [["000001", "2024-01-02"]] * 2 + [["000001", "2024-01-04"]]
+    expected += [["000002", f"2024-01-0{day}"] for day in (2, 3, 4)]
+    assert listed == expected
+    assert "error order: 2" in said
+
+
+def test_repeats_are_refused_until_their_repair_is_named(repeated, tmp_path, capsys):
+    target = tmp_path / "new" / "q"
+    assert csv_to_qlib.main([str(repeated), str(target)]) == 1
+    said = capsys.readouterr().err
+    assert "error duplicate: 6\n  000001 2024-01-02: " in said
+    assert [path.name for path in tmp_path.iterdir()] == ["dup.csv"]
+
+    assert csv_to_qlib.main([str(repeated), str(target), "--repair", "drop-duplicates"]) == 0
+    said = capsys.readouterr().out
+    assert "drop-duplicates: 6\n" in said and said.count("a later row has this time") == 6
+    assert "note: the rows of 1 instruments were out of order: sorted" in said
+    open_provider(target)
+    close = D.features(["000001", "000002"], ["$close"])["$close"]
+    assert close.tolist() == [10.5, 10.5, 10.25, 10.25, 10.25, 10.25]
+
+
+def test_check_bars_repairs_into_a_new_file(repeated, tmp_path, capsys):
+    before, output = repeated.read_bytes(), tmp_path / "good.csv"
+    asked = [str(repeated), "--output", str(output), "--repair", "sort", "drop-duplicates"]
+    assert check_bars.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "repaired:\ndrop-duplicates: 6\n" in said and "sort: 1\n" in said
+    assert said.endswith("good.csv: 6 bars of 2 instruments, 0 errors, 0 warnings\n")
+    assert repeated.read_bytes() == before
+    assert check_bars.main([str(output)]) == 0
+
+    written = output.read_bytes()
+    assert check_bars.main(asked) == 2
+    assert "ask to overwrite it" in capsys.readouterr().err
+    assert output.read_bytes() == written
+    assert check_bars.main([*asked, "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dup.csv", "good.csv"]
+
+
+def test_check_bars_reports_what_its_repairs_leave(tmp_path, capsys):
+    source, output = write_csv(tmp_path / "bars.csv", close="20"), tmp_path / "less.parquet"
+    columns = ["--columns", "date=trade_date"]
+    asked = [str(source), *columns, "--repair", "drop-nan", "--output", str(output)]
+    assert check_bars.main(asked) == 1
+    assert "error bracket: 1\n" in capsys.readouterr().out
+    assert len(pd.read_parquet(output)) == 2
+
+
+def test_check_bars_refuses_half_a_repair(repeated, tmp_path, capsys):
+    for half in (["--repair", "sort"], ["--output", str(tmp_path / "x.csv")]):
+        with pytest.raises(SystemExit) as stopped:
+            check_bars.main([str(repeated), *half])
+        assert stopped.value.code == 2
+    inside = ["--repair", "sort", "--output", str(tmp_path / "x.csv")]
+    assert check_bars.main([str(tmp_path), *inside]) == 2
+    assert "every bar twice" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["dup.csv"]
+
+
+def test_the_exchanges_calendar_replaces_weekdays(tmp_path, capsys):
+    source, file = write_csv(tmp_path / "bars.csv"), tmp_path / "days.txt"
+    asked = [str(source), str(tmp_path / "q"), "--columns", "date=trade_date"]
+    assert csv_to_qlib.main([*asked, "--future-bars", "2"]) == 0
+    assert "weekdays to 2024-01-05 and knows no holidays" in capsys.readouterr().out
+
+    file.write_text("2024-01-02\n2024-01-03\n20240108\n2024-01-10\n", encoding="utf-8")
+    asked += ["--future-calendar", str(file), "--overwrite"]
+    assert csv_to_qlib.main(asked) == 0
+    assert "holidays" not in capsys.readouterr().out
+    open_provider(tmp_path / "q")
+    ahead = D.calendar(freq="day", future=True)
+    assert [f"{day:%m%d}" for day in ahead] == ["0102", "0103", "0108", "0110"]
+
+    file.write_text("2024-01-08\n\n9 January\n", encoding="utf-8")
+    capsys.readouterr()
+    assert csv_to_qlib.main(asked) == 2
+    assert f"error: {file}, line 3: expected a date" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_code_two(tmp_path, capsys):

@@ -9,21 +9,27 @@ from pathlib import Path
 import pytest
 
 from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.plugin.storage import write_provider
 
 pytestmark = pytest.mark.integration
 
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    market = tmp_path / "demo" / "market"
-    market.mkdir(parents=True)
-    config = MarketConfig(instruments=4, sectors=2, years=1.0)
-    make_market(config).bars.to_parquet(market / "bars.parquet")
+def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    market = make_market(MarketConfig(instruments=4, sectors=2))
+    write_provider(market.bars, tmp_path / "demo" / "market", beside={"bars": market.bars})
     monkeypatch.chdir(tmp_path)
-    names = runpy.run_path("example.py")
-    assert names["forecast"].shape == (10, 6)
-    assert names["forecast"].notna().all().all()
-    assert "close" in capsys.readouterr().out
+    results = []
+    for number, example in enumerate(examples):
+        script = tmp_path / f"example{number}.py"
+        script.write_text(example, encoding="utf-8")
+        results.append(runpy.run_path(str(script)))
+    forecast = results[0]["forecast"]
+    assert forecast.shape == (10, 6)
+    assert forecast.notna().all().all()
+    printed = capsys.readouterr().out
+    assert "close" in printed
+    assert "Name: score" in printed

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import qlib
+from qlib.backtest.decision import Order
+from qlib.backtest.exchange import Exchange
 from qlib.contrib.data.handler import Alpha158
 from qlib.data import D
 from qlib.data.cache import H
 
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.data.tables import read_bars
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.plugin import storage
 from kronos_qlib.plugin.storage import write_provider
 from kronos_qlib.schema import BAR_COLUMNS
@@ -27,11 +29,11 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FIVE_MINUTES = SHARED / "cn_5min_one_stock.csv"
 
 
-def open_provider(folder: Path, freq: str = "day") -> None:
+def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
     """qlib.init is process-wide, and other tests have opened folders of their own."""
     qlib.init(
         provider_uri={freq: str(folder)},
-        region="us",
+        region=region,
         kernels=1,
         clear_mem_cache=True,
         skip_if_reg=False,
@@ -125,6 +127,85 @@ def test_the_future_calendar_goes_on_by_weekdays(market, provider):
     assert list(ahead) == [*known, *expected]
 
 
+GOLDEN_WEEK = ["2024-09-27", "2024-09-30", "2024-10-08", "2024-10-09", "2024-10-09", "2024-10-10"]
+"""Open days of Shanghai, one of them twice; October begins with a week of holidays."""
+
+
+def days(*texts: str) -> list[pd.Timestamp]:
+    return [pd.Timestamp(text) for text in texts]
+
+
+def test_a_given_future_knows_the_holidays(small, tmp_path):
+    """A forecast made before a holiday once carried the stamps of days that had no market."""
+    first, second, third = days("2024-09-26", "2024-09-27", "2024-09-30")
+    small["date"] = [first, second, third, first, third]
+    summary = write_provider(small, tmp_path / "q", future_bars=1, future_times=GOLDEN_WEEK)
+    assert not any("holidays" in note for note in summary.notes)
+    open_provider(tmp_path / "q")
+    known = D.calendar(freq="day")
+    assert list(known) == days("2024-09-26", "2024-09-27", "2024-09-30")
+    ahead = D.calendar(freq="day", future=True)[len(known) :]
+    assert list(ahead) == days("2024-10-08", "2024-10-09", "2024-10-10")
+
+
+def test_guessed_and_spent_futures_are_said(small, tmp_path):
+    summary = write_provider(small, tmp_path / "q", future_bars=3)
+    assert "goes on by weekdays to 2024-01-11 and knows no holidays" in summary.notes[-1]
+    assert write_provider(small, tmp_path / "r", future_bars=0).notes == ()
+    spent = write_provider(small, tmp_path / "s", future_times=[pd.Timestamp("2024-01-08")])
+    assert spent.notes == ("no future time given lies after the last bar, 2024-01-08 00:00:00",)
+    assert (tmp_path / "s/calendars/day_future.txt").read_text().count("\n") == 3
+
+
+def test_a_future_that_is_none_is_refused(small, tmp_path):
+    with pytest.raises(ConfigError, match="no time of day, got 2024-01-09 09:35"):
+        write_provider(small, tmp_path / "q", future_times=["2024-01-09 09:35"])
+    for wrong in (["soon"], [pd.NaT], [20240109]):
+        with pytest.raises(CalendarError):
+            write_provider(small, tmp_path / "q", future_times=wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_change_is_the_return_since_the_last_traded_close(small, market, provider, tmp_path):
+    """B's second bar counts from before its suspension; a first bar counts from nothing."""
+    write_provider(small, tmp_path / "q", benchmark="EW")
+    open_provider(tmp_path / "q")
+    change = D.features(["A", "B", "EW"], ["$change"])["$change"]
+    expected = [np.nan, 0.1, -0.1, np.nan, np.nan, 0.1, np.nan, 0.1, 0.0]
+    np.testing.assert_allclose(change.to_numpy(), expected, atol=1e-7)
+    open_provider(provider)
+    change = D.features(D.instruments("demo"), ["$change"])["$change"].dropna()
+    closes = market.bars.set_index(["symbol", "date"])["close"]
+    moves = (closes / closes.groupby("symbol").shift() - 1).dropna().astype(np.float32)
+    assert np.array_equal(change.to_numpy(np.float32), moves.to_numpy())
+
+
+def test_a_price_limit_stops_the_side_that_finds_no_partner(small, tmp_path):
+    """Without $change Qlib compares NaN with the limit and lets every order pass."""
+    write_provider(small, tmp_path / "q")
+    open_provider(tmp_path / "q", region="cn")
+    exchange = Exchange(
+        freq="day",
+        start_time="2024-01-04",
+        end_time="2024-01-08",
+        codes=["A", "B"],
+        deal_price="close",
+        limit_threshold=0.095,
+    )
+    first, rise, fall = days("2024-01-04", "2024-01-05", "2024-01-08")
+    for symbol, day, can_buy, can_sell in [
+        ("A", first, True, True),
+        ("A", rise, False, True),  # +10 %
+        ("A", fall, True, False),  # -10 %
+        ("B", first, True, True),
+        ("B", rise, False, False),  # suspended
+        ("B", fall, False, True),  # +10 % since the bar before the suspension
+    ]:
+        for side, can in ((Order.BUY, can_buy), (Order.SELL, can_sell)):
+            assert exchange.check_stock_limit(symbol, day, day, side) != can, (symbol, day, side)
+            assert exchange.is_stock_tradable(symbol, day, day, side) == can, (symbol, day, side)
+
+
 def test_alpha158_works_and_knows_the_vwap(market, provider):
     """Without $vwap Qlib logs nothing and gives a feature of nothing but NaN."""
     open_provider(provider)
@@ -194,6 +275,25 @@ def test_minute_bars_and_their_future(tmp_path):
     ahead = D.calendar(freq="5min", future=True)[len(bars) :]
     expected = ["2024-01-05 09:40", "2024-01-05 09:45", "2024-01-08 09:35", "2024-01-08 09:40"]
     assert list(ahead) == [pd.Timestamp(time) for time in expected]
+
+
+def test_minute_bars_take_days_or_times_for_their_future(tmp_path):
+    """An exchange publishes days; they are open at the times that the bars show."""
+    bars = minute_bars(2).iloc[:-2]
+    write_provider(bars, tmp_path / "q", freq="5min", future_times=["2024-01-09", "2024-01-05"])
+    open_provider(tmp_path / "q", "5min")
+    ahead = D.calendar(freq="5min", future=True)[len(bars) :]
+    assert list(ahead) == days(
+        "2024-01-05 09:40",
+        "2024-01-05 09:45",
+        "2024-01-09 09:35",
+        "2024-01-09 09:40",
+        "2024-01-09 09:45",
+    )
+    times = ["2024-01-05 09:35", "2024-01-05 11:00", "2024-01-09 09:35"]
+    write_provider(bars, tmp_path / "r", freq="5min", future_times=times)
+    open_provider(tmp_path / "r", "5min")
+    assert list(D.calendar(freq="5min", future=True)[len(bars) :]) == days(*times[1:])
 
 
 @pytest.mark.skipif(not FIVE_MINUTES.exists(), reason=f"{FIVE_MINUTES} is not there")
@@ -325,12 +425,13 @@ def test_times_must_be_times_without_a_zone(small, tmp_path):
         {"market": "../up"},
         {"future_bars": -1},
         {"extra": ["close"]},
+        {"extra": ["change"]},
     ],
     ids=str,
 )
 def test_settings_that_cannot_work_are_refused(small, tmp_path, wrong):
     with pytest.raises(ConfigError):
-        write_provider(small, tmp_path / "q", **wrong)
+        write_provider(small.assign(change=0.0), tmp_path / "q", **wrong)
 
 
 def test_names_that_windows_reserves_are_stored_as_qlib_looks_for_them(small, tmp_path):

@@ -13,7 +13,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.tables import read_bars
+from kronos_qlib.data.bars import repair_bars
+from kronos_qlib.data.tables import read_bars, write_bars
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.plugin.storage import write_provider
 from kronos_qlib.schema import LONG_COLUMNS
@@ -58,6 +59,25 @@ def test_a_table_comes_back_bit_for_bit(table, suffix, in_folder):
     assert read.notes == ()
 
 
+@settings(deadline=None, max_examples=60)
+@given(tables(), st.sampled_from([".csv", ".parquet"]), st.data())
+def test_rows_in_any_order_and_number_are_kept_and_can_be_repaired(table, suffix, data):
+    """Written by us, read as it is; without repeats and sorted it is the table again."""
+    rows = data.draw(st.permutations([*range(len(table)), *data.draw(st.sets(st.integers(0, 2)))]))
+    scattered = table.iloc[[row % len(table) for row in rows]].reset_index(drop=True)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / f"bars{suffix}"
+        write_bars(scattered, path)
+        assert [inside.name for inside in Path(name).iterdir()] == [path.name]
+        read = read_bars(path, as_is=True)
+    same = {"check_exact": True, "check_dtype": False, "check_column_type": False}
+    pd.testing.assert_frame_equal(read.bars, scattered, **same)
+    assert read.notes == ()
+    repaired, record = repair_bars(read.bars, ["drop-duplicates", "sort"])
+    pd.testing.assert_frame_equal(repaired, table, **same)
+    assert (record["rule"] == "drop-duplicates").sum() == len(scattered) - len(table)
+
+
 @settings(deadline=None, max_examples=25)
 @given(tables())
 def test_a_table_comes_back_from_the_provider_as_float32(table):
@@ -83,6 +103,11 @@ def test_a_table_comes_back_from_the_provider_as_float32(table):
                 stored = np.array(values)[places - places[0]]
                 assert (stored == bars[column].to_numpy(np.float32)).all()
                 assert np.isfinite(values).sum() == len(bars)
+            close = bars["close"].to_numpy()
+            path = next((target / "features").glob(f"*{symbol.lower()}/change.day.bin"))
+            change = np.fromfile(path, dtype="<f4")[1:][places - places[0]]
+            moves = (close[1:] / close[:-1] - 1).astype(np.float32)
+            assert np.array_equal(change, [np.nan, *moves], equal_nan=True)
 
 
 @settings(deadline=None, max_examples=100)

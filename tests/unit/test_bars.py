@@ -92,6 +92,20 @@ def test_rows_out_of_order_are_one_problem_per_instrument(bars):
 def test_a_second_bar_on_one_day_is_found(bars):
     twice = pd.concat([bars, bars.iloc[[9]]], ignore_index=True)
     assert ("B", "05", "error", "duplicate") in found(twice)
+    twice = pd.concat([twice, bars.iloc[[1]].assign(close=9.5)], ignore_index=True)
+    report = check_bars(twice)
+    told = dict(report.loc[report["rule"] == "duplicate", ["symbol", "detail"]].to_numpy())
+    assert told == {"A": "another: open 10, high 11, low 9, close 9.5", "B": "the same bar again"}
+
+
+def test_a_description_shows_some_bars_of_each_rule_and_all_when_told(bars):
+    report = check_bars(pd.concat([bars, bars], ignore_index=True))
+    short = describe_report(report).splitlines()
+    assert "error duplicate: 10" in short
+    assert sum("the same bar again" in line for line in short) == 3
+    long = describe_report(report, in_full=("duplicate",)).splitlines()
+    assert "  B 2024-01-05: the same bar again" in long
+    assert sum("the same bar again" in line for line in long) == 10
 
 
 def test_money_that_does_not_fit_the_price_is_a_warning(bars):
@@ -139,7 +153,24 @@ def test_of_two_bars_the_later_row_stays(bars):
     repaired, record = repair_bars(twice, ["drop-duplicates", "sort"])
     assert len(repaired) == 10
     assert repaired["close"][4] == 9.5
+    assert describe_report(record).splitlines()[:2] == [
+        "drop-duplicates: 1",
+        "  A 2024-01-05: dropped: a later row has this time: open 10, high 11, low 9, close 10.5",
+    ]
     assert set(record["rule"]) == {"drop-duplicates", "sort"}
+
+
+def test_sizes_that_do_not_fit_the_price_are_zeroed_when_told(bars):
+    """Which of the two is wrong cannot be told from the bar, so both go."""
+    bars.loc[2, "amount"] *= 1e30
+    bars.loc[4, "volume"] = 0.0
+    mended, record = repair_bars(bars, ["zero-strange"])
+    assert found(mended) == []
+    assert record.to_numpy().tolist() == [
+        ["A", pd.Timestamp("2024-01-03"), "zero-strange", "set to 0: volume 100, amount 1.05e+33"]
+    ]
+    assert mended.loc[2, ["volume", "amount"]].tolist() == [0, 0]
+    pd.testing.assert_frame_equal(mended.drop(2), bars.drop(2))
 
 
 def test_all_repairs_together_leave_no_error(bars):

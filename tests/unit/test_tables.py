@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.tables import columns_from_pairs, read_bars
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.data.tables import columns_from_pairs, read_bars, read_times, write_bars
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import LONG_COLUMNS
 
 HEADER = "symbol,date,open,high,low,close,volume\n"
@@ -169,6 +169,82 @@ def test_a_second_bar_in_a_second_file_is_refused(tmp_path):
     write(tmp_path, HEADER + ROW.replace("000001", "000002") + ROW, "b.csv")
     with pytest.raises(BarDataError, match=r"b\.csv, row 3"):
         read_bars(tmp_path)
+
+
+def test_read_as_it_is_keeps_repeats_and_order_and_stays_as_strict(tmp_path):
+    """A reader that stops at the first repeat leaves nothing for check and repair to do."""
+    late = ROW.replace("-02", "-03")
+    path = write(tmp_path, HEADER + late + ROW + late.replace("10.5", "10.25"))
+    bars = read_bars(path, as_is=True).bars
+    assert bars["date"].dt.day.tolist() == [3, 2, 3]
+    assert bars["close"].tolist() == [10.5, 10.5, 10.25]
+    with pytest.raises(BarDataError, match="row 3, column 'close'"):
+        read_bars(write(tmp_path, HEADER + ROW + ROW.replace("10.5", "x")), as_is=True)
+
+
+@pytest.mark.parametrize("name", ["new/bars.csv", "bars.parquet"])
+def test_written_bars_are_read_back(tmp_path, name):
+    bars = read_bars(write(tmp_path, HEADER + ROW + ROW.replace("-02", "-03 09:35"))).bars
+    bars.loc[1, "volume"] = float("nan")
+    write_bars(bars, tmp_path / name)
+    pd.testing.assert_frame_equal(read_bars(tmp_path / name).bars, bars, check_dtype=False)
+
+
+def test_a_written_file_replaces_another_only_when_told(tmp_path, monkeypatch):
+    target = write(tmp_path, HEADER + ROW)
+    bars = read_bars(target).bars
+    with pytest.raises(ConfigError, match="overwrite"):
+        write_bars(bars, target)
+    with pytest.raises(ConfigError, match="ending in"):
+        write_bars(bars, tmp_path / "bars.xlsx")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_bars(bars, tmp_path / "folder.csv", overwrite=True)
+    with pytest.raises(BarDataError, match="no bars"):
+        write_bars(bars.iloc[:0], tmp_path / "none.csv")
+    assert target.read_text(encoding="utf-8") == HEADER + ROW
+    write_bars(bars, target, overwrite=True)
+    assert read_bars(target).notes == ()
+
+    before = target.read_bytes()
+    finish = pd.DataFrame.to_csv
+
+    def fail(*args: object, **kwargs: object) -> None:
+        finish(*args, **kwargs)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bars(bars.assign(close=1.0), target, overwrite=True)
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bars.csv", "folder.csv"]
+
+
+def test_a_calendar_is_read_line_by_line(tmp_path):
+    path = write(tmp_path, "\ufeff2024-10-08\r\n\r\n20241009\n2024/10/10 09:35\n", "days.txt")
+    expected = ["2024-10-08", "2024-10-09", "2024-10-10 09:35"]
+    assert list(read_times(path)) == [pd.Timestamp(time) for time in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("2024-10-08\n\n10/09/2024\n", r"days\.txt, line 3: expected a date .* got '10/09/2024'"),
+        ("trade_date\n2024-10-08\n", r"days\.txt, line 1"),
+        ("\n \n", r"days\.txt: the file holds no dates"),
+    ],
+)
+def test_a_broken_calendar_is_refused_by_line(tmp_path, text, says):
+    with pytest.raises(CalendarError, match=says):
+        read_times(write(tmp_path, text, "days.txt"))
+
+
+def test_a_calendar_that_is_no_text_file(tmp_path):
+    with pytest.raises(CalendarError, match="no such file"):
+        read_times(tmp_path / "days.txt")
+    (tmp_path / "days.txt").write_bytes(b"2024-10-08\n\xe9")
+    with pytest.raises(CalendarError, match=r"days\.txt: not UTF-8"):
+        read_times(tmp_path / "days.txt")
 
 
 @pytest.mark.parametrize(
