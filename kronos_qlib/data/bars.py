@@ -192,17 +192,11 @@ def _bad_sizes(bars: pd.DataFrame, name: str) -> Flags:
 
 
 def _order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """One row per instrument whose rows are scattered or run backwards in time."""
-    code = bars["symbol"].factorize()[0]
-    same = code[1:] == code[:-1]
-    backwards = np.zeros(len(bars), dtype=bool)
-    backwards[1:] = same & (np.diff(bars["date"].to_numpy()) < np.timedelta64(0))
-    starts_run = np.ones(len(bars), dtype=bool)
-    starts_run[1:] = ~same
-    scattered = starts_run & bars["symbol"].duplicated().to_numpy()
-    broken = bars.loc[backwards | scattered].drop_duplicates("symbol")
+    """One row per instrument whose rows run backwards in time; a table day by day is in order."""
+    steps = bars["date"].groupby(bars["symbol"], sort=False).diff()
+    broken = bars.loc[(steps < pd.Timedelta(0)).to_numpy()].drop_duplicates("symbol")
     return [
-        (symbol, date, "error", "order", "rows are not sorted by symbol and date")
+        (symbol, date, "error", "order", "stands after a later bar")
         for symbol, date in zip(broken["symbol"], broken["date"], strict=True)
     ]
 
