@@ -251,9 +251,23 @@ class KronosPredictor:
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; for None or "auto" CUDA, then Apple's GPU, then the CPU."""
-    if device not in (None, "auto"):
-        return torch.device(device)
+    """The device that was asked for; for None or "auto" CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if device is not None and device != "auto":
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as unknown:
+            raise ConfigError(f"no device is called {device!r}; try 'auto' or 'cpu'") from unknown
+        if (chosen.type == "cuda" and not torch.cuda.is_available()) or (
+            chosen.type == "mps" and not torch.backends.mps.is_available()
+        ):
+            raise ConfigError(
+                f"this machine has no device {device!r}; set device to 'auto' or 'cpu'"
+            )
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from kronos_qlib.configs import SamplingConfig
 
+ONE_STEP = 2.0**-23
+"""Relative distance of neighbouring float32 numbers, at most."""
+
 
 def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     """Draw one token per row.
@@ -33,7 +36,7 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
     # Strictly below the total, or rounding could pick a token that was filtered out.
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, total.new_zeros(1)))
+    target = torch.minimum(uniforms[:, None] * total, total * (1 - ONE_STEP))
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 

@@ -129,6 +129,15 @@ def test_weights_changed_since_the_last_forecast_count(tiny_pair, how):
     pd.testing.assert_frame_equal(after, forecast(KronosPredictor(model, tokenizer, device="cpu")))
 
 
+@pytest.mark.parametrize("device", ["cuda:7", "gpu"])
+def test_a_device_that_is_not_here_is_named(tiny_pair, device, monkeypatch):
+    """A model pickled with device cuda, opened on a laptop."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tokenizer, model = tiny_pair
+    with pytest.raises(ConfigError, match=rf"'{device}'.*'auto' or 'cpu'"):
+        KronosPredictor(model, tokenizer, device=device)
+
+
 def test_halves_in_the_wrong_order_are_named(tiny_pair):
     tokenizer, model = tiny_pair
     with pytest.raises(ConfigError, match="got KronosTokenizer and Kronos"):
