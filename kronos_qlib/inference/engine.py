@@ -227,10 +227,6 @@ class Reader:
         newest = context[:, -1]
         return newest.repeat_interleave(self.paths, dim=0) if is_prompt else newest
 
-    def embed(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
-        """The context of the last bar of prompts, (B, D)."""
-        return self._context(s1, s2, stamps)[:, -1]
-
     def s1_logits(self, newest: Tensor) -> Tensor:
         """(R, 2**s1_bits) float32 from the newest bars' context."""
         return self.net.s1_head(newest).float()

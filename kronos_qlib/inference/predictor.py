@@ -211,25 +211,27 @@ class KronosPredictor:
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         length = min(x.shape[1], self.max_context) + pred_len
         size = max(1, BATCH_BARS // (length * how.paths))
+        engine = self._engine()
         starts = range(0, len(x), size)
         for start in progress(starts, "forecasting", unit="batch", show=verbose):
             part = slice(start, start + size)
             uniforms = path_uniforms(seed, names[part], how.paths, pred_len)
-            result[part] = self._forecast(x[part], stamps[part], pred_len, how, uniforms)
+            result[part] = self._forecast(engine, x[part], stamps[part], how, uniforms)
         return result
 
     @torch.inference_mode()
     def _forecast(
         self,
+        engine: tuple[PackedKronos, PackedTokenizer],
         bars: Floats,
         stamps: npt.NDArray[np.integer],
-        horizon: int,
         how: SamplingConfig,
         uniforms: torch.Tensor,
     ) -> Floats:
+        net, tokenizer = engine
+        horizon = stamps.shape[1] - bars.shape[1]
         scale = WindowScale.of(bars)
         z = torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)
-        net, tokenizer = self._engine()
         tokens = tokenizer.encode(z)
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         drawn = generate(

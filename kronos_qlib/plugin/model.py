@@ -46,6 +46,8 @@ class StagesConfig:
             if isinstance(value, Mapping):
                 stage = from_mapping(TrainingConfig, value, where=f"training.{name}")
                 object.__setattr__(self, name, stage)
+        if self.tokenizer is not None and not self.tokenizer.teacher_forcing:
+            raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
         if self.tokenizer is not None and self.predictor is None:
             raise ConfigError(
                 "training.tokenizer without training.predictor would leave a predictor that reads "
@@ -68,7 +70,8 @@ class KronosModel(ModelFT):
         sampling: fields of `SamplingConfig`.
         training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing.
         device: "auto", or a torch device.
-        max_context: bars the network sees at once; None takes the checkpoint's own number.
+        max_context: bars the network sees at once, at most the checkpoint's own number, which
+            None takes; 512 where a checkpoint has none.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.
     """
@@ -215,7 +218,7 @@ class KronosModel(ModelFT):
             raise ConfigError(
                 f"windows of {dataset.lookback} + {dataset.horizon} bars train {bars - 1} "
                 f"positions at once and {self.checkpoint} attends to "
-                f"{self.predictor.max_context}; shorten lookback or horizon, or set max_context"
+                f"{self.predictor.max_context}; shorten lookback or horizon"
             )
         net, tokenizer = self.predictor.model, self.predictor.tokenizer
         training, validation = (
@@ -267,6 +270,11 @@ class KronosModel(ModelFT):
         net = Kronos.from_pretrained(self.checkpoint, self.revision)
         tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
         known = net.origin.max_context if net.origin else None
+        if self.max_context and known and self.max_context > known:
+            raise ConfigError(
+                f"max_context {self.max_context} is more than the {known} bars that "
+                f"{self.checkpoint} was trained on at once"
+            )
         context = self.max_context or known or PUBLISHED_CONTEXT
         # The pair is checked here, as the files have it, before any trained half replaces one.
         predictor = KronosPredictor(net, tokenizer, self.device, context)

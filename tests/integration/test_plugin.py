@@ -307,6 +307,13 @@ def test_the_saved_halves_are_what_was_trained(provider, tmp_path):
     assert saved.predict(dataset).equals(model.predict(dataset))
 
 
+def test_settings_that_could_not_take_effect_are_refused(provider):
+    with pytest.raises(ConfigError, match="teacher_forcing belongs to"):
+        model_of(training={"tokenizer": {"teacher_forcing": False}, "predictor": {}})
+    with pytest.raises(ConfigError, match="max_context 300 is more than the 100 bars"):
+        model_of(max_context=300).fit(dataset_of(provider))
+
+
 def test_training_the_tokenizer_alone_is_refused():
     with pytest.raises(ConfigError, match="tokens it does not know"):
         model_of(training={"tokenizer": {}})
