@@ -1,21 +1,25 @@
-"""Keys and values kept while decoding: the prompt's once per window, each path's own beside it."""
+"""Keys and values kept while decoding: the prompt's once per window, each path's own beside it.
+
+Shape letters: B windows, P paths, R = B * P rows (window-major), T bars of a prompt, S bars drawn
+so far, H heads, W head width. Queries come with the scale of attention already in them.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+FEW_STEPS = 16
+"""Up to so many bars of its own, a path's attention to them is faster as a product and a sum than
+as thousands of tiny matrix products (benchmarks/generation.py has horizons 10 and 112)."""
+
 
 class KeyValueStore:
     """What one attention layer remembers.
 
-    The prompt's keys and values are held once per window, (B, H, T, W), and shared by that
-    window's P paths without a copy; each path's own bars follow in (B, H, P, S, W).
-    Rows of newest bars, R = B * P, are window-major: the paths of the first window, then of the
-    second.
+    The prompt's keys and values are held once per window and shared by that window's paths
+    without a copy; the paths' own bars lie beside them, in the layout that their number likes.
     """
 
     def __init__(self, paths: int, steps: int) -> None:
@@ -34,77 +38,108 @@ class KeyValueStore:
         """Bars remembered, so the position of the next one."""
         return 0 if self._prompt is None else self._prompt[0].shape[2] + self.taken
 
-    def keep(self, k: Tensor, v: Tensor) -> None:
-        """Remember prompts, k and v (B, T, H, W), or every path's newest bars, (R, S, H, W)."""
-        if self._prompt is None:
-            self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
-            if self.steps:
-                rows, _, heads, width = k.shape
-                shape = (rows, heads, self.paths, self.steps, width)
-                self._own = (k.new_empty(shape), v.new_empty(shape))
-            return
-        stop = self.taken + k.shape[1]
-        assert self._own is not None and stop <= self.steps, "the store is full"
-        for room, new in zip(self._own, (k, v), strict=True):
-            room[:, :, :, self.taken : stop] = self._by_window(new)
-        self.taken = stop
+    def keep_prompt(self, k: Tensor, v: Tensor) -> None:
+        """Remember prompts, k and v (B, T, H, W)."""
+        assert self.is_empty, "a store remembers one prompt per window"
+        # (B, H, T, W): a window's head is one matrix.
+        self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
+        if self.steps:
+            windows, _, heads, width = k.shape
+            whole = (windows, heads, self.paths)
+            is_few = self.steps <= FEW_STEPS
+            shape = (self.steps, *whole, width) if is_few else (*whole, self.steps, width)
+            self._own = (k.new_empty(shape), v.new_empty(shape))
 
-    def keep_and_attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keep_only: bool = False
-    ) -> Tensor | None:
-        """Remember k and v, and attend causally from the same bars' queries.
-
-        Args:
-            q, k, v: (B, T, H, W) or (R, S, H, W).
-            keep_only: do not attend.
-
-        Returns:
-            (B, T, H * W) or (R, S, H * W); None with `keep_only`.
-        """
-        was_empty = self.is_empty
-        self.keep(k, v)
-        if keep_only:
-            return None
-        if not was_empty:
-            return self.attend(q)
+    def read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Remember prompts and attend causally within them: all (B, T, H, W), to (B, T, H * W)."""
+        self.keep_prompt(k, v)
         assert self._prompt is not None
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), *self._prompt, is_causal=True)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2), *self._prompt, is_causal=True, scale=1.0
+        )
         return mixed.transpose(1, 2).flatten(2)
 
+    def keep(self, k: Tensor, v: Tensor) -> None:
+        """Remember every path's newest bar, k and v (R, 1, H, W)."""
+        assert self._own is not None and self.taken < self.steps, "the store is full"
+        for room, new in zip(self._own, (k, v), strict=True):
+            if self.steps <= FEW_STEPS:
+                room[self.taken] = self._by_window(new[:, 0])
+            else:
+                room[:, :, :, self.taken] = self._by_window(new[:, 0])
+        self.taken += 1
+
     def attend(self, q: Tensor) -> Tensor:
-        """Attend from every path's newest bars to the prompt and to the path's own bars.
+        """Attend from every path's newest bar, q (R, 1, H, W), to all remembered: (R, 1, H * W)."""
+        queries = self._by_window(q[:, 0]).contiguous()  # (B, H, P, W)
+        if not self.taken:
+            return self._rows(self._attend_prompt(queries))
+        assert self._own is not None
+        if self.steps <= FEW_STEPS:
+            own_k, own_v = (room[: self.taken] for room in self._own)  # (S, B, H, P, W)
+            own = (queries * own_k).sum(dim=-1, dtype=torch.float32).permute(1, 2, 3, 0)
+        else:
+            own_k, own_v = (room[:, :, :, : self.taken] for room in self._own)  # (B, H, P, S, W)
+            own = (queries[:, :, :, None] @ own_k.transpose(-1, -2)).squeeze(3).float()
+        mixed, weights = self._weigh(queries, own)
+        if self.steps <= FEW_STEPS:
+            mixed = mixed + (weights.permute(3, 0, 1, 2)[..., None] * own_v).sum(dim=0)
+        else:
+            mixed = mixed + (weights[:, :, :, None] @ own_v).squeeze(3)
+        return self._rows(mixed)
+
+    def attend_ahead(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from bars that follow the prompt to it and, causally, to one another.
 
         Args:
-            q: (R, S, H, W), queries of the S bars remembered last, each of which sees those
-                before it; or of one bar, if nothing came after the prompt yet.
+            q, k, v: (R, S, H, W), remembered by nobody.
 
         Returns:
             (R, S, H * W).
         """
+        rows, bars, heads, width = q.shape
+        windows = rows // self.paths
+        grouped = q.view(windows, self.paths, bars, heads, width).permute(0, 3, 1, 2, 4)
+        queries = grouped.reshape(windows, heads, self.paths * bars, width)
+        own = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (R, H, S, S)
+        later = torch.ones(bars, bars, dtype=torch.bool, device=q.device).triu(1)
+        own = own.float().masked_fill(later, -torch.inf)
+        own = own.view(windows, self.paths, heads, bars, bars).transpose(1, 2)
+        mixed, weights = self._weigh(queries, own.reshape(windows, heads, -1, bars))
+        weights = weights.view(windows, heads, self.paths, bars, bars).transpose(1, 2)
+        of_own = weights.reshape(rows, heads, bars, bars) @ v.transpose(1, 2)  # (R, H, S, W)
+        mixed = mixed.view(windows, heads, self.paths, bars, width).permute(0, 2, 3, 1, 4)
+        return (mixed.reshape(rows, bars, heads, width) + of_own.transpose(1, 2)).flatten(2)
+
+    def _attend_prompt(self, queries: Tensor) -> Tensor:
         assert self._prompt is not None, "nothing to attend to"
-        prompt_k, prompt_v = self._prompt
-        grouped = self._by_window(q).contiguous()  # (B, H, P, S, W)
-        queries, seen = grouped.shape[3], prompt_k.shape[2]
-        # One product per window and head, whatever the number of paths.
-        scores = grouped.flatten(2, 3) @ prompt_k.transpose(-1, -2)
-        scores = scores.view(*grouped.shape[:4], seen)
-        if self.taken:
-            assert self._own is not None
-            own_k, own_v = (room[:, :, :, : self.taken] for room in self._own)
-            own_scores = grouped @ own_k.transpose(-1, -2)  # (B, H, P, S, taken)
-            if queries > 1:
-                later = torch.ones(queries, self.taken, dtype=torch.bool, device=q.device).triu(
-                    self.taken - queries + 1
-                )
-                own_scores = own_scores.masked_fill(later, -torch.inf)
-            scores = torch.cat((scores, own_scores), dim=-1)
-        weights = torch.softmax(scores.float() / math.sqrt(q.shape[-1]), dim=-1).to(q.dtype)
-        mixed = (weights[..., :seen].flatten(2, 3) @ prompt_v).view(grouped.shape)
-        if self.taken:
-            mixed = mixed + weights[..., seen:] @ own_v
-        # (B, H, P, S, W) to (R, S, H * W)
-        return mixed.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
+        k, v = self._prompt
+        scores = (queries @ k.transpose(-1, -2)).float()
+        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+    def _weigh(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """One softmax over the prompt's scores and the own ones.
+
+        Args:
+            queries: (B, H, N, W), N of one window together, so that the prompt costs one product
+                per window and head whatever the number of paths.
+            own: (B, H, N, S) float32 scores.
+
+        Returns:
+            The prompt's values mixed (B, H, N, W), and the weights of the own (B, H, N, S).
+        """
+        assert self._prompt is not None, "nothing to attend to"
+        k, v = self._prompt
+        scores = torch.cat(((queries @ k.transpose(-1, -2)).float(), own), dim=-1)
+        weights = torch.softmax(scores, dim=-1).to(v.dtype)
+        seen = k.shape[2]
+        return weights[..., :seen] @ v, weights[..., seen:]
 
     def _by_window(self, rows: Tensor) -> Tensor:
-        """(R, S, H, W) to (B, H, P, S, W)."""
-        return rows.view(-1, self.paths, *rows.shape[1:]).permute(0, 3, 1, 2, 4)
+        """(R, H, W) to (B, H, P, W)."""
+        return rows.view(-1, self.paths, *rows.shape[1:]).transpose(1, 2)
+
+    @staticmethod
+    def _rows(mixed: Tensor) -> Tensor:
+        """(B, H, P, W) to (R, 1, H * W)."""
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)[:, None]

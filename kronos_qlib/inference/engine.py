@@ -12,6 +12,7 @@ W head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.inference.cache import KeyValueStore
-from kronos_qlib.model.layers import RMSNorm, Rotary, TimeEmbedding, TransformerBlock
+from kronos_qlib.model.layers import Attention, RMSNorm, Rotary, TimeEmbedding, TransformerBlock
 from kronos_qlib.model.quantizer import pack_bits, unpack_bits
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -32,11 +33,17 @@ TokenPair = tuple[Tensor, Tensor]
 class Product:
     """x @ weight.T + bias, with what follows it folded in where the library can.
 
-    Several linear maps of one input, given together, come out side by side.
+    Several linear maps of one input, given together, come out side by side. The weight of a norm
+    before them can be folded in: they then read what `normalised` returns.
     """
 
-    def __init__(self, maps: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        weight = torch.cat([each.weight.detach() for each in maps]).to(dtype)
+    def __init__(
+        self, maps: Sequence[nn.Linear], dtype: torch.dtype, norm: RMSNorm | None = None
+    ) -> None:
+        weight = torch.cat([each.weight.detach() for each in maps])
+        if norm is not None:
+            weight = weight * norm.weight.detach()
+        weight = weight.to(dtype)
         biases = [each.bias.detach() for each in maps if each.bias is not None]
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed: Any = None
@@ -110,8 +117,8 @@ class Turn:
         return self.table[start : start + count]
 
 
-def interleaved(linear: nn.Linear, heads: int) -> nn.Linear:
-    """The same map with each head's outputs in the order 0, W/2, 1, W/2 + 1, ...
+def interleaved(linear: nn.Linear, heads: int, scale: float = 1.0) -> nn.Linear:
+    """The same map times `scale`, each head's outputs in the order 0, W/2, 1, W/2 + 1, ...
 
     The published half layout turns output i together with i + W/2. Reordered alike, queries and
     keys keep their scores, and a pair that turns together is one complex number.
@@ -121,9 +128,15 @@ def interleaved(linear: nn.Linear, heads: int) -> nn.Linear:
     rows = (torch.arange(heads)[:, None] * width + order).flatten()
     out = nn.Linear(linear.in_features, linear.out_features, device="meta")
     for name in ("weight", "bias"):
-        values = getattr(linear, name).detach()
-        setattr(out, name, nn.Parameter(values[rows.to(values.device)], requires_grad=False))
+        values = getattr(linear, name).detach()[rows.to(linear.weight.device)] * scale
+        setattr(out, name, nn.Parameter(values, requires_grad=False))
     return out
+
+
+def queries_of(attention: Attention) -> nn.Linear:
+    """The map to queries, interleaved, with the scale of attention in it."""
+    width = attention.q_proj.out_features // attention.n_heads
+    return interleaved(attention.q_proj, attention.n_heads, 1 / math.sqrt(width))
 
 
 class PackedBlock:
@@ -132,44 +145,55 @@ class PackedBlock:
     def __init__(self, block: TransformerBlock, turn: Turn, dtype: torch.dtype) -> None:
         attention = block.self_attn
         self.heads, self.turn = attention.n_heads, turn
-        self.norm1, self.norm2 = PackedNorm(block.norm1, dtype), PackedNorm(block.norm2, dtype)
-        queries = interleaved(attention.q_proj, self.heads)
+        self.eps = block.norm1.eps, block.norm2.eps
         keys = interleaved(attention.k_proj, self.heads)
-        self.inputs = Product([queries, keys, attention.v_proj], dtype)
+        self.inputs = Product([queries_of(attention), keys, attention.v_proj], dtype, block.norm1)
         self.output = Product([attention.out_proj], dtype)
-        self.gate, self.up, self.down = (
-            Product([part], dtype) for part in (block.ffn.w1, block.ffn.w3, block.ffn.w2)
+        self.gate, self.up = (
+            Product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
         )
+        self.down = Product([block.ffn.w2], dtype)
 
-    def read(self, x: Tensor, store: KeyValueStore, keep_only: bool = False) -> Tensor:
-        """Attend and feed forward.
+    def read_prompt(self, x: Tensor, store: KeyValueStore, keep_only: bool = False) -> Tensor:
+        """Take in prompts (B, T, D).
 
         Args:
-            x: (B, T, D) prompts if the store is empty, else the newest bars (R, S, D).
             keep_only: fill the store and return `x`, when nothing reads this block's output.
         """
-        parts = _heads(self.inputs(self.norm1(x)), 3 * self.heads)
-        turned = self.turn(parts[:, :, : 2 * self.heads], store.length)
-        q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
-        mixed = store.keep_and_attend(q, k, parts[:, :, 2 * self.heads :], keep_only)
-        if mixed is None:
+        q, k, v = self._parts(x, 0)
+        if keep_only:
+            store.keep_prompt(k, v)
             return x
+        return self._finish(x, store.read_prompt(q, k, v))
+
+    def read_next(self, x: Tensor, store: KeyValueStore) -> Tensor:
+        """Take in each path's newest bar, (R, 1, D)."""
+        q, k, v = self._parts(x, store.length)
+        store.keep(k, v)
+        return self._finish(x, store.attend(q))
+
+    def read_ahead(self, x: Tensor, store: KeyValueStore) -> Tensor:
+        """All bars of each path after the prompt at once, (R, S, D); the store stays as it is."""
+        return self._finish(x, store.attend_ahead(*self._parts(x, store.length)))
+
+    def _parts(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
+        turned = self.turn(parts[:, :, : 2 * self.heads], start)
+        return turned[:, :, : self.heads], turned[:, :, self.heads :], parts[:, :, 2 * self.heads :]
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.output.plus(mixed, x)
-        normed = self.norm2(x)
+        normed = normalised(x, self.eps[1])
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
-class PackedNorm:
-    """RMSNorm in float32, its weight in the network's type."""
-
-    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
-        self.eps = norm.eps
-        self.weight = norm.weight.detach().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+def normalised(x: Tensor, eps: float) -> Tensor:
+    """The root-mean-square norm without its weight, computed in float32."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.rsqrt(size.square() / x.shape[-1] + eps)
+    wide = x.float()
+    # In place where the cast made a copy: fresh memory costs as much as the arithmetic.
+    return wide * scale if wide is x else wide.mul_(scale).to(x.dtype)
 
 
 class PackedKronos:
@@ -180,7 +204,7 @@ class PackedKronos:
         blocks = _blocks(net.transformer)
         turn = Turn(blocks[0].self_attn.rotary)
         self.blocks = [PackedBlock(block, turn, dtype) for block in blocks]
-        self.norm = PackedNorm(net.norm, dtype)
+        self.norm_eps, self.norm_weight = net.norm.eps, net.norm.weight.detach().to(dtype)
         # The fusion of the two embeddings is linear: each half goes through it once and for all.
         embedding = net.embedding
         left, right = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
@@ -189,16 +213,16 @@ class PackedKronos:
         self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
         self.time = PackedTime(net.time_emb, dtype)
         self.s1_head = Product([net.head.proj_s1], dtype)
-        self.s2_head = Product([net.head.proj_s2], dtype)
+        self.s2_norm_eps = net.dep_layer.norm.eps
+        self.s2_head = Product([net.head.proj_s2], dtype, net.dep_layer.norm)
         attention = net.dep_layer.cross_attn
         self.s2_heads = attention.n_heads
         self.s2_turn = Turn(attention.rotary)
         self.s2_query_table = embedding.emb_s1.weight.detach().to(dtype)
-        self.s2_query = Product([interleaved(attention.q_proj, self.s2_heads)], dtype)
+        self.s2_query = Product([queries_of(attention)], dtype)
         keys = interleaved(attention.k_proj, self.s2_heads)
         self.s2_keys_values = Product([keys, attention.v_proj], dtype)
         self.s2_output = Product([attention.out_proj], dtype)
-        self.s2_norm = PackedNorm(net.dep_layer.norm, dtype)
 
 
 class Reader:
@@ -221,9 +245,13 @@ class Reader:
             s1, s2: (B, T) int64 the first time, the prompts; then (R, 1), each path's newest bar.
             stamps: (B, T, 5) or (R, 1, 5) int64.
         """
-        context = self._context(s1, s2, stamps)
         is_prompt = self.s2_store.is_empty
-        self._keep_for_s2(context)
+        net = self.net
+        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        for block, store in zip(net.blocks, self.stores, strict=True):
+            x = block.read_prompt(x, store) if is_prompt else block.read_next(x, store)
+        context = normalised(x, net.norm_eps) * net.norm_weight
+        self._keep_for_s2(context, is_prompt)
         newest = context[:, -1]
         return newest.repeat_interleave(self.paths, dim=0) if is_prompt else newest
 
@@ -239,22 +267,15 @@ class Reader:
         if self.rotate_s2:
             query = net.s2_turn(query, self.s2_store.length - 1)
         attended = net.s2_output.plus(self.s2_store.attend(query)[:, 0], newest)
-        return net.s2_head(net.s2_norm(attended)).float()
+        return net.s2_head(normalised(attended, net.s2_norm_eps)).float()
 
-    def _context(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
-        net = self.net
-        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
-        for block, store in zip(net.blocks, self.stores, strict=True):
-            x = block.read(x, store)
-        return net.norm(x)
-
-    def _keep_for_s2(self, context: Tensor) -> None:
+    def _keep_for_s2(self, context: Tensor, is_prompt: bool) -> None:
         net = self.net
         both = _heads(net.s2_keys_values(context), 2 * net.s2_heads)
         k, v = both[:, :, : net.s2_heads], both[:, :, net.s2_heads :]
         if self.rotate_s2:
             k = net.s2_turn(k, self.s2_store.length)
-        self.s2_store.keep(k, v)
+        (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
 
 
 class PackedTime:
@@ -293,7 +314,7 @@ class PackedTokenizer:
         """(B, T, 6) normalised bars to s1 and s2, (B, T) int64 each."""
         x = self.embed(z.to(self.dtype))
         for block in self.encoder:
-            x = block.read(x, KeyValueStore(paths=1, steps=0))
+            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
         signs = torch.where(self.to_code(x) > 0, 1.0, -1.0)  # zero counts as -1
         return pack_bits(signs[..., : self.s1_bits]), pack_bits(signs[..., self.s1_bits :])
 
@@ -301,17 +322,19 @@ class PackedTokenizer:
         """(N, T) ids to (N, T, 6) float32 normalised bars."""
         x = self._embed_ids(tokens)
         for block in self.decoder:
-            x = block.read(x, KeyValueStore(paths=1, steps=0))
+            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
         return self.head(x).float()
 
     def decode_ahead(self, prompt: TokenPair, drawn: TokenPair, paths: int) -> Tensor:
         """Bars of drawn tokens, (R, S, 6) float32, the prompt (B, T) decoded once for all paths."""
-        stores = [KeyValueStore(paths, drawn[0].shape[1]) for _ in self.decoder]
-        for tokens, is_prompt in ((prompt, True), (drawn, False)):
-            x = self._embed_ids(tokens)
-            for block, store in zip(self.decoder, stores, strict=True):
-                # Nobody asks for the prompt's bars: the last block only lends keys and values.
-                x = block.read(x, store, keep_only=is_prompt and store is stores[-1])
+        stores = [KeyValueStore(paths, steps=0) for _ in self.decoder]
+        x = self._embed_ids(prompt)
+        for block, store in zip(self.decoder, stores, strict=True):
+            # Nobody asks for the prompt's bars: the last block only lends keys and values.
+            x = block.read_prompt(x, store, keep_only=store is stores[-1])
+        x = self._embed_ids(drawn)
+        for block, store in zip(self.decoder, stores, strict=True):
+            x = block.read_ahead(x, store)
         return self.head(x).float()
 
     def _embed_ids(self, tokens: TokenPair) -> Tensor:

@@ -20,7 +20,7 @@ def generate(
     uniforms: Tensor,
     max_context: int,
 ) -> TokenPair:
-    """Continue each window by `horizon` bars along `how.paths` paths.
+    """Continue each window by `horizon` bars along as many paths as `uniforms` has.
 
     The prompt is read once per window and shared by its paths. Once lookback and drawn bars
     exceed `max_context`, every kept key would have to forget the oldest bar, so from there on the
@@ -35,7 +35,7 @@ def generate(
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
     """
-    paths = how.paths
+    paths = uniforms.shape[1]
     lookback = tokens[0].shape[1]
     held = min(lookback, max_context)
     cached_steps = min(horizon, max_context - held + 1)
