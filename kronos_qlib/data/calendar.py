@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.errors import CalendarError
+from kronos_qlib.data.exchanges import exchange_times
+from kronos_qlib.errors import CalendarError, ConfigError
 
 Times = npt.NDArray[np.datetime64]
 BeyondCalendar = Literal["error", "weekdays"]
@@ -103,3 +104,72 @@ def next_times(
         calendar = np.concatenate((calendar, added[added > calendar[-1]]))
         start = np.searchsorted(calendar, after, side="right")
     return np.asarray(calendar[start[:, None] + np.arange(count)], dtype="datetime64[ns]")
+
+
+def future_times(
+    past: Any, count: int, *, exchange: str | None = None, freq: str | None = None
+) -> Times:
+    """The `count` bars after the last one of the past, made from exactly one of two rules.
+
+    Args:
+        past: (L,) increasing timestamps, as for `stamps_of`: wall-clock time of the exchange.
+        count: bars to come, at least 1.
+        exchange: a code of exchange-calendars ("XSHG", "XNYS", "24/7"): holidays, half days and
+            lunch breaks are the exchange's. The past says the rest: its most common step is the
+            bar's length, daily bars keep the last one's time of day, and intraday bars are
+            labelled by open or close as it is.
+        freq: a pandas frequency ("5min", "B", "D", "W-FRI", "ME"): knows no holidays and no
+            closing time, except that "B" leaves out weekends.
+
+    Returns:
+        (count,) datetime64[ns].
+
+    Raises:
+        CalendarError: the past does not increase, does not fit the exchange or the frequency, or
+            leaves its labels open; or the exchange's calendar ends before the last bar to come.
+        ConfigError: both rules or none are given, or a rule is unknown.
+    """
+    before = to_times(past)
+    if count < 1:
+        raise ConfigError(f"the bars to come must be at least 1, got {count}")
+    if before.ndim != 1 or not len(before):
+        raise CalendarError(f"expected the past's timestamps in a row, got shape {before.shape}")
+    falls = np.flatnonzero(np.diff(before) <= np.timedelta64(0))
+    if len(falls):
+        first, second = before[falls[0]], before[falls[0] + 1]
+        raise CalendarError(f"the past does not increase: {first} is followed by {second}")
+    if exchange is not None and freq is None:
+        return exchange_times(before, count, exchange)
+    if freq is not None and exchange is None:
+        return _frequency_times(before[-1], count, freq)
+    raise ConfigError(
+        f"the bars to come need {'one' if exchange is None else 'only one'} of: exchange, such as "
+        "'XSHG' or 'XNYS', whose holidays, half days and breaks are kept; freq, such as '5min', "
+        "'B' or 'W-FRI', a rule that knows none"
+    )
+
+
+def _frequency_times(last: np.datetime64, count: int, freq: str) -> Times:
+    start = pd.Timestamp(last)
+    try:
+        offset = pd.tseries.frequencies.to_offset(freq)
+        goes_forward = start + offset > start
+    except (ValueError, TypeError) as bad:
+        raise ConfigError(
+            f"pandas knows no frequency {freq!r}; use one such as '5min', 'h', 'B', 'D', 'W-FRI' "
+            "or 'ME'"
+        ) from bad
+    if not goes_forward:
+        raise ConfigError(f"freq must lead forward in time, got {freq!r}")
+    if not offset.is_on_offset(start):
+        raise CalendarError(
+            f"the last bar, {start.day_name()} {start:%Y-%m-%d %H:%M}, is not on freq {freq!r} "
+            f"({offset.freqstr}), whose next bar is {start + offset:%Y-%m-%d %H:%M}: weeks that "
+            "end on Fridays are 'W-FRI', months that end on weekdays 'BME'; or give the bars to "
+            "come"
+        )
+    try:
+        ahead = pd.date_range(start, periods=count + 1, freq=offset)[1:]
+    except pd.errors.OutOfBoundsDatetime as bad:
+        raise CalendarError(f"{count} bars of freq {freq!r} lead beyond the year 2262") from bad
+    return ahead.to_numpy().astype("datetime64[ns]")

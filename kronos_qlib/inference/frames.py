@@ -2,15 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times, to_times
-from kronos_qlib.errors import BarDataError, CalendarError, KronosError
+from kronos_qlib.data.calendar import Times, future_times, to_times
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import PRICE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series as the network takes it.
+
+    bars: (L, 6) float32. past, ahead: (L,) and (horizon,) datetime64[ns].
+    """
+
+    bars: npt.NDArray[np.float32]
+    past: Times
+    ahead: Times
+
+
+def series_of_frames(
+    frames: Sequence[pd.DataFrame],
+    past: Sequence[Any],
+    ahead: Sequence[Any] | None,
+    horizon: int | None,
+    names: Sequence[str] | None,
+    exchange: str | None,
+    freq: str | None,
+) -> list[Series]:
+    """Read several series, of equal length or not; all are read before any is forecast.
+
+    Args:
+        past, ahead: the timestamps of each frame and of the bars after it. Without `ahead` they
+            are made from `exchange` or `freq`, see `calendar.future_times`.
+        horizon: bars ahead; None takes as many as `ahead` has.
+        names: of the series, for errors.
+
+    Raises:
+        BarDataError, CalendarError: name the series and what is wrong.
+        ConfigError: the bars to come are described twice or not at all.
+    """
+    if isinstance(frames, pd.DataFrame):
+        raise BarDataError("expected a list of DataFrames, got one DataFrame: put it in a list")
+    counts = {len(frames), len(past), len(frames if ahead is None else ahead)}
+    counts.add(len(frames if names is None else names))
+    if len(counts) != 1:
+        lists = {"x_timestamps": past, "y_timestamps": ahead, "keys": names}
+        given = [f"{len(found)} {what}" for what, found in lists.items() if found is not None]
+        raise BarDataError(
+            f"got {len(frames)} frames, {' and '.join(given)}; each series needs one of each"
+        )
+    if ahead is None:
+        if horizon is None:
+            raise ConfigError("without y_timestamp, pred_len must say how many bars to forecast")
+    elif exchange is not None or freq is not None:
+        raise ConfigError("y_timestamp is given: leave out exchange and freq, which would make it")
+    elif horizon is None:
+        horizon = len(ahead[0]) if len(ahead) else 1
+    if horizon < 1:
+        raise ConfigError(f"pred_len must be at least 1 bar, got {horizon}")
+    result = []
+    for place, frame in enumerate(frames):
+        name = f"series {place}" if names is None else names[place]
+        bars = bars_of_frame(frame, name)
+        before = timestamps_of(past[place], len(bars), name, "x_timestamp")
+        if ahead is not None:
+            after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
+            timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
+        else:
+            try:
+                after = future_times(before, horizon, exchange=exchange, freq=freq)
+            except CalendarError as bad:
+                raise CalendarError(f"{name}: {bad}") from bad
+        result.append(Series(bars, before, after))
+    return result
 
 
 def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:

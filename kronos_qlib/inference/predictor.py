@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,30 @@ from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.windows import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
-from kronos_qlib.inference.frames import bars_of_frame, timestamps_of
+from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
+from kronos_qlib.inference.devices import pick_device, pick_dtype
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
+from kronos_qlib.inference.forecast import Forecast, make_coherent
+from kronos_qlib.inference.frames import Series, series_of_frames
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import path_uniforms
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
+from kronos_qlib.model.layers import TIME_TABLE_ROWS
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, TIME_FIELDS
 
 Floats = npt.NDArray[np.float32]
+Stamps = npt.NDArray[np.integer]
 
-BATCH_BARS = 100_000
-"""Bars that go through the network together; bounds memory, does not change what is drawn."""
+
+@dataclass(frozen=True)
+class Packed:
+    """Both halves laid out for decoding."""
+
+    net: PackedKronos
+    tokenizer: PackedTokenizer
 
 
 class KronosPredictor:
@@ -40,9 +51,15 @@ class KronosPredictor:
             2048 for mini. Never more than the checkpoint's own number, where it has one (nano:
             100). A longer lookback is cut to its last bars; a longer forecast slides.
         clip: normalised bars are clipped to this many standard deviations.
+        dtype: "float32", or "bfloat16" for weights and activations (norms, rotary tables, softmax
+            and sampling stay in float32): about twice as fast where the machine multiplies it
+            natively. The tokens drawn differ, as after any rounding.
+        memory_mb: budget in MiB for what forecasting allocates beside weights, bars and result.
+            It sets the micro-batches, not what is drawn.
 
     Raises:
         CheckpointError: the two halves do not belong together.
+        ConfigError: a setting cannot work, or this machine has no such device.
     """
 
     def __init__(
@@ -52,6 +69,8 @@ class KronosPredictor:
         device: str | torch.device | None = None,
         max_context: int = 512,
         clip: float = 5,
+        dtype: str | torch.dtype = "float32",
+        memory_mb: int = 2048,
     ) -> None:
         if not isinstance(model, Kronos) or not isinstance(tokenizer, KronosTokenizer):
             raise ConfigError(
@@ -63,43 +82,54 @@ class KronosPredictor:
             raise ConfigError(f"max_context must be at least 1 bar, got {max_context}")
         if not clip > 0:
             raise ConfigError(f"clip must be above 0, got {clip}")
+        if memory_mb < 1:
+            raise ConfigError(f"memory_mb must be at least 1, got {memory_mb}")
         self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype)
+        self.memory_mb = memory_mb
         # In training mode they would drop out and the forecast would be noise (fault 1).
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer.to(self.device).eval()
         known = model.origin.max_context if model.origin else None
         self.max_context = min(max_context, known) if known else max_context
         self.clip = float(clip)
-        self._packed: tuple[PackedKronos, PackedTokenizer] | None = None
+        self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
 
     def predict(
         self,
         df: pd.DataFrame,
         x_timestamp: Any,
-        y_timestamp: Any,
-        pred_len: int,
+        y_timestamp: Any = None,
+        pred_len: int | None = None,
         T: float = 1.0,  # noqa: N803  (its published name)
         top_k: int = 0,
         top_p: float = 0.9,
         sample_count: int = 1,
         verbose: bool = True,
         seed: int = 0,
+        coherent: bool = True,
+        exchange: str | None = None,
+        freq: str | None = None,
     ) -> pd.DataFrame:
         """Forecast one series; the mean of its sampled paths.
 
         Args:
             df: (L rows) open, high, low, close[, volume[, amount]] in their own units.
-            x_timestamp, y_timestamp: the L timestamps of `df` and the `pred_len` after them: a
-                Series, a DatetimeIndex, an array or a list.
+            x_timestamp: the L timestamps of `df`: a Series, a DatetimeIndex, an array or a list.
+            y_timestamp: the `pred_len` timestamps after them; None makes them from `exchange`, a
+                code of exchange-calendars such as "XSHG" (holidays, half days, lunch break), or
+                from `freq`, a pandas frequency such as "5min" or "B".
+            pred_len: bars to forecast; None takes as many as `y_timestamp` has.
             T: temperature; 0 takes the likeliest token.
             top_k: 0 keeps all tokens. top_p applies after it.
             sample_count: paths to average.
             verbose: show progress.
             seed: the same seed and bars give the same forecast, whatever else is in a batch.
+            coherent: see `paths`; False gives the published numbers.
 
         Returns:
-            `pred_len` rows by y_timestamp, the columns of `schema.BAR_COLUMNS`.
+            `pred_len` rows by time, the columns of `schema.BAR_COLUMNS`.
 
         Raises:
             BarDataError, CalendarError, ConfigError: name the series and what is wrong.
@@ -107,74 +137,121 @@ class KronosPredictor:
         return self.predict_batch(
             [df],
             [x_timestamp],
-            [y_timestamp],
+            None if y_timestamp is None else [y_timestamp],
             pred_len,
-            T,
-            top_k,
-            top_p,
-            sample_count,
-            verbose,
-            seed,
+            T=T,
+            top_k=top_k,
+            top_p=top_p,
+            sample_count=sample_count,
+            verbose=verbose,
+            seed=seed,
+            coherent=coherent,
+            exchange=exchange,
+            freq=freq,
         )[0]
 
     def predict_batch(
         self,
         df_list: Sequence[pd.DataFrame],
         x_timestamp_list: Sequence[Any],
-        y_timestamp_list: Sequence[Any],
-        pred_len: int,
+        y_timestamp_list: Sequence[Any] | None = None,
+        pred_len: int | None = None,
         T: float = 1.0,  # noqa: N803
         top_k: int = 0,
         top_p: float = 0.9,
         sample_count: int = 1,
         verbose: bool = True,
         seed: int = 0,
+        coherent: bool = True,
+        exchange: str | None = None,
+        freq: str | None = None,
     ) -> list[pd.DataFrame]:
         """Forecast several series, of equal length or not; arguments as in `predict`.
 
         Returns:
             One frame per series, in the order given.
         """
-        counts = {len(df_list), len(x_timestamp_list), len(y_timestamp_list)}
-        if len(counts) != 1:
-            raise BarDataError(
-                f"got {len(df_list)} frames, {len(x_timestamp_list)} x_timestamps and "
-                f"{len(y_timestamp_list)} y_timestamps; each series needs one of each"
-            )
+        forecasts = self.predict_paths(
+            df_list,
+            x_timestamp_list,
+            y_timestamp_list,
+            pred_len,
+            T=T,
+            top_k=top_k,
+            top_p=top_p,
+            sample_count=sample_count,
+            verbose=verbose,
+            seed=seed,
+            coherent=coherent,
+            exchange=exchange,
+            freq=freq,
+        )
+        return [forecast.mean for forecast in forecasts]
+
+    def predict_paths(
+        self,
+        df_list: Sequence[pd.DataFrame],
+        x_timestamp_list: Sequence[Any],
+        y_timestamp_list: Sequence[Any] | None = None,
+        pred_len: int | None = None,
+        T: float = 1.0,  # noqa: N803
+        top_k: int = 0,
+        top_p: float = 0.9,
+        sample_count: int = 20,
+        verbose: bool = True,
+        seed: int = 0,
+        coherent: bool = True,
+        exchange: str | None = None,
+        freq: str | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> list[Forecast]:
+        """What was sampled for several series, of equal length or not; arguments as in `predict`.
+
+        Args:
+            keys: a name for each series: it keys its chance as in `paths`, and errors use it.
+
+        Returns:
+            One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
+        """
+        series = series_of_frames(
+            df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq
+        )
         by_length: dict[int, list[int]] = defaultdict(list)
-        bars, times = [], []
-        for place, frame in enumerate(df_list):
-            name = f"series {place}"
-            bars.append(bars_of_frame(frame, name))
-            past = timestamps_of(x_timestamp_list[place], len(frame), name, "x_timestamp")
-            ahead = timestamps_of(y_timestamp_list[place], pred_len, name, "y_timestamp")
-            times.append(timestamps_of([*past, *ahead], len(frame) + pred_len, name, "the time"))
-            by_length[len(frame)].append(place)
-        results: dict[int, pd.DataFrame] = {}
-        for length, places in by_length.items():
-            stamps = stamps_of(np.stack([times[place] for place in places]))
-            paths = self.paths(
-                np.stack([bars[place] for place in places]),
-                stamps[:, :length],
-                stamps[:, length:],
-                pred_len,
+        for place, one in enumerate(series):
+            by_length[len(one.bars)].append(place)
+        results: dict[int, Forecast] = {}
+        for places in by_length.values():
+            group = [series[place] for place in places]
+            drawn = self._paths_of(
+                group,
+                None if keys is None else [keys[place] for place in places],
                 T=T,
                 top_k=top_k,
                 top_p=top_p,
                 sample_count=sample_count,
                 seed=seed,
+                coherent=coherent,
                 verbose=verbose,
             )
-            for place, mean in zip(places, paths.mean(axis=1), strict=True):
-                index = pd.DatetimeIndex(times[place][length:])
-                results[place] = pd.DataFrame(mean, index=index, columns=list(BAR_COLUMNS))
-        return [results[place] for place in range(len(df_list))]
+            for place, one, paths in zip(places, group, drawn, strict=True):
+                close = float(one.bars[-1, CLOSE])
+                name = "" if keys is None else keys[place]
+                results[place] = Forecast(paths, one.ahead, close, name)
+        return [results[place] for place in range(len(series))]
+
+    def _paths_of(
+        self, group: Sequence[Series], keys: Sequence[str] | None, **options: Any
+    ) -> Floats:
+        past = stamps_of(np.stack([one.past for one in group]))
+        ahead = stamps_of(np.stack([one.ahead for one in group]))
+        bars = np.stack([one.bars for one in group])
+        return self.paths(bars, past, ahead, ahead.shape[1], keys=keys, **options)
 
     def paths(
         self,
         x: Floats,
-        x_stamp: npt.NDArray[np.integer],
-        y_stamp: npt.NDArray[np.integer],
+        x_stamp: Stamps,
+        y_stamp: Stamps,
         pred_len: int,
         T: float = 1.0,  # noqa: N803
         top_k: int = 0,
@@ -182,8 +259,10 @@ class KronosPredictor:
         sample_count: int = 1,
         seed: int = 0,
         keys: Sequence[str] | None = None,
+        coherent: bool = True,
         verbose: bool = False,
         rotate_s2: bool = False,
+        stratified: bool = False,
     ) -> Floats:
         """Sample futures of several series of one length.
 
@@ -191,110 +270,151 @@ class KronosPredictor:
             x: (series, L, 6) bars in their own units, columns as in `schema.BAR_COLUMNS`.
             x_stamp, y_stamp: (series, L, 5) and (series, pred_len, 5) time fields of those bars.
             seed, keys: a series' paths depend on the seed, its key and its bars only; without
-                keys the bars themselves are the key.
-            rotate_s2: see `SamplingConfig.rotate_s2`.
+                keys the bars themselves are the key. Equal keys give equal chance: common random
+                numbers, whose noise cancels between series.
+            coherent: make each bar one: high its highest and low its lowest price, prices
+                positive, volume and amount not negative. False gives the network's raw numbers,
+                as published.
+            rotate_s2, stratified: see `SamplingConfig`.
 
         Returns:
             (series, sample_count, pred_len, 6) float32 bars in their own units.
 
         Raises:
             BarDataError: shapes do not agree, or a value is not finite.
-            ConfigError: a sampling setting cannot work.
+            ConfigError: a sampling setting cannot work, or one path exceeds the memory budget.
         """
         how = SamplingConfig(
-            paths=sample_count, temperature=T, top_k=top_k, top_p=top_p, rotate_s2=rotate_s2
+            paths=sample_count,
+            temperature=T,
+            top_k=top_k,
+            top_p=top_p,
+            rotate_s2=rotate_s2,
+            stratified=stratified,
         )
         x = np.asarray(x, dtype=np.float32)
-        _check_shapes(x, np.shape(x_stamp), np.shape(y_stamp), pred_len, keys)
-        stamps = np.concatenate((x_stamp, y_stamp), axis=1)
-        names = [row.tobytes() for row in x] if keys is None else [key.encode() for key in keys]
+        if pred_len < 1:
+            raise ConfigError(f"pred_len must be at least 1 bar, got {pred_len}")
+        _check_bars(x, keys)
+        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp")
+        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp")
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
-        length = min(x.shape[1], self.max_context) + pred_len
-        size = max(1, BATCH_BARS // (length * how.paths))
-        engine = self._engine()
-        starts = range(0, len(x), size)
-        for start in progress(starts, "forecasting", unit="batch", show=verbose):
-            part = slice(start, start + size)
-            uniforms = path_uniforms(seed, names[part], how.paths, pred_len)
-            result[part] = self._forecast(engine, x[part], stamps[part], how, uniforms)
+        if not len(x):
+            return result
+        stamps = np.concatenate((x_stamp, y_stamp), axis=1)
+        names = [row.tobytes() for row in x]
+        if keys is not None:
+            names = [str(key).encode() for key in keys]
+        packed = self._engine()
+
+        def draw(rows: slice, futures: slice) -> None:
+            chance = path_uniforms(seed, names[rows], how.paths, pred_len, stratified)
+            result[rows, futures] = self._forecast(
+                packed, x[rows], stamps[rows], how, chance[:, futures]
+            )
+
+        plan = self.plan(len(x), x.shape[1], pred_len, how.paths)
+        batches = plan.batches(len(x), how.paths)
+        done = run_batches(draw, batches, plan)
+        for _ in progress(done, "forecasting", unit="batch", show=verbose, total=len(batches)):
+            pass
+        return make_coherent(result, x) if coherent else result
+
+    def plan(self, series: int, lookback: int, pred_len: int, sample_count: int) -> BatchPlan:
+        """The micro-batches that `paths` would use, with an estimate of their memory.
+
+        Raises:
+            ConfigError: one path of one series exceeds the budget `memory_mb`.
+        """
+        sizes = Sizes(
+            self.model.config,
+            self.tokenizer.config,
+            lookback,
+            pred_len,
+            self.max_context,
+            self.dtype.itemsize,
+        )
+        threads = torch.get_num_threads() if self.device.type == "cpu" else None
+        return plan_batches(sizes, series, sample_count, self.memory_mb, threads)
+
+    def embed(
+        self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
+    ) -> Floats:
+        """The context vector after the last bar: what the network knows of a series, as features.
+
+        Args:
+            x, x_stamp: as in `paths`.
+            keys: names of the series, for errors.
+
+        Returns:
+            (series, d_model) float32.
+        """
+        x = np.asarray(x, dtype=np.float32)
+        _check_bars(x, keys)
+        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp")
+        result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
+        if not len(x):
+            return result
+        packed, stamps = self._engine(), np.asarray(x_stamp)
+
+        def read(rows: slice, _: slice) -> None:
+            result[rows] = self._embed(packed, x[rows], stamps[rows])
+
+        plan = self.plan(len(x), x.shape[1], 1, 1)
+        batches = plan.batches(len(x), 1)
+        done = run_batches(read, batches, plan)
+        for _ in progress(done, "embedding", unit="batch", show=verbose, total=len(batches)):
+            pass
         return result
 
     @torch.inference_mode()
     def _forecast(
         self,
-        engine: tuple[PackedKronos, PackedTokenizer],
+        packed: Packed,
         bars: Floats,
-        stamps: npt.NDArray[np.integer],
+        stamps: Stamps,
         how: SamplingConfig,
-        uniforms: torch.Tensor,
+        chance: torch.Tensor,
     ) -> Floats:
-        net, tokenizer = engine
-        horizon = stamps.shape[1] - bars.shape[1]
+        horizon, paths = stamps.shape[1] - bars.shape[1], chance.shape[1]
         scale = WindowScale.of(bars)
-        z = torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)
-        tokens = tokenizer.encode(z)
+        tokens = packed.tokenizer.encode(self._normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         drawn = generate(
-            net, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
+            packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
         )
-        ahead = decode_drawn(tokenizer, tokens, drawn, how.paths, self.max_context)
-        futures = ahead.cpu().numpy().reshape(len(bars), how.paths * horizon, -1)
-        return scale.to_bars(futures).reshape(len(bars), how.paths, horizon, -1)
+        ahead = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
+        futures = ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1)
+        return scale.to_bars(futures).reshape(len(bars), paths, horizon, -1)
 
-    def _engine(self) -> tuple[PackedKronos, PackedTokenizer]:
+    @torch.inference_mode()
+    def _embed(self, packed: Packed, bars: Floats, stamps: Stamps) -> Floats:
+        s1, s2 = packed.tokenizer.encode(self._normalised(WindowScale.of(bars), bars))
+        moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
+        seen = slice(-self.max_context, None)
+        reader = Reader(packed.net, paths=1, steps=0)
+        newest = reader.read(s1[:, seen], s2[:, seen], moments[:, seen])
+        return newest.float().cpu().numpy()
+
+    def _normalised(self, scale: WindowScale, bars: Floats) -> torch.Tensor:
+        return torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)
+
+    def _engine(self) -> Packed:
         """Both halves packed for decoding: again whenever a weight has changed since."""
         weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
         # Training writes in place, which torch counts; loading may put another tensor there.
         now = [(weight.data_ptr(), weight._version) for weight in weights]
         if self._packed is None or now != self._packed_from:
-            self._packed = PackedKronos(self.model), PackedTokenizer(self.tokenizer)
+            net = PackedKronos(self.model, self.dtype)
+            self._packed = Packed(net, PackedTokenizer(self.tokenizer, self.dtype))
             self._packed_from = now
         return self._packed
 
 
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; for None or "auto" CUDA, then Apple's GPU, then the CPU.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
-    if device is not None and device != "auto":
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as unknown:
-            raise ConfigError(f"no device is called {device!r}; try 'auto' or 'cpu'") from unknown
-        if (chosen.type == "cuda" and not torch.cuda.is_available()) or (
-            chosen.type == "mps" and not torch.backends.mps.is_available()
-        ):
-            raise ConfigError(
-                f"this machine has no device {device!r}; set device to 'auto' or 'cpu'"
-            )
-        return chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _check_shapes(
-    x: Floats,
-    x_stamp: tuple[int, ...],
-    y_stamp: tuple[int, ...],
-    pred_len: int,
-    keys: Sequence[str] | None,
-) -> None:
-    if pred_len < 1:
-        raise ConfigError(f"pred_len must be at least 1 bar, got {pred_len}")
+def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
     if x.ndim != 3 or x.shape[2] != len(BAR_COLUMNS) or x.shape[1] < 2:
         raise BarDataError(
             f"expected bars of shape (series, at least 2 bars, {len(BAR_COLUMNS)}), got {x.shape}"
-        )
-    expected = (x.shape[0], x.shape[1], 5), (x.shape[0], pred_len, 5)
-    if (x_stamp, y_stamp) != expected:
-        raise BarDataError(
-            f"expected stamps of shapes {expected[0]} and {expected[1]}, "
-            f"got {x_stamp} and {y_stamp}"
         )
     if keys is not None and len(keys) != len(x):
         raise BarDataError(f"expected {len(x)} keys, one for each series, got {len(keys)}")
@@ -303,3 +423,18 @@ def _check_shapes(
         series, bar, column = broken[0]
         name = f"series {series}" if keys is None else keys[series]
         raise BarDataError(f"{name}: {BAR_COLUMNS[column]} of bar {bar} is missing or not finite")
+
+
+def _check_stamps(stamps: Stamps, expected: tuple[int, ...], name: str) -> None:
+    if np.shape(stamps) != expected:
+        raise BarDataError(
+            f"expected {name} of shape {expected} (series, bars, fields), got {np.shape(stamps)}"
+        )
+    outside = (np.asarray(stamps) < 0) | (np.asarray(stamps) >= list(TIME_TABLE_ROWS.values()))
+    if outside.any():
+        series, bar, field = np.argwhere(outside)[0]
+        raise BarDataError(
+            f"{name} of series {series}, bar {bar}: {TIME_FIELDS[field]} is "
+            f"{np.asarray(stamps)[series, bar, field]}; a stamp is minute, hour, weekday, day, "
+            "month (kronos_qlib.data.calendar.stamps_of makes them)"
+        )

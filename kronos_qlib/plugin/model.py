@@ -72,6 +72,8 @@ class KronosModel(ModelFT):
         device: "auto", or a torch device.
         max_context: bars the network sees at once, at most the checkpoint's own number, which
             None takes; 512 where a checkpoint has none.
+        dtype: "float32" or "bfloat16", for scoring; training is in float32.
+        memory_mb: budget in MiB for what scoring allocates, see `KronosPredictor`.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.
     """
@@ -92,6 +94,8 @@ class KronosModel(ModelFT):
         max_context: int | None = None,
         seed: int = 0,
         show_progress: bool = True,
+        dtype: str = "float32",
+        memory_mb: int = 2048,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -104,6 +108,8 @@ class KronosModel(ModelFT):
         self.max_context = max_context
         self.seed = seed
         self.show_progress = show_progress
+        self.dtype = dtype
+        self.memory_mb = memory_mb
         self.trained_weights: dict[str, bytes] = {}
         """Safetensors files of the halves that training changed, by their names."""
         self.fingerprints: dict[str, str] = {}
@@ -191,8 +197,13 @@ class KronosModel(ModelFT):
             top_p=self.sampling.top_p,
             sample_count=self.sampling.paths,
             seed=self.seed,
-            keys=[f"{name} {moment.isoformat()}" for moment, name in windows.index],
+            keys=[
+                moment.isoformat() if self.sampling.common else f"{name} {moment.isoformat()}"
+                for moment, name in windows.index
+            ],
+            coherent=False,  # the paper's score is of the raw closes
             rotate_s2=self.sampling.rotate_s2,
+            stratified=self.sampling.stratified,
         )
         expected = paths[..., CLOSE].astype(np.float64).mean(axis=(1, 2))
         scores: npt.NDArray[np.float64] = expected / windows.last_close - 1
@@ -277,7 +288,9 @@ class KronosModel(ModelFT):
             )
         context = self.max_context or known or PUBLISHED_CONTEXT
         # The pair is checked here, as the files have it, before any trained half replaces one.
-        predictor = KronosPredictor(net, tokenizer, self.device, context)
+        predictor = KronosPredictor(
+            net, tokenizer, self.device, context, dtype=self.dtype, memory_mb=self.memory_mb
+        )
         for name, half, place in (
             ("predictor", net, self.checkpoint),
             ("tokenizer", tokenizer, self.tokenizer),

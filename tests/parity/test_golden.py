@@ -165,6 +165,7 @@ def test_forecast_of_a_frame(golden, case, columns):
         expected["timestamps"],
         len(expected),
         top_k=1,
+        coherent=False,
         verbose=False,
     )
     assert list(found.index) == list(expected["timestamps"])

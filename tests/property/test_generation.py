@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference import predictor as predictor_module
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.predictor import KronosPredictor
@@ -114,32 +113,31 @@ def test_drawing_leaves_the_logits_alone(seed, how, rows):
 @settings(max_examples=20)
 @given(
     series=st.integers(2, 6),
-    batch_bars=st.sampled_from([1, 40, 100_000]),
+    memory_mb=st.sampled_from([1, 1000]),
     order_seed=st.integers(0, 5),
     with_keys=st.booleans(),
+    stratified=st.booleans(),
 )
 def test_a_series_does_not_feel_its_neighbours(
-    make_pair, series, batch_bars, order_seed, with_keys
+    make_pair, series, memory_mb, order_seed, with_keys, stratified
 ):
     """Scores must not depend on which other shares are asked for, in which order or batches."""
     tokenizer, model = make_pair()
-    forecaster = KronosPredictor(model, tokenizer, device="cpu", max_context=16)
     bars, stamps = random_series(series)
     keys = [f"share {place}" for place in range(series)] if with_keys else None
 
-    def paths(which):
+    def paths(which, memory_mb):
+        forecaster = KronosPredictor(
+            model, tokenizer, device="cpu", max_context=16, memory_mb=memory_mb
+        )
         chosen = None if keys is None else [keys[place] for place in which]
         past, ahead = stamps[which, :12], stamps[which, 12:]
-        return forecaster.paths(bars[which], past, ahead, 4, sample_count=3, keys=chosen)
+        options = {"sample_count": 30, "keys": chosen, "stratified": stratified}
+        return forecaster.paths(bars[which], past, ahead, 4, **options)
 
-    together = paths(np.arange(series))
+    together = paths(np.arange(series), 1000)
     order = np.random.default_rng(order_seed).permutation(series)[: series - 1]
-    usual, predictor_module.BATCH_BARS = predictor_module.BATCH_BARS, batch_bars
-    try:
-        apart = paths(order)
-    finally:
-        predictor_module.BATCH_BARS = usual
-    np.testing.assert_allclose(apart, together[order], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(paths(order, memory_mb), together[order], rtol=1e-4, atol=1e-4)
 
 
 def random_series(count):

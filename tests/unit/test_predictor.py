@@ -181,6 +181,125 @@ def test_paths_are_kept_and_predict_is_their_mean(forecaster):
     np.testing.assert_allclose(paths[0].mean(axis=0), forecast(forecaster, sample_count=3))
 
 
+def test_what_was_sampled_comes_back_by_name(forecaster):
+    """Averaging inside generation destroyed the distribution that users asked for."""
+    frames, names = [bars(12, seed=1), bars(seed=2)], ["SH600000", "SZ000001"]
+    past = [DAYS[:12], DAYS[:PAST]]
+    ahead = [DAYS[12 : 12 + AHEAD], DAYS[PAST : PAST + AHEAD]]
+    options = {"sample_count": 5, "verbose": False}
+    found = forecaster.predict_paths(frames, past, ahead, keys=names, **options)
+    assert [one.name for one in found] == names
+    for one, frame, times in zip(found, frames, ahead, strict=True):
+        assert one.paths.shape == (5, AHEAD, 6)
+        assert list(one.times) == list(times)
+        assert one.last_close == np.float32(frame["close"].iloc[-1])
+    # A key gives the same chance to the array interface.
+    stamps = stamps_of(DAYS[: PAST + AHEAD])[None]
+    x = frames[1].to_numpy(np.float32)[None]
+    alone = forecaster.paths(
+        x, stamps[:, :PAST], stamps[:, PAST:], AHEAD, sample_count=5, keys=names[1:]
+    )
+    np.testing.assert_allclose(alone[0], found[1].paths, rtol=1e-4)
+    means = forecaster.predict_batch(frames, past, ahead, AHEAD, **options)
+    unnamed = forecaster.predict_paths(frames, past, ahead, AHEAD, **options)
+    for mean, one in zip(means, unnamed, strict=True):
+        pd.testing.assert_frame_equal(mean, one.mean)
+
+
+def test_bars_make_sense_unless_the_raw_numbers_are_asked_for(forecaster):
+    """Published forecasts have highs below closes and negative volumes."""
+    frame = bars()
+    frame[["volume", "amount"]] = np.abs(frame[["volume", "amount"]] - 50)
+    found = forecast(forecaster, frame, sample_count=4)
+    raw = forecast(forecaster, frame, sample_count=4, coherent=False)
+    prices = list(BAR_COLUMNS[:4])
+
+    def is_coherent(table):
+        return (
+            (table["high"] == table[prices].max(axis=1))
+            & (table["low"] == table[prices].min(axis=1))
+            & (table[["volume", "amount"]] >= 0).all(axis=1)
+        )
+
+    assert is_coherent(found).all()
+    assert not is_coherent(raw).all()
+    pd.testing.assert_series_equal(found["close"], raw["close"])
+
+
+def test_the_bars_to_come_from_an_exchange_or_a_frequency(forecaster):
+    """The newest dates got no forecast: the published code needs future rows."""
+    past = pd.bdate_range(end="2024-02-08", periods=PAST)
+    options = {"pred_len": 3, "verbose": False}
+    festival = forecaster.predict(bars(), past, exchange="XSHG", **options)
+    assert list(festival.index.strftime("%m-%d")) == ["02-19", "02-20", "02-21"]
+    weekdays = forecaster.predict(bars(), past, freq="B", **options)
+    assert list(weekdays.index.strftime("%m-%d")) == ["02-09", "02-12", "02-13"]
+    with pytest.raises(ConfigError, match="without y_timestamp, pred_len"):
+        forecaster.predict(bars(), past, freq="B")
+    with pytest.raises(ConfigError, match="y_timestamp is given: leave out"):
+        forecaster.predict(bars(), past, past + pd.Timedelta(days=30), freq="B")
+    with pytest.raises(ConfigError, match="exchange"):
+        forecaster.predict(bars(), past, **options)
+
+
+def test_larger_units_of_volume_change_nothing_else(forecaster):
+    bars, stamps = dear_series()
+    larger = bars.copy()
+    larger[..., 4:] *= 1e6
+    asked = (stamps[:, :20], stamps[:, 20:], 4)
+    usual = forecaster.paths(bars, *asked, sample_count=3, keys=["a"])
+    found = forecaster.paths(larger, *asked, sample_count=3, keys=["a"])
+    usual[..., 4:] *= 1e6
+    np.testing.assert_allclose(found, usual, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [20, 50])
+def test_an_embedding_is_the_context_after_the_last_bar(tiny_pair, length):
+    """Also of a lookback longer than the context, of which the last bars are read."""
+    tokenizer, model = tiny_pair
+    forecaster = KronosPredictor(model, tokenizer, device="cpu", max_context=32)
+    x = np.stack([bars(length, seed).to_numpy(np.float32) for seed in range(3)])
+    stamps = np.repeat(stamps_of(DAYS[:length])[None], 3, axis=0)
+    found = forecaster.embed(x, stamps)
+    assert found.shape == (3, model.config.d_model)
+    s1, s2 = tokenizer.encode(torch.from_numpy(WindowScale.of(x).to_z(x)))
+    seen = slice(-32, None)
+    with torch.no_grad():
+        _, context = model.decode_s1(s1[:, seen], s2[:, seen], torch.from_numpy(stamps)[:, seen])
+    np.testing.assert_allclose(found, context[:, -1].numpy(), rtol=1e-4, atol=1e-5)
+    # A finetuned head must not see another series' bars.
+    np.testing.assert_allclose(forecaster.embed(x[1:2], stamps[1:2]), found[1:2], rtol=1e-5)
+    assert forecaster.embed(x[:0], stamps[:0]).shape == (0, model.config.d_model)
+    x[2, 3, 1] = np.inf
+    with pytest.raises(BarDataError, match="series 2: high of bar 3"):
+        forecaster.embed(x, stamps)
+
+
+def test_bfloat16_draws_from_nearly_the_same_distribution(tiny_pair):
+    """Rounded weights and activations, but positions and chances as exact as ever."""
+    tokenizer, model = tiny_pair
+    x = np.stack([bars(20, seed).to_numpy(np.float32) for seed in range(40)])
+    stamps = np.repeat(stamps_of(DAYS[:24])[None], 40, axis=0)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        forecaster = KronosPredictor(model, tokenizer, device="cpu", dtype=dtype)
+        drawn = forecaster.paths(x, stamps[:, :20], stamps[:, 20:], 4, sample_count=20)
+        assert drawn.dtype == np.float32
+        found[dtype] = drawn[..., 3] - x[:, None, -1:, 3]
+    assert not np.array_equal(*found.values())
+    exact, rounded = (moves.mean(axis=1) for moves in found.values())
+    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.95
+    assert abs(rounded.std() / exact.std() - 1) < 0.1
+    with pytest.raises(ConfigError, match="dtype must be one of float32, bfloat16, got 'half'"):
+        KronosPredictor(model, tokenizer, device="cpu", dtype="half")
+
+
+def test_no_series_is_no_error(forecaster):
+    none = np.zeros((0, PAST, 6)), np.zeros((0, PAST, 5), int), np.zeros((0, AHEAD, 5), int)
+    assert forecaster.paths(*none, AHEAD, sample_count=3).shape == (0, 3, AHEAD, 6)
+    assert forecaster.predict_batch([], [], [], AHEAD, verbose=False) == []
+
+
 NAN = bars()
 NAN.iloc[3, 2] = np.nan
 
@@ -245,8 +364,14 @@ def test_arrays_that_are_refused(forecaster):
     x, past, ahead = np.ones((2, 5, 6)), np.ones((2, 5, 5), int), np.ones((2, 3, 5), int)
     with pytest.raises(BarDataError, match=r"at least 2 bars, 6\), got \(2, 5, 4\)"):
         forecaster.paths(x[..., :4], past, ahead, 3)
-    with pytest.raises(BarDataError, match=r"expected stamps of shapes .* got \(2, 5, 5\) and"):
+    with pytest.raises(BarDataError, match=r"expected y_stamp of shape \(2, 3, 5\).* \(2, 2, 5\)"):
         forecaster.paths(x, past, ahead[:, :2], 3)
+    with pytest.raises(BarDataError, match=r"expected x_stamp of shape \(2, 5, 5\).* \(1, 5, 5\)"):
+        forecaster.paths(x, past[:1], ahead, 3)
+    past[1, 2] = (0, 15, 7, 2, 1)  # Sunday is 6 where Monday is 0
+    with pytest.raises(BarDataError, match="x_stamp of series 1, bar 2: weekday is 7"):
+        forecaster.paths(x, past, ahead, 3)
+    past[1, 2] = 1
     with pytest.raises(BarDataError, match="expected 2 keys, one for each series, got 1"):
         forecaster.paths(x, past, ahead, 3, keys=["a"])
     x[1, 4, 3] = np.nan

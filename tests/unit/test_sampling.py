@@ -98,3 +98,27 @@ def test_chance_depends_on_seed_and_key_only():
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(path_uniforms(2, [b"b"], 2, 3), alone)
     assert ((together >= 0) & (together < 1)).all()
+
+
+def test_stratified_paths_divide_every_draw_evenly():
+    drawn = path_uniforms(4, [b"a", b"b"], 7, 3, stratified=True)
+    strata = (drawn * 7).floor().sort(dim=1).values
+    assert torch.equal(strata, torch.arange(7.0)[None, :, None, None].expand(2, 7, 3, 2))
+    # In an order of its own at every draw, or a path would keep its rank for good.
+    ranks = drawn[0].argsort(dim=0).flatten(1).T
+    assert len({tuple(rank.tolist()) for rank in ranks}) > 3
+    assert torch.equal(drawn[1:], path_uniforms(4, [b"b"], 7, 3, stratified=True))
+    assert ((drawn >= 0) & (drawn < 1)).all()
+
+
+def test_a_stratified_path_alone_is_as_uniform_as_any():
+    keys = [str(place).encode() for place in range(4000)]
+    first = path_uniforms(0, keys, 3, 1, stratified=True)[:, 0, 0, 0]
+    counts = np.histogram(first.numpy(), bins=20, range=(0, 1))[0]
+    assert chisquare(counts).pvalue > 0.01
+
+
+def test_ties_with_the_token_that_crosses_stay():
+    """Which of two equal tokens a sort puts first must not decide which one is dropped."""
+    logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
+    assert kept(keep_top_p(logits, 0.5)) == [0, 1, 2]

@@ -1,0 +1,181 @@
+"""How much is worked on at once: micro-batches from a memory budget, several at work on a CPU.
+
+What is drawn does not depend on the plan: a series' chance is keyed by the series, and every row
+of a batch is computed on its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from kronos_qlib.configs import PredictorConfig, TokenizerConfig
+from kronos_qlib.errors import ConfigError
+
+MEBIBYTE = 2**20
+GOOD_TOKENS = 3000
+"""Bars of prompts in a micro-batch that fill a machine's caches without leaving them."""
+GOOD_ROWS = 640
+"""Rows (series x paths) in a micro-batch above which a product gets no faster."""
+LEAST_ROWS = 64
+"""Rows below which every weight is read for too little work: no smaller for the sake of threads."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What memory depends on, besides the batch itself."""
+
+    predictor: PredictorConfig
+    tokenizer: TokenizerConfig
+    lookback: int
+    """Bars of a prompt, at most the context."""
+    horizon: int
+    max_context: int
+    value_bytes: int
+    """4 in float32, 2 in bfloat16."""
+
+    def batch_bytes(self, series: int, paths: int) -> int:
+        """An upper estimate of what one micro-batch allocates at its fullest."""
+        net, tokenizer, rows = self.predictor, self.tokenizer, series * paths
+        slides = self.lookback + self.horizon - 1 > self.max_context
+        # Where the window slides, every path's window is a prompt of its own.
+        prompt_tokens = rows * self.max_context if slides else series * self.lookback
+        layers = net.n_layers + 1  # the s2 attention keeps keys and values too
+        kept = 2 * layers * net.d_model * self.value_bytes
+        if slides:  # the reader of the step before is still there
+            kept *= 2
+        at_work = self.value_bytes * (8 * net.d_model + 2 * net.ff_dim) + 16 * net.d_model
+        own = 2 * layers * net.d_model * self.value_bytes * min(self.horizon, self.max_context)
+        vocabulary = 1 << max(net.s1_bits, net.s2_bits)
+        heads = 8 * 4 * vocabulary + 16 * (self.lookback + self.horizon)
+        attention = 3 * 4 * max(net.n_heads, tokenizer.n_heads) * self.max_tokens
+        decoded = rows * self.horizon + prompt_tokens
+        decoder = tokenizer.d_model * (self.value_bytes * 12 + 16)
+        decoder += 2 * tokenizer.n_dec_layers * tokenizer.d_model * self.value_bytes
+        ahead = rows * self.horizon * attention  # the decoder reads all drawn bars at once
+        drawing = prompt_tokens * (kept + at_work) + rows * (own + heads + attention)
+        return max(drawing, decoded * decoder + ahead)
+
+    @property
+    def max_tokens(self) -> int:
+        return min(self.lookback + self.horizon, self.max_context)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Micro-batches of at most `series` x `paths` futures, `workers` of them at work at once."""
+
+    series: int
+    paths: int
+    workers: int
+    threads: int
+    """Threads of each worker."""
+    peak_bytes: int
+    """Estimate of what all workers allocate together, beside weights, bars and the result."""
+
+    def batches(self, series: int, paths: int) -> list[tuple[slice, slice]]:
+        """Which series and which of their paths each micro-batch draws."""
+        return [
+            (rows, futures)
+            for rows in _even_slices(series, self.series)
+            for futures in _even_slices(paths, self.paths)
+        ]
+
+
+def plan_batches(
+    sizes: Sizes, series: int, paths: int, memory_mb: int, threads: int | None
+) -> BatchPlan:
+    """Micro-batches that fit a budget and keep every core at work.
+
+    Args:
+        series, paths: what is asked for: series of one lookback, futures of each.
+        memory_mb: budget in MiB for everything that is allocated while drawing, all workers
+            together; weights, the caller's bars and the returned paths are not in it.
+        threads: cores to keep at work by several micro-batches at once; None for a device that
+            takes one at a time.
+
+    Raises:
+        ConfigError: not even one path of one series fits the budget.
+    """
+    budget = memory_mb * MEBIBYTE
+    least = sizes.batch_bytes(1, 1)
+    if least > budget:
+        raise ConfigError(
+            f"one path of one series of {sizes.lookback} bars and {sizes.horizon} ahead needs "
+            f"about {-(-least // MEBIBYTE)} MiB, the budget memory_mb is {memory_mb}; raise it, or "
+            "shorten the lookback or the horizon"
+        )
+    wanted = max(1, min(GOOD_TOKENS // sizes.lookback, -(-GOOD_ROWS // paths)))
+    if threads is not None:  # smaller, rather than leave cores idle
+        share = max(-(-series // threads), -(-LEAST_ROWS // paths))
+        wanted = min(wanted, share)
+    else:
+        wanted *= 16  # an accelerator likes them large
+    wanted = min(wanted, series)
+    count = len(range(0, series, wanted)) if series else 1
+    workers = max(1, min(threads or 1, count, budget // least))
+    per_worker = budget // workers
+    together = _most(lambda many: sizes.batch_bytes(many, paths), wanted, per_worker)
+    futures = paths
+    if not together:  # not even one series with all its paths
+        together = 1
+        futures = _most(lambda many: sizes.batch_bytes(1, many), paths, per_worker)
+    return BatchPlan(
+        series=together,
+        paths=futures,
+        workers=workers,
+        threads=max(1, (threads or 1) // workers),
+        peak_bytes=workers * sizes.batch_bytes(together, futures),
+    )
+
+
+def run_batches(
+    work: Callable[[slice, slice], None], batches: Sequence[tuple[slice, slice]], plan: BatchPlan
+) -> Iterator[None]:
+    """Do the work of every batch; yields after each, in whatever order they end."""
+    if plan.workers == 1:
+        for batch in batches:
+            work(*batch)
+            yield
+        return
+    before = torch.get_num_threads()
+    ready = threading.local()
+
+    def do(batch: tuple[slice, slice]) -> None:
+        if not hasattr(ready, "yes"):
+            # One thread per micro-batch instead of all on one: no waiting for one another at
+            # every operation. The setting is the calling thread's own, and torch's default for
+            # threads that begin later, which is put back below.
+            torch.set_num_threads(plan.threads)
+            ready.yes = True
+        work(*batch)
+
+    pool = ThreadPoolExecutor(plan.workers, thread_name_prefix="kronos")
+    try:
+        for done in as_completed([pool.submit(do, batch) for batch in batches]):
+            done.result()
+            yield
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _most(need: Callable[[int], int], wanted: int, budget: int) -> int:
+    """The largest number up to `wanted` whose need fits the budget; 0 if none does."""
+    low, high = 0, wanted
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if need(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def _even_slices(count: int, most: int) -> list[slice]:
+    """`count` things in slices of nearly one size, none above `most`."""
+    pieces = -(-count // most)
+    edges = [count * place // pieces for place in range(pieces + 1)] if pieces else []
+    return [slice(start, stop) for start, stop in pairwise(edges)]
