@@ -153,23 +153,21 @@ def _frequency_times(last: np.datetime64, count: int, freq: str) -> Times:
     start = pd.Timestamp(last)
     try:
         offset = pd.tseries.frequencies.to_offset(freq)
-        goes_forward = start + offset > start
     except (ValueError, TypeError) as bad:
         raise ConfigError(
             f"pandas knows no frequency {freq!r}; use one such as '5min', 'h', 'B', 'D', 'W-FRI' "
             "or 'ME'"
         ) from bad
-    if not goes_forward:
-        raise ConfigError(f"freq must lead forward in time, got {freq!r}")
-    if not offset.is_on_offset(start):
-        raise CalendarError(
-            f"the last bar, {start.day_name()} {start:%Y-%m-%d %H:%M}, is not on freq {freq!r} "
-            f"({offset.freqstr}), whose next bar is {start + offset:%Y-%m-%d %H:%M}: weeks that "
-            "end on Fridays are 'W-FRI', months that end on weekdays 'BME'; or give the bars to "
-            "come"
-        )
     try:
+        if not (second := start + offset) > start:
+            raise ConfigError(f"freq must lead forward in time, got {freq!r}")
+        if not offset.is_on_offset(start):
+            raise CalendarError(
+                f"the last bar, {start.day_name()} {start:%Y-%m-%d %H:%M}, is not on freq {freq!r} "
+                f"({offset.freqstr}), whose next bar is {second:%Y-%m-%d %H:%M}: weeks that end on "
+                "Fridays are 'W-FRI', months that end on weekdays 'BME'; or give the bars to come"
+            )
         ahead = pd.date_range(start, periods=count + 1, freq=offset)[1:]
-    except pd.errors.OutOfBoundsDatetime as bad:
+    except (pd.errors.OutOfBoundsDatetime, OverflowError) as bad:
         raise CalendarError(f"{count} bars of freq {freq!r} lead beyond the year 2262") from bad
     return ahead.to_numpy().astype("datetime64[ns]")

@@ -171,11 +171,10 @@ class Forecast:
             ConfigError: the condition cannot be read, speaks of an unknown name, or its answer is
                 not bools of one of these shapes.
         """
-        arrays = np.moveaxis(self.paths, -1, 0)  # (6, P, H)
         if isinstance(condition, str):
-            holds = self._holds(condition, arrays)
+            holds = self._holds(condition)
         elif callable(condition):
-            holds = np.asarray(condition(PathBars(*arrays, self.last_close)))
+            holds = np.asarray(condition(PathBars(**self._columns(), last_close=self.last_close)))
         else:
             raise ConfigError(
                 "a condition is a string such as 'close > last_close' or a function of the paths, "
@@ -280,10 +279,13 @@ class Forecast:
     def _by_time(self, table: Floats) -> pd.DataFrame:
         return pd.DataFrame(table, index=self._index, columns=list(BAR_COLUMNS))
 
-    def _holds(self, condition: str, arrays: Floats) -> npt.NDArray[np.bool_]:
+    def _columns(self) -> dict[str, Floats]:
+        return {name: self.paths[..., place] for place, name in enumerate(BAR_COLUMNS)}
+
+    def _holds(self, condition: str) -> npt.NDArray[np.bool_]:
         condition = " ".join(condition.split())  # pandas takes each line for an expression
         _check_condition(condition)
-        columns = dict(zip(BAR_COLUMNS, arrays.reshape(len(arrays), -1), strict=True))
+        columns = {name: column.ravel() for name, column in self._columns().items()}
         table = pd.DataFrame(columns).assign(last_close=self.last_close)
         try:
             holds = table.eval(condition, engine="python", local_dict={}, global_dict={})
@@ -293,7 +295,7 @@ class Forecast:
             raise ConfigError(
                 f"condition {condition!r} is no comparison: expected such as 'close > last_close'"
             )
-        return holds.to_numpy().reshape(arrays.shape[1:])
+        return holds.to_numpy().reshape(self.paths.shape[:2])
 
 
 # A condition may come from a web page: pandas would also call methods and reach other variables.

@@ -205,7 +205,8 @@ def test_a_market_that_never_closes_has_every_bar(step):
 
 
 def test_bars_far_ahead_are_found():
-    assert texts(future_times(SHANGHAI_WEEK, 500, exchange="XNYS"))[-1] == "02-05 00:00"
+    """500 sessions of New York, counted by hand over its 20 holidays in two years."""
+    assert future_times(SHANGHAI_WEEK, 500, exchange="XNYS")[-1] == np.datetime64("2026-02-06")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,8 @@ def test_a_frequency_goes_on_from_the_last_bar(last, freq, expected):
         ("2024-01-05", "W", r"Friday 2024-01-05 00:00, is not on freq 'W' \(W-SUN\).*'W-FRI'"),
         ("2024-03-29", "ME", "is not on freq 'ME'.*'BME'"),
         ("2024-01-06", "B", "Saturday 2024-01-06 00:00, is not on freq 'B'"),
-        ("2261-12-31", "YE", "beyond the year 2262"),
+        ("2261-12-31", "YE", "3 bars of freq 'YE' lead beyond the year 2262"),
+        ("2262-04-09", "D", "3 bars of freq 'D' lead beyond the year 2262"),
     ],
 )
 def test_a_last_bar_off_the_frequency_is_refused(last, freq, message):
@@ -315,7 +317,7 @@ def test_the_past_must_be_a_past():
     with pytest.raises(CalendarError, match=r"shape \(0,\)"):
         future_times(SHANGHAI_WEEK[:0], 1, freq="B")
     with pytest.raises(
-        CalendarError, match="does not increase: 2024-02-08.* followed by 2024-02-07"
+        CalendarError, match=r"does not increase: 2024-02-08.* followed by 2024-02-07"
     ):
         future_times(SHANGHAI_WEEK[::-1], 1, freq="B")
 

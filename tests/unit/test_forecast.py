@@ -195,7 +195,7 @@ def test_a_level_outside_zero_to_one_is_refused(levels):
         ("low < 6.5 or close > 12", [0.25, 0.5]),
         ("(low < 6.5) | (close > 12)", [0.25, 0.5]),
         ("not close > last_close and volume == 100", [0.75, 0.75]),
-        ("9.5 < close < 10.5", [0.5, 0.25]),
+        ("9.5 < close < 10.5", [0.5, 0.5]),
         ("close / last_close - 1 > 0.05", [0.25, 0.25]),
         (" high > \n -open ", [1, 1]),
     ],
