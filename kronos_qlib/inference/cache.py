@@ -45,10 +45,12 @@ class KeyValueStore:
         self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
         if self.steps:
             windows, _, heads, width = k.shape
-            whole = (windows, heads, self.paths)
-            is_few = self.steps <= FEW_STEPS
-            shape = (self.steps, *whole, width) if is_few else (*whole, self.steps, width)
-            self._own = (k.new_empty(shape), v.new_empty(shape))
+            shape = (windows, heads, self.paths)
+            if self.steps <= FEW_STEPS:
+                own = k.new_empty((self.steps, *shape, width))
+            else:
+                own = k.new_zeros((*shape, FEW_STEPS, width))
+            self._own = (own, own.clone())
 
     def read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Remember prompts and attend causally within them: all (B, T, H, W), to (B, T, H * W)."""
@@ -62,6 +64,10 @@ class KeyValueStore:
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
         assert self._own is not None and self.taken < self.steps, "the store is full"
+        if self.steps > FEW_STEPS and self.taken == self._own[0].shape[3]:
+            # Twice the room, whole: a product would copy a slice of a larger one at every step.
+            own_k, own_v = (torch.cat((room, torch.zeros_like(room)), dim=3) for room in self._own)
+            self._own = (own_k, own_v)
         for room, new in zip(self._own, (k, v), strict=True):
             if self.steps <= FEW_STEPS:
                 room[self.taken] = self._by_window(new[:, 0])
@@ -79,8 +85,9 @@ class KeyValueStore:
             own_k, own_v = (room[: self.taken] for room in self._own)  # (S, B, H, P, W)
             own = (queries * own_k).sum(dim=-1, dtype=torch.float32).permute(1, 2, 3, 0)
         else:
-            own_k, own_v = (room[:, :, :, : self.taken] for room in self._own)  # (B, H, P, S, W)
+            own_k, own_v = self._own  # (B, H, P, room, W)
             own = (queries[:, :, :, None] @ own_k.transpose(-1, -2)).squeeze(3).float()
+            own[..., self.taken :] = -torch.inf  # places still empty, whose values are zero
         mixed, weights = self._weigh(queries, own)
         if self.steps <= FEW_STEPS:
             mixed = mixed + (weights.permute(3, 0, 1, 2)[..., None] * own_v).sum(dim=0)

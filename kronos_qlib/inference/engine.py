@@ -13,7 +13,7 @@ W head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.inference.cache import KeyValueStore
-from kronos_qlib.model.layers import Attention, RMSNorm, Rotary, TimeEmbedding, TransformerBlock
-from kronos_qlib.model.quantizer import pack_bits, unpack_bits
+from kronos_qlib.model.layers import (
+    Attention,
+    RMSNorm,
+    Rotary,
+    TimeEmbedding,
+    TimeFeatures,
+    TransformerBlock,
+)
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -211,7 +217,7 @@ class PackedKronos:
         self.s1_table = (embedding.emb_s1.weight.detach() * embedding.scale @ left.t()).to(dtype)
         fused = embedding.emb_s2.weight.detach() * embedding.scale @ right.t()
         self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
-        self.time = PackedTime(net.time_emb, dtype)
+        self.time = packed_time(net.time_emb, dtype)
         self.s1_head = Product([net.head.proj_s1], dtype)
         self.s2_norm_eps = net.dep_layer.norm.eps
         self.s2_head = Product([net.head.proj_s2], dtype, net.dep_layer.norm)
@@ -278,6 +284,13 @@ class Reader:
         (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
 
 
+def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What turns stamps into vectors: a replaced part is asked itself, as it is."""
+    if type(time) is TimeEmbedding:
+        return PackedTime(time, dtype)
+    return lambda stamps: time(stamps).to(dtype)
+
+
 class PackedTime:
     """The five time tables as one, summed in a single look-up."""
 
@@ -299,7 +312,7 @@ class PackedTokenizer:
     """The tokenizer, ready to encode prompts and to decode what follows them."""
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype, self.s1_bits, self.s2_bits = dtype, net.s1_bits, net.s2_bits
+        self.dtype, self.quantizer = dtype, net.quantizer
         halves = _blocks(net.encoder), _blocks(net.decoder)
         turns = [Turn(block.self_attn.rotary) for half in halves for block in half[:1]]
         self.encoder, self.decoder = (
@@ -315,8 +328,7 @@ class PackedTokenizer:
         x = self.embed(z.to(self.dtype))
         for block in self.encoder:
             x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
-        signs = torch.where(self.to_code(x) > 0, 1.0, -1.0)  # zero counts as -1
-        return pack_bits(signs[..., : self.s1_bits]), pack_bits(signs[..., self.s1_bits :])
+        return self.quantizer.to_ids(self.to_code(x).float())
 
     def decode(self, tokens: TokenPair) -> Tensor:
         """(N, T) ids to (N, T, 6) float32 normalised bars."""
@@ -338,6 +350,4 @@ class PackedTokenizer:
         return self.head(x).float()
 
     def _embed_ids(self, tokens: TokenPair) -> Tensor:
-        bits = unpack_bits(tokens[0], self.s1_bits), unpack_bits(tokens[1], self.s2_bits)
-        codes = torch.cat(bits, dim=-1) / (self.s1_bits + self.s2_bits) ** 0.5
-        return self.from_code(codes.to(self.dtype))
+        return self.from_code(self.quantizer.to_codes(*tokens).to(self.dtype))

@@ -33,12 +33,12 @@ settings_of_sampling = st.builds(
     rotate_s2=st.booleans(),
 )
 shapes = st.fixed_dictionaries(
-    # A context of 1 to 12 makes windows that fit, slide and are cut, and horizons beyond it.
+    # A context of 1 to 60 makes windows that fit, slide and are cut, and horizons beyond it.
     {
         "windows": st.integers(1, 3),
         "lookback": st.integers(2, 9),
-        "horizon": st.integers(1, 7),
-        "max_context": st.integers(1, 12),
+        "horizon": st.sampled_from([1, 2, 3, 4, 7, 18, 35]),
+        "max_context": st.one_of(st.integers(1, 12), st.integers(13, 60)),
     }
 )
 

@@ -91,4 +91,6 @@ def test_the_gradient_goes_straight_through():
 
 
 def quantizer(bits):
-    return BinarySphericalQuantizer(bits, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.3, group_size=1)
+    return BinarySphericalQuantizer(
+        bits, 0, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.3, group_size=1
+    )
