@@ -27,6 +27,9 @@ PARTNER_KEY = "kronos_qlib.tokenizer"
 """Header entry of a predictor's file: the fingerprint of the tokenizer it was trained with."""
 CONTEXT_KEY = "kronos_qlib.max_context"
 """Header entry of a predictor's file: the most bars it has seen at once in training."""
+PART_KEY = "kronos_qlib.part."
+"""Start of the header entry of a part that is not the published one: what follows is the argument
+that takes it, the value its class' name."""
 
 BUNDLED = "nano"
 """The alias of the checkpoint that ships inside the package."""
@@ -82,6 +85,8 @@ class Loadable(Protocol):
 
     origin: Origin | None
 
+    @property
+    def replaced(self) -> dict[str, str]: ...
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any: ...
@@ -120,12 +125,14 @@ def load(
     role: str,
     name_or_path: str | Path,
     revision: str | None,
+    **parts: object,
 ) -> Net:
     """Build a network from its files, strictly, in evaluation mode.
 
     Args:
         role: "tokenizer" or "predictor": which half of an alias or of a folder that holds both.
         revision: a Hub revision; an alias brings its pinned one.
+        parts: replaceable parts by the network's arguments; None is the published one.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or does not fit the network.
@@ -134,7 +141,7 @@ def load(
     place = _locate(role, name_or_path, revision)
     config = _read_config(config_kind, role, place.config)
     with torch.device("meta"):  # no initial weights: costs nothing and draws no random number
-        net = kind(**asdict(config))
+        net = kind(**asdict(config), **parts)
     try:
         data = place.weights.read_bytes()
         tensors = load_tensors(data)
@@ -142,6 +149,8 @@ def load(
         raise CheckpointError(
             f"{place.weights} cannot be read as safetensors: {broken}; fetch or save it again"
         ) from broken
+    header = _read_header(place)
+    _check_parts(net, header, place)
     check_fit(net, tensors, place.weights)
     exact = {
         name: value.float() if value.is_floating_point() else value
@@ -150,7 +159,7 @@ def load(
     net.load_state_dict(exact, strict=True, assign=True)
     # A network is built in training mode; left so, it would drop out while forecasting (fault 1).
     net.eval()
-    net.origin = _read_origin(place)
+    net.origin = _origin_of(place, header)
     return net
 
 
@@ -175,8 +184,17 @@ def check_fit(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path |
         )
 
 
+def replaced(**parts: tuple[object, type]) -> dict[str, str]:
+    """Class names of the parts, each with its published class, that are of another."""
+    return {
+        name: type(part).__name__
+        for name, (part, published) in parts.items()
+        if type(part) is not published
+    }
+
+
 def save(
-    net: nn.Module,
+    net: Loadable,
     config: TokenizerConfig | PredictorConfig,
     path: str | Path,
     header: Mapping[str, str] | None = None,
@@ -184,17 +202,18 @@ def save(
     """Write a network's two files; each appears whole or not at all.
 
     Args:
-        header: entries for the weights file's own header.
+        header: entries for the weights file's own header, beside those of replaced parts.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(config), indent=2) + "\n"
+    parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
     replace_file(folder / CONFIG_FILE, text.encode())
-    replace_file(folder / WEIGHTS_FILE, to_bytes(net, header))
+    replace_file(folder / WEIGHTS_FILE, to_bytes(net, {**(header or {}), **parts}))
     return folder
 
 
-def to_bytes(net: nn.Module, header: Mapping[str, str] | None = None) -> bytes:
+def to_bytes(net: Loadable, header: Mapping[str, str] | None = None) -> bytes:
     """The weights as a safetensors file, on CPU whatever device the network is on."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     return dump_tensors(tensors, metadata=dict(header) if header else None)
@@ -333,9 +352,30 @@ def _read_config(kind: type[Config], role: str, path: Path) -> Config:
     return from_mapping(kind, values, where=str(path))
 
 
-def _read_origin(place: _Place) -> Origin:
+def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> None:
+    saved = {
+        key.removeprefix(PART_KEY): value
+        for key, value in header.items()
+        if key.startswith(PART_KEY)
+    }
+    for name in sorted(saved.keys() | net.replaced.keys()):
+        theirs, ours = saved.get(name), net.replaced.get(name)
+        if theirs != ours:
+            advice = (
+                f"pass {name}={theirs}(...) to from_pretrained" if theirs else f"leave {name} out"
+            )
+            raise CheckpointError(
+                f"{place.weights} was saved with {theirs or 'the published part'} as {name}, not "
+                f"with {ours or 'the published part'}; {advice}"
+            )
+
+
+def _read_header(place: _Place) -> Mapping[str, str]:
     with safe_open(str(place.weights), framework="pt") as file:
-        header = file.metadata() or {}
+        return file.metadata() or {}
+
+
+def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
     told = header.get(CONTEXT_KEY)
     published = [model.max_context for model in ALIASES.values() if model.predictor == place.repo]
     context = int(told) if told else published[0] if published else None

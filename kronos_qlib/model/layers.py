@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from itertools import chain
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
+
+from kronos_qlib.errors import ConfigError
 
 TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
@@ -187,3 +190,51 @@ class TimeEmbedding(nn.Module):
         stamp = stamp.long()
         parts = [F.embedding(stamp[..., place], table) for place, table in enumerate(self.tables())]
         return torch.stack(parts).sum(dim=0)
+
+
+class TimeFeatures(Protocol):
+    """What a predictor asks of the part that embeds stamps, which is an `nn.Module` too.
+
+    In evaluation mode no call changes the module, and several threads may call it. A checkpoint
+    keeps its parameters, its buffers and its class' name.
+    """
+
+    __call__: Callable[..., Any]  # torch's own, which leads to `forward`
+
+    def forward(self, stamp: Tensor) -> Tensor:
+        """Added to the embedding of each bar's tokens.
+
+        Args:
+            stamp: (B, T, 5) int64 minute, hour, weekday, day, month of the bars; the result for
+                a bar may depend on its own stamp only.
+
+        Returns:
+            (B, T, D) float, D the predictor's width.
+        """
+
+
+def check_time_features(time_emb: TimeFeatures, d_model: int) -> None:
+    """Refuse what does not turn stamps into vectors of width `d_model`.
+
+    Raises:
+        ConfigError: says what came instead.
+    """
+    name = type(time_emb).__name__
+    if not isinstance(time_emb, nn.Module):
+        raise ConfigError(
+            f"{name} is no torch.nn.Module; see kronos_qlib.model.layers.TimeFeatures"
+        )
+    with torch.device(device_of(time_emb)), torch.no_grad():
+        found = time_emb(torch.tensor([[[0] * 5, [rows - 1 for rows in TIME_TABLE_ROWS.values()]]]))
+    if not found.is_floating_point() or found.shape != (1, 2, d_model):
+        raise ConfigError(
+            f"{name} must turn stamps (1, 2, 5) into floats (1, 2, {d_model}), by d_model; got "
+            f"{found.dtype} {tuple(found.shape)}"
+        )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights are; the CPU if it has none, whatever torch's default is just now."""
+    for weight in chain(module.parameters(), module.buffers()):
+        return weight.device
+    return torch.device("cpu")

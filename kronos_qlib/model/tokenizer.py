@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,16 +14,23 @@ from kronos_qlib.model.layers import TransformerBlock
 from kronos_qlib.model.quantizer import (
     BinarySphericalQuantizer,
     BitTokenizer,
-    pack_bits,
-    unpack_bits,
+    Quantizer,
+    check_quantizer,
 )
 
 
 class KronosTokenizer(nn.Module):
-    """Autoencoder whose code for a bar is `s1_bits + s2_bits` signs.
+    """Autoencoder whose code for a bar is two ids, of `s1_bits` and `s2_bits`.
 
-    Shape letters: B windows, T bars, C columns (`d_in`). Encoder and decoder are causal: a bar's
-    tokens depend on no later bar.
+    Shape letters: B windows, T bars, C columns (`d_in`), W width of a code. Encoder and decoder
+    are causal: a bar's tokens depend on no later bar.
+
+    Args:
+        quantizer: in place of the published one, binary spherical, to which beta, gamma0, gamma,
+            zeta and group_size belong; what it must do is stated in `quantizer.Quantizer`.
+
+    Raises:
+        ConfigError: a size is impossible, or the quantizer does not keep its protocol.
 
     Source: the paper, section "K-line tokenization"; keys of `config.json` are the arguments.
     """
@@ -47,6 +53,7 @@ class KronosTokenizer(nn.Module):
         gamma: float,
         zeta: float,
         group_size: int,
+        quantizer: Quantizer | None = None,
     ) -> None:
         super().__init__()
         self.config = TokenizerConfig(
@@ -68,7 +75,12 @@ class KronosTokenizer(nn.Module):
             group_size=group_size,
         )
         self.origin: checkpoint.Origin | None = None
-        bits = s1_bits + s2_bits
+        if quantizer is None:
+            quantizer = BinarySphericalQuantizer(
+                s1_bits, s2_bits, beta, gamma0, gamma, zeta, group_size
+            )
+        else:
+            check_quantizer(quantizer, s1_bits, s2_bits)
 
         def blocks(count: int) -> nn.ModuleList:
             dropouts = (ffn_dropout_p, attn_dropout_p, resid_dropout_p)
@@ -80,12 +92,10 @@ class KronosTokenizer(nn.Module):
         # The published files count one block more than they hold.
         self.encoder = blocks(n_enc_layers - 1)
         self.decoder = blocks(n_dec_layers - 1)
-        self.quant_embed = nn.Linear(d_model, bits)
-        self.post_quant_embed_pre = nn.Linear(s1_bits, d_model)
-        self.post_quant_embed = nn.Linear(bits, d_model)
-        self.tokenizer = BitTokenizer(
-            BinarySphericalQuantizer(bits, beta, gamma0, gamma, zeta, group_size)
-        )
+        self.quant_embed = nn.Linear(d_model, quantizer.width)
+        self.post_quant_embed_pre = nn.Linear(quantizer.s1_width, d_model)
+        self.post_quant_embed = nn.Linear(quantizer.width, d_model)
+        self.tokenizer = BitTokenizer(quantizer)
         self.head = nn.Linear(d_model, d_in)
 
     @property
@@ -95,6 +105,15 @@ class KronosTokenizer(nn.Module):
     @property
     def s2_bits(self) -> int:
         return self.config.s2_bits
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return self.tokenizer.bsq
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Parts that are not the published ones, by their class' names."""
+        return checkpoint.replaced(quantizer=(self.quantizer, BinarySphericalQuantizer))
 
     def forward(
         self, x: Tensor, counted: Tensor | None = None
@@ -107,13 +126,15 @@ class KronosTokenizer(nn.Module):
 
         Returns:
             ((recon_s1, recon), bsq_loss, quantized, indices): reconstructions (B, T, C) from the
-            s1 half and from all bits; the scalar quantization loss; codes (B, T, bits); and the
-            unsplit token ids (B, T) int64.
+            s1 part and from the whole code; the scalar quantization loss; codes (B, T, W); and
+            the unsplit token ids (B, T) int64.
         """
-        quantized, bsq_loss = self.tokenizer(self._project(x), counted)
-        recon_s1 = self._reconstruct(self.post_quant_embed_pre(quantized[..., : self.s1_bits]))
+        projected = self._project(x)
+        quantized, bsq_loss = self.tokenizer(projected, counted)
+        s1_part = quantized[..., : self.quantizer.s1_width]
+        recon_s1 = self._reconstruct(self.post_quant_embed_pre(s1_part))
         recon = self._reconstruct(self.post_quant_embed(quantized))
-        return (recon_s1, recon), bsq_loss, quantized, pack_bits(quantized)
+        return (recon_s1, recon), bsq_loss, quantized, self._join(*self.quantizer.to_ids(projected))
 
     @torch.no_grad()
     def encode(self, x: Tensor, half: bool = True) -> tuple[Tensor, Tensor] | Tensor:
@@ -126,12 +147,8 @@ class KronosTokenizer(nn.Module):
         Returns:
             Ids (B, T) int64, or two such tensors.
         """
-        projected = self._project(x)
-        # Zero counts as -1, while pack_bits (as the published id rule) takes >= 0 for a one.
-        signs = torch.where(projected > 0, 1.0, -1.0)
-        if not half:
-            return pack_bits(signs)
-        return pack_bits(signs[..., : self.s1_bits]), pack_bits(signs[..., self.s1_bits :])
+        s1, s2 = self.quantizer.to_ids(self._project(x))
+        return (s1, s2) if half else self._join(s1, s2)
 
     @torch.no_grad()
     def decode(self, ids: Sequence[Tensor] | Tensor, half: bool = True) -> Tensor:
@@ -145,24 +162,21 @@ class KronosTokenizer(nn.Module):
         """
         if half:
             s1, s2 = ids
-            signs = torch.cat(
-                (unpack_bits(s1, self.s1_bits), unpack_bits(s2, self.s2_bits)), dim=-1
-            )
         else:
             assert isinstance(ids, Tensor), "half=False takes one tensor of unsplit ids"
-            signs = unpack_bits(ids, self.s1_bits + self.s2_bits)
-        return self._reconstruct(self._embed_signs(signs))
+            s1, s2 = ids & (2**self.s1_bits - 1), ids >> self.s1_bits
+        codes = self.quantizer.to_codes(s1, s2).to(self.post_quant_embed.weight.dtype)
+        return self._reconstruct(self.post_quant_embed(codes))
+
+    def _join(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """The unsplit index, s1 in its lowest bits."""
+        return s1 + (s2 << self.s1_bits)
 
     def _project(self, x: Tensor) -> Tensor:
         hidden = self.embed(x)
         for block in self.encoder:
             hidden = block(hidden)
         out: Tensor = self.quant_embed(hidden)
-        return out
-
-    def _embed_signs(self, signs: Tensor) -> Tensor:
-        codes = signs / math.sqrt(signs.shape[-1])
-        out: Tensor = self.post_quant_embed(codes.to(self.post_quant_embed.weight.dtype))
         return out
 
     def _reconstruct(self, hidden: Tensor) -> Tensor:
@@ -173,17 +187,27 @@ class KronosTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, revision: str | None = None
+        cls,
+        name_or_path: str | Path,
+        revision: str | None = None,
+        quantizer: Quantizer | None = None,
     ) -> KronosTokenizer:
         """Load an alias (nano, mini, small, base), a Hub id or a folder, in evaluation mode.
 
         An alias or a Hub id of a predictor is refused; the alias stands for its tokenizer.
 
+        Args:
+            quantizer: of the class that the tokenizer was saved with, if not the published one;
+                it takes the file's weights.
+
         Raises:
-            CheckpointError: a file is missing or does not fit, or the hub is out of reach.
+            CheckpointError: a file is missing or does not fit, or the hub is out of reach, or the
+                file was saved with another class of quantizer.
             ConfigError: `config.json` has an unknown key or a bad value.
         """
-        return checkpoint.load(cls, TokenizerConfig, "tokenizer", name_or_path, revision)
+        return checkpoint.load(
+            cls, TokenizerConfig, "tokenizer", name_or_path, revision, quantizer=quantizer
+        )
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`."""

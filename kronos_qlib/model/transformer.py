@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from kronos_qlib.configs import PredictorConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import checkpoint
-from kronos_qlib.model.layers import Attention, RMSNorm, TimeEmbedding, TransformerBlock
+from kronos_qlib.model.layers import (
+    Attention,
+    RMSNorm,
+    TimeEmbedding,
+    TimeFeatures,
+    TransformerBlock,
+    check_time_features,
+)
 from kronos_qlib.model.tokenizer import KronosTokenizer
 
 S2_HEADS = 4
@@ -79,6 +86,13 @@ class Kronos(nn.Module):
 
     Shape letters: B windows, T bars, D width.
 
+    Args:
+        time_emb: in place of the published sum of five tables, to which `learn_te` belongs; what
+            it must do is stated in `layers.TimeFeatures`.
+
+    Raises:
+        ConfigError: a size is impossible, or `time_emb` does not keep its protocol.
+
     Source: the paper, section "Hierarchical autoregressive modeling"; keys of `config.json` are
     the arguments.
     """
@@ -96,6 +110,7 @@ class Kronos(nn.Module):
         resid_dropout_p: float,
         token_dropout_p: float,
         learn_te: bool,
+        time_emb: TimeFeatures | None = None,
     ) -> None:
         super().__init__()
         self.config = PredictorConfig(
@@ -113,7 +128,12 @@ class Kronos(nn.Module):
         )
         self.origin: checkpoint.Origin | None = None
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
-        self.time_emb = TimeEmbedding(d_model, learned=learn_te)
+        self.time_emb: TimeFeatures
+        if time_emb is None:
+            self.time_emb = TimeEmbedding(d_model, learned=learn_te)
+        else:
+            check_time_features(time_emb, d_model)
+            self.time_emb = time_emb
         self.token_dropout = nn.Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
@@ -132,6 +152,11 @@ class Kronos(nn.Module):
     @property
     def s2_bits(self) -> int:
         return self.config.s2_bits
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Parts that are not the published ones, by their class' names."""
+        return checkpoint.replaced(time_emb=(self.time_emb, TimeEmbedding))
 
     def forward(
         self,
@@ -209,7 +234,7 @@ class Kronos(nn.Module):
     def _read(self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None) -> Tensor:
         hidden = self.embedding(s1_ids, s2_ids)
         if stamp is not None:
-            hidden = hidden + self.time_emb(stamp)
+            hidden = hidden + self.time_emb(stamp).to(hidden.dtype)
         hidden = self.token_dropout(hidden)
         for block in self.transformer:
             hidden = block(hidden)
@@ -224,14 +249,26 @@ class Kronos(nn.Module):
         return out
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> Kronos:
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        revision: str | None = None,
+        time_emb: TimeFeatures | None = None,
+    ) -> Kronos:
         """Load an alias (nano, mini, small, base), a Hub id or a folder, in evaluation mode.
 
+        Args:
+            time_emb: of the class that the predictor was saved with, if not the published one; it
+                takes the file's weights.
+
         Raises:
-            CheckpointError: a file is missing or does not fit, or the hub is out of reach.
+            CheckpointError: a file is missing or does not fit, or the hub is out of reach, or the
+                file was saved with another class of time features.
             ConfigError: `config.json` has an unknown key or a bad value.
         """
-        return checkpoint.load(cls, PredictorConfig, "predictor", name_or_path, revision)
+        return checkpoint.load(
+            cls, PredictorConfig, "predictor", name_or_path, revision, time_emb=time_emb
+        )
 
     def save_pretrained(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,6 +15,32 @@ from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import TrainingBatch
 
 Losses = dict[str, Tensor]
+"""Scalars by name, "loss" being the one to minimise; all of them are logged."""
+
+
+class ReconstructionLoss(Protocol):
+    """What the tokenizer learns by; `reconstruction_losses` is the published one."""
+
+    def __call__(
+        self, recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor, /
+    ) -> Losses:
+        """Means over the bars that count; a bar that does not must change nothing.
+
+        Args:
+            recon_s1, recon: (B, T, 6) float, reconstructions from the s1 part and the whole code.
+            z: (B, T, 6) float, the bars.
+            bsq_loss: the quantizer's own scalar.
+            counted: (B, T) bool, the bars that count.
+        """
+
+
+class NextTokenLoss(Protocol):
+    """What the predictor learns by; `next_token_losses` is the published one."""
+
+    def __call__(
+        self, s1_logits: Tensor, s2_logits: Tensor, s1: Tensor, s2: Tensor, counted: Tensor, /
+    ) -> Losses:
+        """Means over the bars that count; arguments as of `next_token_losses`."""
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
@@ -58,6 +85,7 @@ class TokenizerStep:
     """Trains the tokenizer to reconstruct."""
 
     net: KronosTokenizer
+    criterion: ReconstructionLoss = reconstruction_losses
 
     def targets(self, batch: TrainingBatch) -> int:
         """Bars that the losses are means over: those that count."""
@@ -65,7 +93,7 @@ class TokenizerStep:
 
     def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
         (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z, batch.counted)
-        return reconstruction_losses(recon_s1, recon, batch.z, bsq_loss, batch.counted)
+        return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,7 @@ class PredictorStep:
     net: Kronos
     tokenizer: KronosTokenizer
     teacher_forcing: bool = True
+    criterion: NextTokenLoss = next_token_losses
 
     def __post_init__(self) -> None:
         self.tokenizer.eval()  # with dropout, its tokens would be noise
@@ -96,7 +125,7 @@ class PredictorStep:
             s1_targets=next_s1 if forced else None,
             rng=rng,
         )
-        return next_token_losses(s1_logits, s2_logits, next_s1, s2[:, 1:], batch.counted[:, 1:])
+        return self.criterion(s1_logits, s2_logits, next_s1, s2[:, 1:], batch.counted[:, 1:])
 
 
 Step = TokenizerStep | PredictorStep
@@ -106,8 +135,13 @@ def check_finite(losses: Losses, batch: TrainingBatch) -> None:
     """Stop a run whose loss is no number.
 
     Raises:
-        TrainingError: names the batch's first windows.
+        TrainingError: names the batch's first windows, or what a criterion gave instead of a loss.
     """
+    if "loss" not in losses:
+        raise TrainingError(
+            'a criterion must return the loss to minimise as "loss", this one returned '
+            f"{', '.join(losses) or 'nothing'}"
+        )
     if not torch.isfinite(losses["loss"]):
         names = batch.windows.describe(slice(0, 5))
         raise TrainingError(

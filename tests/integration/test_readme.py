@@ -18,18 +18,19 @@ README = Path(__file__).parents[2] / "README.md"
 
 def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     market = make_market(MarketConfig(instruments=4, sectors=2))
     write_provider(market.bars, tmp_path / "demo" / "market", beside={"bars": market.bars})
     monkeypatch.chdir(tmp_path)
-    results = []
-    for number, example in enumerate(examples):
+    names: dict[str, object] = {}
+    for number, example in enumerate(examples):  # each goes on where the one before it ended
         script = tmp_path / f"example{number}.py"
         script.write_text(example, encoding="utf-8")
-        results.append(runpy.run_path(str(script)))
-    forecast = results[0]["forecast"]
+        names |= runpy.run_path(str(script), init_globals=names)
+    forecast = names["forecast"]
     assert forecast.shape == (10, 6)
     assert forecast.notna().all().all()
     printed = capsys.readouterr().out
     assert "close" in printed
+    assert "<Forecast SYM0001: 100 paths of 10 bars" in printed
     assert "Name: score" in printed
