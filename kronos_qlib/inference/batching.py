@@ -130,6 +130,9 @@ def plan_batches(
     if not together:  # not even one series with all its paths
         together = 1
         futures = _most(lambda many: sizes.batch_bytes(1, many), paths, per_worker)
+    else:  # as many batches as leave no worker idle in the last round
+        rounds = -(-series // (together * workers))
+        together = max(1, -(-series // (rounds * workers)) if rounds else together)
     return BatchPlan(
         series=together,
         paths=futures,

@@ -105,22 +105,31 @@ class Turn:
 
     def __init__(self, rotary: Rotary) -> None:
         self.rates = rotary.inv_freq.detach()
-        self.table = torch.empty(
-            0, len(self.rates), dtype=torch.complex64, device=self.rates.device
-        )
+        self.table = self._build(0)
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`."""
-        pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-        turned = torch.view_as_real(pairs * self._at(start, x.shape[1])[:, None])
+        table = self._at(start, x.shape[1])[:, None]
+        pairs = x.float().view(*x.shape[:-1], -1, 2)
+        if x.device.type == "mps":  # where not every torch multiplies complex numbers
+            (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+            parts = real * cos - imaginary * sin, real * sin + imaginary * cos
+            turned = torch.stack(parts, dim=-1)
+        else:
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
         return turned.flatten(-2).to(x.dtype)
 
     def _at(self, start: int, count: int) -> Tensor:
-        if start + count > len(self.table):
-            positions = torch.arange(2 * (start + count), device=self.rates.device)
-            angles = positions[:, None] * self.rates
-            self.table = torch.polar(torch.ones_like(angles), angles)
-        return self.table[start : start + count]
+        # By way of a name of its own: another worker may put a shorter table there meanwhile.
+        table = self.table
+        if start + count > len(table):
+            self.table = table = self._build(2 * (start + count))
+        return table[start : start + count]
+
+    def _build(self, positions: int) -> Tensor:
+        """(positions, W / 2, 2): cosine and sine."""
+        angles = torch.arange(positions, device=self.rates.device)[:, None] * self.rates
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
 def interleaved(linear: nn.Linear, heads: int, scale: float = 1.0) -> nn.Linear:

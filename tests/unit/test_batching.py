@@ -57,6 +57,14 @@ def test_few_series_are_spread_over_the_cores(make_pair):
     assert plan.workers >= 8
 
 
+@pytest.mark.parametrize("series", [40, 66, 82, 100, 350])
+def test_the_last_round_leaves_no_worker_idle(make_pair, series):
+    """82 series in batches of 33 were three batches for two workers."""
+    plan = plan_batches(sizes(make_pair), series, 5, 2048, 2)
+    assert plan.workers == 2
+    assert len(plan.batches(series, 5)) % 2 == 0
+
+
 def test_a_budget_too_small_for_one_path_is_named(make_pair):
     tokenizer, model = make_pair(d_model=256)
     forecaster = KronosPredictor(model, tokenizer, device="cpu", memory_mb=1)
