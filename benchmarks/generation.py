@@ -35,7 +35,7 @@ import torch
 from kronos_qlib.configs import PredictorConfig, SamplingConfig, TokenizerConfig
 from kronos_qlib.data.windows import WindowScale
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.inference.sampling import path_uniforms, sample_ids
+from kronos_qlib.inference.sampling import key_of, path_uniforms, sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -86,7 +86,7 @@ def draw_as_published(
     scale = WindowScale.of(bars)
     z = torch.from_numpy(scale.to_z(bars)).repeat_interleave(how.paths, dim=0)
     every_stamp = torch.from_numpy(stamps).repeat_interleave(how.paths, dim=0)
-    uniforms = path_uniforms(0, [row.tobytes() for row in bars], how.paths, horizon).flatten(0, 1)
+    uniforms = path_uniforms(0, [key_of(row) for row in bars], how.paths, horizon).flatten(0, 1)
     s1, s2 = tokenizer.encode(z)
     for step in range(horizon):
         seen = every_stamp[:, : lookback + step]

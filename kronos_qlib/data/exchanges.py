@@ -25,6 +25,10 @@ WAYS_ON = (
 )
 
 
+SAME_CALENDAR = {"XSHE": "XSHG"}
+"""Exchanges that exchange-calendars leaves out (Shenzhen), and whose days and hours they keep."""
+
+
 def exchange_times(past: Times, count: int, code: str) -> Times:
     """The `count` bars of an exchange after past[-1]; see `calendar.future_times`.
 
@@ -40,6 +44,9 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
             labels bars at open or close cannot be told and matters; or the calendar ends.
         ConfigError: no such exchange.
     """
+    if not isinstance(code, str):
+        raise ConfigError(f"exchange is a code such as 'XSHG', got {code!r}")
+    code = SAME_CALENDAR.get(code, code)
     low, high = _bounds(code)
     first, last = past[[0, -1]].astype("datetime64[D]").tolist()
     if len(past) < 2:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ import pandas as pd
 
 from kronos_qlib.data.calendar import Times, future_times, to_times
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
-from kronos_qlib.schema import PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+
+ABBREVIATIONS = {"volume": ("vol",), "amount": ("amt", "money", "turnover", "quote_volume")}
+"""Names under which vendors give a column, which must not pass for no column."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ def series_of_frames(
         BarDataError, CalendarError: name the series and what is wrong.
         ConfigError: the bars to come are described twice or not at all.
     """
+    if isinstance(names, str):
+        raise BarDataError(f"keys is a list of names, one for each series, got {names!r}")
     if isinstance(frames, pd.DataFrame):
         raise BarDataError("expected a list of DataFrames, got one DataFrame: put it in a list")
     counts = {len(frames), len(past), len(frames if ahead is None else ahead)}
@@ -65,8 +72,7 @@ def series_of_frames(
         raise ConfigError("y_timestamp is given: leave out exchange and freq, which would make it")
     elif horizon is None:
         horizon = len(ahead[0]) if len(ahead) else 1
-    if horizon < 1:
-        raise ConfigError(f"pred_len must be at least 1 bar, got {horizon}")
+    horizon = whole("pred_len", horizon)
     result = []
     for place, frame in enumerate(frames):
         name = f"series {place}" if names is None else names[place]
@@ -108,6 +114,15 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
             f"{name}: the frame lacks {', '.join(lacking)}; it has "
             f"{', '.join(map(str, frame.columns)) or 'no columns'}"
         )
+    for column in BAR_COLUMNS:
+        if (frame.columns == column).sum() > 1:
+            raise BarDataError(f"{name}: the frame has several columns named {column}")
+        misspelt = None if column in frame.columns else _nearest(column, frame)
+        if misspelt is not None:  # else it would be taken for unknown, and zero
+            raise BarDataError(
+                f"{name}: the frame has no {column} but {misspelt!r}: rename it to {column}, or "
+                "leave it out"
+            )
     if len(frame) < 2:
         raise BarDataError(f"{name}: a lookback needs at least 2 bars, got {len(frame)}")
     prices = [_numbers(frame, column, name) for column in PRICE_COLUMNS]
@@ -124,6 +139,8 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
     Raises:
         CalendarError: their number is not `length`, one cannot be read, or they do not increase.
     """
+    if times is None:
+        raise CalendarError(f"{name}: {what} is missing")
     try:
         moments = to_times(times)
     except KronosError as bad:
@@ -135,9 +152,40 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
         place = int(falls[0]) + 1
         raise CalendarError(
             f"{name}: {what} does not increase at number {place + 1}: "
-            f"{moments[place - 1]} is followed by {moments[place]}"
+            f"{moments[place - 1]} is followed by {moments[place]}{_zone_hint(times)}"
         )
     return moments
+
+
+def whole(name: str, value: Any, least: int | None = 1) -> int:
+    """A whole number that was asked for.
+
+    Raises:
+        ConfigError: it is no whole number, or below `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as bad:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from bad
+    if least is not None and number < least:
+        raise ConfigError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _zone_hint(times: Any) -> str:
+    zone = getattr(times, "tz", getattr(getattr(times, "dtype", None), "tz", None))
+    if zone is None:
+        return ""
+    return f" (wall-clock time of {zone}, which repeats when clocks go back: convert it to UTC)"
+
+
+def _nearest(column: str, frame: pd.DataFrame) -> str | None:
+    """A column that is probably meant by the one that lacks."""
+    others = {str(other).strip().lower(): str(other) for other in frame.columns}
+    others = {key: other for key, other in others.items() if other not in BAR_COLUMNS}
+    near = get_close_matches(column, others, n=1, cutoff=0.75)
+    short = [key for key in ABBREVIATIONS.get(column, ()) if key in others]
+    return next((others[key] for key in [*near, *short]), None)
 
 
 def _numbers(frame: pd.DataFrame, column: str, name: str) -> npt.NDArray[np.float64]:
@@ -145,10 +193,11 @@ def _numbers(frame: pd.DataFrame, column: str, name: str) -> npt.NDArray[np.floa
         values = frame[column].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as bad:
         raise BarDataError(f"{name}: column {column} is not numeric: {bad}") from bad
-    broken = np.flatnonzero(~np.isfinite(values))
+    with np.errstate(over="ignore"):
+        broken = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
     if broken.size:
         raise BarDataError(
-            f"{name}: {column} is missing or not finite in row {frame.index[broken[0]]} "
-            f"({broken.size} such rows); fill or drop them first"
+            f"{name}: {column} is missing, not finite or beyond float32 in row "
+            f"{frame.index[broken[0]]} ({broken.size} such rows); fill or drop them first"
         )
     return values

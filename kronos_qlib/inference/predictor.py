@@ -20,9 +20,9 @@ from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_b
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.forecast import Forecast, make_coherent
-from kronos_qlib.inference.frames import Series, series_of_frames
+from kronos_qlib.inference.frames import Series, series_of_frames, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
-from kronos_qlib.inference.sampling import path_uniforms
+from kronos_qlib.inference.sampling import key_of, path_uniforms
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
 from kronos_qlib.model.layers import TIME_TABLE_ROWS
@@ -49,7 +49,9 @@ class KronosPredictor:
         device: a torch device; None takes CUDA, then Apple's GPU, then the CPU.
         max_context: bars that the network sees at once: 512 for the published small and base,
             2048 for mini. Never more than the checkpoint's own number, where it has one (nano:
-            100). A longer lookback is cut to its last bars; a longer forecast slides.
+            100). A longer lookback is cut to its last bars; a longer forecast slides: once
+            lookback and drawn bars exceed it, every path is read anew for every bar, which is
+            exact and many times slower, so leave room for `pred_len` where speed matters.
         clip: normalised bars are clipped to this many standard deviations.
         dtype: "float32", or "bfloat16" for weights and activations (norms, rotary tables, softmax
             and sampling stay in float32): about twice as fast where the machine multiplies it
@@ -78,15 +80,12 @@ class KronosPredictor:
                 f"{type(model).__name__} and {type(tokenizer).__name__}"
             )
         check_pair(model, tokenizer)
-        if max_context < 1:
-            raise ConfigError(f"max_context must be at least 1 bar, got {max_context}")
+        max_context = whole("max_context", max_context)
         if not clip > 0:
             raise ConfigError(f"clip must be above 0, got {clip}")
-        if memory_mb < 1:
-            raise ConfigError(f"memory_mb must be at least 1, got {memory_mb}")
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype)
-        self.memory_mb = memory_mb
+        self.memory_mb = whole("memory_mb", memory_mb)
         # In training mode they would drop out and the forecast would be noise (fault 1).
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer.to(self.device).eval()
@@ -111,6 +110,8 @@ class KronosPredictor:
         coherent: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
+        stratified: bool = False,
+        rotate_s2: bool = False,
     ) -> pd.DataFrame:
         """Forecast one series; the mean of its sampled paths.
 
@@ -127,6 +128,7 @@ class KronosPredictor:
             verbose: show progress.
             seed: the same seed and bars give the same forecast, whatever else is in a batch.
             coherent: see `paths`; False gives the published numbers.
+            stratified, rotate_s2: see `SamplingConfig`.
 
         Returns:
             `pred_len` rows by time, the columns of `schema.BAR_COLUMNS`.
@@ -148,6 +150,8 @@ class KronosPredictor:
             coherent=coherent,
             exchange=exchange,
             freq=freq,
+            stratified=stratified,
+            rotate_s2=rotate_s2,
         )[0]
 
     def predict_batch(
@@ -165,6 +169,8 @@ class KronosPredictor:
         coherent: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
+        stratified: bool = False,
+        rotate_s2: bool = False,
     ) -> list[pd.DataFrame]:
         """Forecast several series, of equal length or not; arguments as in `predict`.
 
@@ -185,6 +191,8 @@ class KronosPredictor:
             coherent=coherent,
             exchange=exchange,
             freq=freq,
+            stratified=stratified,
+            rotate_s2=rotate_s2,
         )
         return [forecast.mean for forecast in forecasts]
 
@@ -203,6 +211,8 @@ class KronosPredictor:
         coherent: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
+        stratified: bool = False,
+        rotate_s2: bool = False,
         keys: Sequence[str] | None = None,
     ) -> list[Forecast]:
         """What was sampled for several series, of equal length or not; arguments as in `predict`.
@@ -232,6 +242,8 @@ class KronosPredictor:
                 seed=seed,
                 coherent=coherent,
                 verbose=verbose,
+                stratified=stratified,
+                rotate_s2=rotate_s2,
             )
             for place, one, paths in zip(places, group, drawn, strict=True):
                 close = float(one.bars[-1, CLOSE])
@@ -270,8 +282,9 @@ class KronosPredictor:
             x: (series, L, 6) bars in their own units, columns as in `schema.BAR_COLUMNS`.
             x_stamp, y_stamp: (series, L, 5) and (series, pred_len, 5) time fields of those bars.
             seed, keys: a series' paths depend on the seed, its key and its bars only; without
-                keys the bars themselves are the key. Equal keys give equal chance: common random
-                numbers, whose noise cancels between series.
+                keys the rises and falls of its bars are the key, so that the unit of prices or
+                volume decides nothing. Equal keys give equal chance: common random numbers, whose
+                noise cancels between series.
             coherent: make each bar one: high its highest and low its lowest price, prices
                 positive, volume and amount not negative. False gives the network's raw numbers,
                 as published.
@@ -293,8 +306,7 @@ class KronosPredictor:
             stratified=stratified,
         )
         x = np.asarray(x, dtype=np.float32)
-        if pred_len < 1:
-            raise ConfigError(f"pred_len must be at least 1 bar, got {pred_len}")
+        pred_len, seed = whole("pred_len", pred_len), whole("seed", seed, least=None)
         _check_bars(x, keys)
         _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp")
         _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp")
@@ -302,7 +314,7 @@ class KronosPredictor:
         if not len(x):
             return result
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
-        names = [row.tobytes() for row in x]
+        names = [key_of(row) for row in x]
         if keys is not None:
             names = [str(key).encode() for key in keys]
         packed = self._engine()
@@ -416,6 +428,8 @@ def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
         raise BarDataError(
             f"expected bars of shape (series, at least 2 bars, {len(BAR_COLUMNS)}), got {x.shape}"
         )
+    if isinstance(keys, str):
+        raise BarDataError(f"keys is a list of names, one for each series, got {keys!r}")
     if keys is not None and len(keys) != len(x):
         raise BarDataError(f"expected {len(x)} keys, one for each series, got {len(keys)}")
     broken = np.argwhere(~np.isfinite(x))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,6 +70,14 @@ def _descending(logits: Tensor) -> Tensor:
     negative = (-logits).numpy()
     negative.sort(axis=-1)
     return -torch.from_numpy(negative)
+
+
+def key_of(bars: npt.NDArray[np.float32]) -> bytes:
+    """A series' own key, where it has no name: where each column of its bars rises and falls.
+
+    The same in every unit of prices and volume, which the bars themselves are not.
+    """
+    return np.sign(np.diff(bars, axis=0)).astype(np.int8).tobytes()
 
 
 def path_uniforms(

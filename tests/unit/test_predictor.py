@@ -152,7 +152,7 @@ def test_a_cheap_coin_is_forecast_as_a_dear_one(tiny_pair, price):
     bars, stamps = dear_series()
 
     def paths(scaled):
-        return forecaster.paths(scaled, stamps[:, :20], stamps[:, 20:], 4, sample_count=3, keys="a")
+        return forecaster.paths(scaled, stamps[:, :20], stamps[:, 20:], 4, sample_count=3)
 
     cheap = bars.copy()
     cheap[..., :4] *= price
@@ -232,6 +232,10 @@ def test_the_bars_to_come_from_an_exchange_or_a_frequency(forecaster):
     options = {"pred_len": 3, "verbose": False}
     festival = forecaster.predict(bars(), past, exchange="XSHG", **options)
     assert list(festival.index.strftime("%m-%d")) == ["02-19", "02-20", "02-21"]
+    shenzhen = forecaster.predict(bars(), past, exchange="XSHE", **options)
+    pd.testing.assert_frame_equal(shenzhen, festival)
+    with pytest.raises(ConfigError, match=r"exchange is a code such as 'XSHG', got \['XSHG'\]"):
+        forecaster.predict(bars(), past, exchange=["XSHG"], **options)
     weekdays = forecaster.predict(bars(), past, freq="B", **options)
     assert list(weekdays.index.strftime("%m-%d")) == ["02-09", "02-12", "02-13"]
     with pytest.raises(ConfigError, match="without y_timestamp, pred_len"):
@@ -247,8 +251,8 @@ def test_larger_units_of_volume_change_nothing_else(forecaster):
     larger = bars.copy()
     larger[..., 4:] *= 1e6
     asked = (stamps[:, :20], stamps[:, 20:], 4)
-    usual = forecaster.paths(bars, *asked, sample_count=3, keys=["a"])
-    found = forecaster.paths(larger, *asked, sample_count=3, keys=["a"])
+    usual = forecaster.paths(bars, *asked, sample_count=3)  # without keys, too
+    found = forecaster.paths(larger, *asked, sample_count=3)
     usual[..., 4:] *= 1e6
     np.testing.assert_allclose(found, usual, rtol=1e-4)
 
@@ -310,8 +314,12 @@ NAN.iloc[3, 2] = np.nan
         (bars().to_numpy(), "expected a DataFrame of bars, got ndarray"),
         (bars().drop(columns=["low", "close"]), "lacks low, close; it has open, high, volume"),
         (bars().assign(high="x"), "column high is not numeric"),
-        (NAN, r"low is missing or not finite in row 3 \(1 such rows\)"),
-        (bars().assign(volume=np.inf), "volume is missing or not finite in row 0"),
+        (NAN, r"low is missing, not finite or beyond float32 in row 3 \(1 such rows\)"),
+        (bars().assign(volume=np.inf), "volume is missing, not finite or beyond float32 in row 0"),
+        (bars().assign(close=1e300), "close is missing, not finite or beyond float32 in row 0"),
+        (bars().rename(columns={"volume": "vol"}), "no volume but 'vol': rename it"),
+        (bars().rename(columns={"amount": "Amount"}), "no amount but 'Amount': rename it"),
+        (pd.concat([bars(), bars()["close"]], axis=1), "several columns named close"),
         (bars(1), "at least 2 bars, got 1"),
         (bars(0), "at least 2 bars, got 0"),
     ],
@@ -331,6 +339,12 @@ def test_bars_that_are_refused(forecaster, frame, message):
         (DAYS[:10], DAYS[10:13], "y_timestamp has 3 timestamps, expected 4"),
         (DAYS[:10], DAYS[9:13], "the time does not increase at number 11"),
         (DAYS[:10][::-1], DAYS[10:14], "x_timestamp does not increase at number 2: 2024-01-12"),
+        (None, DAYS[10:14], "x_timestamp is missing"),
+        (
+            pd.date_range("2024-10-26 20:00", periods=10, freq="h", tz="Europe/London"),
+            DAYS[200:204],
+            "x_timestamp does not increase at number 7.*repeats when clocks go back",
+        ),
         (range(10), DAYS[10:14], "x_timestamp: expected timestamps, got numbers such as 0"),
         (DAYS[:10], [pd.NaT] * 4, "y_timestamp: timestamp number 1 is missing"),
     ],
@@ -345,7 +359,10 @@ def test_lists_of_unequal_length_are_refused(forecaster):
         forecaster.predict_batch([bars(), bars()], [DAYS[:10]], [DAYS[10:14]], AHEAD)
 
 
-@pytest.mark.parametrize("options", [{"top_p": 0}, {"sample_count": 0}, {"T": -1}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_p": 0}, {"top_p": 1.5}, {"sample_count": 0}, {"T": -1}, {"top_k": -1}, {"seed": None}],
+)
 def test_sampling_that_cannot_work_is_refused(forecaster, options):
     with pytest.raises(ConfigError):
         forecast(forecaster, **options)
@@ -356,6 +373,10 @@ def test_settings_that_cannot_work_are_refused(forecaster, tiny_pair):
         forecast(forecaster, ahead=0)
     with pytest.raises(ConfigError, match="max_context must be at least 1"):
         KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu", max_context=0)
+    with pytest.raises(ConfigError, match=r"pred_len must be a whole number, got 2.5"):
+        forecaster.predict(bars(), DAYS[:PAST], None, 2.5, freq="B", verbose=False)
+    with pytest.raises(ConfigError, match="memory_mb must be a whole number, got '50'"):
+        KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu", memory_mb="50")
     with pytest.raises(ConfigError, match="clip must be above 0"):
         KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu", clip=0)
 
@@ -372,6 +393,10 @@ def test_arrays_that_are_refused(forecaster):
     with pytest.raises(BarDataError, match="x_stamp of series 1, bar 2: weekday is 7"):
         forecaster.paths(x, past, ahead, 3)
     past[1, 2] = 1
+    with pytest.raises(
+        BarDataError, match="keys is a list of names, one for each series, got 'ab'"
+    ):
+        forecaster.paths(x, past, ahead, 3, keys="ab")
     with pytest.raises(BarDataError, match="expected 2 keys, one for each series, got 1"):
         forecaster.paths(x, past, ahead, 3, keys=["a"])
     x[1, 4, 3] = np.nan
