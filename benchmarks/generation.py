@@ -135,7 +135,8 @@ def machine_gflops(dtype: torch.dtype, repeats: int = 7) -> float:
     """What a large product reaches in the library that is fastest here for it."""
     x, weight = torch.randn(4096, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    if torch.backends.mkldnn.is_available():
+    has_products = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.backends.mkldnn.is_available() and has_products:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
     best = 0.0

@@ -180,10 +180,11 @@ class SamplingConfig:
     does not rotate there, and published results depend on it."""
     stratified: bool = False
     """At every draw, let a window's paths divide the chance evenly among them (a Latin hypercube):
-    the mean of n is about as steady as that of 1.4 to 1.8 n independent ones."""
+    the mean of n is about as steady as that of 1.4 to 2.5 n independent ones
+    (benchmarks/draws.py)."""
     common: bool = False
     """The same chance for every instrument of a day: what is common in the noise of their scores
-    cancels in a ranking, about as 1.2 to 1.5 times the paths would."""
+    cancels in a ranking, about as 1.0 to 1.4 times the paths would (benchmarks/draws.py)."""
 
     def __post_init__(self) -> None:
         _check_whole(self, "paths")

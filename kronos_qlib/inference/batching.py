@@ -19,6 +19,8 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.cache import FEW_STEPS
 
 MEBIBYTE = 2**20
+SLACK_BYTES = 8 * MEBIBYTE
+"""What a worker takes before its batch has any size: scratch of the libraries, its allocator."""
 GOOD_TOKENS = 3000
 """Bars of prompts in a micro-batch that fill a machine's caches without leaving them."""
 GOOD_ROWS = 640
@@ -34,7 +36,7 @@ class Sizes:
     predictor: PredictorConfig
     tokenizer: TokenizerConfig
     lookback: int
-    """Bars of a prompt, at most the context."""
+    """Bars of a lookback; all are encoded, of which the predictor reads the last `max_context`."""
     horizon: int
     max_context: int
     value_bytes: int
@@ -43,28 +45,30 @@ class Sizes:
     def batch_bytes(self, series: int, paths: int) -> int:
         """An upper estimate of what one micro-batch allocates at its fullest."""
         net, tokenizer, rows = self.predictor, self.tokenizer, series * paths
-        slides = self.lookback + self.horizon - 1 > self.max_context
+        held = min(self.lookback, self.max_context)
+        slides = held + self.horizon - 1 > self.max_context
         # Where the window slides, every path's window is a prompt of its own.
-        prompt_tokens = rows * self.max_context if slides else series * self.lookback
+        prompt_tokens = rows * self.max_context if slides else series * held
         layers = net.n_layers + 1  # the s2 attention keeps keys and values too
         kept = 2 * layers * net.d_model * self.value_bytes
-        if slides:  # the reader of the step before is still there
-            kept *= 2
-        at_work = self.value_bytes * (8 * net.d_model + 2 * net.ff_dim) + 16 * net.d_model
+        at_work, coding = (
+            self.value_bytes * (8 * half.d_model + 2 * half.ff_dim) + 16 * half.d_model
+            for half in (net, tokenizer)
+        )
         steps = min(self.horizon, self.max_context)
         if steps > FEW_STEPS:
             steps *= 3  # room grows by doubling, beside the one before
         own = 2 * layers * net.d_model * self.value_bytes * steps
         vocabulary = 1 << max(net.s1_bits, net.s2_bits)
-        heads = 8 * 4 * vocabulary + 16 * (self.lookback + self.horizon)
+        heads = 8 * 4 * vocabulary + 64 * (self.lookback + self.horizon)
         attention = 3 * 4 * max(net.n_heads, tokenizer.n_heads) * self.max_tokens
         decoded = rows * self.horizon + prompt_tokens
-        decoder = tokenizer.d_model * (self.value_bytes * 12 + 16)
-        decoder += 2 * tokenizer.n_dec_layers * tokenizer.d_model * self.value_bytes
+        decoder = coding + 2 * tokenizer.n_dec_layers * tokenizer.d_model * self.value_bytes
+        encoding = series * self.lookback * (coding + 128)  # bars in float64 while they are scaled
         ahead = rows * self.horizon * attention  # the decoder reads all drawn bars at once
         drawing = prompt_tokens * (kept + at_work) + rows * (own + heads + attention)
-        # A quarter more than the sum of the parts: measured peaks lie up to 15 % above it.
-        return max(drawing, decoded * decoder + ahead) * 5 // 4
+        # More than the sum of the parts: the allocator and the libraries keep some for themselves.
+        return max(encoding, drawing, decoded * decoder + ahead) * 3 // 2 + SLACK_BYTES
 
     @property
     def max_tokens(self) -> int:
@@ -151,26 +155,31 @@ def run_batches(
             work(*batch)
             yield
         return
-    before = torch.get_num_threads()
-    ready = threading.local()
+    workers = min(plan.workers, len(batches))
+    with _SETTING_THREADS:
+        before = torch.get_num_threads()
+        are_set = threading.Barrier(workers + 1)
 
-    def do(batch: tuple[slice, slice]) -> None:
-        if not hasattr(ready, "yes"):
+        def prepare() -> None:
             # One thread per micro-batch instead of all on one: no waiting for one another at
-            # every operation. The setting is the calling thread's own, and torch's default for
-            # threads that begin later, which is put back below.
+            # every operation. The setting is each thread's own, but torch also makes it the
+            # default of threads that begin later: that is put back once all workers have it.
             torch.set_num_threads(plan.threads)
-            ready.yes = True
-        work(*batch)
+            are_set.wait()
 
-    pool = ThreadPoolExecutor(plan.workers, thread_name_prefix="kronos")
+        pool = ThreadPoolExecutor(workers, "kronos", prepare)
+        futures = [pool.submit(work, *batch) for batch in batches]
+        are_set.wait()
+        torch.set_num_threads(before)
     try:
-        for done in as_completed([pool.submit(do, batch) for batch in batches]):
+        for done in as_completed(futures):
             done.result()
             yield
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+
+
+_SETTING_THREADS = threading.Lock()
 
 
 def _most(need: Callable[[int], int], wanted: int, budget: int) -> int:

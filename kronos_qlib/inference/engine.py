@@ -12,6 +12,7 @@ W head width.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class Product:
         biases = [each.bias.detach() for each in maps if each.bias is not None]
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed: Any = None
-        if weight.device.type == "cpu" and _has_onednn():
+        if weight.device.type == "cpu" and _can_pack(dtype):
             # torch.compile's own op for frozen weights: oneDNN, where F.linear asks MKL.
             self.packed = torch.ops.mkldnn._linear_pointwise
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
@@ -87,8 +88,11 @@ class Product:
         return out
 
 
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine's oneDNN multiplies the type; a CPU may lack what bfloat16 needs."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -294,10 +298,16 @@ class Reader:
 
 
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What turns stamps into vectors: a replaced part is asked itself, as it is."""
+    """What turns stamps into vectors: a replaced part is asked itself."""
     if type(time) is TimeEmbedding:
         return PackedTime(time, dtype)
-    return lambda stamps: time(stamps).to(dtype)
+    part = as_is(time)
+    return lambda stamps: part(stamps).to(dtype)
+
+
+def as_is(part: Any) -> Any:
+    """A copy in evaluation mode: training that goes on must not make forecasts noise (fault 1)."""
+    return copy.deepcopy(part).eval()
 
 
 class PackedTime:
@@ -313,7 +323,10 @@ class PackedTime:
     def __call__(self, stamps: Tensor) -> Tensor:
         """(..., 5) whole numbers to (..., D)."""
         ids = (stamps.long() + self.offsets).flatten(0, -2)
-        summed = F.embedding_bag(ids, self.table, mode="sum")
+        if ids.device.type == "mps":  # where not every torch has the bag
+            summed = F.embedding(ids, self.table).sum(dim=-2)
+        else:
+            summed = F.embedding_bag(ids, self.table, mode="sum")
         return summed.view(*stamps.shape[:-1], -1).to(self.dtype)
 
 
@@ -321,7 +334,7 @@ class PackedTokenizer:
     """The tokenizer, ready to encode prompts and to decode what follows them."""
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype, self.quantizer = dtype, net.quantizer
+        self.dtype, self.quantizer = dtype, as_is(net.quantizer)
         halves = _blocks(net.encoder), _blocks(net.decoder)
         turns = [Turn(block.self_attn.rotary) for half in halves for block in half[:1]]
         self.encoder, self.decoder = (
@@ -337,7 +350,8 @@ class PackedTokenizer:
         x = self.embed(z.to(self.dtype))
         for block in self.encoder:
             x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
-        return self.quantizer.to_ids(self.to_code(x).float())
+        ids: TokenPair = self.quantizer.to_ids(self.to_code(x).float())
+        return ids
 
     def decode(self, tokens: TokenPair) -> Tensor:
         """(N, T) ids to (N, T, 6) float32 normalised bars."""

@@ -289,7 +289,10 @@ class Forecast:
         table = pd.DataFrame(columns).assign(last_close=self.last_close)
         try:
             holds = table.eval(condition, engine="python", local_dict={}, global_dict={})
-        except (TypeError, ValueError, ArithmeticError, NotImplementedError) as bad:
+        except (
+            *(TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError),
+            MemoryError,
+        ) as bad:
             raise ConfigError(f"condition {condition!r} cannot be evaluated: {bad}") from bad
         if not isinstance(holds, pd.Series) or holds.dtype != np.bool_:
             raise ConfigError(
@@ -315,7 +318,7 @@ def _check_condition(condition: str) -> None:
         raise ConfigError(f"a condition has at most {LONGEST_CONDITION} characters")
     try:
         tree = ast.parse(condition, mode="eval")
-    except (SyntaxError, ValueError) as bad:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as bad:
         raise ConfigError(
             f"condition {condition!r} cannot be read: expected such as 'close > last_close'"
         ) from bad

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -308,29 +309,32 @@ class KronosPredictor:
         x = np.asarray(x, dtype=np.float32)
         pred_len, seed = whole("pred_len", pred_len), whole("seed", seed, least=None)
         _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp")
-        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp")
+        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
+        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         if not len(x):
             return result
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
-        names = [key_of(row) for row in x]
-        if keys is not None:
-            names = [str(key).encode() for key in keys]
         packed = self._engine()
 
+        @lru_cache(maxsize=1)  # where a series' paths are split, its batches follow one another
+        def chance(start: int, stop: int) -> torch.Tensor:
+            several = [key_of(row) for row in x[start:stop]]
+            if keys is not None:
+                several = [str(key).encode() for key in keys[start:stop]]
+            return path_uniforms(seed, several, how.paths, pred_len, stratified)
+
         def draw(rows: slice, futures: slice) -> None:
-            chance = path_uniforms(seed, names[rows], how.paths, pred_len, stratified)
-            result[rows, futures] = self._forecast(
-                packed, x[rows], stamps[rows], how, chance[:, futures]
-            )
+            past, uniforms = x[rows], chance(rows.start, rows.stop)[:, futures]
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
+            result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
         plan = self.plan(len(x), x.shape[1], pred_len, how.paths)
         batches = plan.batches(len(x), how.paths)
         done = run_batches(draw, batches, plan)
         for _ in progress(done, "forecasting", unit="batch", show=verbose, total=len(batches)):
             pass
-        return make_coherent(result, x) if coherent else result
+        return result
 
     def plan(self, series: int, lookback: int, pred_len: int, sample_count: int) -> BatchPlan:
         """The micro-batches that `paths` would use, with an estimate of their memory.
@@ -363,7 +367,7 @@ class KronosPredictor:
         """
         x = np.asarray(x, dtype=np.float32)
         _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp")
+        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
         result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
         if not len(x):
             return result
@@ -435,20 +439,28 @@ def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
     broken = np.argwhere(~np.isfinite(x))
     if len(broken):
         series, bar, column = broken[0]
-        name = f"series {series}" if keys is None else keys[series]
+        name = _name(series, keys)
         raise BarDataError(f"{name}: {BAR_COLUMNS[column]} of bar {bar} is missing or not finite")
 
 
-def _check_stamps(stamps: Stamps, expected: tuple[int, ...], name: str) -> None:
+def _name(series: int, keys: Sequence[str] | None) -> str:
+    return f"series {series}" if keys is None else str(keys[series])
+
+
+def _check_stamps(
+    stamps: Stamps, expected: tuple[int, ...], name: str, keys: Sequence[str] | None
+) -> None:
     if np.shape(stamps) != expected:
         raise BarDataError(
             f"expected {name} of shape {expected} (series, bars, fields), got {np.shape(stamps)}"
         )
+    if not np.issubdtype(np.asarray(stamps).dtype, np.integer):
+        raise BarDataError(f"{name} holds whole numbers, got {np.asarray(stamps).dtype}")
     outside = (np.asarray(stamps) < 0) | (np.asarray(stamps) >= list(TIME_TABLE_ROWS.values()))
     if outside.any():
         series, bar, field = np.argwhere(outside)[0]
         raise BarDataError(
-            f"{name} of series {series}, bar {bar}: {TIME_FIELDS[field]} is "
+            f"{name} of {_name(series, keys)}, bar {bar}: {TIME_FIELDS[field]} is "
             f"{np.asarray(stamps)[series, bar, field]}; a stamp is minute, hour, weekday, day, "
             "month (kronos_qlib.data.calendar.stamps_of makes them)"
         )

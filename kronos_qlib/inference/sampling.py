@@ -31,7 +31,8 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits.float() / how.temperature
+    # Less the largest, which changes no chance and keeps a tiny temperature finite.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)).float() / how.temperature
     if how.top_k:
         scaled = keep_top_k(scaled, how.top_k)
     if how.top_p < 1:

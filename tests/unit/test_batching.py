@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.inference import engine
 from kronos_qlib.inference.batching import MEBIBYTE, Sizes, plan_batches, run_batches
+from kronos_qlib.inference.engine import Turn
 from kronos_qlib.inference.predictor import KronosPredictor
 
 
@@ -21,7 +26,7 @@ def sizes(make_pair, lookback=90, horizon=10, max_context=512, **network):
 @given(
     series=st.integers(0, 200),
     paths=st.integers(1, 300),
-    memory_mb=st.sampled_from([1, 3, 50, 5000]),
+    memory_mb=st.sampled_from([1, 10, 20, 5000]),
     threads=st.sampled_from([None, 1, 2, 16]),
     horizon=st.sampled_from([1, 10, 300]),
 )
@@ -46,7 +51,7 @@ def test_every_future_is_drawn_once_within_the_budget(
 
 def test_many_paths_of_one_series_are_split(make_pair):
     """Ten thousand futures of one series must not need the memory of ten thousand series."""
-    plan = plan_batches(sizes(make_pair), 1, 10_000, 10, 1)
+    plan = plan_batches(sizes(make_pair), 1, 10_000, 20, 1)
     assert plan.series == 1
     assert 1 < plan.paths < 10_000
 
@@ -79,11 +84,18 @@ def test_threads_are_as_before_when_all_is_done_or_one_fails(make_pair):
     try:
         plan = plan_batches(sizes(make_pair), 64, 20, 2048, 2)
         assert plan.workers == 2
-        done = []
+        done, seen = [], []
         batches = plan.batches(64, 20)
         list(run_batches(lambda rows, futures: done.append((rows, futures)), batches, plan))
         assert len(done) == len(batches)
         assert torch.get_num_threads() == 2
+        # Nor may a thread that begins while another forecasts find one thread only.
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        for number, _ in enumerate(run_batches(lambda rows, futures: None, batches, plan)):
+            if not number:
+                later.start()
+                later.join()
+        assert seen == [2]
 
         def fail(rows, futures):
             raise ValueError("a bad batch")
@@ -93,3 +105,55 @@ def test_threads_are_as_before_when_all_is_done_or_one_fails(make_pair):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_long_lookback_is_counted_though_the_network_reads_its_end(make_pair):
+    """20,000 bars were planned as 2.5 MiB and took 86: the tokenizer encodes them all."""
+    long, short = (
+        sizes(make_pair, bars, 10, max_context=100).batch_bytes(1, 1) for bars in (20_000, 100)
+    )
+    assert long > 3 * short
+
+
+def test_a_table_that_another_worker_replaces_meanwhile(make_pair):
+    """Two workers growing one rotary table could slice the shorter one."""
+    rotary = make_pair()[1].transformer[0].self_attn.rotary
+    bars = torch.ones(1, 40, 2, 8)
+    expected = Turn(rotary)(bars, 0)
+
+    class Meddled(Turn):
+        def __setattr__(self, name, value):
+            shorter = name == "table" and len(value) > 10
+            super().__setattr__(name, value[:2] if shorter else value)
+
+    turn = Meddled(rotary)
+    assert torch.equal(turn(bars, 0), expected)
+    assert len(turn.table) == 2
+    assert torch.equal(turn(bars, 0), expected)
+
+
+def test_one_predictor_serves_several_threads(make_pair):
+    tokenizer, model = make_pair()
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    bars = 50 + np.random.default_rng(0).normal(size=(40, 30, 6)).cumsum(axis=1)
+    stamps = np.ones((40, 34, 5), dtype=int)
+
+    def paths(length):
+        return forecaster.paths(bars[:, :length], stamps[:, :length], stamps[:, 30:], 4)
+
+    alone = {length: paths(length) for length in (10, 20, 30)}
+    with ThreadPoolExecutor(3) as pool:
+        together = dict(zip(alone, pool.map(paths, alone), strict=True))
+    for length, expected in alone.items():
+        np.testing.assert_allclose(together[length], expected, rtol=1e-4)
+
+
+def test_a_cpu_without_bfloat16_products_draws_all_the_same(make_pair, monkeypatch):
+    """oneDNN refuses to pack bfloat16 for older CPUs, in words about avx_ne_convert."""
+    monkeypatch.setattr(engine, "_can_pack", lambda dtype: dtype == torch.float32)
+    tokenizer, model = make_pair()
+    forecaster = KronosPredictor(model, tokenizer, device="cpu", dtype="bfloat16")
+    bars = 50 + np.random.default_rng(0).normal(size=(2, 30, 6)).cumsum(axis=1)
+    stamps = np.ones((2, 34, 5), dtype=int)
+    drawn = forecaster.paths(bars, stamps[:, :30], stamps[:, 30:], 4, sample_count=3)
+    assert np.isfinite(drawn).all()

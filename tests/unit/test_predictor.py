@@ -393,6 +393,8 @@ def test_arrays_that_are_refused(forecaster):
     with pytest.raises(BarDataError, match="x_stamp of series 1, bar 2: weekday is 7"):
         forecaster.paths(x, past, ahead, 3)
     past[1, 2] = 1
+    with pytest.raises(BarDataError, match="x_stamp holds whole numbers, got float64"):
+        forecaster.paths(x, past * 0.5, ahead, 3)
     with pytest.raises(
         BarDataError, match="keys is a list of names, one for each series, got 'ab'"
     ):

@@ -122,3 +122,11 @@ def test_ties_with_the_token_that_crosses_stay():
     """Which of two equal tokens a sort puts first must not decide which one is dropped."""
     logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
     assert kept(keep_top_p(logits, 0.5)) == [0, 1, 2]
+
+
+def test_a_tiny_temperature_takes_the_likeliest():
+    """Logits over 1e-40 were infinite, and their softmax no number."""
+    for top_p in (0.9, 1.0):
+        assert (
+            draws(LOGITS, config(temperature=1e-40, top_p=top_p), [0, 0.5, ALMOST_ONE]) == [1] * 3
+        )
