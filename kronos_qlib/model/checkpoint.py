@@ -230,8 +230,10 @@ def replace_file(target: Path, data: bytes) -> None:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """A short digest of the weights: the same tensors, the same digest, on any device."""
+    """A short digest: the same tensors and replaced parts, the same digest, on any device."""
     digest = hashlib.sha256()
+    for name, kind in sorted(getattr(net, "replaced", {}).items()):
+        digest.update(f"{name}={kind};".encode())
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -142,6 +142,11 @@ def check_finite(losses: Losses, batch: TrainingBatch) -> None:
             'a criterion must return the loss to minimise as "loss", this one returned '
             f"{', '.join(losses) or 'nothing'}"
         )
+    if not isinstance(losses["loss"], Tensor) or losses["loss"].ndim:
+        raise TrainingError(
+            "a criterion's loss is a tensor of one number, this one is "
+            f"{getattr(losses['loss'], 'shape', losses['loss'])!r}"
+        )
     if not torch.isfinite(losses["loss"]):
         names = batch.windows.describe(slice(0, 5))
         raise TrainingError(

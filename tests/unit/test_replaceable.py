@@ -30,6 +30,7 @@ from kronos_qlib.training.loop import train
 from kronos_qlib.training.steps import (
     PredictorStep,
     TokenizerStep,
+    check_finite,
     next_token_losses,
     reconstruction_losses,
 )
@@ -417,3 +418,10 @@ def test_a_criterion_without_a_loss_is_told(segment, tiny_pair):
     step = TokenizerStep(tiny_pair[0], criterion=lambda *parts: {"error": parts[3]})
     with pytest.raises(TrainingError, match=r'as "loss", this one returned error'):
         train(step, segment, segment, QUICK)
+
+
+def test_a_loss_that_is_no_single_number_is_named():
+    """Torch's own words would be of a boolean value of a tensor with several values."""
+    for loss in (torch.ones(3), 0.5):
+        with pytest.raises(TrainingError, match="a criterion's loss is a tensor of one number"):
+            check_finite({"loss": loss}, None)
