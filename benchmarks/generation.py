@@ -54,7 +54,7 @@ SHARED = {
     "resid_dropout_p": 0.0,
 }  # fmt: skip
 CASES = ("small:90:10:5", "small:90:10:20", "mini:400:112:5")
-SECONDS_OF_OURS = 4.0
+SECONDS_OF_OURS = 3.0
 """Series are chosen so that one call of ours takes about this long."""
 
 
