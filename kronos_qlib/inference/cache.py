@@ -26,6 +26,7 @@ class KeyValueStore:
         """Room for `paths` futures per window, of at most `steps` bars each."""
         self.paths, self.steps = paths, steps
         self.taken = 0
+        self._is_few = steps <= FEW_STEPS
         self._prompt: tuple[Tensor, Tensor] | None = None
         self._own: tuple[Tensor, Tensor] | None = None
 
@@ -46,7 +47,7 @@ class KeyValueStore:
         if self.steps:
             windows, _, heads, width = k.shape
             shape = (windows, heads, self.paths)
-            if self.steps <= FEW_STEPS:
+            if self._is_few:
                 own = k.new_empty((self.steps, *shape, width))
             else:
                 own = k.new_zeros((*shape, FEW_STEPS, width))
@@ -64,12 +65,12 @@ class KeyValueStore:
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
         assert self._own is not None and self.taken < self.steps, "the store is full"
-        if self.steps > FEW_STEPS and self.taken == self._own[0].shape[3]:
+        if not self._is_few and self.taken == self._own[0].shape[3]:
             # Twice the room, whole: a product would copy a slice of a larger one at every step.
             own_k, own_v = (torch.cat((room, torch.zeros_like(room)), dim=3) for room in self._own)
             self._own = (own_k, own_v)
         for room, new in zip(self._own, (k, v), strict=True):
-            if self.steps <= FEW_STEPS:
+            if self._is_few:
                 room[self.taken] = self._by_window(new[:, 0])
             else:
                 room[:, :, :, self.taken] = self._by_window(new[:, 0])
@@ -81,7 +82,7 @@ class KeyValueStore:
         if not self.taken:
             return self._rows(self._attend_prompt(queries))
         assert self._own is not None
-        if self.steps <= FEW_STEPS:
+        if self._is_few:
             own_k, own_v = (room[: self.taken] for room in self._own)  # (S, B, H, P, W)
             own = (queries * own_k).sum(dim=-1, dtype=torch.float32).permute(1, 2, 3, 0)
         else:
@@ -89,7 +90,7 @@ class KeyValueStore:
             own = (queries[:, :, :, None] @ own_k.transpose(-1, -2)).squeeze(3).float()
             own[..., self.taken :] = -torch.inf  # places still empty, whose values are zero
         mixed, weights = self._weigh(queries, own)
-        if self.steps <= FEW_STEPS:
+        if self._is_few:
             mixed = mixed + (weights.permute(3, 0, 1, 2)[..., None] * own_v).sum(dim=0)
         else:
             mixed = mixed + (weights[:, :, :, None] @ own_v).squeeze(3)

@@ -420,6 +420,8 @@ class KronosPredictor:
         weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
         # Training writes in place, which torch counts; loading may put another tensor there.
         now = [(weight.data_ptr(), weight._version) for weight in weights]
+        # A replaced part may have no weight at all.
+        now.append((id(self.model.time_emb), id(self.tokenizer.quantizer)))
         if self._packed is None or now != self._packed_from:
             net = PackedKronos(self.model, self.dtype)
             self._packed = Packed(net, PackedTokenizer(self.tokenizer, self.dtype))

@@ -111,4 +111,4 @@ def path_uniforms(
 
 
 def _salt(seed: int) -> bytes:
-    return int(seed).to_bytes(16, "little", signed=True)
+    return (int(seed) % 2**128).to_bytes(16, "little")

@@ -425,3 +425,25 @@ def test_a_loss_that_is_no_single_number_is_named():
     for loss in (torch.ones(3), 0.5):
         with pytest.raises(TrainingError, match="a criterion's loss is a tensor of one number"):
             check_finite({"loss": loss}, None)
+
+
+def test_a_part_put_in_later_counts(make_pair):
+    """Packed copies must not outlive the part they were made from, though it has no weight."""
+    tokenizer, model = make_pair()
+
+    class Constant(nn.Module):
+        def forward(self, stamp):
+            return torch.ones(*stamp.shape[:-1], model.config.d_model)
+
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    bars = (50 + np.random.default_rng(0).normal(size=(2, 12, 6)).cumsum(axis=1)).astype(np.float32)
+    stamps = np.full((2, 12, 5), 3)
+    forecaster.embed(bars, stamps)
+    model.time_emb = Constant()
+    fresh = KronosPredictor(model, tokenizer, device="cpu").embed(bars, stamps)
+    np.testing.assert_array_equal(forecaster.embed(bars, stamps), fresh)
+    # And training mode of a replaced part makes no noise: it is copied in evaluation mode.
+    model.time_emb = nn.Sequential(Constant(), nn.Dropout(0.5))
+    quiet = forecaster.embed(bars, stamps)
+    model.train()
+    np.testing.assert_array_equal(forecaster.embed(bars, stamps), quiet)

@@ -130,3 +130,11 @@ def test_a_tiny_temperature_takes_the_likeliest():
         assert (
             draws(LOGITS, config(temperature=1e-40, top_p=top_p), [0, 0.5, ALMOST_ONE]) == [1] * 3
         )
+
+
+def test_any_whole_number_is_a_seed():
+    """A seed of 2**130, as from a hash, overflowed; negative ones go on giving what they gave."""
+    seeds = (-1, 0, 1, 2**64, 2**127)
+    firsts = {float(path_uniforms(seed, [b"a"], 1, 1)[0, 0, 0, 0]) for seed in seeds}
+    assert len(firsts) == len(seeds)
+    path_uniforms(2**130, [b"a"], 1, 1)
