@@ -435,11 +435,16 @@ def test_a_part_put_in_later_counts(make_pair):
         def forward(self, stamp):
             return torch.ones(*stamp.shape[:-1], model.config.d_model)
 
+    class Ramp(nn.Module):
+        def forward(self, stamp):
+            return torch.arange(float(model.config.d_model)).expand(*stamp.shape[:-1], -1)
+
+    model.time_emb = Constant()
     forecaster = KronosPredictor(model, tokenizer, device="cpu")
     bars = (50 + np.random.default_rng(0).normal(size=(2, 12, 6)).cumsum(axis=1)).astype(np.float32)
     stamps = np.full((2, 12, 5), 3)
     forecaster.embed(bars, stamps)
-    model.time_emb = Constant()
+    model.time_emb = Ramp()
     fresh = KronosPredictor(model, tokenizer, device="cpu").embed(bars, stamps)
     np.testing.assert_array_equal(forecaster.embed(bars, stamps), fresh)
     # And training mode of a replaced part makes no noise: it is copied in evaluation mode.
