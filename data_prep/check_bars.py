@@ -1,4 +1,4 @@
-"""Report what is wrong with bars in CSV or Parquet files; repair what is named, into a new file."""
+"""Report what is wrong with bars in files; repair what is named, into a new file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kronos_qlib.data.bars import REPAIRS, check_bars, describe_report, repair_bars
-from kronos_qlib.data.tables import columns_from_pairs, read_bars, write_bars
-from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.data.bars import MAX_MOVE, check_bars, describe_report
+from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.tables import check_apart, columns_from_pairs, read_bars, write_bars
+from kronos_qlib.errors import KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,25 +22,35 @@ def make_parser() -> argparse.ArgumentParser:
         "example:\n  python data_prep/check_bars.py bars.csv --max-move 0.2 --no-gaps\n"
         "  python data_prep/check_bars.py bars.csv --repair drop-duplicates --output good.parquet",
     )
-    parser.add_argument("source", type=Path, help="a .csv or .parquet file, or a folder of them")
+    parser.add_argument(
+        "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
+    )
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
+    )
+    parser.add_argument(
+        "--encoding",
+        default="utf-8",
+        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
+    )
+    parser.add_argument(
+        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
     )
     parser.add_argument(
         "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to keep"
     )
     parser.add_argument(
-        "--max-move", type=float, default=0.4, help="largest believable return (%(default)s)"
+        "--max-move", type=float, default=MAX_MOVE, help="largest believable return (%(default)s)"
     )
     parser.add_argument(
         "--no-gaps", action="store_true", help="do not report missing bars: shares get suspended"
     )
-    parser.add_argument("--report", type=Path, help="save every problem as CSV here")
+    parser.add_argument("--report", type=Path, help="save every problem and repair as CSV here")
     parser.add_argument(
         "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
     )
     parser.add_argument(
-        "--output", type=Path, help="where repaired bars go, a .csv or .parquet file"
+        "--output", type=Path, help="where repaired bars go, a file named like a source"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older output")
     return parser
@@ -52,26 +63,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(chosen.repair) != bool(chosen.output):
         parser.error("--repair and --output go together: name the rules and the file to write")
     try:
-        if chosen.output and chosen.output.resolve().parent == chosen.source.resolve():
-            raise ConfigError(
-                f"{chosen.output} lies in the folder it is made from, which would then hold every "
-                "bar twice; write it elsewhere"
-            )
+        for written in filter(None, (chosen.output, chosen.report)):
+            check_apart(written, chosen.source)
+        if chosen.report and chosen.output:
+            check_apart(chosen.report, chosen.output)
         table = read_bars(
             chosen.source,
             columns=columns_from_pairs(chosen.columns),
             extra=chosen.extra,
             as_is=True,
+            encoding=chosen.encoding,
+            delimiter=chosen.delimiter,
         )
-        bars, record = repair_bars(table.bars, chosen.repair)
-        report = check_bars(bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
-        if chosen.output:
+        found = check_bars(table.bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
+        bars, record = repair_bars(table.bars, chosen.repair, max_move=chosen.max_move)
+        left = None
+        if chosen.repair:
+            left = check_bars(bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
             write_bars(bars, chosen.output, overwrite=chosen.overwrite)
         if chosen.report:
-            report.to_csv(chosen.report, index=False)
+            join_reports(found, record, left).to_csv(chosen.report, index=False)
     except (KronosError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    report = found if left is None else left
     for note in table.notes:
         print(f"note: {note}")
     if len(record):

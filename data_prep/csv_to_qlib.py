@@ -1,4 +1,4 @@
-"""Turn bars in CSV or Parquet files into a Qlib data folder."""
+"""Turn bars in CSV, Parquet or Feather files into a Qlib data folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kronos_qlib.data.bars import REPAIRS, check_bars, describe_report, repair_bars
-from kronos_qlib.data.tables import columns_from_pairs, read_bars, read_times
-from kronos_qlib.errors import KronosError
+import pandas as pd
+
+from kronos_qlib.data.bars import MAX_MOVE, WARNINGS, check_bars, describe_report
+from kronos_qlib.data.calendar import future_times
+from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.tables import check_apart, columns_from_pairs, read_bars, read_times
+from kronos_qlib.errors import CalendarError, KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,11 +25,21 @@ def make_parser() -> argparse.ArgumentParser:
         "example:\n  python data_prep/csv_to_qlib.py bars/ data/mine --columns date=trade_date "
         "volume=vol --benchmark MEAN --repair drop-nan bracket",
     )
-    parser.add_argument("source", type=Path, help="a .csv or .parquet file, or a folder of them")
+    parser.add_argument(
+        "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
+    )
     parser.add_argument("target", type=Path, help="Qlib data folder to write")
     parser.add_argument("--freq", default="day", help='"day" or like "5min" (%(default)s)')
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
+    )
+    parser.add_argument(
+        "--encoding",
+        default="utf-8",
+        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
+    )
+    parser.add_argument(
+        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
     )
     parser.add_argument(
         "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to store"
@@ -38,9 +52,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--future-bars",
         type=int,
         default=60,
-        help="length of a future calendar of weekdays, holidays unknown (%(default)s)",
+        help="length of the future calendar: weekdays, holidays unknown, or --exchange's "
+        "(%(default)s)",
     )
-    parser.add_argument(
+    future = parser.add_mutually_exclusive_group()
+    future.add_argument(
+        "--exchange",
+        metavar="CODE",
+        help="take the future from exchange-calendars: XSHG, XNYS, ...; knows holidays and breaks",
+    )
+    future.add_argument(
         "--future-calendar",
         type=Path,
         metavar="FILE",
@@ -48,6 +69,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
+    )
+    parser.add_argument(
+        "--refuse",
+        nargs="+",
+        default=[],
+        choices=WARNINGS,
+        metavar="RULE",
+        help=f"count these warnings as errors: {', '.join(WARNINGS)}",
+    )
+    parser.add_argument(
+        "--max-move",
+        type=float,
+        default=MAX_MOVE,
+        help="largest believable return from close to close (%(default)s)",
+    )
+    parser.add_argument(
+        "--report", type=Path, help="save every problem and repair as CSV here, refused or not"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older data folder")
     return parser
@@ -57,26 +95,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns: 0 if the folder was written, 1 if bars break a rule, 2 for bad input or usage."""
     chosen = make_parser().parse_args(argv)
     try:
+        if chosen.report:
+            check_apart(chosen.report, chosen.source, chosen.target)
         table = read_bars(
             chosen.source,
             columns=columns_from_pairs(chosen.columns),
             extra=chosen.extra,
             as_is=True,
+            encoding=chosen.encoding,
+            delimiter=chosen.delimiter,
         )
         future = read_times(chosen.future_calendar) if chosen.future_calendar else None
-        bars, record = repair_bars(table.bars, chosen.repair)
-        report = check_bars(bars, max_move=None, find_gaps=False)
-        # A Qlib folder has no order of rows: scattered ones are no harm, only worth a word.
-        scattered = int((report["rule"] == "order").sum())
-        errors = report[(report["severity"] == "error") & (report["rule"] != "order")]
-        if len(errors):
-            print(describe_report(errors), file=sys.stderr)
+        bars, record, left = mend(table.bars, chosen)
+        refused = left[is_refused(left, chosen.refuse)]
+        if len(refused):
+            print(describe_report(refused), file=sys.stderr)
             print(
-                f"{chosen.source}: {len(errors)} errors, nothing written; --repair RULE mends, "
-                "check_bars.py --report FILE lists them all",
+                f"{chosen.source}: {len(refused)} errors, nothing written; --repair RULE mends, "
+                "--report FILE lists them all",
                 file=sys.stderr,
             )
             return 1
+        if chosen.exchange:
+            future = days_ahead(bars, chosen.future_bars, chosen.exchange)
         from kronos_qlib.plugin.storage import write_provider  # imports qlib: not for --help
 
         summary = write_provider(
@@ -95,15 +136,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for note in (*table.notes, *summary.notes):
         print(f"note: {note}")
+    # A Qlib folder has no order of rows: scattered ones are no harm, only worth a word.
+    scattered = int((left["rule"] == "order").sum())
     if scattered:
         print(f"note: the rows of {scattered} instruments were out of order: sorted")
     if len(record):
         print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}")
+    jumps = left[left["rule"] == "jump"]
+    if len(jumps):
+        print(f"left as they are:\n{describe_report(jumps, examples=10)}")
     print(
         f"{chosen.target}: {summary.instruments} instruments, {summary.times} times from "
         f"{summary.first:%Y-%m-%d} to {summary.last:%Y-%m-%d}, {summary.bars} bars"
     )
     return 0
+
+
+def mend(
+    bars: pd.DataFrame, chosen: argparse.Namespace
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Repair what is named; the bars, the record of it, and the problems left."""
+    # Looking for gaps takes its time, and shares get suspended: only when they are asked for.
+    find_gaps = "gap" in chosen.refuse or chosen.report is not None
+    mended, record = repair_bars(bars, chosen.repair, max_move=chosen.max_move)
+    left = check_bars(mended, max_move=chosen.max_move, find_gaps=find_gaps)
+    if chosen.report and chosen.repair:
+        found = check_bars(bars, max_move=chosen.max_move, find_gaps=find_gaps)
+        join_reports(found, record, left).to_csv(chosen.report, index=False)
+    elif chosen.report:
+        join_reports(left, record).to_csv(chosen.report, index=False)
+    return mended, record, left
+
+
+def is_refused(report: pd.DataFrame, refuse: Sequence[str]) -> pd.Series:
+    """Which problems keep bars out of Qlib: all errors but the order of rows, and what is named."""
+    is_error = (report["severity"] == "error") & (report["rule"] != "order")
+    return is_error | report["rule"].isin(list(refuse))
+
+
+def days_ahead(bars: pd.DataFrame, count: int, exchange: str) -> pd.DatetimeIndex:
+    """The times that an exchange has after the last bar."""
+    past = pd.DatetimeIndex(bars["date"].unique()).sort_values()
+    try:
+        return pd.DatetimeIndex(future_times(past, count, exchange=exchange))
+    except CalendarError as problem:
+        raise CalendarError(
+            f"the bars do not fit --exchange {exchange}: {problem}; or leave --exchange out, or "
+            "give the days yourself with --future-calendar FILE"
+        ) from problem
 
 
 if __name__ == "__main__":

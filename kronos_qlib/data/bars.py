@@ -1,9 +1,8 @@
-"""What is wrong with a long table of bars, and repairs that are asked for by name."""
+"""What is wrong with a long table of bars; `repairs` mends what it is told to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,14 @@ Changes = list[tuple[Any, Any, str]]
 """(symbol, date, detail) of every bar that a repair touched."""
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
-RECORD_COLUMNS = ("symbol", "date", "rule", "detail")
+
+WARNINGS = ("jump", "vwap", "gap")
+"""Rules that may be broken by sound bars."""
 
 SIZE_COLUMNS = ("volume", "amount")
+
+MAX_MOVE = 0.4
+"""Largest |return| from one close to the next that is believed without a word."""
 
 VWAP_SLACK = 1.1
 """How far amount / volume may lie outside a bar's low and high: small volumes are rounded."""
@@ -32,7 +36,7 @@ VWAP_SLACK = 1.1
 def check_bars(
     bars: pd.DataFrame,
     *,
-    max_move: float | None = 0.4,
+    max_move: float | None = MAX_MOVE,
     calendar: Iterable[Any] | None = None,
     find_gaps: bool = True,
 ) -> pd.DataFrame:
@@ -56,10 +60,11 @@ def check_bars(
 
     Raises:
         BarDataError: A column is missing or holds no numbers.
+        ConfigError: `max_move` is not above 0.
     """
-    _check_columns(bars)
+    check_columns(bars)
     problems = [
-        *_order_problems(bars),
+        *order_problems(bars),
         *_bar_problems(bars),
         *([] if max_move is None else _jump_problems(bars, max_move)),
         *_vwap_problems(bars),
@@ -116,7 +121,8 @@ def is_vwap_plausible(bars: pd.DataFrame, vwap: npt.NDArray[np.float64]) -> Flag
     return plausible
 
 
-def _check_columns(bars: pd.DataFrame) -> None:
+def check_columns(bars: pd.DataFrame) -> None:
+    """Raises: BarDataError: A column is missing or holds no numbers."""
     for name in ("symbol", "date", *PRICE_COLUMNS, "volume"):
         if name not in bars:
             raise BarDataError(
@@ -127,7 +133,7 @@ def _check_columns(bars: pd.DataFrame) -> None:
             raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
 
 
-def _told(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
+def tell_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
     """(symbol, date, detail) of the flagged bars."""
     flagged = bars.loc[where]
     names = [str(name) for name in flagged.columns]
@@ -141,57 +147,71 @@ def _rows(
     """Report rows for the flagged bars."""
     return [
         (symbol, date, severity, rule, detail)
-        for symbol, date, detail in _told(bars, where, explain)
+        for symbol, date, detail in tell_bars(bars, where, explain)
     ]
 
 
-def _is_nonpositive(bars: pd.DataFrame) -> Flags:
+def is_nonpositive(bars: pd.DataFrame) -> Flags:
+    """Where a price is 0 or less."""
     bad: Flags = np.any(bars[list(PRICE_COLUMNS)].to_numpy(np.float64) <= 0, axis=1)
     return bad
 
 
-def _is_unknown(bars: pd.DataFrame) -> Flags:
+def is_unknown(bars: pd.DataFrame) -> Flags:
+    """Where a price is missing or infinite."""
     bad: Flags = ~np.isfinite(bars[list(PRICE_COLUMNS)].to_numpy(np.float64)).all(axis=1)
     return bad
 
 
+def is_outside(bars: pd.DataFrame) -> Flags:
+    """Where high and low do not span open and close, as far as they are known."""
+    opens, highs, lows, closes = bars[list(PRICE_COLUMNS)].to_numpy(np.float64).T
+    # Pair by pair: NaN compares false, so a price that is missing says nothing of the others.
+    outside: Flags = (highs < opens) | (highs < closes) | (lows > opens) | (lows > closes)
+    return outside
+
+
+def is_upside_down(bars: pd.DataFrame) -> Flags:
+    """Where high lies below low."""
+    below: Flags = bars["high"].to_numpy(np.float64) < bars["low"].to_numpy(np.float64)
+    return below
+
+
 def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Rules that one bar can break by itself."""
-    opens, highs, lows, closes = bars[list(PRICE_COLUMNS)].to_numpy(np.float64).T
-    outside = (highs < np.maximum(opens, closes)) | (lows > np.minimum(opens, closes))
     repeated = bars.duplicated(["symbol", "date"]).to_numpy()
     copied = bars.duplicated().to_numpy() if repeated.any() else repeated
-    # NaN compares false: a missing price breaks no other rule.
     problems = [
         *_rows(bars, repeated & copied, "error", "duplicate", lambda bar: "the same bar again"),
-        *_rows(bars, repeated & ~copied, "error", "duplicate", _tell(PRICE_COLUMNS, "another: ")),
-        *_rows(bars, _is_unknown(bars), "error", "nan", _tell(PRICE_COLUMNS)),
-        *_rows(bars, _is_nonpositive(bars), "error", "nonpositive", _tell(PRICE_COLUMNS)),
-        *_rows(bars, highs < lows, "error", "high-below-low", _tell(("high", "low"))),
-        *_rows(bars, outside, "error", "bracket", _tell(PRICE_COLUMNS)),
+        *_rows(bars, repeated & ~copied, "error", "duplicate", show(PRICE_COLUMNS, "another: ")),
+        *_rows(bars, is_unknown(bars), "error", "nan", show(PRICE_COLUMNS)),
+        *_rows(bars, is_nonpositive(bars), "error", "nonpositive", show(PRICE_COLUMNS)),
+        *_rows(bars, is_upside_down(bars), "error", "high-below-low", show(("high", "low"))),
+        *_rows(bars, is_outside(bars), "error", "bracket", show(PRICE_COLUMNS)),
     ]
     for name in SIZE_COLUMNS:
         if name in bars:
-            problems += _rows(bars, _bad_sizes(bars, name), "error", "size", _tell((name,)))
+            problems += _rows(bars, is_bad_size(bars, name), "error", "size", show((name,)))
     if "factor" in bars:
         factor = bars["factor"].to_numpy(np.float64)
         bad = ~(np.isfinite(factor) & (factor > 0))
-        problems += _rows(bars, bad, "error", "factor", _tell(("factor",)))
+        problems += _rows(bars, bad, "error", "factor", show(("factor",)))
     return problems
 
 
-def _tell(names: Iterable[str], what: str = "") -> Explain:
+def show(names: Iterable[str], what: str = "") -> Explain:
     """Show a bar's values by name, after a word on what they are."""
     return lambda bar: what + ", ".join(f"{name} {bar[name]:.10g}" for name in names)
 
 
-def _bad_sizes(bars: pd.DataFrame, name: str) -> Flags:
+def is_bad_size(bars: pd.DataFrame, name: str) -> Flags:
+    """Where volume or amount is negative or missing."""
     sizes = bars[name].to_numpy(np.float64)
     bad: Flags = ~(np.isfinite(sizes) & (sizes >= 0))
     return bad
 
 
-def _order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     """One row per instrument whose rows run backwards in time; a table day by day is in order."""
     steps = bars["date"].groupby(bars["symbol"], sort=False).diff()
     broken = bars.loc[(steps < pd.Timedelta(0)).to_numpy()].drop_duplicates("symbol")
@@ -201,32 +221,47 @@ def _order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     ]
 
 
-def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
+def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
+    """The moves from one known close of an instrument to its next that are hard to believe.
+
+    Args:
+        max_move: Largest believable |return|, as a fraction.
+
+    Returns:
+        The bars at which a jump arrives, indexed as in `bars` and sorted by symbol and date, with
+        `before`, the close before, and `move`, the return from there.
+    """
+    if not max_move > 0:
+        raise ConfigError(f"max_move must be above 0, such as 0.4 for 40 %, got {max_move}")
     known = np.isfinite(bars["close"]) & (bars["close"] > 0)
-    closes = bars.loc[known, ["symbol", "date", "close"]].sort_values(
-        ["symbol", "date"], kind="stable"
-    )
-    closes["before"] = closes.groupby("symbol", sort=False)["close"].shift()
-    move = closes["close"].to_numpy(np.float64) / closes["before"].to_numpy(np.float64) - 1.0
-    closes["move"] = move
-    return _rows(
-        closes,
-        np.abs(move) > max_move,
-        "warning",
-        "jump",
-        lambda bar: f"close {bar['before']:.10g} to {bar['close']:.10g}, {bar['move']:+.1%}",
-    )
+    closes = bars.loc[known].sort_values(["symbol", "date"], kind="stable")
+    before = closes.groupby("symbol", sort=False)["close"].shift()
+    with np.errstate(over="ignore"):
+        closes = closes.assign(before=before, move=closes["close"] / before - 1.0)
+    jumps: pd.DataFrame = closes[closes["move"].abs() > max_move]
+    return jumps
+
+
+def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
+    jumps = find_jumps(bars[["symbol", "date", "close"]], max_move)
+    every = np.ones(len(jumps), dtype=bool)
+    return _rows(jumps, every, "warning", "jump", tell_jump)
+
+
+def tell_jump(bar: Mapping[str, Any]) -> str:
+    """What a row of `find_jumps` says."""
+    return f"close {bar['before']:.10g} to {bar['close']:.10g}, {bar['move']:+.1%}"
 
 
 def _vwap_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     if "amount" not in bars:
         return []
     lot = measure_lot(bars)
-    told = _tell(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
-    return _rows(bars, _strange_sizes(bars, lot), "warning", "vwap", told)
+    told = show(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
+    return _rows(bars, is_strange_size(bars, lot), "warning", "vwap", told)
 
 
-def _strange_sizes(bars: pd.DataFrame, lot: int) -> Flags:
+def is_strange_size(bars: pd.DataFrame, lot: int) -> Flags:
     """Where the average price paid is known and lies far from the bar's prices."""
     volume, paid = bars["volume"].to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -257,100 +292,3 @@ def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tu
         )
         for gap in gaps
     ]
-
-
-@dataclass(frozen=True)
-class Repair:
-    """One named repair: what it does, and how."""
-
-    what: str
-    apply: Callable[[pd.DataFrame], tuple[pd.DataFrame, Changes]]
-
-
-def repair_bars(bars: pd.DataFrame, rules: Iterable[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Apply the repairs asked for, and no other.
-
-    Args:
-        bars: A long table, left untouched.
-        rules: Names in `REPAIRS`, applied in that table's order whatever the order here.
-
-    Returns:
-        The repaired bars, and a record with one row per change: symbol, date, rule, detail.
-
-    Raises:
-        ConfigError: A rule has no such name.
-    """
-    asked = list(rules)
-    for rule in asked:
-        if rule not in REPAIRS:
-            raise ConfigError(f"no repair is called {rule!r}; known: {', '.join(REPAIRS)}")
-    _check_columns(bars)
-    record: list[tuple[Any, ...]] = []
-    for name, repair in REPAIRS.items():
-        if name in asked:
-            bars, changes = repair.apply(bars)
-            record += [(symbol, date, name, detail) for symbol, date, detail in changes]
-    return bars.reset_index(drop=True), pd.DataFrame(record, columns=list(RECORD_COLUMNS))
-
-
-def _drop(bars: pd.DataFrame, where: Flags, explain: Explain) -> tuple[pd.DataFrame, Changes]:
-    dropped = _told(bars, where, lambda bar: f"dropped: {explain(bar)}")
-    return bars.loc[~where], dropped
-
-
-def _drop_nan(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    return _drop(bars, _is_unknown(bars), _tell(PRICE_COLUMNS))
-
-
-def _drop_nonpositive(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    return _drop(bars, _is_nonpositive(bars), _tell(PRICE_COLUMNS))
-
-
-def _drop_duplicates(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    repeated = bars.duplicated(["symbol", "date"], keep="last").to_numpy()
-    return _drop(bars, repeated, _tell(PRICE_COLUMNS, "a later row has this time: "))
-
-
-def _sort(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    changes = [(symbol, date, "sorted") for symbol, date, *_ in _order_problems(bars)]
-    return bars.sort_values(["symbol", "date"], kind="stable"), changes
-
-
-def _bracket(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    prices = bars[list(PRICE_COLUMNS)]
-    top, bottom = prices.max(axis=1), prices.min(axis=1)
-    too_narrow = ((bars["high"] < top) | (bars["low"] > bottom)).to_numpy()
-    wrong = too_narrow & ~_is_unknown(bars)
-    changes = _told(bars, wrong, _tell(("high", "low"), "widened from "))
-    wide = bars.assign(high=bars["high"].mask(wrong, top), low=bars["low"].mask(wrong, bottom))
-    return wide, changes
-
-
-def _zero_sizes(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    changes: Changes = []
-    for name in SIZE_COLUMNS:
-        if name in bars:
-            wrong = _bad_sizes(bars, name)
-            changes += _told(bars, wrong, _tell((name,), "set to 0: "))
-            bars = bars.assign(**{name: bars[name].mask(wrong, 0)})
-    return bars, changes
-
-
-def _zero_strange(bars: pd.DataFrame) -> tuple[pd.DataFrame, Changes]:
-    if "amount" not in bars:
-        return bars, []
-    wrong = _strange_sizes(bars, measure_lot(bars))
-    zeroed = bars.assign(**{name: bars[name].mask(wrong, 0) for name in SIZE_COLUMNS})
-    return zeroed, _told(bars, wrong, _tell(SIZE_COLUMNS, "set to 0: "))
-
-
-REPAIRS: Mapping[str, Repair] = {
-    "drop-nan": Repair("leave out bars with a price that is NaN or infinite", _drop_nan),
-    "drop-nonpositive": Repair("leave out bars with a price of 0 or less", _drop_nonpositive),
-    "drop-duplicates": Repair("of several bars at one time keep the last row", _drop_duplicates),
-    "sort": Repair("sort by symbol and date", _sort),
-    "bracket": Repair("widen high and low to span open and close", _bracket),
-    "zero-sizes": Repair("set negative or missing volume and amount to 0", _zero_sizes),
-    "zero-strange": Repair("set volume and amount that the vwap rule doubts to 0", _zero_strange),
-}
-"""Every repair by name, in the order in which they are applied."""

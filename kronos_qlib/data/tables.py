@@ -1,4 +1,5 @@
-"""Bars out of CSV and Parquet files, into one long table with the schema's names, and back.
+"""Bars out of CSV, Parquet and Feather files or frames, into one long table with the schema's
+names, and back.
 
 Reading is strict about what it does not understand and says what it filled in: every error names
 file, row and column, every derived column leaves a note.
@@ -6,44 +7,69 @@ file, row and column, every derived column leaves a note.
 
 from __future__ import annotations
 
-import csv
 import logging
-import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.cells import (
+    DATE_TEXT,
+    NO_NUMBER,
+    Times,
+    is_writable,
+    parse_date,
+    to_dates,
+    to_moments,
+    to_numbers,
+    to_symbols,
+    wrong_date,
+)
+from kronos_qlib.data.readers import SUFFIXES, RawTable, find_files, read_file, read_frame
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
+__all__ = [
+    "ALIASES",
+    "DATE_TEXT",
+    "NO_NUMBER",
+    "SUFFIXES",
+    "BarFile",
+    "check_apart",
+    "columns_from_pairs",
+    "read_bars",
+    "read_times",
+    "write_bars",
+]
+
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".parquet")
+DAY_NAMES = ("date", "trade_date", "日期", "交易日期")
+CLOCK_NAMES = ("time", "时间", "交易时间")
+"""A column of each make one time: the day and the time of day."""
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "date": ("date", "datetime", "timestamp", "timestamps", "time"),
-    "symbol": ("symbol", "instrument", "code", "ticker"),
-    "volume": ("volume", "vol"),
+    "date": (*DAY_NAMES, *CLOCK_NAMES, "datetime", "timestamp", "timestamps"),
+    "symbol": (
+        *("symbol", "instrument", "code", "ticker", "ts_code"),
+        *("代码", "股票代码", "证券代码"),
+    ),
+    "open": ("open", "开盘", "开盘价"),
+    "high": ("high", "最高", "最高价"),
+    "low": ("low", "最低", "最低价"),
+    "close": ("close", "收盘", "收盘价"),
+    "volume": ("volume", "vol", "成交量"),
+    "amount": ("amount", "amt", "money", "quote_volume", "成交额", "成交金额"),
+    "factor": ("factor", "复权因子"),
 }
-"""Names understood without being told, in any case; a column not listed goes by its own name.
-"turnover" is missing on purpose: some vendors mean money by it, others a rate."""
+"""Names understood without being told, in any case. "turnover" is missing on purpose: some vendors
+mean money by it, others a rate."""
 
-NO_NUMBER = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>"})
-"""Cells of a number column that say there is no number; any other word is an error."""
-
-DATE_TEXT = re.compile(
-    r"(?P<year>\d{4})(?:(?P<sep>[-/.])(?P<month>\d{1,2})(?P=sep)(?P<day>\d{1,2})|(?P<packed>\d{4}))"
-    r"(?:[ T](?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.0+)?)?)?",
-    re.ASCII,
-)
-"""Year first, so that no day can be taken for a month; no time zone, no fraction of a second."""
+OPTIONAL = ("symbol", "volume", "amount", "factor")
+"""What a table may lack."""
 
 
 @dataclass(frozen=True)
@@ -54,70 +80,77 @@ class BarFile:
     """`schema.LONG_COLUMNS` and the extra columns asked for; sorted by symbol and date, unless
     read as it is."""
     notes: tuple[str, ...]
-    """What was derived, assumed or left out, one sentence each."""
-
-
-@dataclass(frozen=True)
-class _RawTable:
-    """One file's cells before they mean anything."""
-
-    path: Path
-    columns: dict[str, npt.NDArray[Any]]
-    rows: npt.NDArray[np.int64]
-    """Each entry's row, from 1, as a text editor counts lines; for Parquet without a header."""
-
-    def fail(self, entry: int, column: str, problem: str) -> BarDataError:
-        return BarDataError(f"{self.path}, row {self.rows[entry]}, column {column!r}: {problem}")
+    """What was derived, assumed, left out or read under another name, one sentence each."""
 
 
 def read_bars(
-    source: str | Path,
+    source: str | Path | pd.DataFrame,
     *,
     columns: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
     as_is: bool = False,
+    symbol: str | None = None,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
 ) -> BarFile:
-    """Read bars from a CSV or Parquet file, or from a folder of them.
+    """Read bars from a CSV, Parquet or Feather file, from a folder of them, or from a frame.
 
     Args:
-        source: A file, or a folder whose files are read together. Where a file has no symbol
-            column, its stem is the symbol.
-        columns: Our name to the file's, for example {"date": "trade_date"}; overrides `ALIASES`.
-        extra: Further number columns to keep, by the file's name.
+        source: A file; a folder, whose files are read together; or a frame, which stays as it is.
+            A frame's times may be in its index, named or not. Where a file has no symbol column,
+            its stem is the symbol.
+        columns: Our name to the source's, for example {"date": "day"}; overrides `ALIASES`.
+        extra: Further number columns to keep, by the source's name.
         as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
             and `repair_bars` to mend; everything else stays as strict.
+        symbol: The one instrument of a file or frame that has no symbol column.
+        encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
+        delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.
 
     Returns:
-        Bars and notes. Symbols are upper-cased, as Qlib does. A missing `amount` becomes volume x
-        the mean of the four prices: both are adjusted, in opposite ways, so that is money. A
-        missing `factor` becomes 1. An empty number cell becomes NaN, which `check_bars` reports.
+        Bars and notes. Symbols are upper-cased, as Qlib does. A missing `volume` becomes 0. A
+        missing `amount` becomes volume x the mean of the four prices: both are adjusted, in
+        opposite ways, so that is money. A missing `factor` becomes 1. An empty number cell becomes
+        NaN, which `check_bars` reports.
 
     Raises:
         BarDataError: A file is missing, empty or of another kind; a column is missing or could be
-            one of two; a date or a number cannot be read; two symbols differ only by case; an
-            instrument has two bars at one time (unless `as_is`). The message names file, row and
-            column.
-        ConfigError: `columns` maps a name that bars do not have.
+            one of two; date and time of day stand apart and do not fit; a date or a number cannot
+            be read; two symbols differ only by case; an instrument has two bars at one time
+            (unless `as_is`). The message names file, row and column; a frame's rows count from 1.
+        ConfigError: `columns` maps a name that bars do not have; `symbol` is given where it
+            cannot be one; `encoding` or `delimiter` is none.
     """
     mapping = dict(columns or {})
     for ours in mapping:
         if ours not in LONG_COLUMNS:
             raise ConfigError(f"columns: bars have no {ours!r}; known: {', '.join(LONG_COLUMNS)}")
-    paths, notes = _find_files(Path(source))
+    tables: list[RawTable] | Iterable[RawTable]
+    if isinstance(source, pd.DataFrame):
+        name, notes, tables = "the frame", [], [read_frame(source)]
+    else:
+        name = str(source)
+        paths, others = find_files(Path(source))
+        notes = [f"files left out: {', '.join(others)}"] if others else []
+        tables = (read_file(path, encoding=encoding, delimiter=delimiter) for path in paths)
+        if symbol is not None and Path(source).is_dir():
+            raise ConfigError(f"{source}: a folder's files are not all the one symbol {symbol!r}")
+    if symbol is not None and not (symbol.strip() and is_writable(symbol)):
+        raise ConfigError(f"symbol must name an instrument, got {symbol!r}")
     parts = []
-    for path in paths:
-        part, said = _read_one(path, mapping, extra)
+    for raw in tables:
+        part, said = _read_one(raw, mapping, extra, symbol)
         parts.append(part)
         notes.extend(note for note in said if note not in notes)
     _check_spelling(parts)
     bars = pd.concat([part.frame for part in parts], ignore_index=True)
     if not as_is:
         _check_single(bars, parts)
-    bars["symbol"] = bars["symbol"].str.upper()
+    # Python's upper case and not Arrow's, which differs for such as "ß", as the check above has it.
+    bars["symbol"] = bars["symbol"].map({name: name.upper() for name in bars["symbol"].unique()})
     for note in notes:
-        logger.info("%s: %s", source, note)
-    order = [*LONG_COLUMNS, *(name for name in extra if name not in LONG_COLUMNS)]
-    bars = bars[order]
+        logger.info("%s: %s", name, note)
+    bars = bars[[*LONG_COLUMNS, *(each for each in extra if each not in LONG_COLUMNS)]]
     if not as_is:
         bars = bars.sort_values(["symbol", "date"], kind="stable", ignore_index=True)
     return BarFile(bars, tuple(notes))
@@ -128,7 +161,7 @@ def write_bars(bars: pd.DataFrame, target: str | Path, *, overwrite: bool = Fals
 
     Args:
         bars: The table; its index is left out.
-        target: A name ending in .csv or .parquet.
+        target: A name ending in .csv, .parquet or .feather.
         overwrite: Replace an existing file.
 
     Raises:
@@ -146,12 +179,28 @@ def write_bars(bars: pd.DataFrame, target: str | Path, *, overwrite: bool = Fals
     try:
         if target.suffix.lower() == ".csv":
             bars.to_csv(building, index=False, lineterminator="\n")
-        else:
+        elif target.suffix.lower() == ".parquet":
             bars.to_parquet(building, index=False)
+        else:
+            bars.reset_index(drop=True).to_feather(building)
         _check_free(target, overwrite)  # it may have appeared meanwhile
         building.replace(target)
     finally:
         building.unlink(missing_ok=True)
+
+
+def check_apart(written: str | Path, *others: str | Path) -> None:
+    """Refuse to write onto a source or a target, or into its folder.
+
+    A source would hold every bar twice the next time it is read; a target loses what is not its.
+
+    Raises:
+        ConfigError: `written` is one of the others, or lies in one.
+    """
+    place = Path(written).resolve()
+    for other in others:
+        if Path(other).resolve() in (place, *place.parents):
+            raise ConfigError(f"{written} is {other}, or lies in it; write it elsewhere")
 
 
 def read_times(path: str | Path) -> pd.DatetimeIndex:
@@ -171,10 +220,10 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
                 text = line.strip()
                 if text:
                     try:
-                        times.append(_parse_date(text))
+                        times.append(parse_date(text))
                     except ValueError as problem:
                         raise CalendarError(
-                            f"{path}, line {number}: {_wrong_date(text)}"
+                            f"{path}, line {number}: {wrong_date(text)}"
                         ) from problem
     except UnicodeDecodeError as problem:
         raise CalendarError(f"{path}: not UTF-8 text ({problem.reason})") from problem
@@ -201,7 +250,7 @@ class _Part:
     """One file's bars, symbols as spelled there, with what is needed to name a row."""
 
     frame: pd.DataFrame
-    raw: _RawTable
+    raw: RawTable
     date_column: str
 
 
@@ -212,246 +261,135 @@ def _check_free(target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target} exists; name another file or ask to overwrite it")
 
 
-def _find_files(source: Path) -> tuple[list[Path], list[str]]:
-    if source.is_file():
-        return [source], []
-    if not source.is_dir():
-        raise BarDataError(f"{source}: no such file or folder")
-    inside = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))
-    paths = [path for path in inside if path.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise BarDataError(f"{source}: the folder holds no {' or '.join(SUFFIXES)} file")
-    others = [path.name for path in inside if path.suffix.lower() not in SUFFIXES]
-    return paths, [f"files left out: {', '.join(others)}"] if others else []
-
-
 def _read_one(
-    path: Path, mapping: Mapping[str, str], extra: Sequence[str]
+    raw: RawTable, mapping: Mapping[str, str], extra: Sequence[str], symbol: str | None
 ) -> tuple[_Part, list[str]]:
-    raw = _read_raw(path)
     if not len(raw.rows):
-        raise BarDataError(f"{path}: the file holds no bars")
-    found = _match_columns(raw, mapping)
+        raise BarDataError(f"{raw.source}: it holds no bars")
+    found, clock = _match_columns(raw, mapping)
     notes: list[str] = []
-    dates = _as_dates(raw, found["date"])
-    if "symbol" in found:
-        symbols = _as_symbols(raw, found["symbol"], notes)
-    else:
-        symbols = np.full(len(raw.rows), path.stem.strip(), dtype=object)
-    frame = pd.DataFrame({"symbol": symbols, "date": dates})
+    dates = _dates(raw, found["date"], clock)
+    frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
     for name in (*BAR_COLUMNS, "factor"):
         if name in found:
-            frame[name] = _as_numbers(raw, found[name])
+            frame[name] = to_numbers(raw, found[name])
     for name in extra:
         if name not in raw.columns:
             raise BarDataError(_missing(raw, name))
-        frame[name] = _as_numbers(raw, name)
-
-    if "amount" not in frame:
-        frame["amount"] = frame["volume"] * frame[list(PRICE_COLUMNS)].mean(axis=1)
-        notes.append("amount is missing: derived as volume x mean of open, high, low, close")
-    if "factor" not in frame:
-        frame["factor"] = 1.0
-        notes.append("factor is missing: set to 1, prices are taken as adjusted")
-    spare = [name for name in raw.columns if name not in {*found.values(), *extra}]
+        frame[name] = to_numbers(raw, name)
+    notes += _fill(frame)
+    renamed = {ours: theirs for ours, theirs in found.items() if theirs.lower() != ours}
+    if renamed or clock:
+        told = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
+        told += [f"time of day from {clock!r}"] if clock else []
+        notes.append(f"columns read under another name: {', '.join(told)}")
+    used = {*found.values(), *extra, clock}
+    spare = [name for name in raw.columns if name not in used]
     if spare:
         notes.append(f"columns left out: {', '.join(spare)}")
     return _Part(frame, raw, found["date"]), notes
 
 
-def _read_raw(path: Path) -> _RawTable:
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return _read_csv(path)
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    raise BarDataError(f"{path}: expected a file ending in {' or '.join(SUFFIXES)}")
-
-
-def _read_csv(path: Path) -> _RawTable:
-    # Not pandas: it would guess types (000001 to 1, the symbol NA to missing) and lose the rows.
-    cells: list[list[str]] = []
-    rows: list[int] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header: list[str] | None = None
-            for record in reader:
-                if not any(record):
-                    continue  # a blank line, or nothing but commas
-                if header is None:
-                    header = [name.strip() for name in record]
-                elif len(record) != len(header):
-                    raise BarDataError(
-                        f"{path}, row {reader.line_num}: {len(record)} cells, the header has "
-                        f"{len(header)} columns"
-                    )
-                else:
-                    cells.append(record)
-                    rows.append(reader.line_num)
-    except UnicodeDecodeError as problem:
-        raise BarDataError(f"{path}: not UTF-8 text ({problem.reason})") from problem
-    except csv.Error as problem:
-        raise BarDataError(f"{path}, row {reader.line_num}: not CSV: {problem}") from problem
-    if header is None:
-        raise BarDataError(f"{path}: the file is empty")
-    _check_header(path, header)
-    columns = zip(header, zip(*cells, strict=True), strict=False)
-    return _RawTable(
-        path,
-        {name: np.array(column, dtype=object) for name, column in columns},
-        np.array(rows, dtype=np.int64),
-    )
-
-
-def _read_parquet(path: Path) -> _RawTable:
-    try:
-        frame = pd.read_parquet(path)
-    except Exception as problem:  # pyarrow raises many kinds, OSError and ValueError among them
-        raise BarDataError(f"{path}: cannot be read as Parquet: {problem}") from problem
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    frame.columns = frame.columns.map(str)
-    _check_header(path, list(frame.columns))
-    return _RawTable(
-        path,
-        {name: _as_array(path, name, frame[name]) for name in frame.columns},
-        np.arange(1, len(frame) + 1),
-    )
-
-
-def _as_array(path: Path, name: str, column: pd.Series[Any]) -> npt.NDArray[Any]:
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        raise BarDataError(
-            f"{path}, column {name!r}: times carry the zone {column.dtype.tz}; "
-            "convert to the exchange's local time and drop the zone"
+def _symbols(
+    raw: RawTable, found: Mapping[str, str], symbol: str | None, notes: list[str]
+) -> np.ndarray:
+    if "symbol" in found and symbol is not None:
+        raise ConfigError(
+            f"{raw.source}: the symbol {symbol!r} is given, and column {found['symbol']!r} has "
+            "symbols too; leave out one of them"
         )
-    if column.dtype.kind in "biufM":
-        return column.to_numpy()
-    return column.to_numpy(dtype=object)
+    if "symbol" in found:
+        return to_symbols(raw, found["symbol"], notes)
+    only = raw.stem if symbol is None else symbol.strip()
+    if not only:
+        raise BarDataError(
+            f"{_missing(raw, 'symbol')}; say which instrument it is with symbol='SH600000'"
+        )
+    return np.full(len(raw.rows), only, dtype=object)
 
 
-def _check_header(path: Path, names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise BarDataError(f"{path}: two columns are called {name!r}")
-        seen.add(name)
+def _dates(raw: RawTable, column: str, clock: str | None) -> Times:
+    return to_dates(raw, column) if clock is None else to_moments(raw, column, clock)
 
 
-def _missing(raw: _RawTable, name: str) -> str:
+def _fill(frame: pd.DataFrame) -> list[str]:
+    """Add the columns that a table may lack; what was put there."""
+    notes = []
+    if "volume" not in frame:
+        frame["volume"] = 0.0
+        notes.append("volume is missing: set to 0")
+        if "amount" not in frame:
+            frame["amount"] = 0.0
+            notes.append("amount is missing: set to 0, like volume")
+    if "amount" not in frame:
+        with np.errstate(over="ignore", invalid="ignore"):
+            frame["amount"] = frame["volume"] * frame[list(PRICE_COLUMNS)].mean(axis=1)
+        notes.append("amount is missing: derived as volume x mean of open, high, low, close")
+    if "factor" not in frame:
+        frame["factor"] = 1.0
+        notes.append("factor is missing: set to 1, prices are taken as adjusted")
+    return notes
+
+
+def _missing(raw: RawTable, name: str) -> str:
     have = ", ".join(repr(column) for column in raw.columns)
-    return f"{raw.path}: no column {name!r}; the file has {have}"
+    return f"{raw.source}: no column {name!r}; it has {have}"
 
 
-def _match_columns(raw: _RawTable, mapping: Mapping[str, str]) -> dict[str, str]:
-    """Our name to the file's; optional names are absent where the file has none."""
+def _match_columns(raw: RawTable, mapping: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
+    """Our name to the source's, and the column with the time of day if it stands apart.
+
+    Optional names are absent where the source has none.
+    """
     found: dict[str, str] = {}
+    clock = None
+    claimed = set(mapping.values())
+    free = [name for name in raw.columns if name not in claimed]
     for ours in LONG_COLUMNS:
         if ours in mapping:
             if mapping[ours] not in raw.columns:
                 raise BarDataError(_missing(raw, mapping[ours]))
             found[ours] = mapping[ours]
             continue
-        known = ALIASES.get(ours, (ours,))
-        claimed = set(mapping.values())
-        near = [name for name in raw.columns if name.lower() in known and name not in claimed]
+        near = [name for name in free if name.strip().lower() in ALIASES[ours]]
+        if ours == "date":
+            near, clock = _split_clock(near)
+            if not near and raw.time_index is not None:
+                near = [raw.time_index]
         if len(near) > 1:
             both = " and ".join(repr(name) for name in near)
             raise BarDataError(
-                f"{raw.path}: columns {both} could both be {ours!r}; say which with a mapping "
+                f"{raw.source}: columns {both} could both be {ours!r}; say which with a mapping "
                 f"such as {ours}={near[0]}"
             )
         if near:
             found[ours] = near[0]
-        elif ours not in ("symbol", "amount", "factor"):
+        elif ours not in OPTIONAL:
             raise BarDataError(
                 f"{_missing(raw, ours)}; name it with a mapping such as {ours}=THEIR_NAME"
             )
-    return found
+    return found, clock
 
 
-def _as_symbols(raw: _RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]:
-    cells = raw.columns[column]
-    if cells.dtype.kind in "iu":
-        notes.append(f"column {column!r} holds numbers: leading zeros, if any, were lost before")
-        return cells.astype(str).astype(object)
-    if cells.dtype.kind != "O":
-        raise BarDataError(
-            f"{raw.path}, column {column!r}: symbols must be text, got {cells.dtype}"
-        )
-    symbols = np.empty(len(cells), dtype=object)
-    for entry, cell in enumerate(cells):
-        symbol = cell.strip() if isinstance(cell, str) else ""
-        if not symbol:
-            raise raw.fail(entry, column, f"expected a symbol, got {cell!r}")
-        symbols[entry] = symbol
-    return symbols
-
-
-def _as_dates(raw: _RawTable, column: str) -> npt.NDArray[np.datetime64]:
-    cells = raw.columns[column]
-    if cells.dtype.kind == "M":
-        if np.isnat(cells).any():
-            raise raw.fail(int(np.isnat(cells).argmax()), column, "the date is missing")
-        return cells
-    texts = [str(cell).strip() for cell in cells]
-    known: dict[str, datetime] = {}  # dates repeat across instruments: read each once
-    for entry, text in enumerate(texts):
-        if text not in known:
-            try:
-                known[text] = _parse_date(text)
-            except ValueError as problem:
-                raise raw.fail(entry, column, _wrong_date(text)) from problem
-    return np.array([known[text] for text in texts], dtype="datetime64[us]")
-
-
-def _wrong_date(text: str) -> str:
-    return f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text!r}"
-
-
-def _parse_date(text: str) -> datetime:
-    match = DATE_TEXT.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    part = match.groupdict()
-    year = int(part["year"])
-    if not 1678 <= year <= 2261:  # what pandas' nanoseconds hold
-        raise ValueError(text)
-    month, day = part["month"] or part["packed"][:2], part["day"] or part["packed"][2:]
-    hour, minute, second = (int(part[name] or 0) for name in ("hour", "minute", "second"))
-    return datetime(year, int(month), int(day), hour, minute, second)
-
-
-def _as_numbers(raw: _RawTable, column: str) -> npt.NDArray[np.float64]:
-    cells = raw.columns[column]
-    if cells.dtype.kind in "iuf":
-        return cells.astype(np.float64)
-    if cells.dtype.kind != "O":
-        raise BarDataError(f"{raw.path}, column {column!r}: expected numbers, got {cells.dtype}")
-    numbers = np.empty(len(cells))
-    for entry, cell in enumerate(cells):
-        # float() alone would take "1_000"; str() lets Decimal and None through the same door.
-        text = str(cell).strip()
-        try:
-            numbers[entry] = np.nan if text.lower() in NO_NUMBER else float(text)
-        except ValueError as problem:
-            raise raw.fail(entry, column, f"expected a number, got {text!r}") from problem
-        if "_" in text:
-            raise raw.fail(entry, column, f"expected a number, got {text!r}")
-    return numbers
+def _split_clock(near: list[str]) -> tuple[list[str], str | None]:
+    """A day's column and a clock's are one time; anything else is left to be doubted."""
+    days = [name for name in near if name.strip().lower() in DAY_NAMES]
+    clocks = [name for name in near if name.strip().lower() in CLOCK_NAMES]
+    if len(near) == 2 and len(days) == len(clocks) == 1:
+        return days, clocks[0]
+    return near, None
 
 
 def _check_spelling(parts: Iterable[_Part]) -> None:
     """Two spellings of one symbol would share a folder in Qlib's storage."""
-    spelled: dict[str, tuple[str, Path]] = {}
+    spelled: dict[str, tuple[str, str]] = {}
     for part in parts:
         for symbol in pd.unique(part.frame["symbol"]):
             key = str(symbol).upper().lower()
-            first, where = spelled.setdefault(key, (str(symbol), part.raw.path))
+            first, where = spelled.setdefault(key, (str(symbol), part.raw.source))
             if first != symbol:
                 raise BarDataError(
-                    f"symbols {first!r} in {where} and {symbol!r} in {part.raw.path} differ only "
+                    f"symbols {first!r} in {where} and {symbol!r} in {part.raw.source} differ only "
                     "by case, and Qlib keeps one folder for both; rename one"
                 )
 

@@ -15,6 +15,7 @@ from qlib.data.cache import H
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+FIVE_MINUTES = ROOT.parent / "shared" / "data" / "cn_5min_one_stock.csv"
 US_DAILY = ROOT.parent / "shared" / "data" / "us_daily_2013_2016.parquet"
 
 
@@ -181,7 +182,7 @@ def test_check_bars_refuses_half_a_repair(repeated, tmp_path, capsys):
         assert stopped.value.code == 2
     inside = ["--repair", "sort", "--output", str(tmp_path / "x.csv")]
     assert check_bars.main([str(tmp_path), *inside]) == 2
-    assert "every bar twice" in capsys.readouterr().err
+    assert "write it elsewhere" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["dup.csv"]
 
 
@@ -203,6 +204,125 @@ def test_the_exchanges_calendar_replaces_weekdays(tmp_path, capsys):
     capsys.readouterr()
     assert csv_to_qlib.main(asked) == 2
     assert f"error: {file}, line 3: expected a date" in capsys.readouterr().err
+
+
+def write_week(path: Path, *, closes: str = "10 10 10 10", days: str = "02 03 04 05") -> Path:
+    """Flat daily bars of one instrument in January 2024."""
+    rows = [
+        f"000001,2024-01-{day},{close},{close},{close},{close},100\n"
+        for day, close in zip(days.split(), closes.split(), strict=True)
+    ]
+    path.write_text(HEADER + "".join(rows), encoding="utf-8")
+    return path
+
+
+def test_an_exchange_gives_the_future_its_holidays(tmp_path, capsys):
+    """Martin Luther King's day, 15 January 2024, is a weekday on which New York is closed."""
+    source = write_week(tmp_path / "bars.csv", days="08 09 10 11")
+    asked = [str(source), str(tmp_path / "q"), "--exchange", "XNYS", "--future-bars", "3"]
+    assert csv_to_qlib.main(asked) == 0
+    assert "holidays" not in capsys.readouterr().out
+    open_provider(tmp_path / "q")
+    ahead = D.calendar(freq="day", future=True)
+    assert [f"{day:%m%d}" for day in ahead[4:]] == ["0112", "0116", "0117"]
+
+
+def test_bars_that_do_not_fit_the_exchange_are_named(tmp_path, capsys):
+    source, target = write_week(tmp_path / "bars.csv", days="05 06 07 08"), tmp_path / "q"
+    asked = [str(source), str(target), "--exchange"]
+    assert csv_to_qlib.main([*asked, "XNYS"]) == 2
+    said = capsys.readouterr().err
+    assert "error: the bars do not fit --exchange XNYS: 2024-01-07 00:00 is on no session" in said
+    assert "--future-calendar FILE" in said
+    assert csv_to_qlib.main([*asked, "XNIS"]) == 2
+    assert "knows no exchange 'XNIS'" in capsys.readouterr().err
+    assert not target.exists()
+    with pytest.raises(SystemExit) as stopped:
+        csv_to_qlib.main([*asked, "XNYS", "--future-calendar", "days.txt"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.skipif(not FIVE_MINUTES.exists(), reason=f"{FIVE_MINUTES} is not there")
+def test_five_minute_bars_get_the_exchanges_own_times(tmp_path):
+    target = tmp_path / "q"
+    asked = [str(FIVE_MINUTES), str(target), "--freq", "5min", "--exchange", "XSHG"]
+    assert csv_to_qlib.main([*asked, "--future-bars", "48"]) == 0
+    times = pd.DatetimeIndex((target / "calendars" / "5min_future.txt").read_text().splitlines())
+    clock = {f"{time:%H:%M}" for time in times[-48:]}
+    assert len(clock) == 48 and {"09:35", "11:30", "13:05", "15:00"} <= clock
+
+
+def test_a_jump_is_told_and_refused_when_asked(tmp_path, capsys):
+    source, target = write_week(tmp_path / "bars.csv", closes="10 10 20 20"), tmp_path / "q"
+    asked = [str(source), str(target)]
+    assert csv_to_qlib.main([*asked, "--refuse", "jump"]) == 1
+    said = capsys.readouterr().err
+    assert "warning jump: 1\n  000001 2024-01-04: close 10 to 20, +100.0%" in said
+    assert not target.exists()
+    assert csv_to_qlib.main([*asked, "--refuse", "jump", "--max-move", "2"]) == 0
+    assert "warning jump" not in capsys.readouterr().out
+    assert csv_to_qlib.main([*asked, "--overwrite"]) == 0
+    assert "left as they are:\nwarning jump: 1\n  000001 2024-01-04" in capsys.readouterr().out
+    asked += ["--overwrite", "--refuse", "jump", "--repair", "drop-before-jump"]
+    assert csv_to_qlib.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "drop-before-jump: 1\n  000001 2024-01-04: dropped: the 2 bars before" in said
+    open_provider(target)
+    assert D.features(["000001"], ["$close"])["$close"].tolist() == [20.0, 20.0]
+
+
+def test_gaps_and_strange_sizes_are_refused_when_asked(tmp_path, capsys):
+    source = write_week(tmp_path / "bars.csv")
+    with source.open("a", encoding="utf-8") as file:
+        file.write("000002,2024-01-02,5,5,5,5,1\n000002,2024-01-05,5,5,5,5,1\n")
+    asked = [str(source), str(tmp_path / "q"), "--refuse", "gap", "vwap"]
+    assert csv_to_qlib.main(asked) == 1
+    assert "warning gap: 1\n  000002 2024-01-03: 2 missing" in capsys.readouterr().err
+    assert csv_to_qlib.main([*asked[:2], "--refuse", "vwap"]) == 0
+
+
+def test_a_report_tells_what_was_found_repaired_and_left_refused_or_not(tmp_path, capsys):
+    source, report = write_csv(tmp_path / "bars.csv", close="12"), tmp_path / "report.csv"
+    asked = [str(source), str(tmp_path / "q"), "--report", str(report)]
+    assert csv_to_qlib.main(asked) == 1
+    assert pd.read_csv(report)[["stage", "rule"]].to_numpy().tolist() == [["found", "bracket"]]
+    assert csv_to_qlib.main([*asked, "--repair", "drop-bracket"]) == 0
+    told = pd.read_csv(report).fillna("")
+    assert list(told.columns) == ["symbol", "date", "stage", "severity", "rule", "detail"]
+    assert told[["stage", "rule"]].to_numpy().tolist() == [
+        ["found", "bracket"],
+        ["repaired", "drop-bracket"],
+    ]
+    assert csv_to_qlib.main([*asked, "--repair", "drop-bracket", "bracket"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_a_report_is_never_written_onto_what_it_is_about(tmp_path, capsys):
+    source, target = write_csv(tmp_path / "bars.csv"), tmp_path / "q"
+    before = source.read_bytes()
+    for asked in ([source, target, source], [tmp_path, target, tmp_path / "r.csv"]):
+        source_, target_, report = map(str, asked)
+        assert csv_to_qlib.main([source_, target_, "--report", report]) == 2
+        assert check_bars.main([source_, "--report", report]) == 2
+    assert csv_to_qlib.main([str(source), str(target), "--report", str(target / "r.csv")]) == 2
+    output = str(tmp_path / "good.csv")
+    asked = [str(source), "--repair", "sort", "--output", output, "--report", output]
+    assert check_bars.main(asked) == 2
+    assert capsys.readouterr().err.count("write it elsewhere") == 6
+    assert source.read_bytes() == before and sorted(tmp_path.iterdir()) == [source]
+
+
+def test_a_chinese_table_is_converted(tmp_path, capsys):
+    source, target = tmp_path / "600000.csv", tmp_path / "q"
+    text = "日期;开盘;最高;最低;收盘;成交量\n2024/1/2;10;11;9;10.5;100\n"
+    source.write_bytes(text.encode("gb18030"))
+    asked = [str(source), str(target)]
+    assert csv_to_qlib.main(asked) == 2
+    assert "--encoding gb18030" in capsys.readouterr().err
+    assert csv_to_qlib.main([*asked, "--encoding", "gb18030"]) == 0
+    assert "date from '日期', open from '开盘'" in capsys.readouterr().out
+    assert check_bars.main([str(source), "--encoding", "gb18030", "--delimiter", ";"]) == 0
+    assert check_bars.main([str(source), "--encoding", "gb18030", "--delimiter", ","]) == 2
 
 
 def test_bad_input_is_one_line_and_code_two(tmp_path, capsys):
@@ -244,3 +364,29 @@ def test_the_dirty_us_panel_is_reported(capsys):
     assert check_bars.main([str(US_DAILY), "--no-gaps"]) == 1
     said = capsys.readouterr().out
     assert "error bracket: 12" in said and "error nan: 10" in said and "warning jump: 10" in said
+
+
+@pytest.mark.skipif(not US_DAILY.exists(), reason=f"{US_DAILY} is not there")
+def test_the_dirty_us_panel_becomes_a_provider_only_when_told_how(tmp_path, capsys):
+    target, report = tmp_path / "q", tmp_path / "report.csv"
+    asked = [str(US_DAILY), str(target), "--report", str(report), "--exchange", "XNYS"]
+    assert csv_to_qlib.main(asked) == 1
+    refused = capsys.readouterr().err
+    assert "error bracket: 12" in refused and "error nan: 10" in refused
+    counts = pd.read_csv(report, keep_default_na=False)["rule"].value_counts()
+    assert (counts["nan"], counts["bracket"], counts["jump"]) == (10, 12, 10)
+
+    asked += ["--repair", "drop-nan", "drop-bracket", "split-jumps"]
+    assert csv_to_qlib.main([*asked, "--refuse", "jump"]) == 1
+    assert "warning jump: 6" in capsys.readouterr().err
+    assert not target.exists()
+    assert csv_to_qlib.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "drop-nan: 10" in said and "drop-bracket: 12" in said and "split-jumps: 2" in said
+    assert "warning jump: 6" in said and "EBAY 2015-07-20" in said
+    open_provider(target)
+    read = D.features(["DISCA"], ["$close", "$factor"], "2014-08-06", "2014-08-07")
+    assert read["$close"].tolist() == pytest.approx([41.51, 40.975])
+    assert read["$factor"].tolist() == [0.5, 1.0]
+    assert csv_to_qlib.main([*asked, "drop-before-jump", "--refuse", "jump", "--overwrite"]) == 0
+    assert "left as they are" not in capsys.readouterr().out

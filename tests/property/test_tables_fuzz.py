@@ -13,7 +13,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.bars import repair_bars
+from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.tables import read_bars, write_bars
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.plugin.storage import write_provider

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.bars import REPAIRS, check_bars, describe_report, measure_lot, repair_bars
+from kronos_qlib.data.bars import check_bars, describe_report, measure_lot
+from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
+PRICES = ["open", "high", "low", "close"]
 US_DAILY = Path(__file__).parents[2].parent / "shared" / "data" / "us_daily_2013_2016.parquet"
 
 
@@ -177,15 +179,122 @@ def test_sizes_that_do_not_fit_the_price_are_zeroed_when_told(bars):
     pd.testing.assert_frame_equal(mended.drop(2), bars.drop(2))
 
 
-def test_all_repairs_together_leave_no_error(bars):
+@pytest.mark.parametrize("other", ["bracket", "drop-bracket"])
+def test_all_repairs_together_leave_no_error(bars, other):
     broken = pd.concat([bars, bars], ignore_index=True).sample(frac=1, random_state=0)
     broken = broken.reset_index(drop=True)
     for row, column, value in [(0, "open", -1), (2, "high", 1), (4, "low", np.nan)]:
         broken.loc[row, column] = value
     broken.loc[6, "amount"] = np.inf
-    mended, _ = repair_bars(broken, REPAIRS)
+    mended, _ = repair_bars(broken, [name for name in REPAIRS if name != other])
     report = check_bars(mended)
     assert set(report["severity"]) <= {"warning"}, describe_report(report)
+
+
+def test_bars_that_do_not_span_are_widened_or_left_out_but_not_both(bars):
+    bars.loc[6, "high"] = 10.0
+    bars.loc[8, ["open", "high"]] = [np.nan, 10.0]  # the close is known, and lies above
+    assert [row[1] for row in found(bars) if row[3] == "bracket"] == ["02", "04"]
+    kept, record = repair_bars(bars, ["drop-bracket"])
+    pd.testing.assert_frame_equal(kept, bars.drop([6, 8]).reset_index(drop=True))
+    assert record["detail"][0] == "dropped: open 10, high 10, low 9, close 10.5"
+    with pytest.raises(ConfigError, match="exclude each other"):
+        repair_bars(bars, ["bracket", "drop-bracket"])
+
+
+def test_no_window_spans_a_jump_when_the_bars_before_it_are_left_out(bars):
+    bars.loc[2:, PRICES] *= 2
+    bars.loc[3:, PRICES] *= 2
+    kept, record = repair_bars(bars, ["drop-before-jump"])
+    pd.testing.assert_frame_equal(kept, bars.loc[3:].reset_index(drop=True))
+    assert record.to_numpy().tolist() == [
+        ["A", pd.Timestamp("2024-01-04"), "drop-before-jump", "dropped: the 3 bars before"]
+    ]
+    same, record = repair_bars(bars, ["drop-before-jump"], max_move=10)
+    pd.testing.assert_frame_equal(same, bars)
+    assert record.empty
+    with pytest.raises(ConfigError, match="max_move must be above 0"):
+        check_bars(bars, max_move=0)
+
+
+def trend(days: int = 40) -> pd.DataFrame:
+    """One instrument that rises by a hundredth of its price a day."""
+    close = 40 * 1.01 ** np.arange(days)
+    prices = {"open": close / 1.005, "high": close * 1.01, "low": close / 1.01, "close": close}
+    sizes = {"volume": 1000.0, "amount": 1000.0 * close, "factor": 1.0}
+    dates = pd.date_range("2024-01-01", periods=days)
+    return pd.DataFrame({"symbol": "A", "date": dates, **prices, **sizes})
+
+
+def split(bars: pd.DataFrame, row: int, new: int, old: int) -> pd.DataFrame:
+    """The bars as a vendor has them who does not adjust for a split."""
+    late = (bars.index >= row)[:, None]
+    raw = bars.copy()
+    scaled = [*PRICES, "factor"]
+    raw[scaled] = np.where(late, raw[scaled] * old / new, raw[scaled])
+    raw["volume"] = np.where(late[:, 0], raw["volume"] * new / old, raw["volume"])
+    return raw
+
+
+@pytest.mark.parametrize(("new", "old"), [(2, 1), (3, 1), (7, 1), (10, 1), (1, 2), (1, 10), (3, 2)])
+def test_a_split_is_undone_to_the_factor(new, old):
+    bars = trend()
+    raw = split(bars, 25, new, old)
+    mended, record = repair_bars(raw, ["split-jumps"], max_move=0.3)
+    assert record["detail"].tolist() == [f"{new}:{old} split: the 25 bars before adjusted"]
+    wanted = bars.assign(factor=1.0, volume=1000.0 * new / old)
+    wanted[[*PRICES, "factor"]] *= old / new
+    pd.testing.assert_frame_equal(mended, wanted, rtol=1e-12)
+    assert found(mended, max_move=0.3) == []
+
+
+def test_two_splits_add_up_and_other_instruments_stay(bars):
+    raw = split(split(trend(), 10, 2, 1), 30, 3, 1)
+    mended, record = repair_bars(
+        pd.concat([bars.assign(symbol="B").iloc[:5], raw]), ["split-jumps"]
+    )
+    pd.testing.assert_frame_equal(mended.iloc[:5], bars.assign(symbol="B").iloc[:5])
+    assert mended["close"].iloc[5] == pytest.approx(40 / 6)
+    assert len(record) == 2 and found(mended) == []
+
+
+@pytest.mark.parametrize(
+    ("story", "change"),
+    [
+        ("a spin-off takes what it takes", {"row": slice(25, 40), "by": 0.41}),
+        ("one broken close is no level", {"row": slice(25, 26), "by": 0.5}),
+        ("the last two bars tell no level", {"row": slice(38, 40), "by": 0.5}),
+    ],
+)
+def test_a_jump_that_is_no_split_is_left_and_listed(story, change):
+    bars = trend()
+    bars.loc[bars.index[change["row"]], PRICES] *= change["by"]
+    kept, record = repair_bars(bars, ["split-jumps"])
+    pd.testing.assert_frame_equal(kept, bars)
+    assert record.empty, story
+    assert "jump" in [row[3] for row in found(bars)], story
+
+
+def test_half_the_price_on_bad_news_is_no_split():
+    """On the news many times more shares change hands than a split would make of them."""
+    bars = split(trend(), 25, 2, 1)
+    bars.loc[25, "volume"] *= 12
+    assert repair_bars(bars, ["split-jumps"])[1].empty
+
+
+def test_a_joint_report_tells_found_repaired_and_left(bars):
+    bars.loc[1, "open"] = np.nan
+    bars.loc[6, "high"] = 10.0
+    mended, record = repair_bars(bars, ["drop-nan"])
+    joint = join_reports(
+        check_bars(bars, find_gaps=False), record, check_bars(mended, find_gaps=False)
+    )
+    assert joint[["stage", "rule"]].to_numpy().tolist() == [
+        ["found", "nan"],
+        ["found", "bracket"],
+        ["repaired", "drop-nan"],
+        ["left", "bracket"],
+    ]
 
 
 def test_an_unknown_repair_names_the_known_ones(bars):
@@ -193,31 +302,80 @@ def test_an_unknown_repair_names_the_known_ones(bars):
         repair_bars(bars, ["make-good"])
 
 
-@pytest.mark.skipif(not US_DAILY.exists(), reason=f"{US_DAILY} is not there")
-def test_every_fault_of_the_dirty_us_panel_is_found():
-    bars = pd.read_parquet(US_DAILY)
-    report = check_bars(bars)
-
-    def keys(rule: str) -> set[tuple[str, pd.Timestamp]]:
-        rows = report[report["rule"] == rule]
-        assert not rows.duplicated(["symbol", "date"]).any()
-        return set(zip(rows["symbol"], rows["date"], strict=True))
-
-    # The same questions, asked bar by bar.
-    missing, outside, jumps = set(), set(), set()
+def faults_by_hand(bars: pd.DataFrame) -> dict[str, set[tuple[str, pd.Timestamp]]]:
+    """NaN bars, bars that do not span and jumps, asked bar by bar, without our functions."""
+    faults: dict[str, set[tuple[str, pd.Timestamp]]] = {
+        "nan": set(),
+        "bracket": set(),
+        "jump": set(),
+    }
     closes: dict[str, float] = {}
     for symbol, date, opened, high, low, close in zip(
-        *(bars[name] for name in ("symbol", "date", "open", "high", "low", "close")), strict=True
+        *(bars[name] for name in ("symbol", "date", *PRICES)), strict=True
     ):
         key = (symbol, date)
         if any(price != price for price in (opened, high, low, close)):
-            missing.add(key)
+            faults["nan"].add(key)
         if high < opened or high < close or low > opened or low > close:
-            outside.add(key)
-        if symbol in closes and abs(close / closes[symbol] - 1) > 0.4:
-            jumps.add(key)
-        closes[symbol] = close
-    assert missing and outside and jumps
-    assert keys("nan") == missing
-    assert keys("bracket") == outside
-    assert keys("jump") == jumps
+            faults["bracket"].add(key)
+        if close == close:  # the next known close, whatever lies between
+            if symbol in closes and abs(close / closes[symbol] - 1) > 0.4:
+                faults["jump"].add(key)
+            closes[symbol] = close
+    return faults
+
+
+def faults_found(bars: pd.DataFrame) -> dict[str, set[tuple[str, pd.Timestamp]]]:
+    report = check_bars(bars, find_gaps=False)
+    rows = {rule: report[report["rule"] == rule] for rule in ("nan", "bracket", "jump")}
+    assert not any(found.duplicated(["symbol", "date"]).any() for found in rows.values())
+    return {
+        rule: set(zip(found["symbol"], found["date"], strict=True)) for rule, found in rows.items()
+    }
+
+
+needs_us_daily = pytest.mark.skipif(not US_DAILY.exists(), reason=f"{US_DAILY} is not there")
+
+
+@needs_us_daily
+def test_every_fault_of_the_dirty_us_panel_is_found():
+    bars = pd.read_parquet(US_DAILY)
+    wanted = faults_by_hand(bars)
+    assert {rule: len(bars) for rule, bars in wanted.items()} == {
+        "nan": 10,
+        "bracket": 12,
+        "jump": 10,
+    }
+    assert faults_found(bars) == wanted
+
+
+@needs_us_daily
+@pytest.mark.parametrize("offsets", [(-1,), (1,), (-1, 1), (-3, -2, -1)])
+def test_jumps_are_found_across_bars_without_a_close(offsets):
+    """A NaN bar next to a jump would hide it from whoever compares neighbouring rows."""
+    bars = pd.read_parquet(US_DAILY).sort_values(["symbol", "date"], ignore_index=True)
+    jumps = faults_by_hand(bars)["jump"]
+    rows = np.flatnonzero([key in jumps for key in zip(bars["symbol"], bars["date"], strict=True)])
+    for offset in offsets:
+        bars.loc[rows + offset, PRICES] = np.nan
+    wanted = faults_by_hand(bars)
+    # LNT's two jumps, into one broken close and out of it, are each other's neighbours.
+    assert len(wanted["jump"]) >= 8 and len(wanted["nan"]) > 10
+    assert faults_found(bars) == wanted
+
+
+@needs_us_daily
+def test_the_splits_of_the_us_panel_are_told_from_spin_offs_and_news():
+    """Discovery's two classes were split 2:1; the other jumps are none, though two VRTX gaps
+    of +50 % on news and LNT's broken close look like it."""
+    bars = pd.read_parquet(US_DAILY)
+    mended, record = repair_bars(bars, ["drop-bracket", "split-jumps"])
+    splits = record[record["rule"] == "split-jumps"]
+    assert splits["symbol"].tolist() == ["DISCA", "DISCK"]
+    assert splits["date"].eq(pd.Timestamp("2014-08-07")).all()
+    left = check_bars(mended, find_gaps=False).query("rule == 'jump'")
+    assert left["symbol"].tolist() == ["AMD", "BAX", "EBAY", "NI", "VRTX", "VRTX"]
+    rest = ~bars["symbol"].isin(["DISCA", "DISCK"])
+    untouched, _ = repair_bars(bars[rest], ["drop-bracket"])
+    kept = mended[~mended["symbol"].isin(["DISCA", "DISCK"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, untouched, check_dtype=False)

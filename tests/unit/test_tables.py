@@ -77,22 +77,183 @@ def test_a_folder_is_read_by_stem_and_what_is_left_out_is_said(tmp_path):
 
 
 def test_names_are_found_in_any_case_and_mapped_when_told(tmp_path):
-    text = "Ticker,trade_date,OPEN,High,low,Close,Vol,turnover\nx,20240102,1,2,0.5,1.5,10,99\n"
+    text = "Ticker,when,OPEN,High,low,Close,Vol,turnover\nx,20240102,1,2,0.5,1.5,10,99\n"
     path = write(tmp_path, text)
     with pytest.raises(BarDataError, match=r"no column 'date'.*date=THEIR_NAME"):
         read_bars(path)
-    table = read_bars(path, columns={"date": "trade_date"})
+    table = read_bars(path, columns={"date": "when"})
     assert table.bars["amount"][0] == 12.5, "turnover may be a rate: not taken unasked"
     assert "columns left out: turnover" in table.notes
-    table = read_bars(path, columns={"date": "trade_date", "amount": "turnover"})
+    table = read_bars(path, columns={"date": "when", "amount": "turnover"})
     assert table.bars["amount"][0] == 99
 
 
 def test_two_columns_for_one_thing_are_ambiguous(tmp_path):
-    """With date and time apart, taking the date alone would put a day's bars on one moment."""
-    text = "symbol,date,time,open,high,low,close,volume\nA,2024-01-02,09:35:00,1,1,1,1,1\n"
-    with pytest.raises(BarDataError, match="'date' and 'time' could both be 'date'"):
+    text = "symbol,date,timestamp,open,high,low,close,volume\nA,2024-01-02,1,1,1,1,1,1\n"
+    with pytest.raises(BarDataError, match=r"'date' and 'timestamp' could both.*date=date"):
         read_bars(write(tmp_path, text))
+    assert len(read_bars(write(tmp_path, text), columns={"date": "date"}).bars) == 1
+
+
+CLOCK = "日期,时间,开盘,最高,最低,收盘,成交量\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["09:35", "9:35:00", "0935", "093500", "09:35:00.0", "2024-01-02 09:35", "20240102 9:35"],
+)
+@pytest.mark.parametrize("header", [CLOCK, "Date,Time,Open,High,Low,Close,Vol\n"])
+def test_date_and_time_of_day_in_two_columns_are_one_time(tmp_path, header, text):
+    """The date alone would put a day's bars on one moment, midnight."""
+    table = read_bars(write(tmp_path, f"{header}2024/1/2,{text},1,1,1,1,5\n", "600000.csv"))
+    assert list(table.bars["date"]) == [pd.Timestamp("2024-01-02 09:35")]
+    assert any("time of day from " in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ("2024-01-02,935", "expected a date.*'日期' and '时间' make no time.*date=日期"),
+        ("2024-01-02,", "row 2, column '时间'"),
+        ("2024-01-02,25:00", "expected a time of day like 09:35"),
+        ("2024-01-02,2024-01-03 09:35", "does not fit '日期'"),
+        ("2024-01-02 09:30,09:35", "does not fit '日期'"),
+        ("2024-01-02,20240102093500000", "row 2, column '时间'"),
+    ],
+)
+def test_date_and_time_of_day_that_do_not_fit_are_refused(tmp_path, cells, says):
+    with pytest.raises(BarDataError, match=says):
+        read_bars(write(tmp_path, f"{CLOCK}{cells},1,1,1,1,5\n"))
+
+
+def test_digits_alone_are_a_time_of_day_only_if_equally_many(tmp_path):
+    """1035 may be 10:35, or 00:10:35 without its zeros."""
+    with pytest.raises(BarDataError, match=r"row 3.*got '1035'"):
+        read_bars(write(tmp_path, f"{CLOCK}20240102,103000,1,1,1,1,5\n20240102,1035,1,1,1,1,5\n"))
+
+
+VENDORS = {
+    "Tushare": "ts_code,trade_date,open,high,low,close,pre_close,vol,amount",
+    "AKShare": "股票代码,日期,开盘,最高,最低,收盘,振幅,成交量,成交额",
+    "Wind": "证券代码,交易日期,开盘价,最高价,最低价,收盘价,换手率,成交量,成交金额",
+    "Kronos": "Ticker,TimeStamps,Open,High,Low,Close,x,Volume,Amount",
+    "a coin exchange": "symbol,timestamp,open,high,low,close,trades,volume,quote_volume",
+    "JoinQuant": "code,time,open,high,low,close,x,volume,money",
+}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_vendors_own_names_are_known_and_told(tmp_path, vendor):
+    header = VENDORS[vendor]
+    table = read_bars(write(tmp_path, f"{header}\n600000.SH,20240102,1,4,0.5,2,7,100,150\n"))
+    read = table.bars.loc[0, ["open", "high", "low", "close", "volume", "amount"]].tolist()
+    assert (table.bars["symbol"][0], *read) == ("600000.SH", 1, 4, 0.5, 2, 100, 150)
+    renamed = header.split(",")[1]
+    assert any(f"date from {renamed!r}" in note for note in table.notes)
+
+
+def test_an_adjustment_factor_in_chinese_is_read(tmp_path):
+    text = "日期,开盘,最高,最低,收盘,成交量,复权因子\n2024-01-02,1,1,1,1,5,0.5\n"
+    assert read_bars(write(tmp_path, text)).bars["factor"][0] == 0.5
+
+
+def test_volume_may_be_missing(tmp_path):
+    text = "timestamps,open,high,low,close\n2024-01-02 09:35,1,2,0.5,1.5\n2024-01-02 09:40,,,,\n"
+    table = read_bars(write(tmp_path, text))
+    assert table.bars[["volume", "amount"]].eq(0).all(axis=None), "also where prices are missing"
+    assert "volume is missing: set to 0" in table.notes
+    text = "timestamps,open,high,low,close,amount\n2024-01-02 09:35,1,2,0.5,1.5,7\n"
+    assert read_bars(write(tmp_path, text)).bars["amount"][0] == 7
+
+
+def test_a_chinese_encoding_is_suggested_and_read(tmp_path):
+    path = tmp_path / "600000.csv"
+    path.write_bytes((CLOCK + "2024-01-02,09:35,1,1,1,1,5\n").encode("gb18030"))
+    with pytest.raises(BarDataError, match=r'600000\.csv: not UTF-8.*encoding="gb18030"'):
+        read_bars(path)
+    assert list(read_bars(path, encoding="gb18030").bars["symbol"]) == ["600000"]
+    path.write_text(HEADER + ROW, encoding="utf-16")
+    assert len(read_bars(path, encoding="utf-16").bars) == 1
+    for wrong in ("gb18031", "base64", "undefined", "\0"):
+        with pytest.raises(ConfigError, match="no text encoding"):
+            read_bars(path, encoding=wrong)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found_in_the_header(tmp_path, mark):
+    path = write(tmp_path, (f"\n{HEADER}{ROW}").replace(",", mark))
+    assert read_bars(path).bars["close"][0] == 10.5
+    assert read_bars(path, delimiter="tab" if mark == "\t" else mark).bars["close"][0] == 10.5
+
+
+def test_a_delimiter_that_cannot_be_told_is_asked_for(tmp_path):
+    text = HEADER.replace("close", '"the close; adjusted"') + ROW
+    assert len(read_bars(write(tmp_path, text), columns={"close": "the close; adjusted"}).bars) == 1
+    path = write(tmp_path, (HEADER + ROW).replace(",", ";").replace("close", "close,adjusted"))
+    with pytest.raises(BarDataError, match=r"row 1.*comma or semicolon; name the delimiter"):
+        read_bars(path)
+    assert len(read_bars(path, delimiter=";", columns={"close": "close,adjusted"}).bars) == 1
+    with pytest.raises(BarDataError, match="has no comma or semicolon or tab or"):
+        read_bars(write(tmp_path, (HEADER + ROW).replace(",", " ")))
+    for wrong in ("", ";;", '"', "\n"):
+        with pytest.raises(ConfigError, match="one character"):
+            read_bars(path, delimiter=wrong)
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    prices = {"open": [1.0, 2.0], "high": 4.0, "low": 0.5, "close": 2.0, "volume": 5}
+    return pd.DataFrame({"date": pd.to_datetime(["2024-01-02", "2024-01-03"]), **prices})
+
+
+def test_a_frame_is_read_like_a_file_and_stays_as_it_is(frame):
+    before = frame.copy()
+    assert list(read_bars(frame, symbol="sh600000").bars["symbol"]) == ["SH600000"] * 2
+    with pytest.raises(BarDataError, match=r"no column 'symbol'.*symbol='SH600000'"):
+        read_bars(frame)
+    owned = frame.assign(code=["A", "B"])
+    assert list(read_bars(owned).bars["symbol"]) == ["A", "B"]
+    with pytest.raises(ConfigError, match="leave out one"):
+        read_bars(owned, symbol="A")
+    with pytest.raises(ConfigError, match="must name an instrument"):
+        read_bars(frame, symbol=" ")
+    with pytest.raises(BarDataError, match=r"the frame, row 2, column 'open': .* got 'x'"):
+        read_bars(frame.assign(open=[1, "x"]), symbol="A")
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_a_frames_times_may_stand_in_its_index(frame):
+    for name in (None, "date", "whatever"):
+        moved = frame.set_index("date").rename_axis(name)
+        assert list(read_bars(moved, symbol="A").bars["date"]) == list(frame["date"])
+    qlib = frame.assign(instrument="A").set_index(["instrument", "date"])
+    assert list(read_bars(qlib).bars["symbol"]) == ["A", "A"]
+    own = frame.set_index(pd.date_range("2020-01-01", periods=2))
+    assert list(read_bars(own, symbol="A").bars["date"]) == list(frame["date"])
+    with pytest.raises(BarDataError, match="level 0 of the index has no name"):
+        read_bars(qlib.rename_axis([None, "date"]))
+    with pytest.raises(BarDataError, match="'date'; rename or drop one"):
+        read_bars(frame.set_index("date", drop=False), symbol="A")
+    with pytest.raises(BarDataError, match=r"time zone.*local time"):
+        read_bars(frame.set_index("date").tz_localize("UTC"), symbol="A")
+
+
+def test_a_zone_in_a_column_that_is_left_out_does_no_harm(frame):
+    seen = frame.assign(seen=frame["date"].dt.tz_localize("UTC"))
+    assert "columns left out: seen" in read_bars(seen, symbol="A").notes
+
+
+def test_a_folder_has_not_one_symbol(tmp_path):
+    path = write(tmp_path, (HEADER + ROW).replace("symbol,", "").replace("000001,", ""))
+    assert list(read_bars(path, symbol="X").bars["symbol"]) == ["X"]
+    with pytest.raises(ConfigError, match="not all the one symbol 'X'"):
+        read_bars(tmp_path, symbol="X")
+
+
+def test_a_year_beyond_what_pandas_counts_is_refused(frame):
+    late = frame.assign(date=pd.to_datetime(["2024-01-02", "9999-12-31"]).astype("datetime64[s]"))
+    with pytest.raises(BarDataError, match="row 2, column 'date': the year 9999"):
+        read_bars(late, symbol="A")
 
 
 def test_extra_columns_come_along_when_asked(tmp_path):
@@ -182,7 +343,7 @@ def test_read_as_it_is_keeps_repeats_and_order_and_stays_as_strict(tmp_path):
         read_bars(write(tmp_path, HEADER + ROW + ROW.replace("10.5", "x")), as_is=True)
 
 
-@pytest.mark.parametrize("name", ["new/bars.csv", "bars.parquet"])
+@pytest.mark.parametrize("name", ["new/bars.csv", "bars.parquet", "bars.feather"])
 def test_written_bars_are_read_back(tmp_path, name):
     bars = read_bars(write(tmp_path, HEADER + ROW + ROW.replace("-02", "-03 09:35"))).bars
     bars.loc[1, "volume"] = float("nan")

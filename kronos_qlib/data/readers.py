@@ -1,0 +1,270 @@
+"""Cells out of a file or a frame, before they mean anything: text as it stands, rows counted."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.errors import BarDataError, ConfigError
+
+SUFFIXES = (".csv", ".parquet", ".feather")
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
+"""What may stand between the cells of a CSV file without being told, and its name."""
+
+UNNAMED_TIMES = "(index)"
+"""What a frame's unnamed index of times is called in a message."""
+
+CHUNK = 1_000
+"""Records turned into columns at a time: few enough to be still in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """The cells of one file or frame."""
+
+    source: str
+    """What to call it in a message: the file's path."""
+    columns: dict[str, npt.NDArray[Any]]
+    """Numbers or datetime64 where numpy has such a type, else objects: text from CSV."""
+    rows: npt.NDArray[np.int64]
+    """Each entry's row, from 1, as a text editor counts lines; without a header elsewhere."""
+    stem: str | None = None
+    """The symbol if no column has it: a file's name without its ending."""
+    time_index: str | None = None
+    """The column that was a frame's index of times."""
+    is_text: bool = False
+    """Whether every cell is a `str`."""
+
+    def fail(self, entry: int, column: str, problem: str) -> BarDataError:
+        return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
+
+
+def find_files(source: Path) -> tuple[list[Path], list[str]]:
+    """The files that a source stands for, and the names of those in a folder that are left out.
+
+    Raises:
+        BarDataError: There is no such file or folder, or none in it that can be read.
+    """
+    if source.is_file():
+        return [source], []
+    if not source.is_dir():
+        raise BarDataError(f"{source}: no such file or folder")
+    inside = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))
+    paths = [path for path in inside if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise BarDataError(f"{source}: the folder holds no {' or '.join(SUFFIXES)} file")
+    return paths, [path.name for path in inside if path.suffix.lower() not in SUFFIXES]
+
+
+def read_file(path: Path, *, encoding: str = "utf-8", delimiter: str | None = None) -> RawTable:
+    """The cells of a CSV, Parquet or Feather file, told apart by its ending.
+
+    Args:
+        encoding: Of a CSV file, as Python calls it.
+        delimiter: Of a CSV file: one character, or "tab"; None finds it in the header.
+
+    Raises:
+        BarDataError: The file is empty or of another kind, a record is longer or shorter than the
+            header, two columns share a name, or the delimiter cannot be told. Names the file.
+        ConfigError: Python knows no such encoding, or `delimiter` cannot be one.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _read_csv(path, _check_encoding(encoding), _check_delimiter(delimiter))
+    if suffix not in SUFFIXES:
+        raise BarDataError(f"{path}: expected a file ending in {' or '.join(SUFFIXES)}")
+    is_parquet = suffix == ".parquet"
+    try:
+        if not is_parquet:
+            _check_feather(path)
+        frame = pd.read_parquet(path) if is_parquet else pd.read_feather(path)
+    except Exception as problem:  # pyarrow raises many kinds, OSError and ValueError among them
+        kind = "Parquet" if is_parquet else "Feather"
+        raise BarDataError(f"{path}: cannot be read as {kind}: {problem}") from problem
+    return read_frame(frame, source=str(path), stem=path.stem.strip())
+
+
+def _check_feather(path: Path) -> None:
+    """Look whether a file's offsets stay inside it: Arrow trusts them, and crashes the process."""
+    as_stored = pd.read_feather(path, dtype_backend="pyarrow")
+    for place in range(as_stored.shape[1]):
+        column: Any = as_stored.iloc[:, place].array
+        column.__arrow_array__().validate(full=True)
+
+
+def read_frame(
+    frame: pd.DataFrame, *, source: str = "the frame", stem: str | None = None
+) -> RawTable:
+    """The cells of a frame, and of the levels of its index that have a name or hold times.
+
+    Raises:
+        BarDataError: The columns have several levels or share a name, or a level of the index
+            among several has none.
+    """
+    if frame.columns.nlevels > 1:
+        raise BarDataError(
+            f"{source}: the columns have {frame.columns.nlevels} levels; keep one, with names such "
+            "as 'open' (frame.columns = ...), and one row per instrument and time"
+        )
+    named: list[tuple[str, Any]] = []
+    time_index = None
+    for place, level in enumerate(_levels(frame)):
+        holds_times = isinstance(level, pd.DatetimeIndex)
+        if level.name is None and frame.index.nlevels > 1:
+            raise BarDataError(
+                f"{source}: level {place} of the index has no name; give it one, such as "
+                "frame.index.names = ['symbol', 'date']"
+            )
+        if level.name is None and not holds_times:
+            continue  # mere row numbers
+        name = UNNAMED_TIMES if level.name is None else str(level.name)
+        time_index = name if holds_times else time_index
+        named.append((name, level))
+    named += [(str(name), frame.iloc[:, place]) for place, name in enumerate(frame.columns)]
+    _check_header(source, [name for name, _ in named])
+    return RawTable(
+        source,
+        {name: _as_array(source, name, column) for name, column in named},
+        np.arange(1, len(frame) + 1),
+        stem=stem,
+        time_index=time_index,
+    )
+
+
+def _levels(frame: pd.DataFrame) -> list[Any]:
+    index = frame.index
+    return [index.get_level_values(place) for place in range(index.nlevels)]
+
+
+def _as_array(source: str, name: str, column: Any) -> npt.NDArray[Any]:
+    """Numpy's own types as they are, others cell by cell: nullable, categories, zoned times."""
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufM":
+        return np.asarray(column.to_numpy())
+    try:
+        return np.asarray(column.to_numpy(dtype=object))
+    except Exception as problem:  # Arrow looks at text only now, and a broken file's may be none
+        raise BarDataError(f"{source}, column {name!r}: cannot be read: {problem}") from problem
+
+
+def _check_header(source: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BarDataError(f"{source}: two columns are called {name!r}; rename or drop one")
+        seen.add(name)
+
+
+def _check_encoding(encoding: str) -> str:
+    try:
+        "a".encode(encoding)  # some codecs are none for text
+        name = codecs.lookup(encoding).name
+    except (LookupError, ValueError) as problem:
+        raise ConfigError(
+            f"Python knows no text encoding {encoding!r}; utf-8, gb18030 and utf-16 are usual"
+        ) from problem
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def _check_delimiter(delimiter: str | None) -> str | None:
+    if delimiter in (None, "tab"):
+        return "\t" if delimiter else None
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise ConfigError(
+            f"a delimiter is one character, such as ';', or the word tab, got {delimiter!r}"
+        )
+    return delimiter
+
+
+def _read_csv(path: Path, encoding: str, delimiter: str | None) -> RawTable:
+    # Not pandas: it would guess types (000001 to 1, the symbol NA to missing) and lose the rows.
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            return _read_records(path, file, delimiter)
+    except UnicodeError as problem:
+        reason = getattr(problem, "reason", problem)
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding
+        hint = "" if encoding == "gb18030" else " (Chinese vendors often write gb18030)"
+        raise BarDataError(
+            f'{path}: not {name} text ({reason}); name its encoding, such as encoding="gb18030" or '
+            f"--encoding gb18030{hint}"
+        ) from problem
+
+
+def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
+    above, first = _find_header(file)
+    if not first:
+        raise BarDataError(f"{path}: the file is empty")
+    mark = delimiter or _find_delimiter(path, len(above) + 1, first)
+    # The lines looked at go first, so that the reader counts them too.
+    reader = csv.reader(chain(above, [first], file), delimiter=mark, strict=True)
+    cells: list[list[str]] = []
+    rows: list[int] = []
+    try:
+        header = [name.strip().lstrip("\ufeff") for name in next(filter(any, reader))]
+        columns: list[list[str]] = [[] for _ in header]
+        for record in reader:
+            if not record or not (record[0] or any(record)):
+                continue  # a blank line, or nothing but delimiters
+            if len(record) != len(header):
+                raise BarDataError(
+                    f"{path}, row {reader.line_num}: {len(record)} cells, the header has "
+                    f"{len(header)} columns"
+                )
+            cells.append(record)
+            rows.append(reader.line_num)
+            if len(cells) == CHUNK:
+                _move(cells, columns)
+    except csv.Error as problem:
+        raise BarDataError(f"{path}, row {reader.line_num}: not CSV: {problem}") from problem
+    _move(cells, columns)
+    _check_header(str(path), header)
+    arrays = (np.array(column, dtype=object) for column in columns)
+    return RawTable(
+        str(path),
+        dict(zip(header, arrays, strict=True)),
+        np.array(rows, dtype=np.int64),
+        stem=path.stem.strip(),
+        is_text=True,
+    )
+
+
+def _move(cells: list[list[str]], columns: list[list[str]]) -> None:
+    """Append records to the columns and forget them."""
+    for column, values in zip(columns, zip(*cells, strict=True), strict=False):
+        column.extend(values)
+    cells.clear()
+
+
+def _find_header(lines: Iterator[str]) -> tuple[list[str], str]:
+    """The blank lines above the header, and the header's first line; "" where there is none."""
+    above: list[str] = []
+    for line in lines:
+        if line.strip(' \r\n\ufeff"' + "".join(DELIMITERS)):
+            return above, line
+        above.append(line)
+    return above, ""
+
+
+def _find_delimiter(path: Path, row: int, header: str) -> str:
+    bare = re.sub('"[^"]*"', "", header)  # a name in quotes may hold any of them
+    found = [mark for mark in DELIMITERS if mark in bare]
+    if len(found) == 1:
+        return found[0]
+    known = " or ".join(DELIMITERS[mark] for mark in found or DELIMITERS)
+    problem = "could be split at" if found else "has no"
+    shown = header.strip()[:80]
+    raise BarDataError(
+        f"{path}, row {row}: the header {shown!r} {problem} {known}; name the delimiter, such as "
+        "delimiter=';' or --delimiter ';'"
+    )
