@@ -29,7 +29,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from kronos_qlib import Kronos, KronosPredictor, KronosTokenizer
 from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.windows import BarTable, Windows, WindowScale, windows_to_score
+from kronos_qlib.data.scale import WindowScale
+from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.windows import Windows, windows_to_score
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 
@@ -47,8 +49,8 @@ class Day:
 
     def __init__(self, windows: Windows) -> None:
         rows = windows.rows(slice(None))
-        self.bars, self.stamps = windows.table.values[rows], windows.table.stamps[rows]
-        ends = pd.DatetimeIndex(windows.table.times[windows.ends])
+        self.bars, self.stamps = windows.table.values[rows], windows.table.stamps_at(rows)
+        ends = pd.DatetimeIndex(windows.times)
         ahead = [stamps_of(ends + pd.offsets.BDay(step)) for step in range(1, HORIZON + 1)]
         self.ahead = np.stack(ahead, axis=1)
         self.names = [f"{name} {moment}" for moment, name in windows.index]
@@ -122,7 +124,7 @@ def s2_attention(windows: Windows, pair: tuple[Kronos, KronosTokenizer]) -> dict
     bars = windows.table.values[windows.rows(slice(None))]
     z = torch.from_numpy(WindowScale.of(bars).to_z(bars))
     s1, s2 = tokenizer.encode(z)
-    stamps = torch.from_numpy(windows.table.stamps[windows.rows(slice(None))].astype(np.int64))
+    stamps = torch.from_numpy(windows.table.stamps_at(windows.rows(slice(None))))
     _, context = net.decode_s1(s1[:, :-1], s2[:, :-1], stamps[:, :-1])
     losses = {}
     for rotate in (False, True):
@@ -143,7 +145,7 @@ def s2_attention(windows: Windows, pair: tuple[Kronos, KronosTokenizer]) -> dict
 def rounding(windows: Windows, pair: tuple[Kronos, KronosTokenizer]) -> list[dict]:
     bars = windows.table.values[windows.rows(slice(None))]
     z = torch.from_numpy(WindowScale.of(bars).to_z(bars))
-    stamps = torch.from_numpy(windows.table.stamps[windows.rows(slice(None))].astype(np.int64))
+    stamps = torch.from_numpy(windows.table.stamps_at(windows.rows(slice(None))))
     exact = pair[1].encode(z)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -33,7 +33,7 @@ import psutil
 import torch
 
 from kronos_qlib.configs import PredictorConfig, SamplingConfig, TokenizerConfig
-from kronos_qlib.data.windows import WindowScale
+from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import key_of, path_uniforms, sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_qlib.version import __version__
 
 if TYPE_CHECKING:
+    from kronos_qlib.data.dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
@@ -24,6 +25,7 @@ __all__ = [
     "KronosModel",
     "KronosPredictor",
     "KronosTokenizer",
+    "WindowDataset",
     "__version__",
 ]
 
@@ -33,6 +35,7 @@ _HOME = {
     "KronosModel": "kronos_qlib.plugin.model",
     "KronosPredictor": "kronos_qlib.inference.predictor",
     "KronosTokenizer": "kronos_qlib.model.tokenizer",
+    "WindowDataset": "kronos_qlib.data.dataset",
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -39,6 +40,46 @@ class Golden:
 
     def pair(self) -> Pair:
         return KronosTokenizer.from_pretrained(self.folder), Kronos.from_pretrained(self.folder)
+
+
+@pytest.fixture(scope="session")
+def make_minutes() -> Callable[..., pd.DataFrame]:
+    """Builds a long table of 5-minute A-share bars, labelled by their close."""
+    return build_minutes
+
+
+def build_minutes(instruments: int = 3, days: int = 6, seed: int = 0) -> pd.DataFrame:
+    """Random walks from Monday 2024-06-17; every seventh bar after the first has no trade."""
+    rng = np.random.default_rng(seed)
+    sessions = [
+        pd.date_range("09:35", "11:30", freq="5min"),
+        pd.date_range("13:05", "15:00", freq="5min"),
+    ]
+    clock = [time - time.normalize() for session in sessions for time in session]
+    times = pd.DatetimeIndex(
+        [day + at for day in pd.bdate_range("2024-06-17", periods=days) for at in clock]
+    )
+    tables = []
+    for number in range(instruments):
+        close = 10 * np.exp(np.cumsum(rng.normal(0, 0.002, len(times))))
+        opened = np.concatenate(([10.0], close[:-1]))
+        spread = rng.uniform(0, 0.01, (2, len(times)))
+        volume = rng.integers(0, 50, len(times)) * 100.0
+        bars = pd.DataFrame(
+            {
+                "symbol": f"SH60000{number}",
+                "date": times,
+                "open": opened,
+                "high": np.maximum(opened, close) + spread[0],
+                "low": np.minimum(opened, close) - spread[1],
+                "close": close,
+                "volume": volume,
+                "amount": volume * (opened + close) / 2,
+                "factor": 1.0 + number,
+            }
+        )
+        tables.append(bars[(np.arange(len(times)) + number) % 7 != 6])
+    return pd.concat(tables, ignore_index=True)
 
 
 @pytest.fixture(params=["a", "b"])

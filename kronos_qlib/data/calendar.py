@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.exchanges import exchange_times
+from kronos_qlib.data.exchanges import check_exchange, exchange_times
 from kronos_qlib.errors import CalendarError, ConfigError
 
 Times = npt.NDArray[np.datetime64]
-BeyondCalendar = Literal["error", "weekdays"]
-"""What to do when a calendar ends before the last bar to come."""
+ENOUGH_PAST = 1000
+"""Times of a calendar from which the length of its bars and their labels are read off."""
 
 
 def stamps_of(times: Any) -> npt.NDArray[np.int64]:
@@ -58,9 +58,7 @@ def to_times(times: Any) -> Times:
     return array.astype("datetime64[ns]")
 
 
-def next_times(
-    calendar: Times, after: Times, count: int, beyond: BeyondCalendar = "error"
-) -> Times:
+def next_times(calendar: Times, after: Times, count: int, beyond: str = "error") -> Times:
     """The `count` bars that the calendar puts after each moment.
 
     A trader at that close knows the exchange's calendar, so this uses no future; which bars an
@@ -70,8 +68,9 @@ def next_times(
         calendar: (K,) sorted datetime64, reaching into the future.
         after: (B,) datetime64.
         count: bars to come.
-        beyond: "error", or "weekdays" to go on with Mondays to Fridays where the calendar ends
-            (whole days only; knows no holidays).
+        beyond: what to do where the calendar ends: "error"; "weekdays" to go on with Mondays to
+            Fridays (whole days only; knows no holidays); or an exchange's code such as "XSHG", to
+            go on as it does, see `future_times`.
 
     Returns:
         (B, count) datetime64[ns].
@@ -79,31 +78,57 @@ def next_times(
     Raises:
         CalendarError: the calendar ends too early.
     """
-    start = np.searchsorted(calendar, after, side="right")
-    short = int(start.max(initial=0)) + count - len(calendar)
-    if short > 0:
-        latest = np.datetime_as_string(np.max(after), unit="m")
-        last = np.datetime_as_string(calendar[-1], unit="m") if len(calendar) else "nothing"
-        if beyond == "error":
-            raise CalendarError(
-                f"the calendar ends at {last}, {short} bars short of the {count} that follow "
-                f"{latest}; extend it (Qlib's <freq>_future.txt; data_prep/csv_to_qlib.py writes "
-                "one), shorten the horizon, or allow weekdays beyond it (beyond_calendar: "
-                "weekdays)"
-            )
-        if not len(calendar):
-            raise CalendarError("the calendar is empty: weekdays have nothing to follow")
-        if (np.diff(calendar) < np.timedelta64(1, "D")).any():
-            raise CalendarError(
-                f"the calendar ends at {last} and has several bars a day: weekdays cannot extend it"
-            )
-        newest = pd.Timestamp(max(np.max(after), calendar[-1]))
-        end = newest + pd.offsets.BDay(count + 1)
-        more = pd.bdate_range(calendar[-1], end, normalize=False)
-        added = more.to_numpy().astype("datetime64[ns]")
-        calendar = np.concatenate((calendar, added[added > calendar[-1]]))
+    check_beyond(beyond)
+    calendar, after = calendar.astype("datetime64[ns]"), after.astype("datetime64[ns]")
+    while True:
         start = np.searchsorted(calendar, after, side="right")
-    return np.asarray(calendar[start[:, None] + np.arange(count)], dtype="datetime64[ns]")
+        short = int(start.max(initial=0)) + count - len(calendar)
+        if short <= 0:
+            return np.asarray(calendar[start[:, None] + np.arange(count)])
+        calendar = np.concatenate((calendar, _beyond(calendar, after, count, short, beyond)))
+
+
+def check_beyond(beyond: Any) -> None:
+    """Refuse a misspelt way of going on beyond a calendar before it is needed.
+
+    Raises:
+        ConfigError: it is neither "error" nor "weekdays", and no exchange has such a code.
+    """
+    if beyond in ("error", "weekdays"):
+        return
+    try:
+        check_exchange(beyond)
+    except ConfigError as bad:
+        raise ConfigError(
+            f"beyond_calendar must be 'error', 'weekdays' or an exchange's code, got {beyond!r}: "
+            f"{bad}"
+        ) from bad
+
+
+def _beyond(calendar: Times, after: Times, count: int, short: int, beyond: str) -> Times:
+    """What follows the calendar's end, `short` times at least."""
+    last = np.datetime_as_string(calendar[-1], unit="m") if len(calendar) else "nothing"
+    if beyond == "error":
+        latest = np.datetime_as_string(np.max(after), unit="m")
+        raise CalendarError(
+            f"the calendar ends at {last}, {short} bars short of the {count} that follow "
+            f"{latest}; extend it (Qlib's <freq>_future.txt; data_prep/csv_to_qlib.py writes "
+            "one), shorten the horizon, or say how to go on: beyond_calendar 'XSHG' (an "
+            "exchange's code) or 'weekdays'"
+        )
+    if not len(calendar):
+        raise CalendarError("the calendar is empty: there is nothing to go on from")
+    if beyond != "weekdays":
+        return exchange_times(calendar[-ENOUGH_PAST:], short, beyond)
+    if (np.diff(calendar) < np.timedelta64(1, "D")).any():
+        raise CalendarError(
+            f"the calendar ends at {last} and has several bars a day: weekdays cannot extend it, "
+            "an exchange's code can (beyond_calendar 'XSHG')"
+        )
+    newest = pd.Timestamp(max(np.max(after), calendar[-1]))
+    more = pd.bdate_range(calendar[-1], newest + pd.offsets.BDay(count + 1), normalize=False)
+    added = more.to_numpy().astype("datetime64[ns]")
+    return np.asarray(added[added > calendar[-1]])
 
 
 def future_times(

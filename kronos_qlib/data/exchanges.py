@@ -44,9 +44,7 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
             labels bars at open or close cannot be told and matters; or the calendar ends.
         ConfigError: no such exchange.
     """
-    if not isinstance(code, str):
-        raise ConfigError(f"exchange is a code such as 'XSHG', got {code!r}")
-    code = SAME_CALENDAR.get(code, code)
+    code = check_exchange(code)
     low, high = _bounds(code)
     first, last = past[[0, -1]].astype("datetime64[D]").tolist()
     if len(past) < 2:
@@ -94,6 +92,19 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
             "close cannot be told; give a past that reaches over one, or the bars to come"
         )
     return np.array(ahead[0])
+
+
+def check_exchange(code: Any) -> str:
+    """The code under which exchange-calendars has an exchange.
+
+    Raises:
+        ConfigError: it has none of that name.
+    """
+    if not isinstance(code, str):
+        raise ConfigError(f"exchange is a code such as 'XSHG', got {code!r}")
+    known: str = SAME_CALENDAR.get(code, code)
+    _kind(known)
+    return known
 
 
 def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:

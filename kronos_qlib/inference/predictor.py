@@ -15,7 +15,7 @@ import torch
 
 from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.windows import WindowScale
+from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.devices import pick_device, pick_dtype

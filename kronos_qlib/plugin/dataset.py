@@ -10,45 +10,58 @@ import numpy.typing as npt
 import pandas as pd
 from qlib.data import D
 from qlib.data.dataset import DatasetH
-from qlib.data.dataset.handler import DataHandlerLP
+from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib.log import get_module_logger
 
-from kronos_qlib.data.calendar import BeyondCalendar, next_times, stamps_of
-from kronos_qlib.data.windows import (
-    BarTable,
-    Spans,
-    Windows,
-    windows_to_score,
-    windows_to_train,
-)
+from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.dataset import Segment, WindowDataset, bounds_of
+from kronos_qlib.data.table import BarTable, Incomplete
+from kronos_qlib.data.windows import Spans, Windows
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.plugin.source import STORED, market_of, read_calendar, read_spans, read_table
+from kronos_qlib.schema import BAR_COLUMNS
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+FRAMES = tuple(DataHandlerLP.ATTR_MAP.values())
+"""Where Qlib keeps the frames of a handler: as loaded, to infer from, to learn from."""
 
 NEXT_DAY_RETURN = "Ref($close, -2) / Ref($close, -1) - 1"
 """Qlib's usual label: from the next close, where one can trade, to the close after."""
 
 
 class KronosHandler(DataHandlerLP):
-    """An instrument's bars and its label, read from Qlib storage.
+    """An instrument's bars and its label, read from Qlib storage when they are first asked for.
 
-    Bars are read as they are stored, by Qlib's convention: prices adjusted (raw x factor),
-    volume adjusted (raw / factor), amount in money as traded. A suspended day (no prices) is no
-    bar. The frame that `fetch` returns holds bars in col_set "feature" and the label in "label",
-    for the instruments in the universe at that time; windows may reach further back. It takes no
-    processors: a window is normalised by its own lookback, in the model.
+    Bars are read as they are stored, by Qlib's convention: prices adjusted (raw x factor), volume
+    adjusted (raw / factor), so that neither jumps at a split and their product stays money;
+    amount in money as traded. Forward-adjusted prices are rescaled when a later split comes; a
+    window is not, being normalised by its own lookback. A suspended day (no prices) is no bar.
+
+    `bars` is for windows: read straight from the provider's files where they are local. The frame
+    that `fetch` returns holds bars in col_set "feature" and the label in "label", by Qlib's own
+    loader, for the instruments in the universe at that time; windows may reach further back. It
+    takes no processors: a window is normalised by its own lookback, in the model.
 
     Args:
         instruments: a market's name, a Qlib stock pool, or a list of instruments.
-        start_time, end_time: what `fetch` covers; None leaves it open.
-        freq: "day", "1min", ...
+        start_time, end_time: what `fetch` covers, and where windows end; None leaves it open.
+        freq: "day", "1min", "5min".
         label: a Qlib expression.
         history_days: calendar days before `start_time` that windows may reach into. None reads
             all there is, so that a window of an instrument long suspended is complete.
+        fields: where columns come from if not from the field of their name, as fields or Qlib
+            expressions: {"amount": "$volume * $vwap"}. With an expression all bars are read
+            through `D.features`, some 40 times slower.
+        raw_volume: multiply volume by $factor: the shares that changed hands, with a jump at
+            every split.
+        incomplete: a bar that has some values and lacks others is an "error", or is left out as
+            if suspended ("skip"), with a count in the log.
 
     Raises:
-        BarDataError: the universe is empty, or a bar is incomplete (names instrument and time).
+        BarDataError: when bars are read: the universe is empty, or a bar is incomplete (names
+            instrument and time).
+        ConfigError: a setting cannot work.
     """
 
     def __init__(
@@ -59,15 +72,28 @@ class KronosHandler(DataHandlerLP):
         freq: str = "day",
         label: str = NEXT_DAY_RETURN,
         history_days: int | None = None,
+        fields: Mapping[str, str] | None = None,
+        raw_volume: bool = False,
+        incomplete: Incomplete = "error",
     ) -> None:
+        strange = sorted(set(fields or {}) - set(BAR_COLUMNS))
+        if strange:
+            raise ConfigError(
+                f"fields: a bar has no {', '.join(strange)}; it has {', '.join(BAR_COLUMNS)}"
+            )
+        if incomplete not in ("error", "skip"):
+            raise ConfigError(f"incomplete must be 'error' or 'skip', got {incomplete!r}")
         self.freq = freq
         self.label = label
         self.history_days = history_days
+        self.fields = {**STORED, **(fields or {})}
+        self.raw_volume = raw_volume
+        self.incomplete = incomplete
         loader = {
             "class": "QlibDataLoader",
             "kwargs": {
                 "config": {
-                    "feature": ([f"${name}" for name in BAR_COLUMNS], list(BAR_COLUMNS)),
+                    "feature": (list(self._columns().values()), list(BAR_COLUMNS)),
                     "label": ([label], ["LABEL0"]),
                 },
                 "freq": freq,
@@ -78,12 +104,30 @@ class KronosHandler(DataHandlerLP):
             start_time=start_time,
             end_time=end_time,
             data_loader=loader,
+            init_data=False,
         )
+        self.setup_data()
 
-    def setup_data(self, *args: Any, **kwargs: Any) -> None:
-        super().setup_data(*args, **kwargs)
+    def setup_data(self, init_type: str = DataHandlerLP.IT_FIT_SEQ, **kwargs: Any) -> None:
+        """Forget what was read; bars and frame are read again when asked for.
+
+        Qlib calls this after `config` has moved the handler's times. Reading late, a model that
+        uses windows alone never waits for Qlib's loader.
+        """
+        for name in FRAMES:
+            self.__dict__.pop(name, None)
         self._bars: BarTable | None = None
         self._spans: Spans | None = None
+        self._calendar: Times | None = None
+        self._setup: dict[str, Any] = {"init_type": init_type, **kwargs}
+
+    def __getattr__(self, name: str) -> Any:
+        """The frames behind `fetch`, which Qlib finds under these names, read when first used."""
+        if name not in FRAMES:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        with market_of(self.instruments):
+            super().setup_data(**self.__dict__.get("_setup", {}))  # a pickle may have left it out
+        return self.__dict__[name]
 
     @property
     def bars(self) -> BarTable:
@@ -96,146 +140,168 @@ class KronosHandler(DataHandlerLP):
     @property
     def spans(self) -> Spans | None:
         """When each instrument is in the universe; None for a plain list: always."""
-        if getattr(self, "_spans", None) is None and not isinstance(
-            self.instruments, (list, tuple)
-        ):
-            self._spans = D.list_instruments(self._pool(), freq=self.freq, as_list=False)
-        return getattr(self, "_spans", None)
+        if getattr(self, "_spans", None) is None:
+            self._spans = read_spans(self.instruments, self.freq)
+        return self._spans
 
-    def _pool(self) -> Any:
-        if isinstance(self.instruments, str):
-            return D.instruments(self.instruments)
-        return self.instruments
+    @property
+    def calendar(self) -> Times:
+        """Moments of the exchange, as far into the future as the storage knows them."""
+        if getattr(self, "_calendar", None) is None:
+            self._calendar = read_calendar(self.freq, future=True)
+        assert self._calendar is not None
+        return self._calendar
 
     def _read_bars(self) -> BarTable:
         spans = self.spans
         names = sorted(self.instruments if spans is None else spans)
         if not names:
             raise BarDataError(f"the universe {self.instruments!r} has no instruments")
-        first = self.start_time
-        if first is not None and self.history_days is not None:
-            first = pd.Timestamp(first) - pd.Timedelta(days=self.history_days)
-        elif self.history_days is None:
-            first = None
-        # A list of names, not the market: Qlib would cut each history where the span begins.
-        frame = D.features(
-            names, [f"${name}" for name in BAR_COLUMNS], first, self.end_time, freq=self.freq
+        first = None
+        if self.start_time is not None and self.history_days is not None:
+            first = pd.Timestamp(self.start_time) - pd.Timedelta(days=self.history_days)
+        return read_table(
+            names,
+            self.freq,
+            fields=self.fields,
+            raw_volume=self.raw_volume,
+            first=first,
+            last=self.end_time,
+            incomplete=self.incomplete,
         )
-        frame.columns = list(BAR_COLUMNS)
-        return BarTable.from_frame(_fill_absent_columns(frame))
+
+    def _columns(self) -> dict[str, str]:
+        """Qlib's expression for each column of a bar."""
+        volume = self.fields["volume"]
+        return {**self.fields, "volume": f"({volume}) * $factor" if self.raw_volume else volume}
 
 
 class KronosDataset(DatasetH):
-    """Segments to windows of `lookback` bars, each an instrument's real bars in a row.
+    """A Qlib dataset that also has windows: see `WindowDataset`, which makes them.
 
-    A window belongs to the day of its last bar, if the instrument is in the universe that day.
-    For training, a window and its horizon lie within the segment's end, and only bars inside the
-    segment are targets, so segments share none (see `windows_to_train`).
-
-    `prepare` is Qlib's: frames of col_set "feature" and "label" from the handler.
+    `prepare` is Qlib's: frames from the handler. Any handler will do, so that one dataset and one
+    run serve Kronos and a model of tables: with Alpha158, `prepare` returns Alpha158's features
+    and label, and windows are of the same instruments' bars.
 
     Args:
-        handler: a `KronosHandler` or its config.
+        handler: a `KronosHandler` or its config, or any other handler or its config.
         segments: name to (first, last), both inclusive.
-        lookback: bars a window needs. horizon: bars to forecast.
+        lookback: bars a window sees; with `min_bars`, at most.
+        horizon: bars to forecast.
+        min_bars: bars a window needs; None: exactly `lookback`.
         max_age_days: calendar days a window's oldest bar may lie before its last; None for any.
-        beyond_calendar: "error", or "weekdays" to go on with Mondays to Fridays where Qlib's
-            future calendar ends.
+        beyond_calendar: where Qlib's future calendar ends: "error"; an exchange's code such as
+            "XSHG", to go on as exchange-calendars says; or "weekdays".
+        bar_handler: beside another handler, settings of the `KronosHandler` that reads bars;
+            its instruments (filtered alike), freq, start_time and end_time follow that handler
+            unless given here.
     """
 
     def __init__(
         self,
-        handler: KronosHandler | Mapping[str, Any],
+        handler: DataHandler | Mapping[str, Any],
         segments: Mapping[str, Any],
         lookback: int = 90,
         horizon: int = 10,
         max_age_days: int | None = None,
-        beyond_calendar: BeyondCalendar = "error",
+        beyond_calendar: str = "error",
+        min_bars: int | None = None,
+        bar_handler: Mapping[str, Any] | None = None,
     ) -> None:
-        if lookback < 2 or horizon < 1:
-            raise ConfigError(
-                f"a window needs lookback >= 2 and horizon >= 1, got {lookback} and {horizon}"
-            )
-        if beyond_calendar not in ("error", "weekdays"):
-            raise ConfigError(
-                f"beyond_calendar must be 'error' or 'weekdays', got {beyond_calendar!r}"
-            )
         self.lookback = lookback
         self.horizon = horizon
+        self.min_bars = min_bars
         self.max_age_days = max_age_days
         self.beyond_calendar = beyond_calendar
+        self._check_settings()
         super().__init__(handler=handler, segments=dict(segments))
+        self.bar_settings = dict(bar_handler or {})
         if not isinstance(self.handler, KronosHandler):
-            raise ConfigError(
-                f"KronosDataset needs a KronosHandler, got {type(self.handler).__name__}"
-            )
+            self.bar_handler = self._make_bar_handler()
+        elif bar_handler is None:
+            self.bar_handler = self.handler
+        else:
+            raise ConfigError("bar_handler goes with another handler; KronosHandler has the bars")
 
-    def windows(self, segment: str | slice | tuple[Any, Any] = "test") -> Windows:
+    def config(self, handler_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Qlib's: moves handler and segments in time; the bars' handler follows."""
+        super().config(handler_kwargs=handler_kwargs, **kwargs)
+        if handler_kwargs is not None and self.bar_handler is not self.handler:
+            self.bar_handler.config(**handler_kwargs)
+
+    def setup_data(self, handler_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Qlib's: reads again after `config`."""
+        super().setup_data(handler_kwargs=handler_kwargs, **kwargs)
+        if handler_kwargs is not None and self.bar_handler is not self.handler:
+            self.bar_handler.setup_data(**handler_kwargs)
+
+    @property
+    def source(self) -> WindowDataset:
+        """The windows' side of it, which knows no Qlib."""
+        return WindowDataset(
+            table=self.bar_handler.bars,
+            segments=self.segments,
+            lookback=self.lookback,
+            horizon=self.horizon,
+            min_bars=self.min_bars,
+            max_age_days=self.max_age_days,
+            spans=self.bar_handler.spans,
+            calendar=self.bar_handler.calendar,
+            beyond_calendar=self.beyond_calendar,
+        )
+
+    def windows(self, segment: Segment = "test") -> Windows:
         """Windows to score: those whose last bar lies in the segment. Needs no later bar."""
-        first, last = self.bounds(segment)
-        return windows_to_score(
-            self.handler.bars,
-            self.lookback,
-            first,
-            last,
-            self.handler.spans,
-            self.max_age_days,
-        )
+        return self.source.windows(segment)
 
-    def training_windows(self, segment: str | slice | tuple[Any, Any] = "train") -> Windows:
+    def training_windows(self, segment: Segment = "train") -> Windows:
         """Windows to train on: those whose horizon lies in the segment, with that horizon."""
-        first, last = self.bounds(segment)
-        return windows_to_train(
-            self.handler.bars,
-            self.lookback,
-            self.horizon,
-            first,
-            last,
-            self.handler.spans,
-            self.max_age_days,
-        )
+        return self.source.training_windows(segment)
 
     def future_stamps(self, windows: Windows) -> npt.NDArray[np.int64]:
-        """(N, horizon, 5) time fields of the bars that the exchange's calendar puts next.
+        """(N, horizon, 5) time fields of the bars to come, see `WindowDataset.future_times`."""
+        return self.source.future_stamps(windows)
 
-        Not those of the bars that came: an instrument may have been suspended, which nobody knew.
-        Within the data the calendar is the exchange's as it came to be, holidays included; past
-        its end it is what `<freq>_future.txt` says.
-
-        Raises:
-            CalendarError: Qlib's future calendar ends too early.
-        """
-        calendar = np.asarray(
-            D.calendar(freq=self.handler.freq, future=True), dtype="datetime64[ns]"
-        )
-        ends = windows.table.times[windows.ends]
-        return stamps_of(next_times(calendar, ends, self.horizon, self.beyond_calendar))
-
-    def bounds(self, segment: str | slice | tuple[Any, Any]) -> tuple[Any, Any]:
+    def bounds(self, segment: Segment) -> tuple[Any, Any]:
         """First and last moment of a segment, by name, slice or pair."""
-        chosen: Any = segment
-        if isinstance(segment, str):
-            if segment not in self.segments:
-                raise ConfigError(
-                    f"no segment {segment!r}; there are {', '.join(self.segments) or 'none'}"
-                )
-            chosen = self.segments[segment]
-        if isinstance(chosen, slice):
-            return chosen.start, chosen.stop
-        first, last = chosen
-        return first, last
+        return bounds_of(self.segments, segment)
+
+    def _make_bar_handler(self) -> KronosHandler:
+        names = ("instruments", "start_time", "end_time")
+        followed = {name: getattr(self.handler, name) for name in names}
+        if followed["instruments"] is None:
+            followed["instruments"] = "all"  # as Qlib's loader takes it
+        loader = getattr(self.handler, "data_loader", None)
+        if isinstance(freq := getattr(loader, "freq", None), str):
+            followed["freq"] = freq
+        filters = getattr(loader, "filter_pipe", None)
+        if filters and isinstance(followed["instruments"], str):
+            followed["instruments"] = D.instruments(followed["instruments"], filters)
+        return KronosHandler(**{**followed, **self.bar_settings})
+
+    def _check_settings(self) -> None:
+        """Before anything is read; the same checks as of the windows' side."""
+        WindowDataset(
+            table=BarTable.empty(),
+            segments={},
+            lookback=self.lookback,
+            horizon=self.horizon,
+            min_bars=self.min_bars,
+            max_age_days=self.max_age_days,
+            beyond_calendar=self.beyond_calendar,
+        )
 
 
-def _fill_absent_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Volume as zeros, amount as volume x mean price, where the storage has no such field."""
-    for name in ("volume", "amount"):
-        if len(frame) and frame[name].isna().all():
-            if name == "volume":
-                filled = pd.Series(0.0, index=frame.index)
-                how = "zeros"
-            else:
-                filled = frame["volume"] * frame[list(PRICE_COLUMNS)].mean(axis=1)
-                how = "volume x the mean of the four prices"
-            logger.warning(f"the storage has no ${name}: taken as {how}")
-            frame = frame.assign(**{name: filled})
-    return frame
+def _allow_pickles() -> None:
+    """Put our classes on the list of what Qlib's main branch unpickles; 0.9.7 has no such list."""
+    try:
+        from qlib.utils.pickle_utils import add_safe_class
+    except ImportError:
+        return
+    for kind in (KronosHandler, KronosDataset, BarTable):
+        add_safe_class(kind.__module__, kind.__name__)
+    # What a handler reads its frame by; the list has only Qlib's static loader.
+    add_safe_class("qlib.data.dataset.loader", "QlibDataLoader")
+
+
+_allow_pickles()

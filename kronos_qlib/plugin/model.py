@@ -14,6 +14,8 @@ from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
 from kronos_qlib.configs import SamplingConfig, TrainingConfig, from_mapping
+from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.windows import end_of_day
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.log import progress
 from kronos_qlib.plugin.dataset import KronosDataset
@@ -124,7 +126,7 @@ class KronosModel(ModelFT):
             self._predictor = self._load()
         return self._predictor
 
-    def fit(self, dataset: KronosDataset, reweighter: Any = None) -> None:
+    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: Any = None) -> None:
         """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
 
         Raises:
@@ -140,7 +142,7 @@ class KronosModel(ModelFT):
             return
         self._train(dataset)
 
-    def finetune(self, dataset: KronosDataset) -> None:
+    def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
         """Train on from the weights it has now.
 
         Raises:
@@ -151,7 +153,9 @@ class KronosModel(ModelFT):
         self._train(dataset)
 
     def predict(
-        self, dataset: KronosDataset, segment: str | slice | tuple[Any, Any] = "test"
+        self,
+        dataset: KronosDataset | WindowDataset,
+        segment: str | slice | tuple[Any, Any] = "test",
     ) -> pd.Series:
         """Mean predicted close over the horizon and all paths / last close - 1.
 
@@ -163,35 +167,41 @@ class KronosModel(ModelFT):
             BarDataError: the segment has no complete window.
             CalendarError: the calendar does not reach a horizon past the segment.
         """
-        _check_dataset(dataset)
-        windows = dataset.windows(segment)
+        source = _source_of(dataset)
+        windows = source.windows(segment)
         if not len(windows):
-            raise BarDataError(_no_windows(dataset, segment))
+            raise BarDataError(_no_windows(source, segment, windows.dropped))
+        logger.info(f"{len(windows)} windows to score{_told(windows.dropped)}")
         context = self.predictor.max_context
-        if dataset.lookback > context:
+        if source.lookback > context:
             logger.warning(
-                f"the network sees {context} bars at once: of each lookback of {dataset.lookback} "
+                f"the network sees {context} bars at once: of each lookback of {source.lookback} "
                 f"only the last {context}, normalised by all of it"
             )
-        stamps_ahead = dataset.future_stamps(windows)  # all at once: a short calendar fails early
+        days = windows.moments()
+        newest = windows.take(np.array([day.start for day in days]))
+        stamps_ahead = source.future_stamps(newest)  # all at once: a short calendar fails early
         scores = np.empty(len(windows), dtype=np.float64)
         # A matrix product rounds by its shape, so a batch is one day's windows: a day scored
         # alone, in a backtest, or before later bars existed gets the same bits, as long as the
         # calendar says the same of the days to come.
-        days = windows.moments()
-        for part in progress(days, "Kronos forecasts", unit="day", show=self.show_progress):
-            scores[part] = self._score(windows.take(part), stamps_ahead[part])
+        for number, day in enumerate(
+            progress(days, "Kronos forecasts", unit="day", show=self.show_progress)
+        ):
+            for which, group in windows.take(day).by_length():
+                scores[day.start + which] = self._score(group, stamps_ahead[number])
         return pd.Series(scores, index=windows.index, name="score").sort_index()
 
     def _score(
         self, windows: Windows, stamps_ahead: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
+        """Scores of windows of one length and one day, whose bars to come have these stamps."""
         rows = windows.rows(slice(None))
         paths = self.predictor.paths(
             windows.table.values[rows],
-            windows.table.stamps[rows],
-            stamps_ahead,
-            stamps_ahead.shape[1],
+            windows.table.stamps_at(rows),
+            np.broadcast_to(stamps_ahead, (len(windows), *stamps_ahead.shape)),
+            len(stamps_ahead),
             T=self.sampling.temperature,
             top_k=self.sampling.top_k,
             top_p=self.sampling.top_p,
@@ -217,26 +227,27 @@ class KronosModel(ModelFT):
         tokenizer.save_pretrained(Path(path) / "tokenizer")
         self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
 
-    def _train(self, dataset: KronosDataset) -> None:
+    def _train(self, dataset: KronosDataset | WindowDataset) -> None:
         from kronos_qlib.model.checkpoint import to_bytes
         from kronos_qlib.training.batches import Segment
         from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
-        _check_dataset(dataset)
-        _check_segments(dataset)
-        bars = dataset.lookback + dataset.horizon
+        source = _source_of(dataset)
+        _check_segments(source)
+        bars = source.lookback + source.horizon
         if bars - 1 > self.predictor.max_context:
             raise ConfigError(
-                f"windows of {dataset.lookback} + {dataset.horizon} bars train {bars - 1} "
+                f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} "
                 f"positions at once and {self.checkpoint} attends to "
                 f"{self.predictor.max_context}; shorten lookback or horizon"
             )
         net, tokenizer = self.predictor.model, self.predictor.tokenizer
         training, validation = (
-            Segment(dataset.training_windows(name), dataset.bounds(name)[0])
+            Segment(source.training_windows(name), source.bounds(name)[0])
             for name in ("train", "valid")
         )
-        logger.info(f"{len(training)} windows to train on, {len(validation)} to validate by")
+        for name, part in (("train on", training), ("validate by", validation)):
+            logger.info(f"{len(part)} windows to {name}{_told(part.windows.dropped)}")
         if self.training.tokenizer is not None:
             step = TokenizerStep(tokenizer)
             self._run_stage("tokenizer", step, self.training.tokenizer, training, validation)
@@ -321,46 +332,68 @@ class KronosModel(ModelFT):
             half.load_state_dict(weights)
 
 
-def _check_dataset(dataset: Any) -> None:
-    if not isinstance(dataset, KronosDataset):
-        raise ConfigError(
-            f"KronosModel reads windows of bars from a KronosDataset, got {type(dataset).__name__}"
-        )
+def _source_of(dataset: Any) -> WindowDataset:
+    """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone."""
+    if isinstance(dataset, KronosDataset):
+        return dataset.source
+    if isinstance(dataset, WindowDataset):
+        return dataset
+    raise ConfigError(
+        "KronosModel reads windows of bars from a KronosDataset or a WindowDataset, got "
+        f"{type(dataset).__name__}; KronosDataset takes any handler, Alpha158 among them"
+    )
 
 
-def _check_segments(dataset: KronosDataset) -> None:
+def _check_segments(source: WindowDataset) -> None:
     """Refuse, before any work, segments from which no honest test can follow."""
-    order = [name for name in ("train", "valid", "test") if name in dataset.segments]
+    order = [name for name in ("train", "valid", "test") if name in source.segments]
     for name in order:
-        first, last = dataset.bounds(name)
+        first, last = source.bounds(name)
         if first is not None and last is not None and pd.Timestamp(first) > pd.Timestamp(last):
             raise ConfigError(f"the segment {name} ends at {last}, before it begins at {first}")
     for earlier, later in pairwise(order):
-        end, begin = dataset.bounds(earlier)[1], dataset.bounds(later)[0]
-        if end is None or begin is None or pd.Timestamp(end) >= pd.Timestamp(begin):
+        end, begin = source.bounds(earlier)[1], source.bounds(later)[0]
+        if end is None or begin is None or end_of_day(end) >= np.datetime64(pd.Timestamp(begin)):
             raise ConfigError(
                 f"the segment {earlier} ends at {end} and {later} begins at {begin}: what is "
                 "learned or chosen on one would be known in the next; let each end before the "
                 "following one begins"
             )
-    if "test" in order and not len(dataset.windows("test")):
-        raise BarDataError(_no_windows(dataset, "test"))
+    if "test" in order and not len(tested := source.windows("test")):
+        raise BarDataError(_no_windows(source, "test", tested.dropped))
 
 
-def _no_windows(dataset: KronosDataset, segment: str | slice | tuple[Any, Any]) -> str:
-    first, last = dataset.bounds(segment)
-    times = dataset.handler.bars.times
+def _no_windows(
+    source: WindowDataset,
+    segment: str | slice | tuple[Any, Any],
+    dropped: Mapping[str, int],
+) -> str:
+    first, last = source.bounds(segment)
+    least = source.min_bars or source.lookback
     return (
-        f"no instrument of the universe has {dataset.lookback} bars up to a day from {first} to "
-        f"{last}; the bars go from {times.min().astype('datetime64[D]')} to "
-        f"{times.max().astype('datetime64[D]')}: move the segment, shorten the lookback, or widen "
-        "the handler's start_time and end_time"
+        f"no instrument of the universe has {least} bars up to a day from {first} to {last}"
+        f"{_told(dropped)}; the bars go from {_reach(source)}: move the segment, shorten the "
+        "lookback, or widen the handler's start_time and end_time"
     )
+
+
+def _reach(source: WindowDataset) -> str:
+    places = source.table.places
+    first, last = source.table.calendar[[places.min(), places.max()]].astype("datetime64[D]")
+    return f"{first} to {last}"
+
+
+def _told(dropped: Mapping[str, int]) -> str:
+    """What became of the other candidates, for the log."""
+    if not dropped:
+        return ""
+    return " (none for " + ", ".join(f"{count}: {why}" for why, count in dropped.items()) + ")"
 
 
 def _log_to_active_run(metrics: dict[str, float], step: int) -> None:
     """Into the MLflow run that Qlib has open, if any: a model may be fitted outside a workflow."""
     from qlib.workflow import R
 
-    if R.exp_manager.active_experiment is not None:
+    # Without qlib.init, as with bars from a file, there is no recorder to ask.
+    if getattr(R, "_provider", None) is not None and R.exp_manager.active_experiment is not None:
         R.log_metrics(step=step, **metrics)

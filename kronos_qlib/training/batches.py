@@ -8,32 +8,44 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor
 
-from kronos_qlib.data.windows import Windows, WindowScale
+from kronos_qlib.data.gather import WindowBatch, gather
+from kronos_qlib.data.shuffle import Shuffle
+from kronos_qlib.data.windows import Windows
+from kronos_qlib.errors import ConfigError
+
+Ints = npt.NDArray[np.int64]
+
+AHEAD = 8192
+"""Windows that are shuffled at a time."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch of windows, ready for a loss.
+    """A batch of windows, ready for a loss; see `WindowBatch` for windows of unequal length.
 
     z: (B, T, 6) float32, normalised by each window's lookback.
     stamps: (B, T, 5) int64.
     counted: (B, T) bool, the bars inside the segment: the ones a loss may count.
-    windows: where they came from, to be named in an error.
     """
 
     z: Tensor
     stamps: Tensor
     counted: Tensor
-    windows: Windows
+
+    def __len__(self) -> int:
+        return len(self.z)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The windows of one segment and its first moment: no loss counts an earlier bar."""
+    """The windows of one segment and its first moment: no loss counts an earlier bar.
+
+    `segment[which]` makes it a map-style data set of batches, for torch's loader:
+    `DataLoader(segment, batch_size=None, sampler=list(sampler.epoch(1)), num_workers=2)`.
+    """
 
     windows: Windows
     first: Any = None
@@ -41,49 +53,100 @@ class Segment:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def batch(self, which: npt.NDArray[np.int64], device: torch.device) -> TrainingBatch:
-        """Gather and normalise the chosen windows."""
-        windows = self.windows
-        rows = windows.rows(which)
-        bars = windows.table.values[rows]
-        scale = WindowScale.of(bars[:, : windows.lookback])
-        counted = np.ones(rows.shape, dtype=bool)
-        if self.first is not None:
-            first = np.datetime64(pd.Timestamp(self.first), "ns")
-            counted = windows.table.times[rows] >= first
-        return TrainingBatch(
-            z=torch.from_numpy(scale.to_z(bars)).to(device),
-            stamps=torch.from_numpy(windows.table.stamps[rows].astype(np.int64)).to(device),
-            counted=torch.from_numpy(counted).to(device),
-            windows=windows.take(which),
-        )
+    def __getitem__(self, which: Ints) -> TrainingBatch:
+        return self.batch(which)
+
+    def memory(self, size: int) -> WindowBatch:
+        """Room for batches of up to `size` windows, for `batch`."""
+        return WindowBatch.empty(size, self.windows.lookback + self.windows.ahead)
+
+    def batch(
+        self,
+        which: Ints,
+        device: torch.device | str = "cpu",
+        out: WindowBatch | None = None,
+    ) -> TrainingBatch:
+        """Gather and normalise the chosen windows.
+
+        Args:
+            which: (B,) places among the windows.
+            out: room to fill, which must not be filled again while the batch is in use: on a CPU
+                the tensors are that room. None takes new room.
+        """
+        filled = gather(self.windows, which, first=self.first, out=out)
+        arrays = (filled.z, filled.stamps, filled.counted)
+        return TrainingBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def evenly(self, most: int) -> Segment:
-        """At most `most` of the windows, evenly spaced in (time, instrument) order."""
+        """At most `most` of the windows, evenly spaced in (time, instrument) order.
+
+        Spaced by instrument they might all fall on the same few days.
+        """
         if len(self) <= most:
             return self
         which = np.linspace(0, len(self) - 1, most).round().astype(np.int64)
-        return Segment(self.windows.take(which), self.first)
+        return Segment(self.windows.by_time().take(which), self.first)
 
 
 class EpochSampler:
     """Every window once per epoch, in one shuffle that (seed, epoch) decides.
 
     The published data set draws inside `__getitem__` from a generator that loader workers share,
-    so each worker repeats the others' windows (fault 3).
+    so each worker repeats the others' windows (fault 3). Here batches are made in one place, and
+    workers are told which windows to gather.
+
+    Ranks (processes that train together) share the shuffle and split every batch, so that they
+    take the steps of one process with the same batch size, on the same windows. The last batch of
+    an epoch may be smaller, and some ranks' parts of it smaller than others', or empty.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, limit: int | None = None) -> None:
-        """Args: limit: windows per epoch; a fresh sample without repeats each epoch."""
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        limit: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """
+        Args:
+            size: windows there are.
+            batch_size: windows of a step, of all ranks together.
+            limit: windows per epoch; a fresh sample without repeats each epoch. None for all.
+            rank: which of the `ranks` this is, from 0.
+
+        Raises:
+            ConfigError: a number cannot work.
+        """
+        if size < 1 or batch_size < 1 or (limit is not None and limit < 1):
+            raise ConfigError(
+                f"windows, batch_size and limit must be at least 1, got {size}, {batch_size} and "
+                f"{limit}"
+            )
+        if not 0 <= rank < ranks:
+            raise ConfigError(f"rank must lie from 0 to {ranks - 1}, got {rank}")
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.ranks = rank, ranks
         self.count = size if limit is None else min(size, limit)
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return -(-self.count // self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[npt.NDArray[np.int64]]:
-        """The batches of an epoch, as places among the windows."""
-        order = np.random.default_rng((self.seed, number)).permutation(self.size)[: self.count]
-        for start in range(0, self.count, self.batch_size):
-            yield np.sort(order[start : start + self.batch_size])
+    def epoch(self, number: int, start: int = 0) -> Iterator[Ints]:
+        """This rank's parts of an epoch's batches, as places among the windows.
+
+        Args:
+            start: batches to pass over: those that a run has done before it was stopped.
+        """
+        shuffle = Shuffle(self.size, self.seed, number)
+        stretch = self.batch_size * max(1, AHEAD // self.batch_size)
+        for begin in range(start * self.batch_size, self.count, stretch):
+            # Many at once: a shuffle costs about as much for one batch as for a hundred.
+            chosen = shuffle(np.arange(begin, min(begin + stretch, self.count)))
+            for first in range(0, len(chosen), self.batch_size):
+                batch = chosen[first : first + self.batch_size]
+                # In order: neighbours in the table are read together. The batch is the same.
+                yield np.sort(batch)[self.rank :: self.ranks]

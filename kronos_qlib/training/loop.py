@@ -80,6 +80,7 @@ def train(
         optimizer, lambda done: one_cycle(done, total, config.warmup_share)
     )
     rng = torch.Generator(device).manual_seed(config.seed)
+    room = training.memory(config.batch_size)
 
     row = {"epoch": 0.0, **evaluate(step, chosen, config, device)}
     history, best, best_epoch = [row], _copy_weights(net), 0
@@ -99,9 +100,9 @@ def train(
                 show=show_progress,
             )
             for which in batches:
-                batch = training.batch(which, device)
+                batch = training.batch(which, device, room)
                 losses = step.losses(batch, rng)
-                check_finite(losses, batch)
+                check_finite(losses, training.windows.take(which))
                 optimizer.zero_grad(set_to_none=True)
                 losses["loss"].backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
@@ -149,11 +150,13 @@ def evaluate(
     rng = torch.Generator(device).manual_seed(config.seed)
     sums: dict[str, float] = defaultdict(float)
     bars = 0
-    size = 4 * config.batch_size
+    size = min(4 * config.batch_size, len(segment))
+    room = segment.memory(size)
     for start in range(0, len(segment), size):
-        batch = segment.batch(np.arange(start, min(start + size, len(segment))), device)
+        which = np.arange(start, min(start + size, len(segment)))
+        batch = segment.batch(which, device, room)
         losses = step.losses(batch, rng)
-        check_finite(losses, batch)
+        check_finite(losses, segment.windows.take(which))
         weight = step.targets(batch)
         bars += weight
         for name, value in losses.items():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -131,8 +132,11 @@ class PredictorStep:
 Step = TokenizerStep | PredictorStep
 
 
-def check_finite(losses: Losses, batch: TrainingBatch) -> None:
+def check_finite(losses: Losses, windows: Windows) -> None:
     """Stop a run whose loss is no number.
+
+    Args:
+        windows: those of the batch, to be named.
 
     Raises:
         TrainingError: names the batch's first windows, or what a criterion gave instead of a loss.
@@ -148,8 +152,8 @@ def check_finite(losses: Losses, batch: TrainingBatch) -> None:
             f"{getattr(losses['loss'], 'shape', losses['loss'])!r}"
         )
     if not torch.isfinite(losses["loss"]):
-        names = batch.windows.describe(slice(0, 5))
+        names = windows.describe(slice(0, 5))
         raise TrainingError(
-            f"the loss became {losses['loss'].item()} on a batch of {len(batch.windows)} windows "
+            f"the loss became {losses['loss'].item()} on a batch of {len(windows)} windows "
             f"that begins with {', '.join(names)}; lower the learning rate or check these bars"
         )

@@ -228,6 +228,31 @@ def test_the_score_is_the_mean_predicted_close_over_the_last_close(provider):
     np.testing.assert_allclose(scores, 0.20, rtol=1e-5)
 
 
+def test_a_young_share_is_scored_with_what_it_has_and_others_as_before(provider, bars, tmp_path):
+    """Variable lookback: a window of 20 bars is the same whether 20 or 30 were asked for."""
+    folder, young = tmp_path / "qlib", sorted(bars["symbol"].unique())[0]
+    listed = bars[(bars["symbol"] != young) | (bars["date"] >= "2020-09-21")]
+    write_provider(listed, folder, benchmark="BENCH", future_bars=20)
+    segments = {"test": ("2020-10-16", "2020-10-26")}
+    model = model_of()
+    full = model.predict(dataset_of(folder, segments=segments))
+    both = model.predict(dataset_of(folder, segments=segments, min_bars=20))
+    assert young not in full.index.get_level_values("instrument")
+    assert both.reindex(full.index).equals(full)
+    extra = both.drop(full.index)
+    assert set(extra.index.get_level_values("instrument")) == {young}
+    own = listed.loc[listed["symbol"] == young, "date"]
+    for day in extra.index.get_level_values("datetime"):
+        seen = int((own <= day).sum())
+        assert 20 <= seen < LOOKBACK
+        dataset = dataset_of(folder, segments=segments)
+        dataset.lookback = seen
+        alone = model.predict(dataset, (day, day))
+        assert alone[(day, young)] == pytest.approx(extra[(day, young)], rel=1e-5)
+    dropped = dataset_of(folder, segments=segments, min_bars=20).windows("test").dropped
+    assert dropped.get("too few bars before", 0) < len(own)
+
+
 def test_labels_come_with_the_dataset(provider, bars):
     dataset = dataset_of(provider)
     labels = dataset.prepare("test", col_set="label", data_key="raw")
@@ -320,7 +345,7 @@ def test_training_the_tokenizer_alone_is_refused():
 
 
 def test_another_dataset_is_refused():
-    with pytest.raises(ConfigError, match="KronosDataset, got SimpleNamespace"):
+    with pytest.raises(ConfigError, match="or a WindowDataset, got SimpleNamespace"):
         model_of().predict(types.SimpleNamespace())
 
 
@@ -392,9 +417,9 @@ def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, monk
         path.unlink()
     said: list[str] = []
     monkeypatch.setattr(
-        "kronos_qlib.plugin.dataset.logger", types.SimpleNamespace(warning=said.append)
+        "kronos_qlib.plugin.source.logger", types.SimpleNamespace(warning=said.append)
     )
     table = dataset_of(folder).handler.bars
     prices = table.values[:, :4].astype(np.float64).mean(axis=1)
     np.testing.assert_allclose(table.values[:, 5], table.values[:, 4] * prices, rtol=1e-4)
-    assert said == ["the storage has no $amount: taken as volume x the mean of the four prices"]
+    assert said == ["the storage has no amount: taken as volume x the mean of the four prices"]

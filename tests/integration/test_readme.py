@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     market = make_market(MarketConfig(instruments=4, sectors=2))
     write_provider(market.bars, tmp_path / "demo" / "market", beside={"bars": market.bars})
     monkeypatch.chdir(tmp_path)
@@ -33,4 +33,4 @@ def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "close" in printed
     assert "<Forecast SYM0001: 100 paths of 10 bars" in printed
-    assert "Name: score" in printed
+    assert printed.count("Name: score") == 2, "from the Qlib folder, and from the file alone"

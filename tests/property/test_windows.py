@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,20 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.windows import BarTable, WindowScale, windows_to_score, windows_to_train
+import kronos_qlib.data.gather as gather_module
+from kronos_qlib.data.gather import WindowBatch, gather
+from kronos_qlib.data.scale import WindowScale
+from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.windows import (
+    CUT,
+    NO_BAR,
+    OUTSIDE,
+    TOO_FEW,
+    TOO_OLD,
+    UNFINISHED,
+    windows_to_score,
+    windows_to_train,
+)
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment
@@ -45,63 +60,108 @@ searches = st.fixed_dictionaries(
         "first": moments,
         "last": moments,
         "max_age_days": st.sampled_from([None, 3, 6, 9]),
+        "min_bars": st.sampled_from([None, 2, 3]),
         "spans": st.none() | st.dictionaries(st.sampled_from("abz"), spans_of_one),
     }
 )
 
 
-def slow_search(panel, lookback, ahead, first, last, spans, max_age_days):
-    """(last bar seen, instrument) of every window, one candidate at a time."""
-    found = []
-    for name, frame in panel.dropna().groupby(level=0):
-        times = frame.index.get_level_values(1)
-        for place, end in enumerate(times):
-            if place + 1 < lookback or place + ahead >= len(times):
+def slow_search(panel, lookback, ahead, first, last, spans, max_age_days, min_bars):
+    """Every window's (last bar seen, instrument, bars seen), and why others are none, by count.
+
+    One candidate at a time: each day on which an instrument was due or had a bar.
+    """
+    found, reasons = [], Counter()
+    first = DAYS[0] if first is None else pd.Timestamp(first)
+    last = DAYS[-1] if last is None else pd.Timestamp(last)
+    least = lookback if min_bars is None else min_bars
+    bars = panel.dropna()
+    calendar = sorted(bars.index.get_level_values(1).unique())
+    if not any(first <= day <= last for day in calendar):
+        return [], {}
+    for name, frame in bars.groupby(level=0):
+        times = list(frame.index.get_level_values(1))
+        listed = [(times[0], times[-1])] if spans is None else spans.get(name, [])
+        for day in calendar:
+            is_member = any(a <= day <= b for a, b in listed)
+            if day not in times:
+                reasons[NO_BAR] += is_member and first <= day <= last
                 continue
-            oldest, newest = times[place - lookback + 1], times[place + ahead]
-            begins = times[place + 1] if ahead else end
-            inside = spans is None or any(a <= end <= b for a, b in spans.get(name, []))
-            young = max_age_days is None or end - oldest <= pd.Timedelta(days=max_age_days)
-            after_first = first is None or begins >= pd.Timestamp(first)
-            before_last = last is None or newest <= pd.Timestamp(last)
-            if inside and young and after_first and before_last:
-                found.append((end, name))
-    return sorted(found)
+            place = times.index(day)
+            following = times[place + 1 : place + 1 + ahead]
+            belongs = following[0] if ahead and following else day
+            if not first <= belongs or day > last:
+                continue
+            if not is_member:
+                reasons[OUTSIDE] += 1
+                continue
+            seen = times[max(0, place + 1 - lookback) : place + 1]
+            if len(seen) < least:
+                reasons[TOO_FEW] += 1
+            elif len(following) < ahead:
+                reasons[UNFINISHED] += 1
+            elif ahead and following[-1] > last:
+                reasons[CUT] += 1
+            else:
+                if max_age_days is not None:
+                    seen = [time for time in seen if (day - time).days <= max_age_days]
+                if len(seen) < least or (min_bars is None and len(seen) < lookback):
+                    reasons[TOO_OLD] += 1
+                else:
+                    found.append((day, name, len(seen)))
+    return sorted(found), {reason: count for reason, count in reasons.items() if count}
 
 
-@settings(max_examples=80)
+def seen_of(windows):
+    lengths = [windows.lookback] * len(windows) if windows.lengths is None else windows.lengths
+    return [(*key, length) for key, length in zip(windows.index, lengths, strict=True)]
+
+
+@settings(max_examples=120)
 @given(panel=panels(), search=searches)
 def test_windows_to_score(panel, search):
+    assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
     windows = windows_to_score(BarTable.from_frame(panel), **search)
-    assert list(windows.index) == slow_search(panel, ahead=0, **search)
+    found, reasons = slow_search(panel, ahead=0, **search)
+    assert seen_of(windows) == found
+    assert windows.dropped == reasons
     check_bars(panel, windows)
 
 
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(panel=panels(), search=searches, horizon=st.integers(1, 3))
 def test_windows_to_train(panel, search, horizon):
+    assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
     windows = windows_to_train(BarTable.from_frame(panel), horizon=horizon, **search)
-    assert list(windows.index) == slow_search(panel, ahead=horizon, **search)
+    found, reasons = slow_search(panel, ahead=horizon, **search)
+    assert seen_of(windows) == sorted(found, key=lambda window: (window[1], window[0]))
+    assert seen_of(windows.by_time()) == found
+    assert windows.dropped == reasons
     check_bars(panel, windows)
 
 
 def check_bars(panel, windows):
     """Each window holds its own share's bars up to its end, and its horizon after it."""
-    by_moment = [windows.index[run].get_level_values(0).unique() for run in windows.moments()]
+    ordered = windows.by_time()
+    by_moment = [ordered.index[run].get_level_values(0).unique() for run in ordered.moments()]
     assert [list(one) for one in by_moment] == [
-        [end] for end in windows.index.get_level_values(0).unique()
+        [end] for end in ordered.index.get_level_values(0).unique()
     ]
-    assert sum(len(windows.take(run)) for run in windows.moments()) == len(windows)
-    every = slice(None)
-    rows, values = windows.rows(every), windows.bars(every)
-    for place, (end, name) in enumerate(windows.index):
-        own = panel.loc[name].dropna()
-        at = own.index.get_loc(end)
-        expected = own.iloc[at - windows.lookback + 1 : at + windows.ahead + 1]
-        np.testing.assert_array_equal(values[place], expected.to_numpy(np.float32))
-        assert list(windows.table.times[rows[place]]) == list(expected.index.to_numpy())
-        assert (windows.table.times[rows[place, : windows.lookback]] <= end).all()
-        assert windows.last_close[place] == np.float32(own["close"].loc[end])
+    assert sum(len(ordered.take(run)) for run in ordered.moments()) == len(windows)
+    grouped = []
+    for which, group in windows.by_length():
+        grouped += which.tolist()
+        rows, values = group.rows(slice(None)), group.bars(slice(None))
+        for place, (end, name) in enumerate(group.index):
+            own = panel.loc[name].dropna()
+            at = own.index.get_loc(end)
+            expected = own.iloc[at - group.lookback + 1 : at + group.ahead + 1]
+            np.testing.assert_array_equal(values[place], expected.to_numpy(np.float32))
+            assert list(windows.table.times_at(rows[place])) == list(expected.index.to_numpy())
+            assert (windows.table.times_at(rows[place, : group.lookback]) <= end).all()
+            assert group.last_close[place] == np.float32(own["close"].loc[end])
+            assert windows.index[which[place]] == (end, name)
+    assert sorted(grouped) == list(range(len(windows)))
 
 
 @settings(max_examples=60)
@@ -124,6 +184,52 @@ def test_two_segments_share_no_target(panel, lookback, horizon, cut):
     assert not targets[0] & targets[1]
     assert (table.times[sorted(targets[0])] <= last).all()
     assert (table.times[sorted(targets[1])] >= first).all()
+
+
+@settings(max_examples=60)
+@given(panel=panels(), search=searches, horizon=st.integers(0, 2), seed=st.integers(0, 9))
+def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, horizon, seed):
+    """The fast way through one piece of memory, against each window by itself in float64."""
+    assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
+    first = search.pop("first")
+    table = BarTable.from_frame(panel)
+    windows = windows_to_train(table, horizon=horizon, **search)
+    assume(len(windows))
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, len(windows), rng.integers(1, 40))
+    room = WindowBatch.empty(len(which) + 3, windows.lookback + horizon)
+    for array in (room.z, room.stamps, room.counted):
+        array.fill(7)  # what an earlier batch left there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather_module, "CHUNK_BARS", 40)  # several chunks
+        batch = gather(windows, which, first=first, out=room)
+    assert batch.z.base is room.z
+    assert (room.z[len(which) :] == 7).all(), "room that was not asked for stays as it is"
+    for place, window in enumerate(which):
+        [(_, one)] = windows.take(np.array([window])).by_length()
+        bars = one.bars(slice(None))[0].astype(np.float64)
+        used = len(bars)
+        past = bars[: one.lookback]
+        z = np.clip((bars - past.mean(axis=0)) / (past.std(axis=0) + 1e-5), -5, 5)
+        np.testing.assert_allclose(batch.z[place, :used], z, rtol=1e-4, atol=1e-4)
+        times = pd.DatetimeIndex(table.times_at(one.rows(slice(None))[0]))
+        stamps = np.stack([times.minute, times.hour, times.day_of_week, times.day, times.month], 1)
+        np.testing.assert_array_equal(batch.stamps[place, :used], stamps)
+        counted = np.ones(used, bool) if first is None else times >= pd.Timestamp(first)
+        np.testing.assert_array_equal(batch.counted[place, :used], counted)
+        for array in (batch.z, batch.stamps, batch.counted):
+            assert not array[place, used:].any(), "nothing follows a shorter window"
+        alone = gather(windows, np.array([window]), first=first)
+        np.testing.assert_array_equal(alone.z[0], batch.z[place])
+
+
+def test_room_of_another_shape_is_refused():
+    index = pd.MultiIndex.from_product([["a"], DAYS])
+    frame = pd.DataFrame(np.ones((len(DAYS), 6)), index=index, columns=list(BAR_COLUMNS))
+    windows = windows_to_train(BarTable.from_frame(frame), 5, 2)
+    for room in (WindowBatch.empty(3, 8), WindowBatch.empty(1, 7)):
+        with pytest.raises(ValueError, match="memory of shape"):
+            gather(windows, np.array([0, 1]), out=room)
 
 
 @given(panel=panels(), seed=st.integers(0, 99))
@@ -178,7 +284,7 @@ def test_a_bare_date_covers_its_whole_day():
 
     assert ends(last=date) == ends(spans={"a": [(date, date)]}) == [11, 12, 13]
     assert ends(last=moment) == ends(spans={"a": [(date, moment)]}) == [11, 12]
-    assert windows_to_train(table, 2, 1, last=date).ends.tolist() == [1, 2]
+    assert windows_to_train(table, 2, 1, last=date).ends[:].tolist() == [1, 2]
 
 
 ONE_DAY = pd.DataFrame(np.ones((1, 6)), columns=list(BAR_COLUMNS))

@@ -327,3 +327,71 @@ def test_the_times_are_the_callers_own():
     first = future_times(SHANGHAI_WEEK, 2, exchange="XSHG")
     first[0] = np.datetime64("1999-01-01")
     assert texts(future_times(SHANGHAI_WEEK, 2, exchange="XSHG"))[0] == "02-19 00:00"
+
+
+def minutes_of(days: list[str], step: str = "5min") -> np.ndarray:
+    """A-share bars of these days, labelled by their close."""
+    sessions = [("09:30", "11:30"), ("13:00", "15:00")]
+    parts = [
+        pd.date_range(f"{day} {opened}", f"{day} {closed}", freq=step)[1:]
+        for day in days
+        for opened, closed in sessions
+    ]
+    return np.concatenate([part.to_numpy() for part in parts]).astype("datetime64[ns]")
+
+
+def test_an_exchange_goes_on_where_the_calendar_ends():
+    """The week of China's national day is closed: weekdays would forecast bars that never come."""
+    calendar = pd.to_datetime(["2024-09-26", "2024-09-27", "2024-09-30"]).to_numpy()
+    ahead = next_times(calendar, calendar[[1, 2]], 3, "XSHG")
+    expected = [
+        ["2024-09-30", "2024-10-08", "2024-10-09"],
+        ["2024-10-08", "2024-10-09", "2024-10-10"],
+    ]
+    assert (ahead == np.array(expected, dtype="datetime64[ns]")).all()
+    assert (next_times(calendar, calendar[[1, 2]], 3, "weekdays")[1] != ahead[1]).any()
+
+
+def test_minutes_go_on_over_lunch_and_holidays():
+    calendar = minutes_of(["2024-09-27", "2024-09-30"])[:-26]  # the last morning's 11:20
+    assert calendar[-1] == np.datetime64("2024-09-30T11:20")
+    ahead = next_times(calendar, calendar[-1:], 28, "XSHG")[0]
+    assert [str(time)[:16] for time in ahead[[0, 1, 2, 25, 26]]] == [
+        "2024-09-30T11:25",
+        "2024-09-30T11:30",
+        "2024-09-30T13:05",
+        "2024-09-30T15:00",
+        "2024-10-08T09:35",
+    ]
+
+
+def test_half_days_end_early():
+    """New York closes at 13:00 on the day after Thanksgiving."""
+    calendar = pd.date_range("2024-11-27 09:35", "2024-11-27 16:00", freq="5min").to_numpy()
+    ahead = next_times(calendar, calendar[-1:], 80, "XNYS")[0]
+    days = ahead.astype("datetime64[D]")
+    friday = ahead[days == np.datetime64("2024-11-29")]
+    assert len(friday) == 42
+    assert friday[-1] == np.datetime64("2024-11-29T13:00")
+    assert not (days == np.datetime64("2024-11-28")).any()
+
+
+def test_moments_far_past_the_calendars_end_have_a_future_too():
+    calendar = pd.bdate_range("2024-06-03", "2024-06-07").to_numpy().astype("datetime64[ns]")
+    after = np.array(["2024-06-07", "2024-07-01"], dtype="datetime64[ns]")
+    ahead = next_times(calendar, after, 2, "XSHG")
+    assert str(ahead[1, 0])[:10] == "2024-07-02"
+    assert str(ahead[0, 1])[:10] == "2024-06-12"  # the 10th was a holiday
+
+
+def test_minutes_cannot_go_on_by_weekdays():
+    calendar = minutes_of(["2024-09-27"])
+    with pytest.raises(CalendarError, match=r"several bars a day.*an exchange's code"):
+        next_times(calendar, calendar[-1:], 1, "weekdays")
+
+
+@pytest.mark.parametrize("beyond", ["weekday", "XSHGG", "", 3, None])
+def test_a_misspelt_way_beyond_the_calendar_is_refused_at_once(beyond):
+    calendar = pd.bdate_range("2024-06-03", "2024-06-07").to_numpy()
+    with pytest.raises(ConfigError, match="beyond_calendar must be 'error', 'weekdays' or"):
+        next_times(calendar, calendar[:1], 1, beyond)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.windows import WindowScale
+from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.schema import BAR_COLUMNS

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.windows import BarTable, windows_to_train
+from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.windows import windows_to_train
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
@@ -220,3 +221,27 @@ def test_the_schedule_rises_from_a_tenth_and_falls_to_nothing(warmup):
     assert shares[-1] == pytest.approx(0, abs=1e-12)
     assert (np.diff(shares[: peak + 1]) > 0).all()
     assert (np.diff(shares[peak:]) < 0).all()
+
+
+@pytest.mark.parametrize("kind", [TokenizerStep, PredictorStep])
+def test_windows_of_unequal_length_learn_as_each_would_alone(table, make_pair, kind):
+    """Fault 12: a padding mask had the wrong sense, so shorter windows were silently wrong."""
+    tokenizer, net = make_pair(3)
+    step = TokenizerStep(tokenizer) if kind is TokenizerStep else PredictorStep(net, tokenizer)
+    windows = windows_to_train(table, LOOKBACK, HORIZON, min_bars=4)
+    segment = Segment(windows)
+    which = [*np.flatnonzero(windows.lengths < 7)[:3].tolist(), len(segment) - 1]
+    assert len(set(windows.lengths[which])) > 2
+    rng = torch.Generator().manual_seed(0)
+
+    def weighed(chosen):
+        batch = segment.batch(np.array(chosen))
+        losses = step.losses(batch, rng)
+        return {name: float(value) for name, value in losses.items()}, step.targets(batch)
+
+    together, count = weighed(which)
+    alone = [weighed([one]) for one in which]
+    assert count == sum(weight for _, weight in alone) < len(which) * (LOOKBACK + HORIZON)
+    for name in set(together) - {"loss", "bsq"}:  # the entropy of a batch is no mean over bars
+        mean = sum(losses[name] * weight for losses, weight in alone) / count
+        assert together[name] == pytest.approx(mean, rel=1e-5)

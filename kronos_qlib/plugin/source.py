@@ -1,0 +1,312 @@
+"""Bars, universes and calendars out of Qlib storage, straight from its files where that can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.config import C
+from qlib.data import D
+from qlib.data.cache import H
+from qlib.data.data import FeatureD, LocalFeatureProvider, LocalProvider
+from qlib.log import get_module_logger
+from qlib.utils import code_to_fname
+from qlib.utils.time import Freq
+
+from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.table import BarTable, Floats, Incomplete, TableBuilder
+from kronos_qlib.data.windows import Spans, end_of_day
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
+
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+STORED: Mapping[str, str] = {name: f"${name}" for name in BAR_COLUMNS}
+"""Qlib's usual field for each column."""
+
+PLAIN_FIELD = re.compile(r"\$\w+", re.ASCII)
+FACTOR = "$factor"
+FILE_STORAGE = "FileFeatureStorage"
+
+Dense = Iterator[tuple[str, npt.NDArray[np.int64], Floats]]
+"""For each instrument its name, places in the calendar (n,), and values (n, fields) with NaN."""
+
+
+def read_table(
+    names: Sequence[str],
+    freq: str = "day",
+    *,
+    fields: Mapping[str, str] = STORED,
+    raw_volume: bool = False,
+    first: Any = None,
+    last: Any = None,
+    incomplete: Incomplete = "error",
+    direct: bool | None = None,
+) -> BarTable:
+    """The bars of some instruments, those of a suspended day (no price) left out.
+
+    Plain fields of a provider that is files on this machine are read from those files; anything
+    else goes through `D.features`, which is the same and some 40 times slower. Volume that the
+    storage has for no instrument is taken as zeros, amount as volume x mean price.
+
+    Args:
+        names: instruments, as Qlib spells them.
+        freq: "day", "1min", "5min".
+        fields: for each of `schema.BAR_COLUMNS` a field ("$close") or an expression
+            ("$volume * $vwap").
+        raw_volume: multiply volume by $factor, which turns Qlib's adjusted volume into the shares
+            that changed hands. A split then shows as a jump of volume.
+        first, last: of the bars' times, both inclusive, a bare date being the whole day.
+        direct: True reads files or raises, False always asks Qlib, None chooses.
+
+    Raises:
+        BarDataError: a bar is incomplete (named by instrument and time), an instrument lacks a
+            column that others have, a file is not what Qlib writes, or nothing is there.
+        ConfigError: `fields` are not those of a bar; or direct reading was demanded and cannot be.
+    """
+    if set(fields) != set(BAR_COLUMNS):
+        raise ConfigError(
+            f"fields names {', '.join(BAR_COLUMNS)}, each once, got {', '.join(fields) or 'none'}"
+        )
+    asked = [fields[name] for name in BAR_COLUMNS] + [FACTOR] * raw_volume
+    calendar = read_calendar(freq)
+    start = 0 if first is None else int(np.searchsorted(calendar, _moment(first), side="left"))
+    stop = len(calendar)
+    if last is not None:
+        stop = int(np.searchsorted(calendar, end_of_day(last), side="right"))
+    bounds = (start, max(start, stop))
+    folder = local_folder(freq)
+    plain = all(PLAIN_FIELD.fullmatch(name) for name in asked)
+    if direct and (folder is None or not plain):
+        expressions = [name for name in asked if not PLAIN_FIELD.fullmatch(name)]
+        raise ConfigError(
+            f"{', '.join(expressions)} cannot be read from files"
+            if expressions
+            else "the provider is not files on this machine"
+        )
+    if folder is not None and plain and direct is not False:
+        files = _Files(folder, freq, asked, len(calendar))
+        capacity = sum(files.count(name, fields["close"], bounds) for name in names)
+        dense: Dense = files.read(names, bounds)
+    else:
+        capacity, dense = _ask_qlib(names, asked, freq, calendar, bounds)
+    builder = TableBuilder(calendar, capacity, incomplete)
+    columns = _Columns()
+    for name, places, values in dense:
+        if raw_volume:
+            values[:, VOLUME] *= values[:, -1]
+        builder.add(name, places, columns.complete(name, values[:, : len(BAR_COLUMNS)]))
+    table = builder.finish()
+    columns.tell()
+    if not len(table):
+        raise BarDataError(_nothing(names, freq, calendar, bounds, folder))
+    if table.skipped:
+        logger.warning(f"{table.skipped} incomplete bars were left out, as if suspended")
+    return table
+
+
+def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
+    """When each instrument is in a universe; None for a plain list of names: always.
+
+    Args:
+        instruments: a market's name, a Qlib stock pool, or a list of names.
+    """
+    if isinstance(instruments, (list, tuple, pd.Index, np.ndarray)):
+        return None
+    pool = D.instruments(instruments) if isinstance(instruments, str) else instruments
+    with market_of(pool):
+        spans: Spans = D.list_instruments(pool, freq=freq, as_list=False)
+    return spans
+
+
+def read_calendar(freq: str = "day", future: bool = False) -> Times:
+    """(K,) datetime64[ns] of the storage's calendar; with `future`, of what it says is to come."""
+    return np.asarray(D.calendar(freq=freq, future=future), dtype="datetime64[ns]")
+
+
+@contextmanager
+def market_of(instruments: Any) -> Iterator[None]:
+    """Let Qlib read a market's file anew inside, and forget it again.
+
+    Qlib 0.9.7 remembers a market by its name alone: after the daily "all" has been asked for, the
+    5-minute "all" is the daily one, with its names and dates.
+    """
+    market = instruments.get("market") if isinstance(instruments, Mapping) else instruments
+
+    def forget() -> None:
+        if isinstance(market, str) and market in H["i"]:
+            H["i"].pop(market)
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+def local_folder(freq: str = "day") -> Path | None:
+    """The folder of a provider that is files on this machine, as Qlib itself would read them."""
+    provider: Any = getattr(FeatureD, "_provider", None)
+    if type(provider) is not LocalFeatureProvider or type(D._provider) is not LocalProvider:
+        return None
+    backend = provider.backend or {"class": FILE_STORAGE}
+    if backend.get("class") != FILE_STORAGE or backend.get("kwargs"):
+        return None  # another storage, or files elsewhere
+    return Path(C.dpm.get_data_uri(Freq(freq)))
+
+
+class _Files:
+    """Feature files: one per instrument and field, a first place and a value per place."""
+
+    def __init__(self, folder: Path, freq: str, fields: Sequence[str], places: int) -> None:
+        self.root = f"{folder / 'features'}/"
+        self.freq = str(Freq(freq))
+        self.fields = fields
+        self.places = places
+        # One value more than can be right, so that a longer file is noticed.
+        self.buffers = [np.empty(places + 2, dtype="<f4") for _ in fields]
+
+    def path(self, name: str, field: str) -> str:
+        # A plain string: a Path for each of many thousand files would take as long as reading.
+        return f"{self.root}{code_to_fname(name).lower()}/{field[1:].lower()}.{self.freq}.bin"
+
+    def count(self, name: str, field: str, bounds: tuple[int, int]) -> int:
+        """Values at most that an instrument has within the bounds."""
+        try:
+            size = Path(self.path(name, field)).stat().st_size
+        except FileNotFoundError:
+            return 0
+        return min(size // 4, bounds[1] - bounds[0])
+
+    def read(self, names: Iterable[str], bounds: tuple[int, int]) -> Dense:
+        """Instruments that have a price, one after another."""
+        for name in names:
+            parts = [
+                self._values(self.path(name, field), buffer)
+                for field, buffer in zip(self.fields, self.buffers, strict=True)
+            ]
+            prices = [part for part in parts[: CLOSE + 1] if part is not None]
+            if not prices:
+                continue
+            start = max(bounds[0], min(first for first, _ in prices))
+            stop = min(bounds[1], max(first + len(values) for first, values in prices))
+            if start >= stop:
+                continue
+            dense = np.full((len(parts), stop - start), np.nan, dtype=np.float32)
+            for row, part in zip(dense, parts, strict=True):
+                if part is not None:
+                    first, values = part
+                    begin, end = max(start, first), min(stop, first + len(values))
+                    if begin < end:
+                        row[begin - start : end - start] = values[begin - first : end - first]
+            yield name, np.arange(start, stop), dense.T
+
+    def _values(self, path: str, buffer: Floats) -> tuple[int, Floats] | None:
+        """The first place and the values of one file, in the buffer; None without a file."""
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123, as for `path`
+                size = file.readinto(buffer.data.cast("B"))
+        except FileNotFoundError:
+            return None
+        if size == 0:
+            return None
+        first = float(buffer[0])
+        stop = first + size // 4 - 1
+        if size % 4 or not first.is_integer() or first < 0 or stop > self.places:
+            raise BarDataError(
+                f"{path} is no feature file of this provider: {size} bytes that begin at place "
+                f"{first:g} of a calendar of {self.places}; write it again"
+            )
+        return int(first), buffer[1 : size // 4]
+
+
+def _ask_qlib(
+    names: Sequence[str],
+    fields: Sequence[str],
+    freq: str,
+    calendar: Times,
+    bounds: tuple[int, int],
+) -> tuple[int, Dense]:
+    """The same through `D.features`; how many values there are at most, and instruments."""
+    start, stop = bounds
+    if start >= stop:
+        return 0, iter(())
+    # A list of names, not the market: Qlib would cut each history where the span begins.
+    unique = list(dict.fromkeys(fields))
+    frame = D.features(
+        list(names),
+        unique,
+        pd.Timestamp(calendar[start]),
+        pd.Timestamp(calendar[stop - 1]),
+        freq=freq,
+    )
+    frame = frame[list(fields)]
+
+    def instruments() -> Dense:
+        groups = dict(tuple(frame.groupby(level=0, sort=False)))
+        for name in names:
+            if name in groups:
+                times = groups[name].index.get_level_values(1).to_numpy()
+                places = np.searchsorted(calendar, times.astype("datetime64[ns]"))
+                yield name, places, groups[name].to_numpy(dtype=np.float32, copy=True)
+
+    return len(frame), instruments()
+
+
+class _Columns:
+    """Fills volume and amount where the storage has none at all; some with and some without is
+    a fault of the storage."""
+
+    def __init__(self) -> None:
+        self.having: dict[int, str] = {}
+        self.lacking: dict[int, str] = {}
+
+    def complete(self, name: str, bars: Floats) -> Floats:
+        if np.isnan(bars[:, : CLOSE + 1]).all():
+            return bars  # no bar at all: nothing is lacking
+        for column in (VOLUME, AMOUNT):
+            absent = bool(np.isnan(bars[:, column]).all())
+            (self.lacking if absent else self.having).setdefault(column, name)
+            if column in self.lacking and column in self.having:
+                raise BarDataError(
+                    f"the storage has {BAR_COLUMNS[column]} for {self.having[column]} and none for "
+                    f"{self.lacking[column]}: write the folder again, leave that instrument out, "
+                    "or say with `fields` where the column comes from"
+                )
+            if absent and column == VOLUME:
+                bars[:, VOLUME] = 0.0
+            elif absent:
+                bars[:, AMOUNT] = bars[:, VOLUME] * bars[:, : len(PRICE_COLUMNS)].mean(axis=1)
+        return bars
+
+    def tell(self) -> None:
+        filled = {VOLUME: "zeros", AMOUNT: "volume x the mean of the four prices"}
+        for column in self.lacking:
+            logger.warning(f"the storage has no {BAR_COLUMNS[column]}: taken as {filled[column]}")
+
+
+def _nothing(
+    names: Sequence[str],
+    freq: str,
+    calendar: Times,
+    bounds: tuple[int, int],
+    folder: Path | None,
+) -> str:
+    start, stop = bounds
+    reach = f"{calendar[0]:} to {calendar[-1]}" if len(calendar) else "nothing"
+    span = f"from {calendar[start]} to {calendar[stop - 1]}" if start < stop else "in no time"
+    where = f" in {folder}" if folder is not None else ""
+    return (
+        f"no bars of {len(names)} instruments ({', '.join(map(str, names[:3]))}, ...) at freq "
+        f"{freq!r} {span}{where}; its calendar goes over {reach}"
+    )
+
+
+def _moment(moment: Any) -> np.datetime64:
+    return pd.Timestamp(moment).as_unit("ns").to_datetime64()

@@ -1,0 +1,135 @@
+"""The shuffle and the sampler: every window once, in an order that only the key decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import kronos_qlib.data.shuffle as shuffle_module
+from kronos_qlib.data.shuffle import Shuffle
+from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.windows import windows_to_train
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.training.batches import EpochSampler, Segment
+
+
+@pytest.fixture(params=[0, 2**20], ids=["computed", "kept"])
+def small(request, monkeypatch):
+    """Both ways of shuffling, at sizes that a test can look through."""
+    monkeypatch.setattr(shuffle_module, "SMALL", request.param)
+
+
+@settings(max_examples=60)
+@given(size=st.integers(1, 5000), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
+def test_a_computed_shuffle_is_a_permutation(size, seed, epoch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle_module, "SMALL", 0)
+        order = Shuffle(size, seed, epoch)(np.arange(size))
+    assert sorted(order.tolist()) == list(range(size))
+
+
+def test_a_shuffle_of_any_size_is_asked_place_by_place():
+    """Ten years of 5-minute bars of a market: no list of them is made."""
+    size = 10**10
+    shuffle = Shuffle(size, 0, 1)
+    assert shuffle._order is None
+    places = np.random.default_rng(0).integers(0, size, 20_000)
+    found = shuffle(places)
+    assert found.min() >= 0
+    assert found.max() < size
+    assert len(np.unique(found)) == len(np.unique(places))
+    np.testing.assert_array_equal(found[7:9], shuffle(places[7:9]))
+
+
+def test_a_computed_shuffle_looks_random(monkeypatch):
+    """Where a window lands, and which follows which, is as uniform as chance allows."""
+    monkeypatch.setattr(shuffle_module, "SMALL", 0)
+    size, epochs, cells = 600, 400, 20
+    orders = np.stack([Shuffle(size, 3, epoch)(np.arange(size)) for epoch in range(epochs)])
+    scale = cells / size
+    where = np.zeros((cells, cells))
+    np.add.at(where, (np.arange(size) * cells // size, (orders * scale).astype(int)), 1)
+    follows = np.zeros((cells, cells))
+    pairs = (orders * scale).astype(int)
+    np.add.at(follows, (pairs[:, :-1].ravel(), pairs[:, 1:].ravel()), 1)
+    for counts in (where, follows):
+        expected = counts.sum() / cells**2
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        freedom = (cells - 1) ** 2
+        assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+    ranks = np.corrcoef(orders)[np.triu_indices(epochs, 1)]
+    assert abs(ranks.mean()) < 5 / np.sqrt(size * len(ranks)), "epochs know nothing of each other"
+
+
+@pytest.mark.usefixtures("small")
+def test_ranks_split_the_batches_that_one_process_takes():
+    """The shuffle is shared: three ranks take one process's steps, on the same windows."""
+    size, batch = 103, 10
+    whole = list(EpochSampler(size, batch, seed=1).epoch(2))
+    parts = [list(EpochSampler(size, batch, seed=1, rank=r, ranks=3).epoch(2)) for r in range(3)]
+    assert len({len(part) for part in parts}) == 1
+    for step, one in enumerate(whole):
+        split = np.concatenate([part[step] for part in parts])
+        assert sorted(split.tolist()) == sorted(one.tolist())
+    assert sorted(np.concatenate(whole).tolist()) == list(range(size))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("limit", [None, 57])
+def test_an_epoch_goes_on_where_it_was_left(limit):
+    sampler = EpochSampler(103, 10, seed=1, limit=limit)
+    whole = [batch.tolist() for batch in sampler.epoch(4)]
+    assert len(whole) == len(sampler)
+    for done in range(len(sampler) + 1):
+        assert [batch.tolist() for batch in sampler.epoch(4, start=done)] == whole[done:]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_order_hangs_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return np.concatenate(list(EpochSampler(500, 50, seed=seed).epoch(epoch))).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"size": 0, "batch_size": 5}, "at least 1, got 0"),
+        ({"size": 5, "batch_size": 0}, "at least 1, got 5, 0"),
+        ({"size": 5, "batch_size": 5, "limit": 0}, "at least 1"),
+        ({"size": 5, "batch_size": 5, "rank": 2, "ranks": 2}, "rank must lie from 0 to 1"),
+    ],
+)
+def test_a_sampler_that_cannot_work_is_refused(settings_, message):
+    with pytest.raises(ConfigError, match=message):
+        EpochSampler(**settings_, seed=0)
+
+
+def test_two_loader_workers_see_every_window_once():
+    """Fault 3: workers that share a generator and ignore the index repeat each other's windows."""
+    days = pd.bdate_range("2024-01-01", periods=40)
+    index = pd.MultiIndex.from_product([list("abc"), days])
+    values = np.random.default_rng(0).uniform(1, 9, (len(index), len(BAR_COLUMNS)))
+    table = BarTable.from_frame(pd.DataFrame(values, index=index, columns=list(BAR_COLUMNS)))
+    segment = Segment(windows_to_train(table, 5, 2))
+    batches = list(EpochSampler(len(segment), 8, seed=0).epoch(1))
+    loader = DataLoader(
+        segment,
+        batch_size=None,
+        sampler=batches,
+        num_workers=2,
+        multiprocessing_context="spawn",
+    )
+    loaded = list(loader)
+    assert sum(len(batch) for batch in loaded) == len(segment)
+    for which, batch in zip(batches, loaded, strict=True):
+        assert batch.z.equal(segment.batch(which).z)
+    seen = {batch.z[row].numpy().tobytes() for batch in loaded for row in range(len(batch))}
+    assert len(seen) == len(segment)

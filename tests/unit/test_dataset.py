@@ -1,0 +1,165 @@
+"""Windows of one's own bars: one file or frame, segments by date or share, no Qlib."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kronos_qlib import WindowDataset
+from kronos_qlib.data.dataset import split_by_share
+from kronos_qlib.data.table import BarTable
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.schema import BAR_COLUMNS
+
+HALVES = {"train": 0.5, "valid": 0.25, "test": 0.25}
+SMALL = {"lookback": 20, "horizon": 3}
+CHINESE = {
+    "date": "日期",
+    "open": "开盘",
+    "high": "最高",
+    "low": "最低",
+    "close": "收盘",
+    "volume": "成交量",
+    "amount": "成交额",
+}
+
+
+@pytest.fixture(scope="module")
+def one(make_minutes):
+    """One share's 5-minute bars."""
+    return make_minutes(instruments=1, days=5).drop(columns=["symbol", "factor"])
+
+
+@pytest.fixture(scope="module")
+def expected(one):
+    table = BarTable.from_bars(one.assign(symbol="MINE"))
+    return WindowDataset(table=table, segments=split_by_share(table.calendar, HALVES), **SMALL)
+
+
+def same(dataset, expected):
+    for segment in HALVES:
+        for found, wanted in (
+            (dataset.windows(segment), expected.windows(segment)),
+            (dataset.training_windows(segment), expected.training_windows(segment)),
+        ):
+            assert len(wanted)
+            assert found.index.equals(wanted.index)
+            np.testing.assert_allclose(found.bars(slice(None)), wanted.bars(slice(None)), rtol=1e-6)
+            assert found.dropped == wanted.dropped
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".feather"])
+@pytest.mark.parametrize("names", [{}, CHINESE], ids=["english", "chinese"])
+def test_one_file_gives_the_windows_of_its_bars(one, expected, tmp_path, suffix, names):
+    path = tmp_path / f"MINE{suffix}"
+    frame = one.rename(columns=names or {"date": "timestamps"})
+    {
+        ".csv": lambda: frame.to_csv(path, index=False, encoding="gb18030"),
+        ".parquet": lambda: frame.to_parquet(path, index=False),
+        ".feather": lambda: frame.to_feather(path),
+    }[suffix]()
+    same(WindowDataset.from_file(path, HALVES, encoding="gb18030", **SMALL), expected)
+
+
+def test_a_frame_needs_its_instruments_name_and_nothing_else(one, expected):
+    frame = one.set_index("date")
+    same(WindowDataset.from_file(frame, HALVES, symbol="MINE", **SMALL), expected)
+    shuffled = one.sample(frac=1, random_state=0)
+    same(WindowDataset.from_file(shuffled, HALVES, symbol="MINE", **SMALL), expected)
+    prices = one[["date", *BAR_COLUMNS[:4]]]
+    bare = WindowDataset.from_file(prices, HALVES, symbol="MINE", **SMALL)
+    assert bare.windows("test").index.equals(expected.windows("test").index)
+    assert (bare.table.values[:, 4:] == 0).all()
+
+
+def test_bars_that_break_a_rule_are_refused_or_repaired_as_told(one):
+    dirty = one.copy()
+    dirty.loc[dirty.index[30], "high"] = dirty["low"].iloc[30] / 2
+    with pytest.raises(BarDataError, match=r"the frame: 2 errors.*`repair` mends.*(?s:.*)bracket"):
+        WindowDataset.from_file(dirty, HALVES, symbol="MINE", **SMALL)
+    kept = WindowDataset.from_file(dirty, HALVES, symbol="MINE", repair=["bracket"], **SMALL)
+    assert len(kept.table) == len(one)
+    less = WindowDataset.from_file(dirty, HALVES, symbol="MINE", repair=["drop-bracket"], **SMALL)
+    assert len(less.table) == len(one) - 1
+
+
+def test_the_next_bars_come_from_the_calendar_or_the_exchange(one, expected):
+    newest = expected.windows("test").take(slice(-1, None))
+    with pytest.raises(CalendarError, match="beyond_calendar 'XSHG'"):
+        expected.future_times(newest)
+    dataset = WindowDataset.from_file(one, HALVES, symbol="M", beyond_calendar="XSHG", **SMALL)
+    ahead = dataset.future_times(dataset.windows("test").take(slice(-1, None)))
+    assert list(pd.DatetimeIndex(ahead[0]).strftime("%m-%d %H:%M")) == [
+        "06-24 09:35",
+        "06-24 09:40",
+        "06-24 09:45",
+    ]
+    early = expected.windows("train").take(slice(0, 1))
+    place = np.searchsorted(expected.table.calendar, early.times[0])
+    wanted = expected.table.calendar[place + 1 : place + 4]
+    assert (expected.future_times(early)[0] == wanted).all()
+
+
+def test_shares_follow_one_another_and_cover_what_they_say():
+    calendar = pd.bdate_range("2024-01-01", periods=10).to_numpy()
+    segments = split_by_share(calendar, {"train": 0.6, "valid": 0.2, "test": 0.2})
+    assert [stop for _, stop in segments.values()] == [calendar[5], calendar[7], calendar[9]]
+    assert [start for start, _ in segments.values()] == [calendar[0], calendar[6], calendar[8]]
+    for shares in ({"train": 0.9, "test": 0.2}, {"train": 1.0, "test": 0.0}):
+        with pytest.raises(ConfigError, match="not exceed 1"):
+            split_by_share(calendar, shares)
+    with pytest.raises(ConfigError, match="leaves 'valid' none"):
+        split_by_share(calendar, {"train": 0.9, "valid": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lookback": 1}, "lookback >= 2"),
+        ({"horizon": 0}, "horizon >= 1"),
+        ({"min_bars": 99}, "min_bars must lie from 2 to the lookback of 90"),
+        ({"max_age_days": 0}, "max_age_days must be at least 1"),
+        ({"beyond_calendar": "weekday"}, "beyond_calendar must be"),
+        ({"look_back": 5}, "no setting 'look_back'; .*lookback"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(one, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        WindowDataset.from_file(one, HALVES, symbol="MINE", **settings)
+
+
+def test_a_model_is_finetuned_on_a_file_without_qlib_being_started(one, tmp_path):
+    """One's own instrument needs no data folder, no qlib.init and no MLflow store."""
+    one.to_csv(tmp_path / "MINE.csv", index=False)
+    script = """
+        from kronos_qlib import KronosModel, WindowDataset
+
+        dataset = WindowDataset.from_file(
+            "MINE.csv", {"train": 0.6, "valid": 0.2, "test": 0.2},
+            lookback=30, horizon=3, min_bars=20, beyond_calendar="XSHG",
+        )
+        training = {"epochs": 1, "windows_per_epoch": 32, "batch_size": 16}
+        model = KronosModel(
+            sampling={"paths": 2}, training={"predictor": training}, device="cpu",
+            show_progress=False,
+        )
+        model.fit(dataset)
+        scores = model.predict(dataset)
+        assert len(model.history["predictor"]) == 2
+        assert len(scores) == len(dataset.windows("test")) > 20
+        print("scored", scores.notna().all())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "scored True" in done.stdout, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"MINE.csv"}
