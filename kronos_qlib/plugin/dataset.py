@@ -11,7 +11,6 @@ import pandas as pd
 from qlib.data import D
 from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandler, DataHandlerLP
-from qlib.log import get_module_logger
 
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.dataset import Segment, WindowDataset, bounds_of
@@ -20,8 +19,6 @@ from kronos_qlib.data.windows import Spans, Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.source import STORED, market_of, read_calendar, read_spans, read_table
 from kronos_qlib.schema import BAR_COLUMNS
-
-logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 FRAMES = tuple(DataHandlerLP.ATTR_MAP.values())
 """Where Qlib keeps the frames of a handler: as loaded, to infer from, to learn from."""
