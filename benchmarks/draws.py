@@ -28,10 +28,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from kronos_qlib import Kronos, KronosPredictor, KronosTokenizer
+from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import Windows, windows_to_score
+from kronos_qlib.data.search import windows_to_score
+from kronos_qlib.data.windows import Windows
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 

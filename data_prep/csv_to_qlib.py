@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from kronos_qlib.data.bars import MAX_MOVE, WARNINGS, check_bars, describe_report
 from kronos_qlib.data.calendar import future_times
-from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
 from kronos_qlib.data.tables import check_apart, columns_from_pairs, read_bars, read_times
 from kronos_qlib.errors import CalendarError, KronosError
 
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(refused):
             print(describe_report(refused), file=sys.stderr)
             print(
-                f"{chosen.source}: {len(refused)} errors, nothing written; --repair RULE mends, "
-                "--report FILE lists them all",
+                f"{chosen.source}: {len(refused)} errors, nothing written; --report FILE lists "
+                f"them all\n{tell_repairs(refused['rule'].unique())}",
                 file=sys.stderr,
             )
             return 1
@@ -172,6 +172,15 @@ def is_refused(report: pd.DataFrame, refuse: Sequence[str]) -> pd.Series:
     """Which problems keep bars out of Qlib: all errors but the order of rows, and what is named."""
     is_error = (report["severity"] == "error") & (report["rule"] != "order")
     return is_error | report["rule"].isin(list(refuse))
+
+
+def tell_repairs(rules: Iterable[str]) -> str:
+    """What mends each rule, a line each."""
+    lines = []
+    for rule in rules:
+        names = " or ".join(MENDED_BY.get(rule, ()))
+        lines.append(f"  {rule}: " + (f"--repair {names} mends" if names else "no repair mends it"))
+    return "\n".join(lines)
 
 
 def days_ahead(bars: pd.DataFrame, count: int, exchange: str) -> pd.DatetimeIndex:

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import windows_to_train
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment

@@ -72,6 +72,7 @@ def check_bars(
     if find_gaps:
         problems += _gap_problems(bars, calendar)
     report = pd.DataFrame(problems, columns=list(REPORT_COLUMNS))
+    report = report.astype({"date": bars["date"].dtype})  # an empty one's too
     return report.sort_values(["symbol", "date", "rule"], kind="stable", ignore_index=True)
 
 
@@ -93,8 +94,15 @@ def describe_report(
         for symbol, date, detail in zip(
             *(shown[name] for name in ("symbol", "date", "detail")), strict=True
         ):
-            lines.append(f"  {symbol} {str(date).removesuffix(' 00:00:00')}: {detail}")
+            lines.append(f"  {symbol} {show_time(date)}: {detail}")
+        if len(shown) < len(rows):
+            lines.append(f"  and {len(rows) - len(shown)} more")
     return "\n".join(lines)
+
+
+def show_time(time: Any) -> str:
+    """A time for a message; midnight goes without saying."""
+    return str(time).removesuffix(" 00:00:00")
 
 
 def measure_lot(bars: pd.DataFrame) -> int:
@@ -288,7 +296,7 @@ def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tu
             due[after[gap]],
             "warning",
             "gap",
-            f"{missing[gap]} missing to {due[before[gap] - 1]}",
+            f"{missing[gap]} missing to {show_time(due[before[gap] - 1])}",
         )
         for gap in gaps
     ]

@@ -12,8 +12,9 @@ from kronos_qlib.data.exchanges import check_exchange, exchange_times
 from kronos_qlib.errors import CalendarError, ConfigError
 
 Times = npt.NDArray[np.datetime64]
-ENOUGH_PAST = 1000
-"""Times of a calendar from which the length of its bars and their labels are read off."""
+ENOUGH_PAST = 12000
+"""Times of a calendar that must fit the exchange by which it goes on: a year of 5-minute bars. A
+few would fit another exchange by luck."""
 
 
 def stamps_of(times: Any) -> npt.NDArray[np.int64]:

@@ -32,6 +32,17 @@ CLOCK_TEXT = re.compile(
 
 ZONE = re.compile(r"\d(Z|[+-]\d{2}:?\d{2})$")
 
+EPOCH_TEXT = re.compile(r"(1\d{9}(?:\d{3}){0,3})(?:\.0+)?", re.ASCII)
+"""A count since 1970 from 2001 to 2033. Not 2024010209, an hour without its marks."""
+
+EPOCH_UNITS = {
+    10: ("seconds", "s"),
+    13: ("milliseconds", "ms"),
+    16: ("microseconds", "us"),
+    19: ("nanoseconds", "ns"),
+}
+"""By its digits: what such a count counts, and what pandas calls that."""
+
 FIRST_YEAR, LAST_YEAR = 1678, 2261
 """What pandas' nanoseconds hold."""
 
@@ -169,7 +180,14 @@ def wrong_date(text: str) -> str:
     if ZONE.search(text) and ":" in text:
         return (
             f"the time {text!r} carries a time zone; convert to the exchange's local time and drop "
-            "the zone"
+            "the zone: .tz_localize(None), of a column .dt.tz_localize(None), keeps the local "
+            "wall-clock time"
+        )
+    if epoch := EPOCH_TEXT.fullmatch(text):
+        name, unit = EPOCH_UNITS[len(epoch[1])]
+        return (
+            f"{text!r} looks like {name} since 1970; convert them before, with "
+            f'pd.to_datetime(..., unit="{unit}"), which gives UTC'
         )
     return f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text!r}"
 

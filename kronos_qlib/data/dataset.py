@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.bars import check_bars, describe_report
 from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
+from kronos_qlib.data.labels import Label, ReturnLabel
 from kronos_qlib.data.repairs import REPAIRS, repair_bars
-from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
+from kronos_qlib.data.segments import (
+    Segment,
+    bounds_of,
+    first_instant,
+    last_instant,
+    places_of,
+    split_by_share,
+)
 from kronos_qlib.data.tables import read_bars
-from kronos_qlib.data.windows import Spans, Windows, windows_to_score, windows_to_train
+from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 
 logger = logging.getLogger(__name__)
-
-Segment = str | slice | tuple[Any, Any]
-"""A segment's name, or its first and last moment."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,6 +58,14 @@ class WindowDataset:
     """When each instrument is in the universe; None: always."""
     calendar: Times | None = None
     """(K,) moments of the exchange, reaching into the future; None takes the bars' own."""
+    begin: Any = None
+    """No window ends before it, whatever a segment says; None: the bars'."""
+    end: Any = None
+    """No window ends after it, nor does a horizon to train on; None: the bars'."""
+    label: Label = field(default_factory=ReturnLabel)
+    """What an alpha head learns to foretell."""
+    notes: tuple[str, ...] = ()
+    """What was derived, assumed, left out, repaired or doubted when a file was read."""
     beyond_calendar: str = "error"
     """Where the calendar ends: "error", "weekdays", or an exchange's code such as "XSHG"."""
 
@@ -96,19 +112,31 @@ class WindowDataset:
             BarDataError: the file cannot be read, or bars break a rule of `check_bars`.
             ConfigError: a setting cannot work.
         """
+        known = [one.name for one in fields(cls) if one.name not in ("table", "segments", "notes")]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"WindowDataset has no setting {key!r}; {', '.join(known)}")
         name = "the frame" if isinstance(source, pd.DataFrame) else str(source)
-        bars = read_bars(
+        read = read_bars(
             source,
             columns=columns,
             symbol=symbol,
             encoding=encoding,
             delimiter=delimiter,
             as_is=True,
-        ).bars
-        bars, record = repair_bars(bars, repair)
+        )
+        bars, record = repair_bars(read.bars, repair)
+        report = check_bars(bars, find_gaps=False)
+        notes = [f"{name}: {note}" for note in read.notes]
         if len(record):
-            logger.warning("%s was repaired:\n%s", name, describe_report(record))
-        report = check_bars(bars, max_move=None, find_gaps=False)
+            notes.append(f"{name} was repaired:\n{describe_report(record)}")
+        if len(doubts := report[report["severity"] == "warning"]):
+            notes.append(
+                f"{name}: {len(doubts)} bars look wrong and are left in; an unadjusted split "
+                f"would be learned as a crash (repair 'split-jumps')\n{describe_report(doubts)}"
+            )
+        for note in notes:  # a script that asks for no logging sees warnings
+            logger.warning(note)
         # Scattered rows are no harm: a table of windows sorts them.
         errors = report[(report["severity"] == "error") & (report["rule"] != "order")]
         if len(errors):
@@ -116,14 +144,10 @@ class WindowDataset:
                 f"{name}: {len(errors)} errors; data_prep/check_bars.py lists them, `repair` mends "
                 f"what it names ({', '.join(REPAIRS)})\n{describe_report(errors)}"
             )
-        known = [one.name for one in fields(cls) if one.name not in ("table", "segments")]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"WindowDataset has no setting {key!r}; {', '.join(known)}")
         table = BarTable.from_bars(bars)
-        if any(isinstance(share, (int, float)) for share in segments.values()):
+        if any(isinstance(share, Real) for share in segments.values()):
             segments = split_by_share(table.calendar, segments)
-        return cls(table=table, segments=dict(segments), **settings)
+        return cls(table=table, segments=dict(segments), notes=tuple(notes), **settings)
 
     def windows(self, segment: Segment = "test") -> Windows:
         """Windows to score: those whose last bar lies in the segment. Needs no later bar."""
@@ -152,6 +176,25 @@ class WindowDataset:
             self.min_bars,
         )
 
+    def labelled_windows(self, segment: Segment = "train") -> Windows:
+        """Windows to learn or to judge a signal by: those whose label is known in the segment.
+
+        Without its last days, whose labels are the returns of days after it: the purge.
+        """
+        first, last = self.bounds(segment)
+        calendar = self.table.calendar
+        stop = places_of(calendar, None, last)[1]
+        unknown = calendar[max(0, stop - self.label.ahead)]
+        return windows_to_score(
+            self.table,
+            self.lookback,
+            first,
+            unknown - np.timedelta64(1, "ns"),
+            self.spans,
+            self.max_age_days,
+            self.min_bars,
+        )
+
     def future_times(self, windows: Windows) -> Times:
         """(N, horizon) datetime64[ns] of the bars that the exchange's calendar puts next.
 
@@ -172,43 +215,15 @@ class WindowDataset:
         return stamps_of(self.future_times(windows))
 
     def bounds(self, segment: Segment) -> tuple[Any, Any]:
-        """First and last moment of a segment, by name, slice or pair."""
-        return bounds_of(self.segments, segment)
-
-
-def bounds_of(segments: Mapping[str, Any], segment: Segment) -> tuple[Any, Any]:
-    """First and last moment of a segment, by name, slice or pair.
-
-    Raises:
-        ConfigError: no segment has that name.
-    """
-    chosen: Any = segment
-    if isinstance(segment, str):
-        if segment not in segments:
-            raise ConfigError(f"no segment {segment!r}; there are {', '.join(segments) or 'none'}")
-        chosen = segments[segment]
-    if isinstance(chosen, slice):
-        return chosen.start, chosen.stop
-    first, last = chosen
-    return first, last
-
-
-def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:
-    """Segments that follow one another, each with its share of the calendar's times.
-
-    Raises:
-        ConfigError: shares are not positive or exceed 1 together, or a segment has no time.
-    """
-    total = sum(shares.values())
-    if any(share <= 0 for share in shares.values()) or total > 1 + 1e-9:
-        raise ConfigError(f"shares must be positive and not exceed 1 together, got {dict(shares)}")
-    segments: dict[str, tuple[Any, Any]] = {}
-    done, start = 0.0, 0
-    for name, share in shares.items():
-        done += share
-        stop = round(done * len(calendar))
-        if stop <= start:
-            raise ConfigError(f"the share {share} of {len(calendar)} times leaves {name!r} none")
-        segments[name] = (pd.Timestamp(calendar[start]), pd.Timestamp(calendar[stop - 1]))
-        start = stop
-    return segments
+        """First and last moment of a segment, by name, slice or pair, within `begin` and `end`."""
+        first, last = bounds_of(self.segments, segment)
+        if self.begin is not None and (
+            first is None or first_instant(first) < first_instant(self.begin)
+        ):
+            first = self.begin
+        calendar = self.table.calendar
+        if self.end is not None and (
+            last is None or last_instant(last, calendar) > last_instant(self.end, calendar)
+        ):
+            last = self.end
+        return first, last

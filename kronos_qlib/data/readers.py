@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,19 @@ SUFFIXES = (".csv", ".parquet", ".feather")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
 """What may stand between the cells of a CSV file without being told, and its name."""
 
+NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
+"""A number or a date, which no column is called."""
+
+BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 UNNAMED_TIMES = "(index)"
 """What a frame's unnamed index of times is called in a message."""
+
+FLATTEN = (
+    "frame.columns = frame.columns.get_level_values(0) for one ticker, "
+    "frame = frame.stack(level=1) for several"
+)
+"""How a frame of yfinance gets columns of one level, the names of prices being the first."""
 
 CHUNK = 1_000
 """Records turned into columns at a time: few enough to be still in the processor's cache."""
@@ -115,7 +126,7 @@ def read_frame(
     if frame.columns.nlevels > 1:
         raise BarDataError(
             f"{source}: the columns have {frame.columns.nlevels} levels; keep one, with names such "
-            "as 'open' (frame.columns = ...), and one row per instrument and time"
+            f"as 'open', and one row per instrument and time ({FLATTEN})"
         )
     named: list[tuple[str, Any]] = []
     time_index = None
@@ -161,8 +172,20 @@ def _check_header(source: str, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise BarDataError(f"{source}: two columns are called {name!r}; rename or drop one")
+            advice = tell_headerless(names) or "; rename or drop one"
+            raise BarDataError(f"{source}: two columns are called {name!r}{advice}")
         seen.add(name)
+
+
+def tell_headerless(names: Iterable[str]) -> str:
+    """What to say of names that are mostly numbers; "" of others."""
+    given = [name for name in names if name]
+    if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
+        return ""
+    return (
+        "; the first row looks like a bar, so a header is missing: write one above it, such as "
+        "date,open,high,low,close,volume,amount"
+    )
 
 
 def _check_encoding(encoding: str) -> str:
@@ -194,10 +217,15 @@ def _read_csv(path: Path, encoding: str, delimiter: str | None) -> RawTable:
     except UnicodeError as problem:
         reason = getattr(problem, "reason", problem)
         name = "UTF-8" if encoding == "utf-8-sig" else encoding
-        hint = "" if encoding == "gb18030" else " (Chinese vendors often write gb18030)"
+        with path.open("rb") as opened:
+            is_utf16 = opened.read(2) in BYTE_ORDER_MARKS
+        proposed = "utf-16" if is_utf16 and encoding != "utf-16" else "gb18030"
+        hint = "" if encoding == proposed else " (Chinese vendors often write gb18030)"
+        if proposed == "utf-16":
+            hint = ", with whose mark it begins"
         raise BarDataError(
-            f'{path}: not {name} text ({reason}); name its encoding, such as encoding="gb18030" or '
-            f"--encoding gb18030{hint}"
+            f'{path}: not {name} text ({reason}); name its encoding, such as encoding="{proposed}" '
+            f"or --encoding {proposed}{hint}"
         ) from problem
 
 
@@ -217,9 +245,10 @@ def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
             if not record or not (record[0] or any(record)):
                 continue  # a blank line, or nothing but delimiters
             if len(record) != len(header):
+                advice = "" if rows else _tell_comment(first)
                 raise BarDataError(
                     f"{path}, row {reader.line_num}: {len(record)} cells, the header has "
-                    f"{len(header)} columns"
+                    f"{len(header)} columns{advice}"
                 )
             cells.append(record)
             rows.append(reader.line_num)
@@ -228,6 +257,7 @@ def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
     except csv.Error as problem:
         raise BarDataError(f"{path}, row {reader.line_num}: not CSV: {problem}") from problem
     _move(cells, columns)
+    _check_levels(path, columns)
     _check_header(str(path), header)
     arrays = (np.array(column, dtype=object) for column in columns)
     return RawTable(
@@ -237,6 +267,27 @@ def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
         stem=path.stem.strip(),
         is_text=True,
     )
+
+
+def _check_levels(path: Path, columns: list[list[str]]) -> None:
+    """Columns of two levels become a header of three rows; the third names the index alone."""
+    if len(columns) < 2 or len(columns[0]) < 2:
+        return
+    named, *others = (column[1].strip().lower() for column in columns)
+    if named in ("date", "datetime") and not any(others):
+        raise BarDataError(
+            f"{path}: it has three header rows (such as Price, Ticker and Date), as yfinance's "
+            "columns of two levels become; keep one and the column Date: frame = pd.read_csv(path, "
+            f"header=[0, 1], index_col=0), {FLATTEN}, then frame.to_csv(path)"
+        )
+
+
+def _tell_comment(header: str) -> str:
+    """What to say of a first line that is none of the table's; "" of others."""
+    shown = header.strip("\ufeff \r\n")[:80]
+    if not shown.startswith("#"):
+        return ""
+    return f"; the first line is {shown!r}, a comment: remove what stands above the header"
 
 
 def _move(cells: list[list[str]], columns: list[list[str]]) -> None:
@@ -264,7 +315,8 @@ def _find_delimiter(path: Path, row: int, header: str) -> str:
     known = " or ".join(DELIMITERS[mark] for mark in found or DELIMITERS)
     problem = "could be split at" if found else "has no"
     shown = header.strip()[:80]
-    raise BarDataError(
-        f"{path}, row {row}: the header {shown!r} {problem} {known}; name the delimiter, such as "
-        "delimiter=';' or --delimiter ';'"
-    )
+    advice = "; name the delimiter, such as delimiter=';' or --delimiter ';'"
+    if not found:
+        advice += ", or remove the line if it is no header"
+    advice = _tell_comment(header) or advice
+    raise BarDataError(f"{path}, row {row}: the header {shown!r} {problem} {known}{advice}")

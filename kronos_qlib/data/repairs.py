@@ -79,6 +79,8 @@ def repair_bars(
         BarDataError: A column is missing or holds no numbers.
         ConfigError: A rule has no such name, or two of them exclude each other.
     """
+    if isinstance(rules, str):
+        raise ConfigError(f"repairs are a list of names, such as [{rules!r}], got {rules!r}")
     asked = list(rules)
     for rule in asked:
         if rule not in REPAIRS:
@@ -93,7 +95,8 @@ def repair_bars(
             bars, changes = repair.apply(bars, max_move)
             bars = bars.reset_index(drop=True)
             record += [(symbol, date, name, detail) for symbol, date, detail in changes]
-    return bars, pd.DataFrame(record, columns=list(RECORD_COLUMNS))
+    done = pd.DataFrame(record, columns=list(RECORD_COLUMNS))
+    return bars, done.astype({"date": bars["date"].dtype})
 
 
 def join_reports(
@@ -117,7 +120,10 @@ def join_reports(
         if table is not None
     ]
     order = ["symbol", "date", "stage", "severity", "rule", "detail"]
-    return pd.concat([table[order] for table in tables], ignore_index=True)
+    filled = [table[order] for table in tables if len(table)]  # pandas 2 warns of empty ones
+    if not filled:
+        return pd.DataFrame(columns=order)
+    return pd.concat(filled, ignore_index=True)
 
 
 def _drop(bars: pd.DataFrame, where: Flags, explain: Explain) -> tuple[pd.DataFrame, Changes]:
@@ -226,7 +232,11 @@ def find_split(bars: pd.DataFrame, place: int) -> tuple[int, int] | None:
     gap = float(bars["open"].to_numpy(np.float64)[place] / before[-1])
     level = float(np.median(after[:LEVEL_BARS]) / np.median(before[-LEVEL_BARS:]))
     volumes = bars["volume"].to_numpy(np.float64)
-    usual = float(np.median(volumes[max(0, place - 20) : place]))
+    recent = volumes[max(0, place - 20) : place]
+    recent = recent[np.isfinite(recent)]
+    if not np.isfinite(volumes[place]) or not len(recent):
+        return None  # whether there was news cannot be told
+    usual = float(np.median(recent))
     for new, old in (*SPLITS, *((old, new) for new, old in SPLITS)):
         ratio = old / new
         near = abs(gap / ratio - 1) <= SPLIT_SLACK and abs(level / ratio - 1) <= LEVEL_SLACK
@@ -256,3 +266,16 @@ REPAIRS: Mapping[str, Repair] = {
     "drop-before-jump": Repair("leave out what is before the last jump", _drop_before_jump),
 }
 """Every repair by name, in the order in which they are applied."""
+
+MENDED_BY: Mapping[str, tuple[str, ...]] = {
+    "order": ("sort",),
+    "duplicate": ("drop-duplicates",),
+    "nan": ("drop-nan",),
+    "nonpositive": ("drop-nonpositive",),
+    "bracket": ("drop-bracket", "bracket"),
+    "high-below-low": ("drop-bracket", "bracket"),
+    "size": ("zero-sizes",),
+    "vwap": ("zero-strange",),
+    "jump": ("split-jumps", "drop-before-jump"),
+}
+"""A rule of `check_bars` to the repairs of what it finds. There is none of factor and gap."""

@@ -40,6 +40,8 @@ class Shuffle:
 
     def __call__(self, places: npt.NDArray[np.integer[Any]]) -> Ints:
         """(n,) places of the shuffled order, each in range(size), to what stands there."""
+        if places.size and not 0 <= places.min() <= places.max() < self.size:
+            raise IndexError(f"places {places.min()} to {places.max()} of {self.size}")
         if self._order is not None:
             return np.asarray(self._order[places], dtype=np.int64)
         found = self._permute(places.astype(np.uint64))

@@ -8,6 +8,7 @@ file, row and column, every derived column leaves a note.
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,14 @@ from kronos_qlib.data.cells import (
     to_symbols,
     wrong_date,
 )
-from kronos_qlib.data.readers import SUFFIXES, RawTable, find_files, read_file, read_frame
+from kronos_qlib.data.readers import (
+    SUFFIXES,
+    RawTable,
+    find_files,
+    read_file,
+    read_frame,
+    tell_headerless,
+)
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
@@ -52,7 +60,7 @@ CLOCK_NAMES = ("time", "时间", "交易时间")
 """A column of each make one time: the day and the time of day."""
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "date": (*DAY_NAMES, *CLOCK_NAMES, "datetime", "timestamp", "timestamps"),
+    "date": (*DAY_NAMES, *CLOCK_NAMES, "datetime", "timestamp", "timestamps", "open_time"),
     "symbol": (
         *("symbol", "instrument", "code", "ticker", "ts_code"),
         *("代码", "股票代码", "证券代码"),
@@ -67,6 +75,16 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 """Names understood without being told, in any case. "turnover" is missing on purpose: some vendors
 mean money by it, others a rate."""
+
+ADJUSTED_CLOSE = ("adj close", "adj_close", "adjclose", "adj. close", "adjusted close")
+"""A second close, of which a factor can be made."""
+
+OTHER_SPELLING = re.compile(
+    r"(?P<number>\d{6})\.(?P<after>SH|SZ|BJ|SS|XSHG|XSHE)|(?P<before>SH|SZ|BJ)\.(?P<digits>\d{6})",
+    re.ASCII,
+)
+"""600000.SH and SH.600000, where Qlib's own data say SH600000."""
+EXCHANGES = {"SS": "SH", "XSHG": "SH", "XSHE": "SZ"}
 
 OPTIONAL = ("symbol", "volume", "amount", "factor")
 """What a table may lack."""
@@ -148,6 +166,7 @@ def read_bars(
         _check_single(bars, parts)
     # Python's upper case and not Arrow's, which differs for such as "ß", as the check above has it.
     bars["symbol"] = bars["symbol"].map({name: name.upper() for name in bars["symbol"].unique()})
+    notes += _tell_spelling(bars["symbol"].unique())
     for note in notes:
         logger.info("%s: %s", name, note)
     bars = bars[[*LONG_COLUMNS, *(each for each in extra if each not in LONG_COLUMNS)]]
@@ -258,7 +277,10 @@ def _check_free(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise ConfigError(f"{target} is a folder; name a file")
     if target.exists() and not overwrite:
-        raise ConfigError(f"{target} exists; name another file or ask to overwrite it")
+        raise ConfigError(
+            f"{target} exists; name another file or ask to overwrite it (overwrite=True, "
+            "--overwrite)"
+        )
 
 
 def _read_one(
@@ -287,6 +309,13 @@ def _read_one(
     spare = [name for name in raw.columns if name not in used]
     if spare:
         notes.append(f"columns left out: {', '.join(spare)}")
+    adjusted = [name for name in spare if name.strip().lower() in ADJUSTED_CLOSE]
+    if adjusted and "factor" not in found:
+        theirs = found["close"]
+        notes.append(
+            f"{adjusted[0]!r} is left out; for adjusted prices make a column factor = "
+            f"{adjusted[0]} / {theirs}, multiply open, high, low and close by it and divide volume"
+        )
     return _Part(frame, raw, found["date"]), notes
 
 
@@ -333,7 +362,7 @@ def _fill(frame: pd.DataFrame) -> list[str]:
 
 def _missing(raw: RawTable, name: str) -> str:
     have = ", ".join(repr(column) for column in raw.columns)
-    return f"{raw.source}: no column {name!r}; it has {have}"
+    return f"{raw.source}: no column {name!r}; it has {have}{tell_headerless(raw.columns)}"
 
 
 def _match_columns(raw: RawTable, mapping: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
@@ -365,9 +394,10 @@ def _match_columns(raw: RawTable, mapping: Mapping[str, str]) -> tuple[dict[str,
         if near:
             found[ours] = near[0]
         elif ours not in OPTIONAL:
-            raise BarDataError(
-                f"{_missing(raw, ours)}; name it with a mapping such as {ours}=THEIR_NAME"
-            )
+            advice = f"; name it with a mapping such as {ours}=THEIR_NAME"
+            if tell_headerless(raw.columns):
+                advice = ""
+            raise BarDataError(_missing(raw, ours) + advice)
     return found, clock
 
 
@@ -378,6 +408,16 @@ def _split_clock(near: list[str]) -> tuple[list[str], str | None]:
     if len(near) == 2 and len(days) == len(clocks) == 1:
         return days, clocks[0]
     return near, None
+
+
+def _tell_spelling(symbols: Iterable[str]) -> list[str]:
+    """A word on symbols that Qlib's own data spell otherwise."""
+    for symbol in symbols:
+        if match := OTHER_SPELLING.fullmatch(symbol):
+            exchange = match["before"] or match["after"]
+            qlibs = EXCHANGES.get(exchange, exchange) + (match["digits"] or match["number"])
+            return [f"symbols such as {symbol} are kept as they are; Qlib's own data say {qlibs}"]
+    return []
 
 
 def _check_spelling(parts: Iterable[_Part]) -> None:

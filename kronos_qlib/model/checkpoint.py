@@ -80,6 +80,12 @@ class Origin:
     """Bars that a predictor attends to: what its file says, or what is published."""
 
 
+class HasWeights(Protocol):
+    """Any network."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+
 class Loadable(Protocol):
     """What the two networks have in common here."""
 
@@ -163,7 +169,7 @@ def load(
     return net
 
 
-def check_fit(net: Loadable, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
+def check_fit(net: HasWeights, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
     """Refuse tensors that are not the network's; names the file and the first that do not fit."""
     own = net.state_dict()
     missing = sorted(own.keys() - tensors.keys())
@@ -213,7 +219,7 @@ def save(
     return folder
 
 
-def to_bytes(net: Loadable, header: Mapping[str, str] | None = None) -> bytes:
+def to_bytes(net: HasWeights, header: Mapping[str, str] | None = None) -> bytes:
     """The weights as a safetensors file, on CPU whatever device the network is on."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     return dump_tensors(tensors, metadata=dict(header) if header else None)

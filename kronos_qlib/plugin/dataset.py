@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import pandas as pd
 from qlib.data import D
 from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandler, DataHandlerLP
+from qlib.utils.time import Freq
 
+from kronos_qlib.data.bar_table import BarTable, Incomplete
 from kronos_qlib.data.calendar import Times
-from kronos_qlib.data.dataset import Segment, WindowDataset, bounds_of
-from kronos_qlib.data.table import BarTable, Incomplete
-from kronos_qlib.data.windows import Spans, Windows
+from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.search import Spans
+from kronos_qlib.data.segments import Segment, last_instant
+from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.source import STORED, market_of, read_calendar, read_spans, read_table
 from kronos_qlib.schema import BAR_COLUMNS
 
@@ -42,7 +47,8 @@ class KronosHandler(DataHandlerLP):
 
     Args:
         instruments: a market's name, a Qlib stock pool, or a list of instruments.
-        start_time, end_time: what `fetch` covers, and where windows end; None leaves it open.
+        start_time, end_time: what `fetch` covers, and between which windows end; None leaves it
+            open. A bare date covers its whole day, of minute bars too.
         freq: "day", "1min", "5min".
         label: a Qlib expression.
         history_days: calendar days before `start_time` that windows may reach into. None reads
@@ -116,36 +122,52 @@ class KronosHandler(DataHandlerLP):
         self._bars: BarTable | None = None
         self._spans: Spans | None = None
         self._calendar: Times | None = None
+        self._bounds: tuple[Any, Any] | None = None
         self._setup: dict[str, Any] = {"init_type": init_type, **kwargs}
 
     def __getattr__(self, name: str) -> Any:
         """The frames behind `fetch`, which Qlib finds under these names, read when first used."""
         if name not in FRAMES:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        with market_of(self.instruments):
-            super().setup_data(**self.__dict__.get("_setup", {}))  # a pickle may have left it out
+        bare_end: Any = self.__dict__["end_time"]
+        try:
+            # To Qlib a bare date ends minute bars at its midnight.
+            self.end_time = whole_day(bare_end, self.freq)
+            with market_of(self.instruments):
+                super().setup_data(**self.__dict__.get("_setup", {}))  # not in every pickle
+        finally:
+            self.end_time = bare_end
         return self.__dict__[name]
 
     @property
     def bars(self) -> BarTable:
         """Bars of the universe's instruments, those before they joined it too."""
         if getattr(self, "_bars", None) is None:
-            self._bars = self._read_bars()
+            with _no_missing_attributes():
+                self._bars = self._read_bars()
+            self._bounds = (self.start_time, self.end_time)
         assert self._bars is not None
         return self._bars
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        """start_time and end_time as they were when the bars were read."""
+        return getattr(self, "_bounds", None) or (self.start_time, self.end_time)
 
     @property
     def spans(self) -> Spans | None:
         """When each instrument is in the universe; None for a plain list: always."""
         if getattr(self, "_spans", None) is None:
-            self._spans = read_spans(self.instruments, self.freq)
+            with _no_missing_attributes():
+                self._spans = read_spans(self.instruments, self.freq)
         return self._spans
 
     @property
     def calendar(self) -> Times:
         """Moments of the exchange, as far into the future as the storage knows them."""
         if getattr(self, "_calendar", None) is None:
-            self._calendar = read_calendar(self.freq, future=True)
+            with _no_missing_attributes():
+                self._calendar = read_calendar(self.freq, future=True)
         assert self._calendar is not None
         return self._calendar
 
@@ -226,6 +248,14 @@ class KronosDataset(DatasetH):
         if handler_kwargs is not None and self.bar_handler is not self.handler:
             self.bar_handler.config(**handler_kwargs)
 
+    def _prepare_seg(self, slc: Any, **kwargs: Any) -> Any:
+        """Qlib's, but a bare date ends a segment of minute bars with its day."""
+        if isinstance(slc, (tuple, list)) and len(slc) == 2:
+            slc = (slc[0], whole_day(slc[1], self.bar_handler.freq))
+        elif isinstance(slc, slice):
+            slc = slice(slc.start, whole_day(slc.stop, self.bar_handler.freq))
+        return super()._prepare_seg(slc, **kwargs)
+
     def setup_data(self, handler_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Qlib's: reads again after `config`."""
         super().setup_data(handler_kwargs=handler_kwargs, **kwargs)
@@ -235,14 +265,23 @@ class KronosDataset(DatasetH):
     @property
     def source(self) -> WindowDataset:
         """The windows' side of it, which knows no Qlib."""
+        table = self.bar_handler.bars
+        begin, end = self.bar_handler.bounds
         return WindowDataset(
-            table=self.bar_handler.bars,
+            table=table,
             segments=self.segments,
             lookback=self.lookback,
             horizon=self.horizon,
             min_bars=self.min_bars,
             max_age_days=self.max_age_days,
             spans=self.bar_handler.spans,
+            begin=begin,
+            end=end,
+            label=ExpressionLabel(
+                self.bar_handler.label,
+                self.bar_handler.freq,
+                from_bars=self.bar_handler.fields["close"] == STORED["close"],
+            ),
             calendar=self.bar_handler.calendar,
             beyond_calendar=self.beyond_calendar,
         )
@@ -261,7 +300,7 @@ class KronosDataset(DatasetH):
 
     def bounds(self, segment: Segment) -> tuple[Any, Any]:
         """First and last moment of a segment, by name, slice or pair."""
-        return bounds_of(self.segments, segment)
+        return self.source.bounds(segment)
 
     def _make_bar_handler(self) -> KronosHandler:
         names = ("instruments", "start_time", "end_time")
@@ -269,8 +308,15 @@ class KronosDataset(DatasetH):
         if followed["instruments"] is None:
             followed["instruments"] = "all"  # as Qlib's loader takes it
         loader = getattr(self.handler, "data_loader", None)
-        if isinstance(freq := getattr(loader, "freq", None), str):
-            followed["freq"] = freq
+        freq = getattr(loader, "freq", "day")
+        freqs = set(freq.values()) if isinstance(freq, Mapping) else {freq}
+        if "freq" not in self.bar_settings:
+            if len(freqs) > 1:
+                raise ConfigError(
+                    f"the handler reads at {', '.join(sorted(freqs))}: say with "
+                    "bar_handler={'freq': ...} whose bars make the windows"
+                )
+            followed["freq"] = freqs.pop()
         filters = getattr(loader, "filter_pipe", None)
         if filters and isinstance(followed["instruments"], str):
             followed["instruments"] = D.instruments(followed["instruments"], filters)
@@ -287,6 +333,25 @@ class KronosDataset(DatasetH):
             max_age_days=self.max_age_days,
             beyond_calendar=self.beyond_calendar,
         )
+
+
+@contextmanager
+def _no_missing_attributes() -> Iterator[None]:
+    """Inside a property an AttributeError would read as if the property were missing.
+
+    Qlib raises one where `qlib.init` has not run.
+    """
+    try:
+        yield
+    except AttributeError as missing:
+        raise ConfigError(f"Qlib storage cannot be read: {missing}") from missing
+
+
+def whole_day(end: Any, freq: str) -> Any:
+    """A segment's end as a moment that covers all of its last day's bars."""
+    if end is None or str(Freq(freq)) == "day":
+        return end
+    return pd.Timestamp(last_instant(end, read_calendar(freq)))
 
 
 def _allow_pickles() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from qlib.log import get_module_logger
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
+from kronos_qlib.data.bar_table import BarTable, Floats, Incomplete, TableBuilder
 from kronos_qlib.data.calendar import Times
-from kronos_qlib.data.table import BarTable, Floats, Incomplete, TableBuilder
-from kronos_qlib.data.windows import Spans, end_of_day
+from kronos_qlib.data.search import Spans
+from kronos_qlib.data.segments import places_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
@@ -39,7 +41,7 @@ Dense = Iterator[tuple[str, npt.NDArray[np.int64], Floats]]
 
 
 def read_table(
-    names: Sequence[str],
+    names: Iterable[str],
     freq: str = "day",
     *,
     fields: Mapping[str, str] = STORED,
@@ -67,20 +69,20 @@ def read_table(
 
     Raises:
         BarDataError: a bar is incomplete (named by instrument and time), an instrument lacks a
-            column that others have, a file is not what Qlib writes, or nothing is there.
+            column that others have, no instrument has a field, a file is not what Qlib writes, or
+            nothing is there.
         ConfigError: `fields` are not those of a bar; or direct reading was demanded and cannot be.
     """
+    names = list(dict.fromkeys(names))
     if set(fields) != set(BAR_COLUMNS):
         raise ConfigError(
             f"fields names {', '.join(BAR_COLUMNS)}, each once, got {', '.join(fields) or 'none'}"
         )
     asked = [fields[name] for name in BAR_COLUMNS] + [FACTOR] * raw_volume
+    # Volume and amount may be missing from a storage; what was named by hand, or is a price, not.
+    needed = {name for name in asked if name not in (STORED["volume"], STORED["amount"])}
     calendar = read_calendar(freq)
-    start = 0 if first is None else int(np.searchsorted(calendar, _moment(first), side="left"))
-    stop = len(calendar)
-    if last is not None:
-        stop = int(np.searchsorted(calendar, end_of_day(last), side="right"))
-    bounds = (start, max(start, stop))
+    bounds = places_of(calendar, first, last)
     folder = local_folder(freq)
     plain = all(PLAIN_FIELD.fullmatch(name) for name in asked)
     if direct and (folder is None or not plain):
@@ -92,22 +94,30 @@ def read_table(
         )
     if folder is not None and plain and direct is not False:
         files = _Files(folder, freq, asked, len(calendar))
+        _check_stored(needed, files.stored(names), folder)
         capacity = sum(files.count(name, fields["close"], bounds) for name in names)
         dense: Dense = files.read(names, bounds)
     else:
-        capacity, dense = _ask_qlib(names, asked, freq, calendar, bounds)
+        capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds)
     builder = TableBuilder(calendar, capacity, incomplete)
     columns = _Columns()
     for name, places, values in dense:
-        if raw_volume:
-            values[:, VOLUME] *= values[:, -1]
-        builder.add(name, places, columns.complete(name, values[:, : len(BAR_COLUMNS)]))
+        bars = columns.complete(name, values[:, : len(BAR_COLUMNS)])
+        if raw_volume:  # after an amount was made of adjusted volume and prices
+            bars[:, VOLUME] *= _factors(name, calendar[places], values)
+        builder.add(name, places, bars)
     table = builder.finish()
     columns.tell()
     if not len(table):
         raise BarDataError(_nothing(names, freq, calendar, bounds, folder))
     if table.skipped:
         logger.warning(f"{table.skipped} incomplete bars were left out, as if suspended")
+    empty = [name for name, bars in zip(names, np.diff(table.offsets), strict=True) if not bars]
+    if empty:
+        logger.warning(
+            f"{len(empty)} of {len(names)} instruments have no bars: {', '.join(empty[:10])}"
+            f"{', ...' if len(empty) > 10 else ''}"
+        )
     return table
 
 
@@ -158,7 +168,11 @@ def local_folder(freq: str = "day") -> Path | None:
     backend = provider.backend or {"class": FILE_STORAGE}
     if backend.get("class") != FILE_STORAGE or backend.get("kwargs"):
         return None  # another storage, or files elsewhere
-    return Path(C.dpm.get_data_uri(Freq(freq)))
+    try:
+        return Path(C.dpm.get_data_uri(Freq(freq)))
+    except KeyError as missing:
+        known = ", ".join(C["provider_uri"])
+        raise ConfigError(f"there is no folder for freq {freq!r}, only {known}") from missing
 
 
 class _Files:
@@ -184,20 +198,27 @@ class _Files:
             return 0
         return min(size // 4, bounds[1] - bounds[0])
 
+    def stored(self, names: Iterable[str]) -> set[str]:
+        """The fields that are asked for and that some instrument has."""
+        wanted, found = set(self.fields), set()
+        for name in names:
+            found |= {field for field in wanted if Path(self.path(name, field)).is_file()}
+            wanted -= found
+            if not wanted:
+                break
+        return found
+
     def read(self, names: Iterable[str], bounds: tuple[int, int]) -> Dense:
-        """Instruments that have a price, one after another."""
+        """Instruments one after another, those without a price too: with no bars."""
         for name in names:
             parts = [
                 self._values(self.path(name, field), buffer)
                 for field, buffer in zip(self.fields, self.buffers, strict=True)
             ]
             prices = [part for part in parts[: CLOSE + 1] if part is not None]
-            if not prices:
-                continue
-            start = max(bounds[0], min(first for first, _ in prices))
-            stop = min(bounds[1], max(first + len(values) for first, values in prices))
-            if start >= stop:
-                continue
+            start = max(bounds[0], min((first for first, _ in prices), default=0))
+            stop = min(bounds[1], max((first + len(values) for first, values in prices), default=0))
+            stop = max(start, stop)
             dense = np.full((len(parts), stop - start), np.nan, dtype=np.float32)
             for row, part in zip(dense, parts, strict=True):
                 if part is not None:
@@ -229,6 +250,7 @@ class _Files:
 def _ask_qlib(
     names: Sequence[str],
     fields: Sequence[str],
+    needed: Iterable[str],
     freq: str,
     calendar: Times,
     bounds: tuple[int, int],
@@ -246,17 +268,44 @@ def _ask_qlib(
         pd.Timestamp(calendar[stop - 1]),
         freq=freq,
     )
+    if len(frame):
+        _check_stored(needed, {name for name in unique if frame[name].notna().any()}, None)
     frame = frame[list(fields)]
 
     def instruments() -> Dense:
         groups = dict(tuple(frame.groupby(level=0, sort=False)))
         for name in names:
-            if name in groups:
-                times = groups[name].index.get_level_values(1).to_numpy()
-                places = np.searchsorted(calendar, times.astype("datetime64[ns]"))
-                yield name, places, groups[name].to_numpy(dtype=np.float32, copy=True)
+            own = groups.get(name, frame.iloc[:0])
+            times = own.index.get_level_values(1).to_numpy().astype("datetime64[ns]")
+            places = np.searchsorted(calendar, times)
+            yield name, places, own.to_numpy(dtype=np.float32, copy=True)
 
     return len(frame), instruments()
+
+
+def _check_stored(needed: Iterable[str], found: Iterable[str], folder: Path | None) -> None:
+    """Refuse a field that no instrument has: taken as missing, its numbers would be invented."""
+    for field in sorted(set(needed) - set(found)):
+        known: list[str] = []
+        if folder is not None:
+            first = next((folder / "features").glob("*/"), folder)
+            known = sorted({path.name.split(".")[0] for path in first.glob("*.bin")})
+        near = get_close_matches(field.strip("$"), known, n=1)
+        hint = f"; did you mean ${near[0]}?" if near else ""
+        hint = hint or (f"; there are ${', $'.join(known)}" if known else "")
+        raise BarDataError(f"no instrument has a value of {field}{hint}")
+
+
+def _factors(name: str, times: Times, values: Floats) -> Floats:
+    """(n,) the last column of values: $factor, which every bar needs."""
+    lacking = np.isnan(values[:, -1]) & ~np.isnan(values[:, : CLOSE + 1]).all(axis=1)
+    if lacking.any():
+        when = np.datetime_as_string(times[int(np.argmax(lacking))], unit="m")
+        raise BarDataError(
+            f"{name} at {when}: {FACTOR} is missing, which raw_volume needs ({int(lacking.sum())} "
+            f"such bars of {name})"
+        )
+    return values[:, -1]
 
 
 class _Columns:
@@ -299,14 +348,12 @@ def _nothing(
     folder: Path | None,
 ) -> str:
     start, stop = bounds
-    reach = f"{calendar[0]:} to {calendar[-1]}" if len(calendar) else "nothing"
-    span = f"from {calendar[start]} to {calendar[stop - 1]}" if start < stop else "in no time"
+    shown = np.datetime_as_string(calendar, unit="m")
+    reach = f"{shown[0]} to {shown[-1]}" if len(shown) else "nothing"
+    span = f"from {shown[start]} to {shown[stop - 1]}" if start < stop else "in no time"
     where = f" in {folder}" if folder is not None else ""
+    some = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
     return (
-        f"no bars of {len(names)} instruments ({', '.join(map(str, names[:3]))}, ...) at freq "
-        f"{freq!r} {span}{where}; its calendar goes over {reach}"
+        f"no bars of {len(names)} instruments ({some}) at freq {freq!r} {span}{where}; its "
+        f"calendar goes over {reach}"
     )
-
-
-def _moment(moment: Any) -> np.datetime64:
-    return pd.Timestamp(moment).as_unit("ns").to_datetime64()

@@ -120,6 +120,7 @@ def write_provider(
     table = table.astype({"symbol": str, **dict.fromkeys(names, np.float64)})
     _check_symbols(list(table["symbol"].unique()))
     table["symbol"] = table["symbol"].str.upper()
+    _check_step(table, freq)
     benchmark = benchmark.upper() if benchmark else None
     if benchmark:
         _check_symbols([benchmark])
@@ -149,7 +150,8 @@ def write_provider(
         if len(future):
             notes.append(
                 f"the future calendar goes on by weekdays to {future[-1]:%Y-%m-%d} and knows no "
-                "holidays: better give the exchange's own (future_times, --future-calendar)"
+                "holidays: better give the exchange's own (future_times; --exchange or "
+                "--future-calendar)"
             )
     else:
         future = _given_ahead(calendar, freq, future_times)
@@ -207,7 +209,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise ConfigError(f"{target} exists; name another folder or ask to overwrite it")
+        raise ConfigError(
+            f"{target} exists; name another folder or ask to overwrite it (overwrite=True, "
+            "--overwrite)"
+        )
     if not all((target / name).is_dir() for name in PROVIDER_FOLDERS):
         raise ConfigError(
             f"{target} is not a Qlib provider folder (no {', '.join(PROVIDER_FOLDERS)} inside); "
@@ -236,7 +241,7 @@ def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
             bar = bars.loc[timed].iloc[0]
             raise BarDataError(
                 f"{bar['symbol']} {bar['date']}: a daily bar has no time of day; "
-                "pass the bars' frequency, such as freq='5min'"
+                "pass the bars' frequency, such as freq='5min' or --freq 5min"
             )
     report = check_bars(bars, max_move=None, find_gaps=False)
     wrong = report[(report["severity"] == "error") & (report["rule"] != "order")]
@@ -246,6 +251,35 @@ def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
             f"{worst['symbol']} {worst['date']}: {worst['rule']}: {worst['detail']}; {len(wrong)} "
             "such problems in all, check_bars lists them and repair_bars mends them"
         )
+
+
+def _check_step(table: pd.DataFrame, freq: str) -> None:
+    """Whether bars of minutes, sorted by symbol and time, stand as far apart as they should.
+
+    A few may stand closer: where a session ends at half past, so does its last bar of an hour.
+    """
+    if freq == "day":
+        return
+    dates, symbols = table["date"].to_numpy("datetime64[ns]"), table["symbol"].to_numpy()
+    own = np.flatnonzero(symbols[1:] == symbols[:-1])
+    if not len(own):
+        return  # nobody has two bars
+    steps = np.diff(dates)[own]
+    values, counts = np.unique(steps, return_counts=True)
+    due = pd.Timedelta(freq)
+    least, usual = pd.Timedelta(values[0]), pd.Timedelta(values[counts.argmax()])
+    if least <= due <= usual:
+        return
+    step = least if least > due else usual
+    bar = own[int((steps == step.to_timedelta64()).argmax())] + 1
+    minutes = step / pd.Timedelta("1min")
+    fitting = f"{minutes:g}min" if minutes < 24 * 60 else "day"
+    is_whole = minutes >= 1 and minutes == int(minutes)
+    advice = f"pass freq={fitting!r} or --freq {fitting}" if is_whole else "Qlib has none such"
+    raise BarDataError(
+        f"{symbols[bar]} {table['date'].iloc[bar]}: bars stand {minutes:g} minutes "
+        f"apart, which is not freq={freq!r}; {advice}"
+    )
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:

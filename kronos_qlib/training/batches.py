@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kronos_qlib.configs import TrainingConfig
 from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.data.windows import Windows
@@ -77,6 +78,16 @@ class Segment:
         arrays = (filled.z, filled.stamps, filled.counted)
         return TrainingBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
+    def sampler(self, config: TrainingConfig) -> EpochSampler:
+        """Its batches as a stage is set to take them."""
+        return EpochSampler(
+            len(self), config.batch_size, seed=config.seed, limit=config.windows_per_epoch
+        )
+
+    def to_judge_by(self, config: TrainingConfig) -> Segment:
+        """The windows by which a stage chooses its weights."""
+        return self.evenly(config.validation_windows)
+
     def evenly(self, most: int) -> Segment:
         """At most `most` of the windows, evenly spaced in (time, instrument) order.
 
@@ -120,6 +131,8 @@ class EpochSampler:
         Raises:
             ConfigError: a number cannot work.
         """
+        if seed < 0:
+            raise ConfigError(f"seed must not be negative, got {seed}")
         if size < 1 or batch_size < 1 or (limit is not None and limit < 1):
             raise ConfigError(
                 f"windows, batch_size and limit must be at least 1, got {size}, {batch_size} and "
@@ -128,6 +141,7 @@ class EpochSampler:
         if not 0 <= rank < ranks:
             raise ConfigError(f"rank must lie from 0 to {ranks - 1}, got {rank}")
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.largest = min(batch_size, size)
         self.rank, self.ranks = rank, ranks
         self.count = size if limit is None else min(size, limit)
 

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from kronos_qlib.configs import TrainingConfig
+from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.log import progress
-from kronos_qlib.training.batches import EpochSampler, Segment
-from kronos_qlib.training.steps import Step, check_finite
+from kronos_qlib.training.steps import Step, TrainingData, check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +42,9 @@ class TrainingReport:
 
 def train(
     step: Step,
-    training: Segment,
-    validation: Segment,
-    config: TrainingConfig,
+    training: TrainingData,
+    validation: TrainingData,
+    config: TrainingConfig | AlphaConfig,
     *,
     device: torch.device | str = "cpu",
     show_progress: bool = False,
@@ -67,10 +65,8 @@ def train(
     _check_segments(training, validation)
     device = torch.device(device)
     net = step.net.to(device)
-    chosen = validation.evenly(config.validation_windows)
-    sampler = EpochSampler(
-        len(training), config.batch_size, seed=config.seed, limit=config.windows_per_epoch
-    )
+    chosen = validation.to_judge_by(config)
+    sampler = training.sampler(config)
     trained = [weight for weight in net.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
@@ -80,9 +76,9 @@ def train(
         optimizer, lambda done: one_cycle(done, total, config.warmup_share)
     )
     rng = torch.Generator(device).manual_seed(config.seed)
-    room = training.memory(config.batch_size)
+    room = training.memory(sampler.largest)
 
-    row = {"epoch": 0.0, **evaluate(step, chosen, config, device)}
+    row = {"epoch": 0.0, **step.validate(chosen, config, device)}
     history, best, best_epoch = [row], _copy_weights(net), 0
     if on_epoch:
         on_epoch(0, row)
@@ -92,6 +88,7 @@ def train(
         for epoch in range(1, config.epochs + 1):
             net.train()
             sums: dict[str, float] = defaultdict(float)
+            seen = 0
             batches = progress(
                 sampler.epoch(epoch),
                 f"{type(net).__name__} epoch {epoch}/{config.epochs}",
@@ -110,8 +107,9 @@ def train(
                 schedule.step()
                 for name, value in losses.items():
                     sums[name] += value.item() * len(which)
-            row = {"epoch": float(epoch), **evaluate(step, chosen, config, device)}
-            row |= {f"train_{name}": value / sampler.count for name, value in sums.items()}
+                seen += len(which)
+            row = {"epoch": float(epoch), **step.validate(chosen, config, device)}
+            row |= {f"train_{name}": value / seen for name, value in sums.items()}
             history.append(row)
             if on_epoch:
                 on_epoch(epoch, row)
@@ -121,47 +119,26 @@ def train(
                 row["train_loss"],
                 row["valid_loss"],
             )
-            if row["valid_loss"] < history[best_epoch]["valid_loss"]:
+            if is_better(row, history[best_epoch], config.metric):
                 best, best_epoch = _copy_weights(net), epoch
             elif config.patience is not None and epoch - best_epoch >= config.patience:
-                logger.info("no better validation loss for %d epochs: stopping", config.patience)
+                logger.info("no better %s for %d epochs: stopping", config.metric, config.patience)
                 break
     net.load_state_dict(best)
     net.eval()
     if best_epoch == 0:
         logger.warning(
-            "training did not lower the validation loss of %.5f: the weights are as before",
-            history[0]["valid_loss"],
+            "training did not improve the validation %s of %.5f: the weights are as before",
+            config.metric,
+            history[0][f"valid_{config.metric}"],
         )
     return TrainingReport(history, best_epoch)
 
 
-@torch.inference_mode()
-def evaluate(
-    step: Step, segment: Segment, config: TrainingConfig, device: torch.device | str
-) -> dict[str, float]:
-    """Mean losses over a segment, as `valid_*`: no dropout, no chance, every bar counted once.
-
-    Windows are weighed by the bars that count in them, so a mean over bars does not depend on
-    the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
-    """
-    step.net.eval()
-    device = torch.device(device)
-    rng = torch.Generator(device).manual_seed(config.seed)
-    sums: dict[str, float] = defaultdict(float)
-    bars = 0
-    size = min(4 * config.batch_size, len(segment))
-    room = segment.memory(size)
-    for start in range(0, len(segment), size):
-        which = np.arange(start, min(start + size, len(segment)))
-        batch = segment.batch(which, device, room)
-        losses = step.losses(batch, rng)
-        check_finite(losses, segment.windows.take(which))
-        weight = step.targets(batch)
-        bars += weight
-        for name, value in losses.items():
-            sums[name] += value.item() * weight
-    return {f"valid_{name}": value / bars for name, value in sums.items()}
+def is_better(row: dict[str, float], best: dict[str, float], metric: str) -> bool:
+    """Whether an epoch is to be kept: a lower loss, or a higher anything else."""
+    now, before = row[f"valid_{metric}"], best[f"valid_{metric}"]
+    return now < before if metric == "loss" else now > before
 
 
 def one_cycle(done: int, total: int, warmup_share: float) -> float:
@@ -173,7 +150,7 @@ def one_cycle(done: int, total: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
 
-def _check_segments(training: Segment, validation: Segment) -> None:
+def _check_segments(training: TrainingData, validation: TrainingData) -> None:
     for name, segment in (("training", training), ("validation", validation)):
         # The published code scores an empty validation set 0 and keeps it as best (fault 4).
         if not len(segment):

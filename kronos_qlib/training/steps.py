@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from kronos_qlib.configs import TrainingConfig
+from kronos_qlib.data.gather import WindowBatch
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.training.batches import TrainingBatch
+from kronos_qlib.training.batches import Segment, TrainingBatch
 
 Losses = dict[str, Tensor]
 """Scalars by name, "loss" being the one to minimise; all of them are logged."""
@@ -96,6 +100,11 @@ class TokenizerStep:
         (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z, batch.counted)
         return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
 
+    def validate(
+        self, segment: Segment, config: TrainingConfig, device: torch.device | str
+    ) -> dict[str, float]:
+        return evaluate(self, segment, config, device)
+
 
 @dataclass(frozen=True)
 class PredictorStep:
@@ -128,8 +137,76 @@ class PredictorStep:
         )
         return self.criterion(s1_logits, s2_logits, next_s1, s2[:, 1:], batch.counted[:, 1:])
 
+    def validate(
+        self, segment: Segment, config: TrainingConfig, device: torch.device | str
+    ) -> dict[str, float]:
+        return evaluate(self, segment, config, device)
 
-Step = TokenizerStep | PredictorStep
+
+@torch.inference_mode()
+def evaluate(
+    step: TokenizerStep | PredictorStep,
+    segment: Segment,
+    config: TrainingConfig,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Mean losses over a segment, as `valid_*`: no dropout, no chance, every bar counted once.
+
+    Windows are weighed by the bars that count in them, so a mean over bars does not depend on
+    the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
+    """
+    step.net.eval()
+    device = torch.device(device)
+    rng = torch.Generator(device).manual_seed(config.seed)
+    sums: dict[str, float] = defaultdict(float)
+    bars = 0
+    size = min(4 * config.batch_size, len(segment))
+    room = segment.memory(size)
+    for start in range(0, len(segment), size):
+        which = np.arange(start, min(start + size, len(segment)))
+        batch = segment.batch(which, device, room)
+        losses = step.losses(batch, rng)
+        check_finite(losses, segment.windows.take(which))
+        weight = step.targets(batch)
+        bars += weight
+        for name, value in losses.items():
+            sums[name] += value.item() * weight
+    return {f"valid_{name}": value / bars for name, value in sums.items()}
+
+
+class TrainingData(Protocol):
+    """What the loop trains on: a segment's windows, in batches as a stage's config asks."""
+
+    @property
+    def windows(self) -> Windows: ...
+
+    def __len__(self) -> int: ...
+
+    def sampler(self, config: Any) -> Any:
+        """Batches of an epoch, as places among the windows; `largest` of them has how many."""
+
+    def to_judge_by(self, config: Any) -> Any:
+        """What of it the stage chooses its weights by."""
+
+    def memory(self, size: int) -> WindowBatch | None:
+        """Room for batches of up to `size` windows."""
+
+    def batch(
+        self, which: Any, device: torch.device | str = "cpu", out: WindowBatch | None = None
+    ) -> Any:
+        """The chosen windows as tensors."""
+
+
+class Step(Protocol):
+    """What the loop trains: a network, its losses on a batch, its worth on a segment."""
+
+    @property
+    def net(self) -> torch.nn.Module: ...
+
+    def losses(self, batch: Any, rng: torch.Generator) -> Losses: ...
+
+    def validate(self, segment: Any, config: Any, device: torch.device | str) -> dict[str, float]:
+        """`valid_*` by name: no dropout, no chance; leaves the network in evaluation mode."""
 
 
 def check_finite(losses: Losses, windows: Windows) -> None:

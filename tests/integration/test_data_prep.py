@@ -96,7 +96,10 @@ def test_faults_stop_the_conversion_until_a_repair_is_named(tmp_path, capsys):
     source, target = write_csv(tmp_path / "bars.csv", close="12"), tmp_path / "q"
     asked = [str(source), str(target), "--columns", "date=trade_date"]
     assert csv_to_qlib.main(asked) == 1
-    assert "error bracket: 1\n  000001 2024-01-02: open 10, high 11" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error bracket: 1\n  000001 2024-01-02: open 10, high 11" in said
+    assert "1 errors, nothing written" in said
+    assert said.endswith("\n  bracket: --repair drop-bracket or bracket mends\n")
     assert not target.exists()
     assert csv_to_qlib.main([*asked, "--repair", "bracket"]) == 0
     said = capsys.readouterr().out
@@ -160,7 +163,7 @@ def test_check_bars_repairs_into_a_new_file(repeated, tmp_path, capsys):
 
     written = output.read_bytes()
     assert check_bars.main(asked) == 2
-    assert "ask to overwrite it" in capsys.readouterr().err
+    assert "ask to overwrite it (overwrite=True, --overwrite)" in capsys.readouterr().err
     assert output.read_bytes() == written
     assert check_bars.main([*asked, "--overwrite"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dup.csv", "good.csv"]
@@ -279,6 +282,15 @@ def test_gaps_and_strange_sizes_are_refused_when_asked(tmp_path, capsys):
     assert csv_to_qlib.main(asked) == 1
     assert "warning gap: 1\n  000002 2024-01-03: 2 missing" in capsys.readouterr().err
     assert csv_to_qlib.main([*asked[:2], "--refuse", "vwap"]) == 0
+
+
+def test_a_frequency_that_the_bars_do_not_have_is_refused(tmp_path, capsys):
+    """Daily bars were written as bars of five minutes without a word."""
+    source, target = write_csv(tmp_path / "bars.csv"), tmp_path / "q"
+    assert csv_to_qlib.main([str(source), str(target), "--freq", "5min"]) == 2
+    said = capsys.readouterr().err
+    assert "000001 2024-01-03 00:00:00: bars stand 1440 minutes" in said and "--freq day" in said
+    assert not target.exists()
 
 
 def test_a_report_tells_what_was_found_repaired_and_left_refused_or_not(tmp_path, capsys):

@@ -81,7 +81,7 @@ def what_is_known(folder, freq: str, segments) -> dict[str, pd.DataFrame]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_known_at_t_changes_when_every_later_bar_does(markets, tmp_path, freq, seed):
     bars = markets[freq]
-    times = np.sort(bars["date"].unique())
+    times = np.unique(bars["date"].to_numpy())
     t = pd.Timestamp(np.random.default_rng(seed).choice(times[LOOKBACK + 5 : -10]))
     at = np.searchsorted(times, t)
     segments = {

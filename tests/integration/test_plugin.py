@@ -398,7 +398,7 @@ def test_windows_longer_than_the_network_knows_are_not_trained_on(provider):
     """nano knows 100 bars: positions beyond would be trained, and cut off again when scoring."""
     dataset = dataset_of(provider)
     dataset.lookback = 110
-    with pytest.raises(ConfigError, match="train 114 positions at once and nano attends to 100"):
+    with pytest.raises(ConfigError, match="train 114 positions at once and the network attends"):
         model_of(training=TRAINING).fit(dataset)
 
 

@@ -281,8 +281,8 @@ def test_config_and_setup_move_frame_and_windows(provider, bars, monkeypatch):
     monkeypatch.setattr(DataHandlerLP, "fit_process_data", refuse)
     dataset.setup_data(handler_kwargs={"init_type": DataHandlerLP.IT_LS})
     assert_frame(dataset.prepare("test"), frame_of(bars).loc["2020-11-02":"2020-11-11"])
-    # start_time bounds the frame; windows reach further back, so these days have windows too.
-    expected = ends_of(bars, "2020-10-28", "2020-11-11")
+    # start_time bounds where windows end too; the bars before it are still seen.
+    expected = ends_of(bars, "2020-11-02", "2020-11-11")
     assert list(dataset.windows("test").index) == expected
 
 
@@ -876,7 +876,7 @@ def test_every_class_in_our_pickles_is_on_the_list(provider, monkeypatch):
         framed = set().union(*map(names_in, pickles_of(dataset).values()))
         asked |= {name for name in framed if name[0].split(".")[0] in ("kronos_qlib", "qlib")}
     assert (f"{PLUGIN}.dataset", "KronosHandler") in asked
-    assert ("kronos_qlib.data.table", "BarTable") in asked
+    assert ("kronos_qlib.data.bar_table", "BarTable") in asked
     assert asked <= listed, f"not on the list: {asked - listed}"
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from kronos_qlib.data.search import windows_to_score
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.source import (
@@ -242,3 +246,100 @@ def test_a_name_that_is_a_device_on_windows_is_found(tmp_path, daily):
     write_provider(own, tmp_path / "qlib")
     open_provider(str(tmp_path / "qlib"))
     same(read_table(["CON"], direct=True), read_table(["CON"], direct=False))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_no_instrument_has_is_no_number(folders, tmp_path, direct):
+    """A misspelt field once became zeros, and a missing factor a volume of zero."""
+    shutil.copytree(folders["day"], tmp_path / "qlib")
+    for path in (tmp_path / "qlib").glob("features/*/factor.day.bin"):
+        path.unlink()
+    open_provider(str(tmp_path / "qlib"))
+    names = sorted(read_spans("all"))
+    hint = r"; did you mean \$volume\?" if direct else ""
+    with pytest.raises(BarDataError, match=r"no instrument has a value of \$volum" + hint):
+        read_table(names, fields={**STORED, "volume": "$volum"}, direct=direct)
+    with pytest.raises(BarDataError, match=r"no instrument has a value of \$factor"):
+        read_table(names, raw_volume=True, direct=direct)
+    expression = {**STORED, "amount": "$volume * $vwp"}
+    with pytest.raises(BarDataError, match=r"no instrument has a value of .*vwp"):
+        read_table(names, fields=expression)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_one_missing_factor_is_named(folders, tmp_path, direct):
+    shutil.copytree(folders["day"], tmp_path / "qlib")
+    path = next((tmp_path / "qlib").glob("features/*/factor.day.bin"))
+    path.unlink()
+    open_provider(str(tmp_path / "qlib"))
+    with pytest.raises(BarDataError, match=rf"{path.parent.name.upper()} at .*factor is missing"):
+        read_table(sorted(read_spans("all")), raw_volume=True, direct=direct)
+
+
+def test_an_amount_made_of_volume_and_price_is_money_whatever_the_volume(folders, tmp_path):
+    """Raw volume x adjusted price would be money x factor."""
+    shutil.copytree(folders["5min"], tmp_path / "qlib")
+    for path in (tmp_path / "qlib").glob("features/*/amount.5min.bin"):
+        path.unlink()
+    open_provider({"5min": str(tmp_path / "qlib")})
+    names = sorted(read_spans("all", "5min"))
+    adjusted, raw = (read_table(names, "5min", raw_volume=raw) for raw in (False, True))
+    np.testing.assert_array_equal(adjusted.values[:, 5], raw.values[:, 5])
+    assert not np.array_equal(adjusted.values[:, 4], raw.values[:, 4])
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_name_without_bars_is_told_and_keeps_its_place(provider, direct, monkeypatch):
+    """A universe of which a third was missing once looked complete."""
+    said = []
+    monkeypatch.setattr(
+        "kronos_qlib.plugin.source.logger", types.SimpleNamespace(warning=said.append)
+    )
+    names = sorted(read_spans("all"))
+    table = read_table([*names, "NOBODY", names[0]], direct=direct)
+    assert table.instruments == (*names, "NOBODY")
+    assert said == ["1 of 9 instruments have no bars: NOBODY"]
+    day = pd.Timestamp("2020-05-06")
+    spans = {name: [(day, day)] for name in table.instruments}
+    windows = windows_to_score(table, 5, spans=spans)
+    assert windows.dropped["no bar that day"] == 8 + 1 - sum(
+        day in table.times[slice(*table.offsets[place : place + 2])] for place in range(8)
+    )
+
+
+def test_a_frequency_without_a_folder_says_which_there_are(folders):
+    open_provider({"5min": folders["5min"]})
+    with pytest.raises(ConfigError, match="there is no folder for freq 'day', only 5min"):
+        local_folder("day")
+
+
+def test_the_handler_hands_its_settings_on(provider, daily):
+    """Each was once a setting that could have been ignored with no test the wiser."""
+    from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+
+    name = sorted(daily["symbol"].unique())[2]
+    plain = KronosHandler(instruments=[name]).bars.values
+    raw = KronosHandler(instruments=[name], raw_volume=True)
+    assert (raw.bars.values[:, 4] < plain[:, 4]).any()
+    frame = raw.fetch(col_set="feature").dropna()
+    np.testing.assert_allclose(frame["volume"], raw.bars.values[:, 4], rtol=1e-6)
+    other = KronosHandler(instruments=[name], fields={"close": "$open"})
+    np.testing.assert_array_equal(other.bars.values[:, 3], plain[:, 0])
+    young = {"segments": {"test": (None, None)}, "lookback": 5, "horizon": 1, "max_age_days": 5}
+    dataset = KronosDataset(KronosHandler(instruments=[name]), **young)
+    assert dataset.windows("test").dropped["oldest bar too old"] > 0
+    bounded = KronosHandler(instruments=[name], start_time="2020-06-01", history_days=20)
+    assert bounded.bars.times.min() == np.datetime64("2020-05-12")
+
+
+def test_storage_that_was_not_opened_is_an_error_that_says_so(tmp_path):
+    """Inside a property Qlib's AttributeError read as if there were no such property."""
+    script = (
+        "from kronos_qlib.plugin.dataset import KronosHandler\n"
+        "try: KronosHandler().bars\n"
+        "except ValueError as bad: print(type(bad).__name__, bad)"
+    )
+    printed = {"capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], check=True, **printed)
+    assert "ConfigError" in done.stdout
+    assert "qlib.init()" in done.stdout

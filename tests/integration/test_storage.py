@@ -277,6 +277,36 @@ def test_minute_bars_and_their_future(tmp_path):
     assert list(ahead) == [pd.Timestamp(time) for time in expected]
 
 
+@pytest.mark.parametrize(
+    ("minutes", "freq", "says"),
+    [
+        ((0, 5, 10), "1min", r"A 2024-01-04 09:35:00: bars stand 5 minutes apart.*--freq 5min"),
+        ((0, 1, 2, 3, 7), "5min", r"A 2024-01-04 09:31:00.*stand 1 minutes.*freq='1min'"),
+        ((0, 24 * 60), "5min", r"freq='5min'; pass freq='day'"),
+        ((0, 0.5), "1min", "Qlib has none such"),
+    ],
+)
+def test_bars_stand_as_far_apart_as_their_frequency(tmp_path, minutes, freq, says):
+    def bars_at(minutes: tuple[float, ...]) -> pd.DataFrame:
+        start = pd.Timestamp("2024-01-04 09:30")
+        dates = [start + pd.Timedelta(minutes=minute) for minute in minutes]
+        return pd.concat([minute_bars(1).head(1).assign(date=date) for date in dates])
+
+    with pytest.raises(BarDataError, match=says):
+        write_provider(bars_at(minutes), tmp_path / "q", freq=freq)
+    assert not (tmp_path / "q").exists()
+    write_provider(bars_at((0,)), tmp_path / "one", freq=freq)
+
+
+def test_a_session_may_end_on_half_a_bar(tmp_path):
+    """New York closes at 16:00, half an hour after its last full hour."""
+    clock = ["10:30", "11:30", "12:30", "13:30", "14:30", "15:30", "16:00"]
+    bars = pd.concat(
+        minute_bars(1).head(1).assign(date=pd.Timestamp(f"2024-01-04 {time}")) for time in clock
+    )
+    assert write_provider(bars, tmp_path / "q", freq="60min").bars == 7
+
+
 def test_minute_bars_take_days_or_times_for_their_future(tmp_path):
     """An exchange publishes days; they are open at the times that the bars show."""
     bars = minute_bars(2).iloc[:-2]

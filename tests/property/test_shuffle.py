@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import kronos_qlib.data.shuffle as shuffle_module
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.data.shuffle import Shuffle
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import windows_to_train
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment
@@ -44,6 +44,14 @@ def test_a_shuffle_of_any_size_is_asked_place_by_place():
     assert found.max() < size
     assert len(np.unique(found)) == len(np.unique(places))
     np.testing.assert_array_equal(found[7:9], shuffle(places[7:9]))
+
+
+@pytest.mark.parametrize("size", [100, 2**20 + 1])
+def test_a_place_that_is_not_there_is_refused(size):
+    """A negative place once went round for ever."""
+    for place in (-1, size):
+        with pytest.raises(IndexError, match=f"of {size}"):
+            Shuffle(size)(np.array([place]))
 
 
 def test_a_computed_shuffle_looks_random(monkeypatch):
@@ -104,12 +112,13 @@ def test_the_order_hangs_on_seed_and_epoch_alone():
         ({"size": 0, "batch_size": 5}, "at least 1, got 0"),
         ({"size": 5, "batch_size": 0}, "at least 1, got 5, 0"),
         ({"size": 5, "batch_size": 5, "limit": 0}, "at least 1"),
+        ({"size": 5, "batch_size": 5, "seed": -1}, "seed must not be negative"),
         ({"size": 5, "batch_size": 5, "rank": 2, "ranks": 2}, "rank must lie from 0 to 1"),
     ],
 )
 def test_a_sampler_that_cannot_work_is_refused(settings_, message):
     with pytest.raises(ConfigError, match=message):
-        EpochSampler(**settings_, seed=0)
+        EpochSampler(**{"seed": 0, **settings_})
 
 
 def test_two_loader_workers_see_every_window_once():

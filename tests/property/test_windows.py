@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import kronos_qlib.data.gather as gather_module
+from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import (
+from kronos_qlib.data.search import (
     CUT,
     NO_BAR,
     OUTSIDE,
@@ -25,6 +25,7 @@ from kronos_qlib.data.windows import (
     windows_to_score,
     windows_to_train,
 )
+from kronos_qlib.data.windows import RunRows
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment
@@ -89,8 +90,8 @@ def slow_search(panel, lookback, ahead, first, last, spans, max_age_days, min_ba
                 continue
             place = times.index(day)
             following = times[place + 1 : place + 1 + ahead]
-            belongs = following[0] if ahead and following else day
-            if not first <= belongs or day > last:
+            belongs = [day, *following[:1]] if ahead else [day]  # one bar early, by its horizon
+            if not any(first <= one <= last for one in belongs) or day > last:
                 continue
             if not is_member:
                 reasons[OUTSIDE] += 1
@@ -221,6 +222,25 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
             assert not array[place, used:].any(), "nothing follows a shorter window"
         alone = gather(windows, np.array([window]), first=first)
         np.testing.assert_array_equal(alone.z[0], batch.z[place])
+
+
+def test_rows_of_runs_are_taken_as_of_an_array():
+    """A flag for each row once chose rows 0 and 1 over and over."""
+    rows = RunRows([(10, 13), (20, 25), (40, 41)])
+    array = np.array([10, 11, 12, 20, 21, 22, 23, 24, 40])
+    flags = np.arange(9) % 2 == 0
+    chosen = (
+        slice(None), slice(2, 7, 2), slice(-3, None), flags, np.array([8, 0, -1]),
+        np.array([3, 4], dtype=np.int8), np.array([3, 4], dtype=np.uint64), [1, 5], [], 3, -1,
+    )  # fmt: skip
+    for which in chosen:
+        expected = array[np.array(which, dtype=int) if isinstance(which, list) else which]
+        np.testing.assert_array_equal(rows[which], expected)
+        assert rows[which].dtype == np.int64
+    for wrong in (np.array([9]), -10, np.array([0.5]), flags[:3]):
+        with pytest.raises(IndexError):
+            rows[wrong]
+    assert len(RunRows([])) == len(RunRows([])[:]) == 0
 
 
 def test_room_of_another_shape_is_refused():

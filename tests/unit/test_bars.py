@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.data.bars import check_bars, describe_report, measure_lot
-from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
 PRICES = ["open", "high", "low", "close"]
@@ -109,9 +109,11 @@ def test_a_description_shows_some_bars_of_each_rule_and_all_when_told(bars):
     short = describe_report(report).splitlines()
     assert "error duplicate: 10" in short
     assert sum("the same bar again" in line for line in short) == 3
+    assert short[short.index("error duplicate: 10") + 4] == "  and 7 more"
     long = describe_report(report, in_full=("duplicate",)).splitlines()
     assert "  B 2024-01-05: the same bar again" in long
     assert sum("the same bar again" in line for line in long) == 10
+    assert "more" not in "\n".join(long[long.index("error duplicate: 10") :][:12])
 
 
 def test_money_that_does_not_fit_the_price_is_a_warning(bars):
@@ -282,6 +284,18 @@ def test_half_the_price_on_bad_news_is_no_split():
     assert repair_bars(bars, ["split-jumps"])[1].empty
 
 
+def test_one_unknown_volume_hides_no_news():
+    """One missing volume in the weeks before once switched the look at the day's volume off."""
+    bars = split(trend(), 25, 2, 1)
+    bars.loc[20, "volume"] = np.nan
+    assert len(repair_bars(bars, ["split-jumps"])[1]) == 1
+    busy = bars.copy()
+    busy.loc[25, "volume"] *= 12
+    assert repair_bars(busy, ["split-jumps"])[1].empty
+    bars.loc[25, "volume"] = np.nan
+    assert repair_bars(bars, ["split-jumps"])[1].empty, "whether there was news is not known"
+
+
 def test_a_joint_report_tells_found_repaired_and_left(bars):
     bars.loc[1, "open"] = np.nan
     bars.loc[6, "high"] = 10.0
@@ -295,6 +309,25 @@ def test_a_joint_report_tells_found_repaired_and_left(bars):
         ["repaired", "drop-nan"],
         ["left", "bracket"],
     ]
+
+
+def test_a_report_has_one_format_of_dates(bars, tmp_path):
+    """Joined to an empty record, days were written as 2024-01-03 00:00:00."""
+    bars.loc[6, "high"] = 10.0
+    _, record = repair_bars(bars, [])
+    joint = join_reports(check_bars(bars.drop(index=1)), record)
+    joint.to_csv(tmp_path / "report.csv", index=False)
+    assert "gap" in set(joint["rule"]) and "00:00" not in (tmp_path / "report.csv").read_text()
+    assert check_bars(bars.head(1))["date"].dtype == bars["date"].dtype
+
+
+def test_every_error_and_warning_names_repairs_that_are_there():
+    assert {name for names in MENDED_BY.values() for name in names} == set(REPAIRS)
+
+
+def test_one_repair_as_text_is_no_list_of_them(bars):
+    with pytest.raises(ConfigError, match=r"list of names, such as \['drop-nan'\]"):
+        repair_bars(bars, "drop-nan")
 
 
 def test_an_unknown_repair_names_the_known_ones(bars):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from kronos_qlib import WindowDataset
-from kronos_qlib.data.dataset import split_by_share
-from kronos_qlib.data.table import BarTable
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.segments import split_by_share
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
 
@@ -115,6 +117,76 @@ def test_shares_follow_one_another_and_cover_what_they_say():
             split_by_share(calendar, shares)
     with pytest.raises(ConfigError, match="leaves 'valid' none"):
         split_by_share(calendar, {"train": 0.9, "valid": 0.01})
+
+
+def hours(days=10):
+    """A market that never closes, with bars at midnight."""
+    times = pd.date_range("2024-01-01", periods=24 * days, freq="h")
+    prices = dict.fromkeys(BAR_COLUMNS[:4], 5.0)
+    return pd.DataFrame({"date": times, **prices, "volume": 1.0, "amount": 5.0})
+
+
+@pytest.mark.parametrize("cut", [120, 121, 122])
+def test_shares_that_end_at_midnight_do_not_overlap(cut):
+    """121 hours end with a bar at 00:00, which was once taken for the whole of its day."""
+    shares = {"train": cut / 240, "valid": 60 / 240, "test": (180 - cut) / 240}
+    dataset = WindowDataset.from_file(hours(), shares, symbol="BTC", lookback=5, horizon=3)
+    ends, targets = [], []
+    for name in shares:
+        windows = dataset.training_windows(name)
+        targets.append(set(windows.rows(slice(None))[:, 5:].ravel().tolist()))
+        ends.append(set(dataset.windows(name).ends[:].tolist()))
+    for parts in (ends, targets):
+        assert not parts[0] & parts[1]
+        assert not parts[1] & parts[2]
+    assert sum(map(len, ends)) == 240 - 4
+    assert max(targets[0]) == cut - 1, "the last bar of the segment is a target"
+
+
+def test_a_date_is_its_whole_day_and_a_time_is_itself():
+    dataset = WindowDataset.from_file(hours(), {"all": 1.0}, symbol="B", lookback=2, horizon=1)
+
+    def last_of(end):
+        return str(dataset.windows(("2024-01-02", end)).times[-1])[:16]
+
+    assert last_of("2024-01-03") == last_of(date(2024, 1, 3)) == "2024-01-03T23:00"
+    assert last_of(pd.Timestamp("2024-01-03")) == last_of("2024-01-03 00:00") == "2024-01-03T00:00"
+    assert last_of("2024-01-03 05:00") == "2024-01-03T05:00"
+    for wrong, message in (
+        (("2024-01-05", "2024-01-03"), "ends at 2024-01-03, before it begins"),
+        ((20240102, None), "a date or time, got 20240102"),
+        (("2024", None), "names its day"),
+        (("soon", None), "a date or time, got 'soon'"),
+        (("2024-01-02",), "a pair"),
+        ("none", "no segment 'none'; there are all"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataset.windows(wrong)
+
+
+def test_what_looks_wrong_in_a_file_is_told(one, caplog):
+    """An undone 10:1 split was once learned as a crash, without a word."""
+    split = one.copy()
+    prices = list(BAR_COLUMNS[:4])
+    split.loc[split.index[:60], prices] *= 10
+    dataset = WindowDataset.from_file(split.drop(columns="amount"), HALVES, symbol="MINE", **SMALL)
+    told = "\n".join(record.message for record in caplog.records)
+    assert "1 bars look wrong" in told
+    assert "jump" in told
+    assert "amount is missing: derived" in told
+    assert all(note in told for note in dataset.notes)
+    whole = WindowDataset.from_file(one.assign(factor=1.0), HALVES, symbol="MINE", **SMALL)
+    assert whole.notes == ()
+
+
+def test_nothing_ends_outside_begin_and_end(expected):
+    calendar = expected.table.calendar
+    begin, end = pd.Timestamp(calendar[100]), pd.Timestamp(calendar[150])
+    bounded = replace(expected, begin=begin, end=end, segments={"all": (None, None)})
+    times = bounded.windows("all").times
+    assert (times.min(), times.max()) == (begin, end)
+    windows = bounded.training_windows("all")
+    assert windows.table.times_at(windows.ends[:] + windows.ahead).max() == end
 
 
 @pytest.mark.parametrize(

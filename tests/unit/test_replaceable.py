@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import nn
 
 from kronos_qlib.configs import SamplingConfig, TrainingConfig
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import windows_to_train
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.generate import generate

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.table import BarTable
-from kronos_qlib.data.windows import windows_to_train
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment
-from kronos_qlib.training.loop import evaluate, one_cycle, train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+from kronos_qlib.training.loop import one_cycle, train
+from kronos_qlib.training.steps import PredictorStep, TokenizerStep, evaluate
 
 CPU = torch.device("cpu")
 LOOKBACK, HORIZON = 8, 2

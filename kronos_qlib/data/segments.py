@@ -1,0 +1,127 @@
+"""Segments of time: what their ends mean, and how they are named, paired or shared out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import date, datetime
+from numbers import Number, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.data.calendar import Times
+from kronos_qlib.errors import ConfigError
+
+Segment = str | slice | tuple[Any, Any]
+"""A segment's name, or its first and last moment."""
+
+PART_OF_A_DATE = re.compile(r"\d{4}(-\d{1,2})?")
+END_OF_DAY = pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1)
+
+
+def first_instant(moment: Any) -> np.datetime64:
+    """Where a segment that begins at `moment` begins.
+
+    Raises:
+        ConfigError: it is no date or time.
+    """
+    return _timestamp(moment).as_unit("ns").to_datetime64()
+
+
+def last_instant(moment: Any, calendar: Times) -> np.datetime64:
+    """The last instant of a segment that ends at `moment`: a bare date covers its whole day.
+
+    A midnight given as a time (a Timestamp, not a date or "2024-06-18") is that instant where the
+    calendar has bars at midnight, as of a market that never closes; elsewhere it stands for its
+    day, as Qlib means it.
+
+    Args:
+        calendar: (K,) datetime64[ns], increasing.
+
+    Raises:
+        ConfigError: it is no date or time.
+    """
+    stamp = _timestamp(moment)
+    is_day = isinstance(moment, date) and not isinstance(moment, datetime)
+    is_day |= isinstance(moment, str) and ":" not in moment
+    instant = stamp.as_unit("ns").to_datetime64()
+    if stamp == stamp.normalize():
+        place = int(np.searchsorted(calendar, instant))
+        is_bar = place < len(calendar) and calendar[place] == instant
+        if is_day or not is_bar:
+            return (stamp + END_OF_DAY).as_unit("ns").to_datetime64()
+    return instant
+
+
+def places_of(calendar: Times, first: Any, last: Any) -> tuple[int, int]:
+    """[start, stop) of a segment in places of the calendar; None leaves an end open."""
+    start, stop = 0, len(calendar)
+    if first is not None:
+        start = int(np.searchsorted(calendar, first_instant(first), side="left"))
+    if last is not None:
+        stop = int(np.searchsorted(calendar, last_instant(last, calendar), side="right"))
+    return start, max(start, stop)
+
+
+def bounds_of(segments: Mapping[str, Any], segment: Segment) -> tuple[Any, Any]:
+    """First and last moment of a segment, by name, slice or pair.
+
+    Raises:
+        ConfigError: no segment has that name, it is no pair of moments, or it ends before it
+            begins.
+    """
+    chosen, name = segment, ""
+    if isinstance(segment, str):
+        if segment not in segments:
+            raise ConfigError(f"no segment {segment!r}; there are {', '.join(segments) or 'none'}")
+        chosen, name = segments[segment], f" {segment}"
+    if isinstance(chosen, slice):
+        first, last = chosen.start, chosen.stop
+    elif isinstance(chosen, (tuple, list)) and len(chosen) == 2:
+        first, last = chosen
+    else:
+        raise ConfigError(f"the segment{name} is a pair (first, last), got {chosen!r}")
+    ends = [None if moment is None else _timestamp(moment) for moment in (first, last)]
+    if ends[0] is not None and ends[1] is not None and ends[0] > ends[1] + END_OF_DAY:
+        raise ConfigError(f"the segment{name} ends at {last}, before it begins at {first}")
+    return first, last
+
+
+def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:
+    """Segments that follow one another, each with its share of the calendar's times.
+
+    Raises:
+        ConfigError: a share is no number, not positive, all exceed 1 together, or one has no time.
+    """
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, Real):
+            raise ConfigError(
+                f"segments are shares of the times or pairs of dates, all of one kind; {name!r} is "
+                f"{share!r}"
+            )
+    if min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
+        raise ConfigError(f"shares must be positive and not exceed 1 together, got {dict(shares)}")
+    segments: dict[str, tuple[Any, Any]] = {}
+    done, start = 0.0, 0
+    for name, share in shares.items():
+        done += share
+        stop = round(done * len(calendar))
+        if stop <= start:
+            raise ConfigError(f"the share {share} of {len(calendar)} times leaves {name!r} none")
+        segments[name] = (pd.Timestamp(calendar[start]), pd.Timestamp(calendar[stop - 1]))
+        start = stop
+    return segments
+
+
+def _timestamp(moment: Any) -> pd.Timestamp:
+    if isinstance(moment, str) and PART_OF_A_DATE.fullmatch(moment.strip()):
+        raise ConfigError(f"a segment's end names its day, such as 2024-06-18, got {moment!r}")
+    try:
+        stamp = pd.Timestamp(moment)
+    except (ValueError, TypeError) as bad:
+        raise ConfigError(f"a segment's end is a date or time, got {moment!r}") from bad
+    if pd.isna(stamp) or isinstance(moment, Number):  # pandas reads 20240618 as nanoseconds
+        raise ConfigError(f"a segment's end is a date or time, got {moment!r}")
+    return stamp.tz_localize(None)

@@ -1,0 +1,273 @@
+"""What `KronosModel.fit` trains, stage by stage, each going on from the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qlib.log import get_module_logger
+
+from kronos_qlib.configs import AlphaConfig, TrainingConfig, from_mapping
+from kronos_qlib.data.segments import first_instant, last_instant
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.plugin.signals import contexts_of
+
+if TYPE_CHECKING:
+    from kronos_qlib.data.dataset import WindowDataset
+    from kronos_qlib.data.segments import Segment
+    from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.model.alpha import AlphaHead
+
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+KINDS = {"tokenizer": TrainingConfig, "predictor": TrainingConfig, "alpha": AlphaConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesConfig:
+    """What `fit` trains, in this order; a stage left out is not trained."""
+
+    tokenizer: TrainingConfig | None = None
+    predictor: TrainingConfig | None = None
+    alpha: AlphaConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                stage: Any = from_mapping(kind, value, where=f"training.{name}")
+                object.__setattr__(self, name, stage)
+        if self.tokenizer is not None and not self.tokenizer.teacher_forcing:
+            raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
+        if self.tokenizer is not None and self.predictor is None:
+            raise ConfigError(
+                "training.tokenizer without training.predictor would leave a predictor that reads "
+                "tokens it does not know; add training.predictor"
+            )
+
+    @property
+    def is_zero_shot(self) -> bool:
+        return all(getattr(self, one.name) is None for one in fields(self))
+
+
+@dataclass
+class StagesResult:
+    """What training left.
+
+    weights: safetensors files by name: "tokenizer", "predictor", "alpha".
+    history: losses of each stage, a row per epoch.
+    head: the alpha head, where one was trained.
+    """
+
+    weights: dict[str, bytes] = field(default_factory=dict)
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    head: AlphaHead | None = None
+
+
+def run_stages(
+    stages: StagesConfig,
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    *,
+    head: AlphaHead | None = None,
+    show_progress: bool = False,
+) -> StagesResult:
+    """Train in place what is asked for.
+
+    Args:
+        predictor: holds both halves; its device is trained on.
+        head: an alpha head to go on from; None makes one.
+
+    Raises:
+        ConfigError: segments overlap, or windows are longer than the network knows.
+        BarDataError, TrainingError: a segment has no windows; a loss is not finite.
+    """
+    check_segments(source)
+    result = StagesResult()
+    if stages.predictor is not None:
+        _train_tokens(stages, predictor, source, result, show_progress)
+    if stages.alpha is not None:
+        _train_alpha(stages.alpha, predictor, source, result, head, show_progress)
+    return result
+
+
+def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
+    """A new head for this predictor, its first weights decided by the seed."""
+    import torch
+
+    from kronos_qlib.data.features import SCALE_FEATURES
+    from kronos_qlib.model.alpha import AlphaHead
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AlphaHead(
+            predictor.model.config.d_model,
+            len(SCALE_FEATURES),
+            config.context_width,
+            config.hidden,
+            config.dropout,
+        )
+
+
+def _train_tokens(
+    stages: StagesConfig,
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    result: StagesResult,
+    show_progress: bool,
+) -> None:
+    from kronos_qlib.model.checkpoint import to_bytes
+    from kronos_qlib.training.batches import Segment
+    from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+
+    bars = source.lookback + source.horizon
+    if bars - 1 > predictor.max_context:
+        raise ConfigError(
+            f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} positions at "
+            f"once and the network attends to {predictor.max_context}; shorten lookback or horizon"
+        )
+    net, tokenizer = predictor.model, predictor.tokenizer
+    parts = [
+        Segment(source.training_windows(name), source.bounds(name)[0])
+        for name in ("train", "valid")
+    ]
+    for what, part in zip(("train on", "validate by"), parts, strict=True):
+        logger.info(f"{len(part)} windows to {what}{told(part.windows.dropped)}")
+    device = predictor.device
+    if stages.tokenizer is not None:
+        step = TokenizerStep(tokenizer)
+        _run("tokenizer", step, parts, stages.tokenizer, device, result, show_progress)
+        result.weights["tokenizer"] = to_bytes(tokenizer)
+    assert stages.predictor is not None
+    predicting = PredictorStep(net, tokenizer, stages.predictor.teacher_forcing)
+    _run("predictor", predicting, parts, stages.predictor, device, result, show_progress)
+    result.weights["predictor"] = to_bytes(net)
+
+
+def _train_alpha(
+    config: AlphaConfig,
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    result: StagesResult,
+    head: AlphaHead | None,
+    show_progress: bool,
+) -> None:
+    from kronos_qlib.model.checkpoint import to_bytes
+    from kronos_qlib.training.alpha import (
+        ALPHA_LOSSES,
+        AlphaNet,
+        AlphaSegment,
+        AlphaStep,
+        check_days,
+    )
+
+    if source.lookback > predictor.max_context and config.backbone == "whole":
+        raise ConfigError(
+            f"a lookback of {source.lookback} bars is read at once and the network attends to "
+            f"{predictor.max_context}; shorten it, or keep the backbone frozen"
+        )
+    head = make_head(config, predictor) if head is None else head
+    is_frozen = config.backbone == "frozen"
+    segments = []
+    for name in ("train", "valid"):
+        windows = source.labelled_windows(name)
+        contexts = contexts_of(predictor, windows, show_progress) if is_frozen else None
+        segment = AlphaSegment.of(windows, source.label, contexts)
+        check_days(segment, name)
+        logger.info(
+            f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
+            f"{int(np.isfinite(segment.returns).sum())} of known label{told(windows.dropped)}"
+        )
+        segments.append(segment)
+    net = AlphaNet(head, None if is_frozen else predictor.model)
+    step = AlphaStep(net, predictor.tokenizer, ALPHA_LOSSES[config.loss])
+    _run("alpha", step, segments, config, predictor.device, result, show_progress)
+    result.head = head
+    result.weights["alpha"] = to_bytes(head)
+    if not is_frozen:
+        result.weights["predictor"] = to_bytes(predictor.model)
+
+
+def _run(
+    name: str,
+    step: Any,
+    parts: Sequence[Any],
+    config: TrainingConfig | AlphaConfig,
+    device: Any,
+    result: StagesResult,
+    show_progress: bool,
+) -> None:
+    """One stage; `parts` are what it trains on and what it is judged by."""
+    from kronos_qlib.training.loop import train
+
+    def log_epoch(epoch: int, row: dict[str, float]) -> None:
+        losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
+        logger.info(f"{name} epoch {epoch}/{config.epochs}: {losses}")
+        _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
+
+    training, validation = parts
+    report = train(
+        step,
+        training,
+        validation,
+        config,
+        device=device,
+        show_progress=show_progress,
+        on_epoch=log_epoch,
+    )
+    result.history[name] = report.history
+
+
+def check_segments(source: WindowDataset) -> None:
+    """Refuse, before any work, segments from which no honest test can follow."""
+    order = [name for name in ("train", "valid", "test") if name in source.segments]
+    for name in ("train", "valid"):
+        if name not in order:
+            raise ConfigError(
+                f"training needs a segment {name!r}, by which weights are "
+                f"{'learned' if name == 'train' else 'chosen'}; there are "
+                f"{', '.join(source.segments) or 'none'}"
+            )
+    calendar = source.table.calendar
+    for earlier, later in pairwise(order):
+        end, begin = source.bounds(earlier)[1], source.bounds(later)[0]
+        if end is None or begin is None or last_instant(end, calendar) >= first_instant(begin):
+            raise ConfigError(
+                f"the segment {earlier} ends at {end} and {later} begins at {begin}: what is "
+                "learned or chosen on one would be known in the next; let each end before the "
+                "following one begins"
+            )
+    if "test" in order and not len(tested := source.windows("test")):
+        raise BarDataError(no_windows(source, "test", tested.dropped))
+
+
+def no_windows(source: WindowDataset, segment: Segment, dropped: Mapping[str, int]) -> str:
+    """Why there is nothing to score, for an error."""
+    first, last = source.bounds(segment)
+    places = source.table.places
+    reach = source.table.calendar[[places.min(), places.max()]].astype("datetime64[D]")
+    return (
+        f"no instrument of the universe has {source.min_bars or source.lookback} bars up to a day "
+        f"from {first} to {last}{told(dropped)}; the bars go from {reach[0]} to {reach[1]}: move "
+        "the segment, shorten the lookback, or (in Qlib) widen the handler's start_time and "
+        "end_time"
+    )
+
+
+def told(dropped: Mapping[str, int]) -> str:
+    """What became of the other candidates, for the log."""
+    if not dropped:
+        return ""
+    return " (none for " + ", ".join(f"{count}: {why}" for why, count in dropped.items()) + ")"
+
+
+def _log_to_active_run(metrics: dict[str, float], step: int) -> None:
+    """Into the MLflow run that Qlib has open, if any: a model may be fitted outside a workflow."""
+    from qlib.workflow import R
+
+    # Without qlib.init, as with bars from a file, there is no recorder to ask.
+    if getattr(R, "_provider", None) is not None and R.exp_manager.active_experiment is not None:
+        R.log_metrics(step=step, **metrics)
