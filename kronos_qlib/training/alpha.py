@@ -1,0 +1,278 @@
+"""The alpha head's side of training: whole days as batches, and losses on what is traded.
+
+Shape letters: N windows of a segment, B windows of a day, T bars, F features, D context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from kronos_qlib.configs import AlphaConfig
+from kronos_qlib.data.features import scale_features, standardised_over_day
+from kronos_qlib.data.gather import WindowBatch, gather
+from kronos_qlib.data.labels import Label
+from kronos_qlib.data.shuffle import Shuffle
+from kronos_qlib.data.windows import Windows
+from kronos_qlib.errors import TrainingError
+from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Losses = dict[str, Tensor]
+
+LEAST_WINDOWS = 5
+"""Windows with a label that a day needs: a correlation over fewer is chance."""
+
+
+def ic_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """1 - the correlation of scores and targets over the day: what is judged, itself."""
+    scores, target = scores - scores.mean(), target - target.mean()
+    loss: Tensor = 1 - (scores * target).sum() / (scores.norm() * target.norm()).clamp_min(1e-8)
+    return loss
+
+
+def mse_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error on the standardised target."""
+    return F.mse_loss(scores, target)
+
+
+def rank_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """For every pair of the day, the surprise at its order, weighed by how far apart it is.
+
+    Source: RankNet, Burges et al., "Learning to rank using gradient descent" (2005).
+    """
+    apart = target[:, None] - target[None, :]
+    surprise = F.softplus(-(scores[:, None] - scores[None, :]) * apart.sign())
+    return (surprise * apart.abs()).sum() / apart.abs().sum().clamp_min(1e-8)
+
+
+ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ic": ic_loss,
+    "mse": mse_loss,
+    "rank": rank_loss,
+}
+
+
+@dataclass(frozen=True)
+class AlphaBatch:
+    """One day's windows, ready for a loss.
+
+    features: (B, F) float32, standardised over the whole day.
+    target: (B,) float32, the label's rank over the whole day, standardised.
+    context: (B, D) float32 read beforehand; None where the backbone reads `z` itself.
+    z, stamps: (B, T, 6) and (B, T, 5), as of `TrainingBatch`; None beside a context.
+    lengths: (B,) int64, bars seen.
+    """
+
+    features: Tensor
+    target: Tensor
+    context: Tensor | None
+    z: Tensor | None
+    stamps: Tensor | None
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaSegment:
+    """A segment's windows with what a head sees beside the context, and what it is to foretell.
+
+    windows: (N) by time. features: (N, F) standardised over each day. returns: (N,) the label as
+    it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
+    contexts: (N, D) read beforehand, when the backbone is frozen.
+    """
+
+    windows: Windows
+    features: Floats
+    returns: Floats
+    target: Floats
+    days: list[slice]
+    contexts: Floats | None = None
+
+    @classmethod
+    def of(cls, windows: Windows, label: Label, contexts: Floats | None = None) -> AlphaSegment:
+        """From windows by time, labels known or not; `contexts` are theirs."""
+        returns = label.of(windows)
+        target = np.full(len(windows), np.nan, dtype=np.float32)
+        days = []
+        for day in windows.moments():
+            known = day.start + np.flatnonzero(np.isfinite(returns[day]))
+            if len(known) >= LEAST_WINDOWS:
+                target[known] = standardised_over_day(returns[known, None])[:, 0]
+                days.append(day)
+        return cls(windows, day_features(windows), returns, target, days, contexts)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def sampler(self, config: AlphaConfig) -> DaySampler:
+        return DaySampler(self, seed=config.seed, windows_per_day=config.windows_per_day)
+
+    def to_judge_by(self, config: AlphaConfig) -> AlphaSegment:
+        """All of its days."""
+        return self
+
+    def memory(self, size: int) -> WindowBatch | None:
+        """Room for the bars of up to `size` windows; none is needed beside contexts."""
+        if self.contexts is not None:
+            return None
+        return WindowBatch.empty(size, self.windows.lookback)
+
+    def batch(
+        self, which: Ints, device: torch.device | str = "cpu", out: WindowBatch | None = None
+    ) -> AlphaBatch:
+        """The chosen windows of a day; `out` as for `Segment.batch`."""
+
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        lengths = np.full(len(which), self.windows.lookback, dtype=np.int64)
+        if self.windows.lengths is not None:
+            lengths = self.windows.lengths[which].astype(np.int64)
+        context = z = stamps = None
+        if self.contexts is not None:
+            context = tensor(self.contexts[which])
+        else:
+            filled = gather(self.windows, which, out=out)
+            z, stamps = tensor(filled.z), tensor(filled.stamps)
+        return AlphaBatch(
+            features=tensor(self.features[which]),
+            target=tensor(self.target[which]),
+            context=context,
+            z=z,
+            stamps=stamps,
+            lengths=tensor(lengths),
+        )
+
+
+def day_features(windows: Windows) -> Floats:
+    """(N, F) scale features of windows by time, each standardised over its day."""
+    features = np.empty((len(windows), 0), dtype=np.float32)
+    for number, day in enumerate(windows.moments()):
+        one = windows.take(day)
+        raw = [(which, scale_features(group.bars(slice(None)))) for which, group in one.by_length()]
+        if not number:
+            features = np.empty((len(windows), raw[0][1].shape[1]), dtype=np.float32)
+        for which, values in raw:
+            features[day.start + which] = values
+        features[day] = standardised_over_day(features[day])
+    return features
+
+
+class DaySampler:
+    """Every day once per epoch, whole or as a sample of its windows, in one order per seed."""
+
+    def __init__(
+        self, segment: AlphaSegment, *, seed: int, windows_per_day: int | None = None
+    ) -> None:
+        self.segment, self.seed, self.windows_per_day = segment, seed, windows_per_day
+        sizes = [day.stop - day.start for day in segment.days]
+        self.largest = min(max(sizes, default=0), windows_per_day or len(segment))
+
+    def __len__(self) -> int:
+        """Days per epoch."""
+        return len(self.segment.days)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Ints]:
+        """The labelled windows of each day, as places among the segment's; `start` days done."""
+        days = Shuffle(len(self), self.seed, number)(np.arange(start, len(self)))
+        for place in days.tolist():
+            day = self.segment.days[place]
+            which = day.start + np.flatnonzero(np.isfinite(self.segment.target[day]))
+            if self.windows_per_day is not None and len(which) > self.windows_per_day:
+                rng = np.random.default_rng((self.seed, number, place))
+                which = np.sort(rng.choice(which, self.windows_per_day, replace=False))
+            yield which
+
+
+class AlphaNet(nn.Module):
+    """A head, and the predictor whose context it reads, where that is trained with it."""
+
+    def __init__(self, head: AlphaHead, predictor: Kronos | None = None) -> None:
+        super().__init__()
+        self.head = head
+        self.predictor = predictor
+
+
+@dataclass(frozen=True)
+class AlphaStep:
+    """Trains a head, with or without the backbone, on whole days."""
+
+    net: AlphaNet
+    tokenizer: KronosTokenizer
+    criterion: Callable[[Tensor, Tensor], Tensor] = ic_loss
+
+    def __post_init__(self) -> None:
+        self.tokenizer.eval()
+
+    def losses(self, batch: AlphaBatch, rng: torch.Generator) -> Losses:
+        scores = self.scores(batch)
+        return {"loss": self.criterion(scores, batch.target)}
+
+    def scores(self, batch: AlphaBatch) -> Tensor:
+        """(B,) of one day's windows."""
+        return self.net.head(self._context(batch), batch.features)  # type: ignore[no-any-return]
+
+    def _context(self, batch: AlphaBatch) -> Tensor:
+        if batch.context is not None:
+            return batch.context
+        assert self.net.predictor is not None
+        assert batch.z is not None
+        s1, s2 = self.tokenizer.encode(batch.z)
+        _, context = self.net.predictor.decode_s1(s1, s2, batch.stamps)
+        return context[torch.arange(len(batch)), batch.lengths - 1]
+
+    @torch.inference_mode()
+    def validate(
+        self, segment: AlphaSegment, config: AlphaConfig, device: torch.device | str
+    ) -> dict[str, float]:
+        """Mean daily loss, IC and Rank IC over a segment: no dropout, no chance, whole days."""
+        self.net.eval()
+        rows = []
+        room = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
+        for day in segment.days:
+            which = np.arange(day.start, day.stop)
+            batch = segment.batch(which, device, room)
+            scores = self.scores(batch)
+            known = torch.isfinite(batch.target)
+            loss = float(self.criterion(scores[known], batch.target[known]))
+            kept = known.cpu().numpy()
+            rows.append(
+                (loss, *correlations(scores.cpu().numpy()[kept], segment.returns[day][kept]))
+            )
+        means = np.mean(rows, axis=0).tolist()
+        return dict(zip(("valid_loss", "valid_ic", "valid_rank_ic"), means, strict=True))
+
+
+def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
+    """One day's IC and Rank IC; 0 where scores or returns are all alike."""
+
+    def correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+        one, other = one - one.mean(), other - other.mean()
+        norm = float(np.sqrt((one @ one) * (other @ other)))
+        return float(one @ other) / norm if norm > 0 else 0.0
+
+    wide = scores.astype(np.float64), returns.astype(np.float64)
+    return correlation(*wide), correlation(rankdata(wide[0]), rankdata(wide[1]))
+
+
+def check_days(segment: AlphaSegment, name: str) -> None:
+    """Refuse a segment from which a cross-section cannot be learned or judged."""
+    if not segment.days:
+        raise TrainingError(
+            f"the {name} segment has no day with {LEAST_WINDOWS} windows whose label is known; an "
+            "alpha head compares many instruments of a day: widen the segment or the universe"
+        )
