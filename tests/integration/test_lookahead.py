@@ -83,7 +83,7 @@ def test_nothing_known_at_t_changes_when_every_later_bar_does(markets, tmp_path,
     bars = markets[freq]
     times = np.unique(bars["date"].to_numpy())
     t = pd.Timestamp(np.random.default_rng(seed).choice(times[LOOKBACK + 5 : -10]))
-    at = np.searchsorted(times, t)
+    at = np.searchsorted(times, t.to_datetime64())
     segments = {
         "all": (times[0], times[-1]),
         "scored": (times[at - 4], times[min(at + 4, len(times) - 1)]),

@@ -1,0 +1,208 @@
+"""An alpha head through Qlib: it finds a planted effect, nothing in noise, and sees no future."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.errors import ConfigError, TrainingError
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.labels import ExpressionLabel
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.schema import BAR_COLUMNS
+
+pytestmark = pytest.mark.integration
+
+SEGMENTS = {
+    "train": ("2020-01-01", "2020-12-31"),
+    "valid": ("2021-01-01", "2021-03-31"),
+    "test": ("2021-04-01", "2021-12-30"),
+}
+ALPHA = {"alpha": {"epochs": 6, "hidden": 16, "dropout": 0.1}}
+LOOKBACK = 20
+
+
+def market(effect: float, seed: int = 4, names: int = 24) -> pd.DataFrame:
+    config = MarketConfig(instruments=names, sectors=3, years=2.0, effect=effect, seed=seed)
+    return make_market(config).bars
+
+
+@pytest.fixture(scope="module")
+def bars():
+    return market(0.3)
+
+
+@pytest.fixture(scope="module")
+def provider(bars, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alpha") / "qlib"
+    write_provider(bars, folder)
+    return folder
+
+
+def dataset_of(folder, segments=SEGMENTS, **kwargs) -> KronosDataset:
+    import qlib
+    from qlib.data.cache import H
+
+    qlib.init(
+        provider_uri=str(folder), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
+    )
+    H.clear()
+    handler = {
+        "class": "KronosHandler",
+        "module_path": "kronos_qlib.plugin.dataset",
+        "kwargs": kwargs,
+    }
+    return KronosDataset(handler, segments, lookback=LOOKBACK, horizon=5)
+
+
+def model_of(training=ALPHA) -> KronosModel:
+    return KronosModel(training=training, device="cpu", show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def fitted(provider):
+    model = model_of()
+    model.fit(dataset_of(provider))
+    return model
+
+
+def daily_rank_ic(scores: pd.Series, dataset: KronosDataset) -> pd.Series:
+    labels = dataset.prepare("test", col_set="label").iloc[:, 0]
+    both = pd.DataFrame({"score": scores, "label": labels}).dropna()
+    days = both.groupby(level="datetime")
+    return days.apply(lambda day: day["score"].corr(day["label"], method="spearman"))
+
+
+def t_of(daily: pd.Series) -> float:
+    return float(daily.mean() / daily.std() * np.sqrt(len(daily)))
+
+
+def test_a_planted_effect_is_found_on_days_never_seen(fitted, provider):
+    dataset = dataset_of(provider)
+    daily = daily_rank_ic(fitted.predict(dataset), dataset)
+    assert len(daily) > 150
+    assert t_of(daily) > 4
+    assert daily.mean() > 0.08
+
+
+def test_nothing_is_found_in_noise(tmp_path):
+    """A signal on pure noise would be a leak."""
+    folder = tmp_path / "qlib"
+    write_provider(market(0.0, seed=7), folder)
+    dataset = dataset_of(folder)
+    model = model_of()
+    model.fit(dataset)
+    assert abs(t_of(daily_rank_ic(model.predict(dataset), dataset))) < 3
+
+
+def test_the_history_shows_what_was_chosen_by(fitted):
+    rows = fitted.history["alpha"]
+    assert [row["epoch"] for row in rows] == list(range(7))
+    assert {"valid_loss", "valid_ic", "valid_rank_ic", "train_loss"} <= rows[-1].keys()
+    assert set(fitted.trained_weights) == {"alpha"}, "the backbone was frozen"
+
+
+def test_a_pickle_scores_alike_and_a_day_alone_too(fitted, provider):
+    dataset = dataset_of(provider)
+    scores = fitted.predict(dataset)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.predict(dataset).equals(scores)
+    day = scores.index.get_level_values("datetime").unique()[30]
+    alone = again.predict(dataset, (day, day))
+    assert alone.equals(scores[scores.index.get_level_values("datetime") == day])
+
+
+def test_the_newest_day_is_scored_without_a_calendar_to_come(fitted, provider, bars, tmp_path):
+    """A head draws no bars to come, so it needs no stamps of them."""
+    folder = tmp_path / "qlib"
+    shutil.copytree(provider, folder)
+    (folder / "calendars" / "day_future.txt").unlink()
+    newest = bars["date"].max()
+    scores = fitted.predict(dataset_of(folder), (newest, newest))
+    assert len(scores) == (bars["date"] == newest).sum()
+
+
+def test_no_score_changes_when_every_later_bar_does(bars, provider, tmp_path):
+    """Trained and scored again: labels of later segments reach into neither."""
+    t = pd.Timestamp("2021-06-15")
+    changed = bars.copy()
+    later = (changed["date"] > t).to_numpy()
+    rng = np.random.default_rng(0)
+    columns = [*BAR_COLUMNS[:4]]
+    factors = rng.uniform(0.5, 2, later.sum())
+    changed.loc[later, columns] = changed.loc[later, columns].mul(factors, axis=0)
+    changed.loc[later, "amount"] = rng.uniform(1, 1e6, later.sum())
+    write_provider(changed, tmp_path / "qlib")
+    quick = {"alpha": {"epochs": 2, "hidden": 8}}
+    segments = {**SEGMENTS, "test": ("2021-06-01", "2021-07-15")}
+    scores = []
+    for folder in (provider, tmp_path / "qlib"):
+        dataset = dataset_of(folder, segments)
+        model = model_of(quick)
+        model.fit(dataset)
+        scores.append(model.predict(dataset))
+    past = [one[one.index.get_level_values("datetime") <= t] for one in scores]
+    assert len(past[0]) > 100
+    assert past[0].equals(past[1])
+    later_same = (scores[0] == scores[1])[scores[0].index.get_level_values("datetime") > t]
+    assert later_same.mean() < 0.1
+
+
+def test_the_training_segment_ends_before_its_labels_would_look_past_it(provider):
+    source = dataset_of(provider).source
+    train, valid = source.labelled_windows("train"), source.labelled_windows("valid")
+    calendar = source.table.calendar
+    last = np.searchsorted(calendar, train.times.max())
+    assert calendar[last + source.label.ahead] <= np.datetime64("2020-12-31")
+    assert calendar[last + source.label.ahead + 1] > np.datetime64("2020-12-31")
+    assert valid.times.min() > np.datetime64("2020-12-31")
+
+
+def test_a_whole_backbone_is_trained_with_its_head(provider):
+    few = {"epochs": 1, "backbone": "whole", "windows_per_day": 6, "metric": "loss"}
+    dataset = dataset_of(provider, {**SEGMENTS, "train": ("2020-11-01", "2020-12-31")})
+    model = model_of({"alpha": {**few, "learning_rate": 1e-3}})
+    model.fit(dataset)
+    kept = model.history["alpha"]
+    assert len(kept) == 2
+    assert set(model.trained_weights) == {"alpha", "predictor"}
+    scores = model.predict(dataset, ("2021-12-29", "2021-12-30"))
+    again = pickle.loads(pickle.dumps(model))
+    assert again.predict(dataset, ("2021-12-29", "2021-12-30")).equals(scores)
+
+
+@pytest.mark.parametrize(
+    ("expression", "ahead"),
+    [
+        ("Ref($close, -2) / Ref($close, -1) - 1", 2),
+        ("Ref($close,-6)/Ref($close,-1)-1", 6),
+        ("Ref($close, -5) / $close - 1", 5),
+        ("Log(Ref($close, -3) / Ref($open, -1))", 3),
+    ],
+)
+def test_a_label_is_what_qlib_computes(provider, expression, ahead):
+    dataset = dataset_of(provider, label=expression)
+    source = dataset.source
+    windows = source.windows("test")
+    found = source.label.of(windows)
+    asked = ExpressionLabel(expression, from_bars=False).of(windows)
+    np.testing.assert_allclose(found, asked, rtol=1e-4, atol=1e-6)
+    assert source.label.ahead == ahead
+    newest = windows.times > np.sort(np.unique(windows.times))[-ahead - 1]
+    assert np.isnan(found[newest]).all()
+    assert np.isfinite(found[~newest]).mean() > 0.9
+
+
+def test_a_head_alone_on_few_names_is_refused(tmp_path):
+    folder = tmp_path / "qlib"
+    write_provider(market(0.1, names=4), folder)
+    with pytest.raises(TrainingError, match="no day with 5 windows whose label is known"):
+        model_of().fit(dataset_of(folder))
+    with pytest.raises(ConfigError, match="alpha has no setting 'epoch'; did you mean 'epochs'"):
+        model_of({"alpha": {"epoch": 3}})
