@@ -263,9 +263,9 @@ class AlphaConfig:
     """Columns made of the context; 0 leaves it out, and the head sees the scale alone."""
     hidden: int = 64
     """Width of the hidden layer."""
-    dropout: float = 0.3
+    dropout: float = 0.0
     """Share of inputs and hidden units left out in training."""
-    epochs: int = 15
+    epochs: int = 3
     """Passes over the days."""
     windows_per_day: int | None = None
     """Windows of each day that a step sees, drawn anew each epoch; None takes all."""

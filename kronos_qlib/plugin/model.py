@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,7 +15,14 @@ from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.signals import scores_from_alpha, scores_from_paths
-from kronos_qlib.plugin.stages import StagesConfig, make_head, no_windows, run_stages, told
+from kronos_qlib.plugin.stages import (
+    Resume,
+    StagesConfig,
+    make_head,
+    no_windows,
+    run_stages,
+    told,
+)
 
 if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
@@ -50,6 +58,10 @@ class KronosModel(ModelFT):
         memory_mb: budget in MiB for what scoring allocates, see `KronosPredictor`.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.
+        resume_folder: where training keeps its state as it goes, a folder of this run alone. A run
+            that was stopped and is started again with the same settings, weights and bars goes on
+            from there, on a CPU to the same bits; emptied when `fit` ends. None keeps nothing.
+        resume_every: steps from one state to the next.
     """
 
     # Qlib's pickle leaves out names that start with "_". A class attribute, so that it exists
@@ -71,6 +83,8 @@ class KronosModel(ModelFT):
         show_progress: bool = True,
         dtype: str = "float32",
         memory_mb: int = 2048,
+        resume_folder: str | None = None,
+        resume_every: int = 500,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -85,6 +99,10 @@ class KronosModel(ModelFT):
         self.show_progress = show_progress
         self.dtype = dtype
         self.memory_mb = memory_mb
+        self.resume_folder = resume_folder
+        self.resume_every = resume_every
+        if resume_every < 1:
+            raise ConfigError(f"resume_every must be at least 1 step, got {resume_every}")
         self.trained_weights: dict[str, bytes] = {}
         """Safetensors files of what training changed: "tokenizer", "predictor", "alpha"."""
         self.fingerprints: dict[str, str] = {}
@@ -171,8 +189,6 @@ class KronosModel(ModelFT):
 
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer."""
-        from pathlib import Path
-
         tokenizer = self.predictor.tokenizer
         tokenizer.save_pretrained(Path(path) / "tokenizer")
         self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
@@ -184,10 +200,16 @@ class KronosModel(ModelFT):
             _source_of(dataset),
             head=self.head,
             show_progress=self.show_progress,
+            resume=self._resume(),
         )
         self.trained_weights |= result.weights
         self.history = result.history
         self._head = result.head or self._head
+
+    def _resume(self) -> Resume | None:
+        if self.resume_folder is None:
+            return None
+        return Resume(Path(self.resume_folder).expanduser().absolute(), self.resume_every)
 
     def _load_head(self) -> AlphaHead:
         from safetensors.torch import load

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +23,14 @@ if TYPE_CHECKING:
     from kronos_qlib.data.segments import Segment
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha import AlphaHead
+    from kronos_qlib.training.store import RunStore
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+Stage = TrainingConfig | AlphaConfig
+
+WINDOW_SETTINGS = ("lookback", "horizon", "min_bars", "max_age_days", "label", "spans")
+"""Fields of a `WindowDataset` that decide which windows there are."""
 
 KINDS = {"tokenizer": TrainingConfig, "predictor": TrainingConfig, "alpha": AlphaConfig}
 
@@ -74,12 +83,14 @@ def run_stages(
     *,
     head: AlphaHead | None = None,
     show_progress: bool = False,
+    resume: Resume | None = None,
 ) -> StagesResult:
     """Train in place what is asked for.
 
     Args:
         predictor: holds both halves; its device is trained on.
         head: an alpha head to go on from; None makes one.
+        resume: where the stages keep their states; emptied when all have ended.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
@@ -87,10 +98,14 @@ def run_stages(
     """
     check_segments(source)
     result = StagesResult()
+    work = _Work(predictor, source, result, show_progress, resume)
     if stages.predictor is not None:
-        _train_tokens(stages, predictor, source, result, show_progress)
+        _train_tokens(stages, work)
     if stages.alpha is not None:
-        _train_alpha(stages.alpha, predictor, source, result, head, show_progress)
+        _train_alpha(stages.alpha, work, head)
+    if resume is not None:
+        for name in result.history:
+            resume.store(name).clear()
     return result
 
 
@@ -112,17 +127,76 @@ def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
         )
 
 
-def _train_tokens(
-    stages: StagesConfig,
-    predictor: KronosPredictor,
-    source: WindowDataset,
-    result: StagesResult,
-    show_progress: bool,
-) -> None:
+@dataclass(frozen=True)
+class Resume:
+    """Where training keeps its states: a folder of this run alone, a state every so many steps."""
+
+    folder: Path
+    every: int
+
+    def store(self, stage: str, **signature: str) -> RunStore:
+        """The states of one stage."""
+        from kronos_qlib.training.store import RunStore
+
+        return RunStore(self.folder / stage, signature, self.every)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every stage is given."""
+
+    predictor: KronosPredictor
+    source: WindowDataset
+    result: StagesResult
+    show_progress: bool
+    resume: Resume | None
+
+    def signature(self, net: Any, config: Stage) -> dict[str, str]:
+        """What a run must share with one that was stopped, to go on from its states."""
+        from kronos_qlib.model.checkpoint import fingerprint
+
+        table, source = self.source.table, self.source
+        windows = str([getattr(source, key) for key in WINDOW_SETTINGS])
+        return {
+            "settings": repr(config),
+            "weights": f"{fingerprint(net)} {fingerprint(self.predictor.tokenizer)}",
+            "bars": f"{zlib.crc32(table.values.data)} {zlib.crc32(table.places.data)}",
+            "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
+            "windows": hashlib.sha256(windows.encode()).hexdigest(),
+        }
+
+    def run(self, name: str, step: Any, parts: Sequence[Any], config: Stage) -> None:
+        """One stage; `parts` are what it trains on and what it is judged by."""
+        from kronos_qlib.training.loop import train
+
+        def log_epoch(epoch: int, row: dict[str, float]) -> None:
+            losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
+            logger.info(f"{name} epoch {epoch}/{config.epochs}: {losses}")
+            _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
+
+        training, validation = parts
+        store = None
+        if self.resume is not None:
+            store = self.resume.store(name, **self.signature(step.net, config))
+        report = train(
+            step,
+            training,
+            validation,
+            config,
+            device=self.predictor.device,
+            show_progress=self.show_progress,
+            on_epoch=log_epoch,
+            store=store,
+        )
+        self.result.history[name] = report.history
+
+
+def _train_tokens(stages: StagesConfig, work: _Work) -> None:
     from kronos_qlib.model.checkpoint import to_bytes
     from kronos_qlib.training.batches import Segment
     from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
+    predictor, source, result = work.predictor, work.source, work.result
     bars = source.lookback + source.horizon
     if bars - 1 > predictor.max_context:
         raise ConfigError(
@@ -136,25 +210,17 @@ def _train_tokens(
     ]
     for what, part in zip(("train on", "validate by"), parts, strict=True):
         logger.info(f"{len(part)} windows to {what}{told(part.windows.dropped)}")
-    device = predictor.device
     if stages.tokenizer is not None:
         step = TokenizerStep(tokenizer)
-        _run("tokenizer", step, parts, stages.tokenizer, device, result, show_progress)
+        work.run("tokenizer", step, parts, stages.tokenizer)
         result.weights["tokenizer"] = to_bytes(tokenizer)
     assert stages.predictor is not None
     predicting = PredictorStep(net, tokenizer, stages.predictor.teacher_forcing)
-    _run("predictor", predicting, parts, stages.predictor, device, result, show_progress)
+    work.run("predictor", predicting, parts, stages.predictor)
     result.weights["predictor"] = to_bytes(net)
 
 
-def _train_alpha(
-    config: AlphaConfig,
-    predictor: KronosPredictor,
-    source: WindowDataset,
-    result: StagesResult,
-    head: AlphaHead | None,
-    show_progress: bool,
-) -> None:
+def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> None:
     from kronos_qlib.model.checkpoint import to_bytes
     from kronos_qlib.training.alpha import (
         ALPHA_LOSSES,
@@ -164,6 +230,7 @@ def _train_alpha(
         check_days,
     )
 
+    predictor, source, result = work.predictor, work.source, work.result
     if source.lookback > predictor.max_context and config.backbone == "whole":
         raise ConfigError(
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
@@ -174,7 +241,7 @@ def _train_alpha(
     segments = []
     for name in ("train", "valid"):
         windows = source.labelled_windows(name)
-        contexts = contexts_of(predictor, windows, show_progress) if is_frozen else None
+        contexts = contexts_of(predictor, windows, work.show_progress) if is_frozen else None
         segment = AlphaSegment.of(windows, source.label, contexts)
         check_days(segment, name)
         logger.info(
@@ -184,41 +251,11 @@ def _train_alpha(
         segments.append(segment)
     net = AlphaNet(head, None if is_frozen else predictor.model)
     step = AlphaStep(net, predictor.tokenizer, ALPHA_LOSSES[config.loss])
-    _run("alpha", step, segments, config, predictor.device, result, show_progress)
+    work.run("alpha", step, segments, config)
     result.head = head
     result.weights["alpha"] = to_bytes(head)
     if not is_frozen:
         result.weights["predictor"] = to_bytes(predictor.model)
-
-
-def _run(
-    name: str,
-    step: Any,
-    parts: Sequence[Any],
-    config: TrainingConfig | AlphaConfig,
-    device: Any,
-    result: StagesResult,
-    show_progress: bool,
-) -> None:
-    """One stage; `parts` are what it trains on and what it is judged by."""
-    from kronos_qlib.training.loop import train
-
-    def log_epoch(epoch: int, row: dict[str, float]) -> None:
-        losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
-        logger.info(f"{name} epoch {epoch}/{config.epochs}: {losses}")
-        _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
-
-    training, validation = parts
-    report = train(
-        step,
-        training,
-        validation,
-        config,
-        device=device,
-        show_progress=show_progress,
-        on_epoch=log_epoch,
-    )
-    result.history[name] = report.history
 
 
 def check_segments(source: WindowDataset) -> None:

@@ -423,3 +423,38 @@ def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, monk
     prices = table.values[:, :4].astype(np.float64).mean(axis=1)
     np.testing.assert_allclose(table.values[:, 5], table.values[:, 4] * prices, rtol=1e-4)
     assert said == ["the storage has no amount: taken as volume x the mean of the four prices"]
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_folder(provider, tmp_path, monkeypatch):
+    """Tokenizer done, predictor in the middle: the weights are those of a run left alone."""
+    from kronos_qlib.training.steps import PredictorStep
+
+    stage = {"epochs": 2, "windows_per_epoch": 48, "validation_windows": 16, "batch_size": 16}
+    training = {"tokenizer": stage, "predictor": stage, "alpha": {"epochs": 2, "hidden": 8}}
+    dataset = dataset_of(provider)
+    alone = model_of(training=training)
+    alone.fit(dataset)
+
+    folder = tmp_path / "run"
+    ask, count = PredictorStep.losses, []
+
+    def stopped(self, batch, rng):
+        count.append(self.net.training)
+        if sum(count) == 5:
+            raise KeyboardInterrupt
+        return ask(self, batch, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictorStep, "losses", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            model_of(training=training, resume_folder=str(folder), resume_every=2).fit(dataset)
+    assert {path.name for path in folder.iterdir()} == {"tokenizer", "predictor"}
+    other = {**training, "predictor": {**stage, "learning_rate": 1e-5}}
+    with pytest.raises(ConfigError, match="of a run with other settings; it cannot go on"):
+        model_of(training=other, resume_folder=str(folder)).fit(dataset)
+
+    again = model_of(training=training, resume_folder=str(folder), resume_every=2)
+    again.fit(dataset)
+    assert again.trained_weights == alone.trained_weights
+    assert again.history == alone.history
+    assert list(folder.iterdir()) == [], "its states are gone: fitted again, it would begin anew"

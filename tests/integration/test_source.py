@@ -343,3 +343,16 @@ def test_storage_that_was_not_opened_is_an_error_that_says_so(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], check=True, **printed)
     assert "ConfigError" in done.stdout
     assert "qlib.init()" in done.stdout
+
+
+def test_one_minute_bars_are_read_alike(make_minutes, tmp_path):
+    bars = make_minutes(instruments=2, days=2)
+    first = bars["date"].dt.normalize() + pd.Timedelta(hours=9, minutes=30)
+    passed = (bars["date"] - first) // pd.Timedelta(minutes=5)
+    bars["date"] = first + passed * pd.Timedelta(minutes=1)  # squeezed: one bar a minute
+    write_provider(bars, tmp_path / "qlib", freq="1min")
+    open_provider({"1min": str(tmp_path / "qlib")})
+    names = sorted(read_spans("all", "1min"))
+    table = read_table(names, "1min", direct=True)
+    assert len(table) == len(bars)
+    same(table, read_table(names, "1min", direct=False))

@@ -1,0 +1,125 @@
+"""What a training run keeps on disk so that it can go on: whole files, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""Newest states that stay: if the last one is damaged, the one before it is used."""
+SUFFIX = ".state"
+
+
+class RunStore:
+    """A folder with the newest states of one run, each a file that is complete or not there.
+
+    A state is a mapping of tensors, numbers, texts and lists; nothing in it is code. Its file
+    begins with the digest of the rest, is written beside its place, flushed to the disk and moved.
+
+    Args:
+        folder: of this run alone; made when first written.
+        signature: what a run must share with the one that left its state here to go on from it,
+            by name; all of it text.
+        every: steps from one state to the next.
+    """
+
+    def __init__(
+        self, folder: str | Path, signature: dict[str, str] | None = None, every: int = 500
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"a state is kept every 1 or more steps, got {every}")
+        self.folder = Path(folder)
+        self.signature = dict(signature or {})
+        self.every = every
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after `step` steps, and let go of those before the last.
+
+        Raises:
+            TrainingError: the disk is full or the folder cannot be written. What was there stays.
+        """
+        payload = io.BytesIO()
+        torch.save({"signature": self.signature, "step": step, "state": state}, payload)
+        data = payload.getbuffer()
+        target = self.folder / f"{step:012d}{SUFFIX}"
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+            for old in self._files()[KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as problem:
+            draft.unlink(missing_ok=True)
+            good = next(iter(self._files()), None)
+            raise TrainingError(
+                f"the state after {step} steps cannot be written to {self.folder}: {problem}; "
+                f"{f'{good.name} is the last good one' if good else 'there is none before it'}. "
+                "Make room and start again: the run goes on from there"
+            ) from problem
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Steps done and the newest state that is whole; None where the run is to begin.
+
+        Raises:
+            CheckpointError: there are states and none is whole.
+            ConfigError: the state is another run's; says what differs.
+        """
+        files = self._files()
+        for file in files:
+            try:
+                found = _read(file)
+            except (OSError, CheckpointError) as problem:
+                logger.warning("%s: the state before it is used", problem)
+                continue
+            self._check(found["signature"], file)
+            return int(found["step"]), found["state"]
+        if files:
+            raise CheckpointError(
+                f"none of the {len(files)} states in {self.folder} is whole; remove the folder to "
+                "begin again"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove the folder: the run has ended and its result is elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        """The states, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
+
+    def _check(self, signature: dict[str, str], file: Path) -> None:
+        names = sorted({*signature, *self.signature})
+        changed = [name for name in names if signature.get(name) != self.signature.get(name)]
+        if changed:
+            raise ConfigError(
+                f"{file} is of a run with other {', '.join(changed)}; it cannot go on with these. "
+                f"Take the old settings, or remove {self.folder} to begin again"
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    data = file.read_bytes()
+    digest, payload = data[:32], data[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"{file} is truncated or damaged")
+    found: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return found
