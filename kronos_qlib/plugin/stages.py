@@ -157,9 +157,11 @@ class _Work:
 
         table, source = self.source.table, self.source
         windows = str([getattr(source, key) for key in WINDOW_SETTINGS])
+        halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
             "settings": repr(config),
-            "weights": f"{fingerprint(net)} {fingerprint(self.predictor.tokenizer)}",
+            "type": str(self.predictor.dtype),  # in which a frozen backbone's contexts are read
+            "weights": " ".join(map(fingerprint, halves)),
             "bars": f"{zlib.crc32(table.values.data)} {zlib.crc32(table.places.data)}",
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
             "windows": hashlib.sha256(windows.encode()).hexdigest(),
