@@ -43,7 +43,8 @@ def scale_features(bars: Floats) -> Floats:
     A window that is shorter than a feature's number of bars uses all it has.
 
     Args:
-        bars: (B, T, 6) lookbacks in their own units, at least 2 bars, prices positive.
+        bars: (B, T, 6) lookbacks in their own units, at least 2 bars. Prices are to be positive
+            and amounts not negative: of others the features are not finite.
 
     Returns:
         (B, F) float32, columns as in `SCALE_FEATURES`: log of the mean close and amount; log
@@ -52,6 +53,11 @@ def scale_features(bars: Floats) -> Floats:
         shadow; log amount relative to the usual; correlation of returns with changes of amount.
     """
     wide = bars.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _features(wide)
+
+
+def _features(wide: Wide) -> Floats:
     opened, high, low, close = (np.log(wide[..., column]) for column in (OPEN, HIGH, LOW, CLOSE))
     amount = np.log1p(wide[..., AMOUNT])
     moves, changes = np.diff(close, axis=1), np.diff(amount, axis=1)

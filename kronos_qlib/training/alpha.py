@@ -22,7 +22,7 @@ from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.labels import Label
 from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.data.windows import Windows
-from kronos_qlib.errors import TrainingError
+from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -159,7 +159,11 @@ class AlphaSegment:
 
 
 def day_features(windows: Windows) -> Floats:
-    """(N, F) scale features of windows by time, each standardised over its day."""
+    """(N, F) scale features of windows by time, each standardised over its day.
+
+    Raises:
+        BarDataError: names a window whose bars have no logarithm.
+    """
     features = np.empty((len(windows), 0), dtype=np.float32)
     for number, day in enumerate(windows.moments()):
         one = windows.take(day)
@@ -168,6 +172,13 @@ def day_features(windows: Windows) -> Floats:
             features = np.empty((len(windows), raw[0][1].shape[1]), dtype=np.float32)
         for which, values in raw:
             features[day.start + which] = values
+        broken = np.flatnonzero(~np.isfinite(features[day]).all(axis=1))
+        if len(broken):  # one would spoil the ranks of all
+            raise BarDataError(
+                f"{one.describe(broken[:1])[0]}: a price that is not positive, or an amount below "
+                f"0, lies in the window ({len(broken)} such windows that day); repair the bars "
+                "(data_prep/check_bars.py lists them)"
+            )
         features[day] = standardised_over_day(features[day])
     return features
 

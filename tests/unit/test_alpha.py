@@ -13,7 +13,7 @@ from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.features import SCALE_FEATURES, scale_features, standardised_over_day
 from kronos_qlib.data.labels import ReturnLabel
 from kronos_qlib.data.search import windows_to_score
-from kronos_qlib.errors import ConfigError, TrainingError
+from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.alpha import (
@@ -23,6 +23,7 @@ from kronos_qlib.training.alpha import (
     AlphaStep,
     check_days,
     correlations,
+    day_features,
 )
 from kronos_qlib.training.loop import train
 
@@ -88,6 +89,27 @@ def test_features_say_what_pandas_says(frame, windows):
         }
         for key, value in expected.items():
             assert found[key][place] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+def test_bars_without_a_logarithm_are_named(frame):
+    """One such window would make the ranks of its whole day no number."""
+    for column, value in (("close", 0.0), ("amount", -2.0)):
+        broken = frame.copy()
+        broken.loc[("S1", DAYS[30]), column] = value
+        windows = windows_to_score(BarTable.from_frame(broken), 12)
+        with pytest.raises(BarDataError, match=rf"S1 at {DAYS[30]:%Y-%m-%d}.*1 such windows"):
+            day_features(windows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_bars_without_trade_have_features(frame):
+    """The shortest window, nothing moved and nothing traded."""
+    flat = frame.loc[NAMES[:3]].copy()
+    flat[list(BAR_COLUMNS[:4])] = 5.0
+    flat[["volume", "amount"]] = 0.0
+    windows = windows_to_score(BarTable.from_frame(flat), 2)
+    assert np.isfinite(scale_features(windows.bars(slice(None)))).all()
+    assert (day_features(windows) == 0).all()
 
 
 def test_what_is_alike_for_all_compares_to_nothing():
