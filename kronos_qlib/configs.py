@@ -268,7 +268,7 @@ class AlphaConfig:
     epochs: int = 3
     """Passes over the days."""
     windows_per_day: int | None = None
-    """Windows of each day that a step sees, drawn anew each epoch; None takes all."""
+    """Windows of each day that a step sees, 5 at least, drawn anew each epoch; None takes all."""
     learning_rate: float = 1e-3
     """Peak of the one-cycle schedule."""
     warmup_share: float = 0.03
@@ -285,9 +285,10 @@ class AlphaConfig:
     def __post_init__(self) -> None:
         _check_whole(self, "epochs", "hidden")
         _check_whole(self, "seed", "context_width", least=0)
-        for name in ("windows_per_day", "patience"):
-            if getattr(self, name) is not None:
-                _check_whole(self, name)
+        if self.patience is not None:
+            _check_whole(self, "patience")
+        if self.windows_per_day is not None:
+            _check_whole(self, "windows_per_day", least=5)
         _check_dropouts(self, "dropout")
         _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
         _check_optimizer(self)

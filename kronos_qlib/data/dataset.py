@@ -184,12 +184,13 @@ class WindowDataset:
         first, last = self.bounds(segment)
         calendar = self.table.calendar
         stop = places_of(calendar, None, last)[1]
-        unknown = calendar[max(0, stop - self.label.ahead)]
+        if self.label.ahead:
+            last = calendar[max(0, stop - self.label.ahead)] - np.timedelta64(1, "ns")
         return windows_to_score(
             self.table,
             self.lookback,
             first,
-            unknown - np.timedelta64(1, "ns"),
+            last,
             self.spans,
             self.max_age_days,
             self.min_bars,

@@ -24,7 +24,6 @@ LONG = 60
 TINY = 1e-6
 
 SCALE_FEATURES = (
-    "level",
     "amount",
     *(f"return_{bars}" for bars in RETURN_BARS),
     *(f"volatility_{bars}" for bars in VOLATILITY_BARS),
@@ -40,6 +39,9 @@ SCALE_FEATURES = (
 def scale_features(bars: Floats) -> Floats:
     """Features of raw bars that a z-scored window no longer shows, or shows too coarsely.
 
+    The level of prices is not among them: adjusted prices are rescaled when a later split comes,
+    so a low level would foretell one. Nothing here changes if all of a share's prices do alike.
+
     A window that is shorter than a feature's number of bars uses all it has.
 
     Args:
@@ -47,10 +49,10 @@ def scale_features(bars: Floats) -> Floats:
             and amounts not negative: of others the features are not finite.
 
     Returns:
-        (B, F) float32, columns as in `SCALE_FEATURES`: log of the mean close and amount; log
-        returns; log of the volatility of a bar's return; mean log range of a bar; place of the
-        close between the lowest low (0) and highest high (1); mean log body, upper and lower
-        shadow; log amount relative to the usual; correlation of returns with changes of amount.
+        (B, F) float32, columns as in `SCALE_FEATURES`: log of the mean amount; log returns; log of
+        the volatility of a bar's return; mean log range of a bar; place of the close between the
+        lowest low (0) and highest high (1); mean log body, upper and lower shadow; log amount
+        relative to the usual; correlation of returns with changes of amount.
     """
     wide = bars.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -66,7 +68,7 @@ def _features(wide: Wide) -> Floats:
     def newest(values: Wide, count: int) -> Wide:
         return values[:, -count:]
 
-    columns = [np.log(wide[..., CLOSE].mean(axis=1)), np.log1p(wide[..., AMOUNT].mean(axis=1))]
+    columns = [np.log1p(wide[..., AMOUNT].mean(axis=1))]
     columns += [newest(moves, count).sum(axis=1) for count in RETURN_BARS]
     columns += [np.log(newest(moves, count).std(axis=1) + TINY) for count in VOLATILITY_BARS]
     columns += [newest(high - low, count).mean(axis=1) for count in SPREAD_BARS]

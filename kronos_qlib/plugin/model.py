@@ -54,13 +54,15 @@ class KronosModel(ModelFT):
         device: "auto", or a torch device.
         max_context: bars the network sees at once, at most the checkpoint's own number, which
             None takes; 512 where a checkpoint has none.
-        dtype: "float32" or "bfloat16", for scoring; training is in float32.
+        dtype: "float32" or "bfloat16", for scoring, and for the contexts that a head on a frozen
+            backbone is trained on; training itself is in float32.
         memory_mb: budget in MiB for what scoring allocates, see `KronosPredictor`.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.
         resume_folder: where training keeps its state as it goes, a folder of this run alone. A run
             that was stopped and is started again with the same settings, weights and bars goes on
-            from there, on a CPU to the same bits; emptied when `fit` ends. None keeps nothing.
+            from there, on a CPU to the same bits; one that had ended is not trained again. Remove
+            the folder to begin anew. Not for two runs at once. None keeps nothing.
         resume_every: steps from one state to the next.
     """
 
@@ -194,14 +196,19 @@ class KronosModel(ModelFT):
         self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
 
     def _train(self, dataset: KronosDataset | WindowDataset) -> None:
-        result = run_stages(
-            self.training,
-            self.predictor,
-            _source_of(dataset),
-            head=self.head,
-            show_progress=self.show_progress,
-            resume=self._resume(),
-        )
+        try:
+            result = run_stages(
+                self.training,
+                self.predictor,
+                _source_of(dataset),
+                head=self.head,
+                show_progress=self.show_progress,
+                resume=self._resume(),
+            )
+        except BaseException:
+            # Half trained in place: what is kept is what was trained before.
+            self._predictor = self._head = None
+            raise
         self.trained_weights |= result.weights
         self.history = result.history
         self._head = result.head or self._head

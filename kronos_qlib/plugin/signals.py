@@ -94,7 +94,10 @@ def scores_from_alpha(
     days = windows.moments()
     for day in progress(days, "Kronos alpha", unit="day", show=show_progress):
         one = windows.take(day)
-        inputs = (contexts_of(predictor, one), day_features(one))
+        contexts = np.zeros((len(one), 0), dtype=np.float32)
+        if head.narrow is not None:
+            contexts = contexts_of(predictor, one)
+        inputs = (contexts, day_features(one))
         with torch.inference_mode():
             said = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
         scores[day] = said.float().cpu().numpy()

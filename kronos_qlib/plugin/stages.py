@@ -90,7 +90,8 @@ def run_stages(
     Args:
         predictor: holds both halves; its device is trained on.
         head: an alpha head to go on from; None makes one.
-        resume: where the stages keep their states; emptied when all have ended.
+        resume: where the stages keep their states. They stay when all have ended, since the result
+            is yet to be written somewhere: a run that is started again finds it there.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
@@ -103,9 +104,6 @@ def run_stages(
         _train_tokens(stages, work)
     if stages.alpha is not None:
         _train_alpha(stages.alpha, work, head)
-    if resume is not None:
-        for name in result.history:
-            resume.store(name).clear()
     return result
 
 
@@ -156,13 +154,16 @@ class _Work:
         from kronos_qlib.model.checkpoint import fingerprint
 
         table, source = self.source.table, self.source
-        windows = str([getattr(source, key) for key in WINDOW_SETTINGS])
+        parts = (table.values, table.places, table.offsets, table.calendar.view(np.int64))
+        windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
         halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
             "settings": repr(config),
-            "type": str(self.predictor.dtype),  # in which a frozen backbone's contexts are read
+            # How a frozen backbone's contexts are read, and whose chance it is.
+            "device": f"{self.predictor.device.type} {self.predictor.dtype}",
+            "context": str(self.predictor.max_context),
             "weights": " ".join(map(fingerprint, halves)),
-            "bars": f"{zlib.crc32(table.values.data)} {zlib.crc32(table.places.data)}",
+            "bars": " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts),
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
             "windows": hashlib.sha256(windows.encode()).hexdigest(),
         }
@@ -243,7 +244,11 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> No
     segments = []
     for name in ("train", "valid"):
         windows = source.labelled_windows(name)
-        contexts = contexts_of(predictor, windows, work.show_progress) if is_frozen else None
+        contexts = None
+        if is_frozen and config.context_width:
+            contexts = contexts_of(predictor, windows, work.show_progress)
+        elif is_frozen:
+            contexts = np.zeros((len(windows), 0), dtype=np.float32)  # the head looks at none
         segment = AlphaSegment.of(windows, source.label, contexts)
         check_days(segment, name)
         logger.info(

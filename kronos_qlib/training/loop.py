@@ -173,7 +173,8 @@ class _Run:
     def close_epoch(self, validation: dict[str, float], on_epoch: OnEpoch | None) -> None:
         """Write down how an epoch went, and keep its weights if they are the best."""
         self.epoch += 1
-        row = {"epoch": float(self.epoch), **validation}
+        row = {"epoch": float(self.epoch)}
+        row |= {name: float(value) for name, value in validation.items()}
         row |= {f"train_{name}": value / self.seen for name, value in self.sums.items()}
         self.history.append(row)
         if on_epoch:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class RunStore:
         draft = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f".*{SUFFIX}.*"):
+                left.unlink(missing_ok=True)  # of a writer that was killed
             with draft.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
@@ -65,7 +68,8 @@ class RunStore:
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as problem:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             good = next(iter(self._files()), None)
             raise TrainingError(
                 f"the state after {step} steps cannot be written to {self.folder}: {problem}; "
@@ -97,7 +101,7 @@ class RunStore:
         return None
 
     def clear(self) -> None:
-        """Remove the folder: the run has ended and its result is elsewhere."""
+        """Remove the folder and all states in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:

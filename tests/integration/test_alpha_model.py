@@ -129,7 +129,7 @@ def test_the_newest_day_is_scored_without_a_calendar_to_come(fitted, provider, b
 
 
 def test_no_score_changes_when_every_later_bar_does(bars, provider, tmp_path):
-    """Trained and scored again: labels of later segments reach into neither."""
+    """Trained and scored again after every bar past t was replaced."""
     t = pd.Timestamp("2021-06-15")
     changed = bars.copy()
     later = (changed["date"] > t).to_numpy()

@@ -457,4 +457,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_folder(provider, tmp_path, monk
     again.fit(dataset)
     assert again.trained_weights == alone.trained_weights
     assert again.history == alone.history
-    assert list(folder.iterdir()) == [], "its states are gone: fitted again, it would begin anew"
+    monkeypatch.setattr(PredictorStep, "losses", None)  # ended: not trained again
+    ended = model_of(training=training, resume_folder=str(folder))
+    ended.fit(dataset)
+    assert ended.trained_weights == alone.trained_weights

@@ -76,7 +76,6 @@ def test_features_say_what_pandas_says(frame, windows):
         amount = np.log1p(own["amount"])
         lows, highs = own["low"].tail(5).min(), own["high"].tail(5).max()
         expected = {
-            "level": np.log(own["close"].mean()),
             "amount": np.log1p(own["amount"].mean()),
             "return_5": np.log(own["close"].iloc[-1] / own["close"].iloc[-6]),
             "return_60": np.log(own["close"].iloc[-1] / own["close"].iloc[0]),
@@ -99,6 +98,17 @@ def test_bars_without_a_logarithm_are_named(frame):
         windows = windows_to_score(BarTable.from_frame(broken), 12)
         with pytest.raises(BarDataError, match=rf"S1 at {DAYS[30]:%Y-%m-%d}.*1 such windows"):
             day_features(windows)
+
+
+def test_a_later_split_changes_no_feature(frame, windows):
+    """Forward-adjusted prices of a share that will split are low: a level would foretell it."""
+    adjusted = frame.copy()
+    own = adjusted.index.get_level_values(0) == "S1"
+    adjusted.loc[own, list(BAR_COLUMNS[:4])] *= 0.25
+    adjusted.loc[own, "volume"] *= 4.0
+    again = windows_to_score(BarTable.from_frame(adjusted), 12)
+    before, after = (scale_features(one.bars(slice(None))) for one in (windows, again))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("error")
@@ -239,6 +249,7 @@ def test_a_segment_without_a_cross_section_is_refused(frame):
         ({"metric": "loss_s1"}, "alpha.metric is one of"),
         ({"backbone": "whole", "context_width": 0}, "would train nothing"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"windows_per_day": 4}, "windows_per_day must be a whole number of at least 5"),
         ({"epochs": 0}, "epochs must be a whole number"),
     ],
 )
