@@ -7,47 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kronos_qlib.data.bars import MAX_MOVE, check_bars, describe_report
-from kronos_qlib.data.repairs import REPAIRS, join_reports, repair_bars
-from kronos_qlib.data.tables import check_apart, columns_from_pairs, read_bars, write_bars
+from kronos_qlib.cli.sources import parser_of, read_source
+from kronos_qlib.data.bars import check_bars, describe_report
+from kronos_qlib.data.repairs import join_reports, repair_bars
+from kronos_qlib.data.tables import check_apart, write_bars
 from kronos_qlib.errors import KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"repairs:\n{repairs}\n\n"
-        "example:\n  python data_prep/check_bars.py bars.csv --max-move 0.2 --no-gaps\n"
+    parser = parser_of(
+        __doc__,
+        "  python data_prep/check_bars.py bars.csv --max-move 0.2 --no-gaps\n"
         "  python data_prep/check_bars.py bars.csv --repair drop-duplicates --output good.parquet",
     )
     parser.add_argument(
-        "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
-    )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
-    )
-    parser.add_argument(
-        "--encoding",
-        default="utf-8",
-        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
-    )
-    parser.add_argument(
-        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
-    )
-    parser.add_argument(
-        "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to keep"
-    )
-    parser.add_argument(
-        "--max-move", type=float, default=MAX_MOVE, help="largest believable return (%(default)s)"
-    )
-    parser.add_argument(
         "--no-gaps", action="store_true", help="do not report missing bars: shares get suspended"
-    )
-    parser.add_argument("--report", type=Path, help="save every problem and repair as CSV here")
-    parser.add_argument(
-        "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
     )
     parser.add_argument(
         "--output", type=Path, help="where repaired bars go, a file named like a source"
@@ -67,14 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_apart(written, chosen.source)
         if chosen.report and chosen.output:
             check_apart(chosen.report, chosen.output)
-        table = read_bars(
-            chosen.source,
-            columns=columns_from_pairs(chosen.columns),
-            extra=chosen.extra,
-            as_is=True,
-            encoding=chosen.encoding,
-            delimiter=chosen.delimiter,
-        )
+        table = read_source(chosen)
         found = check_bars(table.bars, max_move=chosen.max_move, find_gaps=not chosen.no_gaps)
         bars, record = repair_bars(table.bars, chosen.repair, max_move=chosen.max_move)
         left = None

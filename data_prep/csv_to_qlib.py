@@ -9,41 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from kronos_qlib.data.bars import MAX_MOVE, WARNINGS, check_bars, describe_report
+from kronos_qlib.cli.sources import parser_of, read_source
+from kronos_qlib.data.bars import WARNINGS, check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import future_times
-from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
-from kronos_qlib.data.tables import check_apart, columns_from_pairs, read_bars, read_times
+from kronos_qlib.data.repairs import MENDED_BY, join_reports, repair_bars
+from kronos_qlib.data.tables import check_apart, read_times
 from kronos_qlib.errors import CalendarError, KronosError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"repairs:\n{repairs}\n\n"
-        "example:\n  python data_prep/csv_to_qlib.py bars/ data/mine --columns date=trade_date "
-        "volume=vol --benchmark MEAN --repair drop-nan bracket",
-    )
-    parser.add_argument(
-        "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
+    parser = parser_of(
+        __doc__,
+        "  python data_prep/csv_to_qlib.py bars/ data/mine --columns date=trade_date volume=vol "
+        "--benchmark MEAN --repair drop-nan bracket",
     )
     parser.add_argument("target", type=Path, help="Qlib data folder to write")
     parser.add_argument("--freq", default="day", help='"day" or like "5min" (%(default)s)')
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
-    )
-    parser.add_argument(
-        "--encoding",
-        default="utf-8",
-        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
-    )
-    parser.add_argument(
-        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
-    )
-    parser.add_argument(
-        "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to store"
-    )
     parser.add_argument("--market", default="all", help="name of the market file (%(default)s)")
     parser.add_argument(
         "--benchmark", help="an instrument kept out of the market; made equal-weight if new"
@@ -68,24 +49,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="take the future from here: the exchange's days or times, one per line",
     )
     parser.add_argument(
-        "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
-    )
-    parser.add_argument(
         "--refuse",
         nargs="+",
         default=[],
         choices=WARNINGS,
         metavar="RULE",
         help=f"count these warnings as errors: {', '.join(WARNINGS)}",
-    )
-    parser.add_argument(
-        "--max-move",
-        type=float,
-        default=MAX_MOVE,
-        help="largest believable return from close to close (%(default)s)",
-    )
-    parser.add_argument(
-        "--report", type=Path, help="save every problem and repair as CSV here, refused or not"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older data folder")
     return parser
@@ -97,14 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if chosen.report:
             check_apart(chosen.report, chosen.source, chosen.target)
-        table = read_bars(
-            chosen.source,
-            columns=columns_from_pairs(chosen.columns),
-            extra=chosen.extra,
-            as_is=True,
-            encoding=chosen.encoding,
-            delimiter=chosen.delimiter,
-        )
+        table = read_source(chosen)
         future = read_times(chosen.future_calendar) if chosen.future_calendar else None
         bars, record, left = mend(table.bars, chosen)
         refused = left[is_refused(left, chosen.refuse)]
@@ -170,7 +132,7 @@ def mend(
 
 def is_refused(report: pd.DataFrame, refuse: Sequence[str]) -> pd.Series:
     """Which problems keep bars out of Qlib: all errors but the order of rows, and what is named."""
-    is_error = (report["severity"] == "error") & (report["rule"] != "order")
+    is_error = report.index.isin(errors_of(report).index)
     return is_error | report["rule"].isin(list(refuse))
 
 

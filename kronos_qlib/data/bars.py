@@ -76,6 +76,11 @@ def check_bars(
     return report.sort_values(["symbol", "date", "rule"], kind="stable", ignore_index=True)
 
 
+def errors_of(report: pd.DataFrame) -> pd.DataFrame:
+    """What of a report keeps bars out: every error but the order of rows, which is sorted."""
+    return report.loc[(report["severity"] == "error") & (report["rule"] != "order")]
+
+
 def describe_report(
     report: pd.DataFrame, *, examples: int = 3, in_full: Container[str] = ()
 ) -> str:

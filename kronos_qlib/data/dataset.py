@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.bars import check_bars, describe_report
+from kronos_qlib.data.bars import check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
 from kronos_qlib.data.labels import Label, ReturnLabel
 from kronos_qlib.data.repairs import REPAIRS, repair_bars
@@ -137,9 +137,7 @@ class WindowDataset:
             )
         for note in notes:  # a script that asks for no logging sees warnings
             logger.warning(note)
-        # Scattered rows are no harm: a table of windows sorts them.
-        errors = report[(report["severity"] == "error") & (report["rule"] != "order")]
-        if len(errors):
+        if len(errors := errors_of(report)):
             raise BarDataError(
                 f"{name}: {len(errors)} errors; data_prep/check_bars.py lists them, `repair` mends "
                 f"what it names ({', '.join(REPAIRS)})\n{describe_report(errors)}"
@@ -152,28 +150,13 @@ class WindowDataset:
     def windows(self, segment: Segment = "test") -> Windows:
         """Windows to score: those whose last bar lies in the segment. Needs no later bar."""
         first, last = self.bounds(segment)
-        return windows_to_score(
-            self.table,
-            self.lookback,
-            first,
-            last,
-            self.spans,
-            self.max_age_days,
-            self.min_bars,
-        )
+        return windows_to_score(self.table, first=first, last=last, **self._which())
 
     def training_windows(self, segment: Segment = "train") -> Windows:
         """Windows to train on: those whose horizon lies in the segment, with that horizon."""
         first, last = self.bounds(segment)
         return windows_to_train(
-            self.table,
-            self.lookback,
-            self.horizon,
-            first,
-            last,
-            self.spans,
-            self.max_age_days,
-            self.min_bars,
+            self.table, horizon=self.horizon, first=first, last=last, **self._which()
         )
 
     def labelled_windows(self, segment: Segment = "train") -> Windows:
@@ -182,19 +165,16 @@ class WindowDataset:
         Without its last days, whose labels are the returns of days after it: the purge.
         """
         first, last = self.bounds(segment)
-        calendar = self.table.calendar
-        stop = places_of(calendar, None, last)[1]
         if self.label.ahead:
+            calendar = self.table.calendar
+            stop = places_of(calendar, None, last)[1]
             last = calendar[max(0, stop - self.label.ahead)] - np.timedelta64(1, "ns")
-        return windows_to_score(
-            self.table,
-            self.lookback,
-            first,
-            last,
-            self.spans,
-            self.max_age_days,
-            self.min_bars,
-        )
+        return windows_to_score(self.table, first=first, last=last, **self._which())
+
+    def _which(self) -> dict[str, Any]:
+        """What decides, in any segment, which windows there are."""
+        names = ("lookback", "min_bars", "max_age_days", "spans")
+        return {name: getattr(self, name) for name in names}
 
     def future_times(self, windows: Windows) -> Times:
         """(N, horizon) datetime64[ns] of the bars that the exchange's calendar puts next.

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from kronos_qlib.data.scale import Z_LIMIT, WindowScale
+from kronos_qlib.data.segments import places_of
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 
@@ -74,10 +74,7 @@ def gather(
     batch = WindowBatch.empty(len(which), bars) if out is None else out.first(len(which))
     if len(batch.z) < len(which) or batch.z.shape[1] != bars:
         raise ValueError(f"memory of shape {batch.z.shape} for {len(which)} windows of {bars} bars")
-    begin = 0
-    if first is not None:
-        moment = pd.Timestamp(first).as_unit("ns").to_datetime64()
-        begin = int(np.searchsorted(windows.table.calendar, moment, side="left"))
+    begin = places_of(windows.table.calendar, first, None)[0]
     if windows.lengths is None:
         chunk = max(1, CHUNK_BARS // bars)
         for start in range(0, len(which), chunk):

@@ -26,7 +26,7 @@ from qlib.data.storage.file_storage import (
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bars import check_bars, is_vwap_plausible, measure_lot
+from kronos_qlib.data.bars import check_bars, errors_of, is_vwap_plausible, measure_lot
 from kronos_qlib.data.calendar import to_times
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
@@ -244,7 +244,7 @@ def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
                 "pass the bars' frequency, such as freq='5min' or --freq 5min"
             )
     report = check_bars(bars, max_move=None, find_gaps=False)
-    wrong = report[(report["severity"] == "error") & (report["rule"] != "order")]
+    wrong = errors_of(report)
     if len(wrong):
         worst = wrong.iloc[0]
         raise BarDataError(

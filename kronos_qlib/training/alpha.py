@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from kronos_qlib.configs import AlphaConfig
+from kronos_qlib.data.bar_table import Floats, Ints
 from kronos_qlib.data.features import scale_features, standardised_over_day
 from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.labels import Label
@@ -26,10 +27,7 @@ from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Losses = dict[str, Tensor]
+from kronos_qlib.training.steps import Losses
 
 LEAST_WINDOWS = 5
 """Windows with a label that a day needs: a correlation over fewer is chance."""

@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,10 +98,6 @@ class RunStore:
                 "begin again"
             )
         return None
-
-    def clear(self) -> None:
-        """Remove the folder and all states in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         """The states, newest first."""

@@ -124,8 +124,6 @@ def test_the_newest_states_stay_and_the_rest_goes(tmp_path):
     assert (steps, state["epoch"]) == (300, 300)
     assert state["weights"].equal(STATE["weights"])
     assert state["history"] == STATE["history"]
-    store.clear()
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("cut", [0, 10, 40, -1])

@@ -1,0 +1,62 @@
+"""The arguments that scripts which read bars share, and reading as they say."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kronos_qlib.data.bars import MAX_MOVE
+from kronos_qlib.data.repairs import REPAIRS
+from kronos_qlib.data.tables import BarFile, columns_from_pairs, read_bars
+
+
+def parser_of(description: str | None, example: str) -> argparse.ArgumentParser:
+    """A parser with everything that says what to read, how, and what to repair."""
+    repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"repairs:\n{repairs}\n\nexample:\n{example}",
+    )
+    parser.add_argument(
+        "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
+    )
+    parser.add_argument(
+        "--encoding",
+        default="utf-8",
+        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
+    )
+    parser.add_argument(
+        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
+    )
+    parser.add_argument(
+        "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to keep"
+    )
+    parser.add_argument(
+        "--repair", nargs="+", default=[], choices=REPAIRS, metavar="RULE", help="see below"
+    )
+    parser.add_argument(
+        "--max-move",
+        type=float,
+        default=MAX_MOVE,
+        help="largest believable return from close to close (%(default)s)",
+    )
+    parser.add_argument(
+        "--report", type=Path, help="save every problem and repair as CSV here, refused or not"
+    )
+    return parser
+
+
+def read_source(chosen: argparse.Namespace) -> BarFile:
+    """The bars as they are, for checks to report and repairs to mend."""
+    return read_bars(
+        chosen.source,
+        columns=columns_from_pairs(chosen.columns),
+        extra=chosen.extra,
+        as_is=True,
+        encoding=chosen.encoding,
+        delimiter=chosen.delimiter,
+    )
