@@ -251,7 +251,8 @@ class TrainingConfig:
 class AlphaConfig:
     """The stage that trains an alpha head: one number for a window, learned from what is traded.
 
-    Defaults were chosen on A-shares, trained to 2001-12, by the first half of 2002.
+    Defaults were chosen on A-shares, trained to 2001-12, by the first half of 2002, while the level
+    of prices was still among the features.
     """
 
     loss: str = "ic"

@@ -37,19 +37,6 @@ TRAINING = {
 }
 
 
-@pytest.fixture(scope="module")
-def bars():
-    config = MarketConfig(instruments=8, sectors=2, years=1.0, suspended_share=0.02, seed=3)
-    return make_market(config).bars
-
-
-@pytest.fixture(scope="module")
-def provider(bars, tmp_path_factory):
-    target = tmp_path_factory.mktemp("market") / "qlib"
-    write_provider(bars, target, benchmark="BENCH", future_bars=20)
-    return target
-
-
 def open_provider(folder) -> None:
     """Qlib keeps one provider per process; every test names its own."""
     import qlib

@@ -35,7 +35,6 @@ from qlib.workflow import R
 from qlib.workflow.online.update import LabelUpdater, PredUpdater
 from qlib.workflow.task.gen import RollingGen, task_generator
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records import SIGNAL_METRICS
@@ -67,19 +66,6 @@ SIGNAL = {
     "module_path": "qlib.workflow.record_temp",
     "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
 }
-
-
-@pytest.fixture(scope="module")
-def bars():
-    config = MarketConfig(instruments=8, sectors=2, years=1.0, suspended_share=0.02, seed=3)
-    return make_market(config).bars
-
-
-@pytest.fixture(scope="module")
-def provider(bars, tmp_path_factory):
-    target = tmp_path_factory.mktemp("market") / "qlib"
-    write_provider(bars, target, benchmark="BENCH", future_bars=20)
-    return target
 
 
 @pytest.fixture(scope="module")
