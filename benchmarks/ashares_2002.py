@@ -35,6 +35,13 @@ SETTINGS = {
 }
 
 
+def folder_command(bars: Path, folder: Path) -> list[str]:
+    """What makes the Qlib folder anew, for a Python to run: a script and its arguments."""
+    script = str(ROOT / "data_prep" / "csv_to_qlib.py")
+    benchmark = SETTINGS["KRONOS_BENCHMARK"]
+    return [script, str(bars), str(folder), "--benchmark", benchmark, "--overwrite"]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     def run(*command: str) -> None:
         subprocess.run([sys.executable, *command], cwd=work, env=environment, check=True)
 
-    script = str(ROOT / "data_prep" / "csv_to_qlib.py")
-    run(script, str(bars), str(work / "qlib"), "--benchmark", "MEAN", "--overwrite")
+    run(*folder_command(bars, work / "qlib"))
     for name in ("kronos", "lightgbm"):
         workflow = str(ROOT / "workflows" / f"workflow_{name}.yaml")
         run("-c", "from qlib.cli.run import run; run()", workflow)

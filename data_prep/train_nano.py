@@ -24,8 +24,10 @@ from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.steps import PredictorStep, Step, TokenizerStep
+from kronos_qlib.training.store import RunStore
 
 LOOKBACK, HORIZON = 90, 10
+EPOCH_WINDOWS = 20_000
 TRAIN_LAST = "2001-12-31"
 VALID_FIRST, VALID_LAST = "2002-01-01", "2002-06-30"
 
@@ -42,37 +44,44 @@ PREDICTOR = {
 
 
 def run_stage(
-    step: Step, training: Segment, validation: Segment, args: argparse.Namespace, epochs: int
+    step: Step,
+    training: Segment,
+    validation: Segment,
+    args: argparse.Namespace,
+    windows: int,
 ) -> None:
     """Train one half and leave its losses, an epoch a row, beside the weights."""
     config = TrainingConfig(
-        epochs=epochs,
-        windows_per_epoch=args.windows_per_epoch,
+        epochs=max(1, round(windows / EPOCH_WINDOWS)),
+        windows_per_epoch=min(windows, EPOCH_WINDOWS),
         validation_windows=4_000,
         batch_size=50,
-        learning_rate=2e-3,
+        learning_rate=args.learning_rate,
         weight_decay=0.05,
         clip_norm=2.0,
         seed=args.seed,
     )
-    report = train(step, training, validation, config, show_progress=True)
     name = type(step.net).__name__
-    args.out.mkdir(parents=True, exist_ok=True)
+    store = RunStore(args.out / "states" / name, {"settings": repr((config, vars(args)))})
+    report = train(step, training, validation, config, show_progress=True, store=store)
     history = pd.DataFrame(report.history).round(5)
     history.to_csv(args.out / f"{name}_losses.csv", index=False)
-    print(f"{name}: best epoch {report.best_epoch}\n{history.iloc[report.best_epoch]}")
+    print(f"{name}: best epoch {report.best_epoch}\n{history.iloc[report.best_epoch].to_string()}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--bars", type=Path, required=True, help="long table of bars (Parquet)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two halves")
-    parser.add_argument("--tokenizer-epochs", type=int, default=15)
-    parser.add_argument("--predictor-epochs", type=int, default=16)
-    parser.add_argument("--windows-per-epoch", type=int, default=10_000)
+    parser.add_argument("--tokenizer-windows", type=int, default=200_000)
+    parser.add_argument("--predictor-windows", type=int, default=400_000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak")
+    parser.add_argument("--dropout", type=float, default=PREDICTOR["ffn_dropout_p"])
+    parser.add_argument("--tokenizer", help="alias or folder of one to keep instead of a new one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
 
     # The filter is applied while reading: later bars never reach this process.
     frame = pd.read_parquet(args.bars, filters=[("date", "<=", pd.Timestamp(VALID_LAST))])
@@ -84,16 +93,21 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(table)} bars, {len(training)} windows to train on, {len(validation)} to choose by")
 
     torch.manual_seed(args.seed)  # the initial weights
-    tokenizer, predictor = KronosTokenizer(**TOKENIZER), Kronos(**PREDICTOR)
-    if (args.out / "tokenizer" / "model.safetensors").exists():
+    dropouts = {"ffn_dropout_p": args.dropout, "resid_dropout_p": args.dropout}
+    tokenizer, predictor = KronosTokenizer(**TOKENIZER), Kronos(**PREDICTOR | dropouts)
+    if args.tokenizer:
+        tokenizer = KronosTokenizer.from_pretrained(args.tokenizer)
+    elif (args.out / "tokenizer" / "model.safetensors").exists():
         print(f"resuming: the tokenizer in {args.out} is kept")
         tokenizer = KronosTokenizer.from_pretrained(args.out)
     else:
         step = TokenizerStep(tokenizer)
-        run_stage(step, training, validation, args, args.tokenizer_epochs)
+        run_stage(step, training, validation, args, args.tokenizer_windows)
         tokenizer.save_pretrained(args.out / "tokenizer")
+    if not args.predictor_windows:
+        return 0
     step = PredictorStep(predictor, tokenizer)
-    run_stage(step, training, validation, args, args.predictor_epochs)
+    run_stage(step, training, validation, args, args.predictor_windows)
     predictor.save_pretrained(args.out / "predictor", tokenizer, max_context=LOOKBACK + HORIZON)
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 MAX_BITS = 20
 """Bits per token half: 2**20 rows of embedding is far above any published size (10)."""
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = None) -> T:
@@ -74,6 +77,12 @@ def _check_choice(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+
+
+def _check_known(owner: object, **known: Sequence[str]) -> None:
+    for name, choices in known.items():
+        value = getattr(owner, name)
+        _require(value in choices, f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def _check_dropouts(owner: object, *names: str) -> None:
@@ -206,7 +215,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One stage of plain single-process training: the tokenizer's or the predictor's."""
+    """One stage of training: the tokenizer's or the predictor's."""
 
     epochs: int = 1
     """Passes; each sees `windows_per_epoch` windows."""
@@ -229,14 +238,28 @@ class TrainingConfig:
     teacher_forcing: bool = True
     """Predictor: feed the s2 head the true next s1. False feeds one sampled from the model's own
     distribution, as published."""
+    loss_bars: str = "all"
+    """Bars whose tokens are targets: "all" of a window, or its "horizon" only."""
+    lora_rank: int | None = None
+    """Rank of the LoRA adapters that are trained instead of the weights, and merged into them at
+    the end; None trains all weights."""
+    lora_alpha: float = 16.0
+    """Adapters count lora_alpha / lora_rank times."""
+    accumulation: int = 1
+    """Parts that a batch is worked through in, for memory; the step is that of the whole batch."""
+    precision: str = "float32"
+    """Of the forward and backward pass; "bfloat16" and, on a GPU, "float16" keep the weights and
+    the losses in float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole(self, "epochs", "batch_size", "validation_windows")
+        _check_whole(self, "epochs", "batch_size", "validation_windows", "accumulation")
         _check_whole(self, "seed", least=0)
-        for name in ("windows_per_epoch", "patience"):
+        for name in ("windows_per_epoch", "patience", "lora_rank"):
             if getattr(self, name) is not None:
                 _check_whole(self, name)
+        _check_number(self, "lora_alpha")
+        _check_known(self, loss_bars=("all", "horizon"), precision=PRECISIONS)
         _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
         _check_choice(self, "teacher_forcing")
         _check_optimizer(self)
@@ -259,7 +282,14 @@ class AlphaConfig:
     """"ic": 1 - the day's correlation of scores and ranked labels; "mse": squared error on them;
     "rank": every pair of a day in its right order."""
     backbone: str = "frozen"
-    """"frozen": the predictor's contexts are read once; "whole": it is trained with the head."""
+    """"frozen": the predictor's contexts are read once; "lora", "whole": adapters on it, or all of
+    it, are trained with the head."""
+    backbone_learning_rate: float = 1e-5
+    """Peak for the backbone's weights or adapters, where they are trained."""
+    lora_rank: int = 8
+    """Rank of the adapters of backbone "lora", which are merged into its weights at the end."""
+    lora_alpha: float = 16.0
+    """Adapters count lora_alpha / lora_rank times."""
     context_width: int = 8
     """Columns made of the context; 0 leaves it out, and the head sees the scale alone."""
     hidden: int = 64
@@ -281,10 +311,12 @@ class AlphaConfig:
     """What chooses the epoch that is kept, on the validation segment: "rank_ic", "ic" or "loss"."""
     patience: int | None = None
     """Stop after so many epochs that were no better; None never stops early."""
+    precision: str = "float32"
+    """As of `TrainingConfig`."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole(self, "epochs", "hidden")
+        _check_whole(self, "epochs", "hidden", "lora_rank")
         _check_whole(self, "seed", "context_width", least=0)
         if self.patience is not None:
             _check_whole(self, "patience")
@@ -292,15 +324,20 @@ class AlphaConfig:
             _check_whole(self, "windows_per_day", least=5)
         _check_dropouts(self, "dropout")
         _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
+        _check_number(self, "backbone_learning_rate", "lora_alpha")
         _check_optimizer(self)
-        for name, known in (
-            ("loss", ("ic", "mse", "rank")),
-            ("backbone", ("frozen", "whole")),
-            ("metric", ("rank_ic", "ic", "loss")),
-        ):
-            value = getattr(self, name)
-            _require(value in known, f"alpha.{name} is one of {', '.join(known)}, got {value!r}")
+        _require(
+            self.backbone_learning_rate > 0,
+            f"backbone_learning_rate must be above 0, got {self.backbone_learning_rate}",
+        )
+        _check_known(
+            self,
+            loss=("ic", "mse", "rank"),
+            backbone=("frozen", "lora", "whole"),
+            metric=("rank_ic", "ic", "loss"),
+            precision=PRECISIONS,
+        )
         _require(
             self.backbone == "frozen" or self.context_width > 0,
-            "alpha.context_width 0 leaves the context out: backbone 'whole' would train nothing",
+            "context_width 0 leaves the context out: a backbone that is trained would learn nothing",
         )

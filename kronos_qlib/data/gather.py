@@ -31,11 +31,14 @@ class WindowBatch:
     z: (B, T, 6) float32, normalised by each window's own lookback, clipped; 0 after its end.
     stamps: (B, T, 5) int64; 0 after its end.
     counted: (B, T) bool, the bars a loss may count: inside the segment, not after the end.
+    level, spread: (B, 6) float64, what was taken away, each column in its own unit.
     """
 
     z: npt.NDArray[np.float32]
     stamps: npt.NDArray[np.int64]
     counted: npt.NDArray[np.bool_]
+    level: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, size: int, bars: int) -> WindowBatch:
@@ -44,11 +47,19 @@ class WindowBatch:
             z=np.empty((size, bars, len(BAR_COLUMNS)), dtype=np.float32),
             stamps=np.empty((size, bars, len(TIME_FIELDS)), dtype=np.int64),
             counted=np.empty((size, bars), dtype=np.bool_),
+            level=np.empty((size, len(BAR_COLUMNS))),
+            spread=np.empty((size, len(BAR_COLUMNS))),
         )
 
     def first(self, count: int) -> WindowBatch:
         """A view of the first `count` windows."""
-        return WindowBatch(self.z[:count], self.stamps[:count], self.counted[:count])
+        return WindowBatch(
+            self.z[:count],
+            self.stamps[:count],
+            self.counted[:count],
+            self.level[:count],
+            self.spread[:count],
+        )
 
 
 def gather(
@@ -105,7 +116,9 @@ def _fill(
     # Time first: sums over time then run over long stretches of memory, one add after another.
     rows = windows.ends[which] + np.arange(1 - length, windows.ahead + 1)[:, None]  # (T, b)
     bars = table.values.view(BAR)[rows, 0].view(np.float32).reshape(*rows.shape, len(BAR_COLUMNS))
-    z = WindowScale.of(bars[:length], axis=0).to_z(bars, clip)
+    scale = WindowScale.of(bars[:length], axis=0)
+    batch.level[part], batch.spread[part] = scale.mean[0], scale.spread[0]
+    z = scale.to_z(bars, clip)
     places = table.places[rows]
     batch.z[part, :used] = _windows_first(z, BAR, np.float32)
     stamps = table.calendar_stamps.view(STAMP)[places, 0]

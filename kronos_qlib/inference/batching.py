@@ -6,17 +6,15 @@ of a batch is computed on its own.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
 
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.cache import FEW_STEPS
+from kronos_qlib.model.threads import start_pool
 
 MEBIBYTE = 2**20
 SLACK_BYTES = 8 * MEBIBYTE
@@ -155,31 +153,14 @@ def run_batches(
             work(*batch)
             yield
         return
-    workers = min(plan.workers, len(batches))
-    with _SETTING_THREADS:
-        before = torch.get_num_threads()
-        are_set = threading.Barrier(workers + 1)
-
-        def prepare() -> None:
-            # One thread per micro-batch instead of all on one: no waiting for one another at
-            # every operation. The setting is each thread's own, but torch also makes it the
-            # default of threads that begin later: that is put back once all workers have it.
-            torch.set_num_threads(plan.threads)
-            are_set.wait()
-
-        pool = ThreadPoolExecutor(workers, "kronos", prepare)
-        futures = [pool.submit(work, *batch) for batch in batches]
-        are_set.wait()
-        torch.set_num_threads(before)
+    pool = start_pool(min(plan.workers, len(batches)), plan.threads)
+    futures = [pool.submit(work, *batch) for batch in batches]
     try:
         for done in as_completed(futures):
             done.result()
             yield
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-_SETTING_THREADS = threading.Lock()
 
 
 def _most(need: Callable[[int], int], wanted: int, budget: int) -> int:

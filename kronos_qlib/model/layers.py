@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.model.kernels import dropout, rms_norm, rotate, swiglu
 
 TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
@@ -30,23 +31,28 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(nn.Dropout):
+    """torch's, with chance that threads which train together do not share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training else x
 
 
 class FeedForward(nn.Module):
     """SwiGLU without biases."""
 
-    def __init__(self, d_model: int, ff_dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, ff_dim: int, dropout_p: float = 0.0) -> None:
         super().__init__()
         self.w1 = nn.Linear(d_model, ff_dim, bias=False)
         self.w3 = nn.Linear(d_model, ff_dim, bias=False)
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        out: Tensor = self.dropout(self.w2(swiglu(self.w1(x), self.w3(x))))
         return out
 
 
@@ -74,11 +80,7 @@ class Rotary(nn.Module):
             start, start + x.shape[-2], device=x.device, dtype=self.inv_freq.dtype
         )
         angles = positions[:, None] * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        wide = x.float()
-        first, second = wide.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+        return rotate(x, angles.cos(), angles.sin())
 
 
 class Attention(nn.Module):
@@ -99,7 +101,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout_p
-        self.resid_dropout = nn.Dropout(resid_dropout_p)
+        self.resid_dropout = Dropout(resid_dropout_p)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, H, T, W)."""
@@ -113,8 +115,13 @@ class Attention(nn.Module):
         return out
 
     def attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dropout = self.attn_dropout_p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        if not self.training or self.attn_dropout_p == 0:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # Written out, as torch does it on a CPU, for the sake of `dropout`'s chance.
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        shares = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+        return dropout(shares, self.attn_dropout_p).to(v.dtype) @ v
 
 
 class SelfAttention(Attention):
@@ -188,8 +195,11 @@ class TimeEmbedding(nn.Module):
     def forward(self, stamp: Tensor) -> Tensor:
         """(..., 5) whole numbers minute, hour, weekday, day, month, of any type, to (..., D)."""
         stamp = stamp.long()
-        parts = [F.embedding(stamp[..., place], table) for place, table in enumerate(self.tables())]
-        return torch.stack(parts).sum(dim=0)
+        tables = self.tables()
+        out = F.embedding(stamp[..., 0], tables[0])
+        for place, table in enumerate(tables[1:], start=1):
+            out = out + F.embedding(stamp[..., place], table)
+        return out
 
 
 class TimeFeatures(Protocol):

@@ -14,6 +14,7 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import checkpoint
 from kronos_qlib.model.layers import (
     Attention,
+    Dropout,
     RMSNorm,
     TimeEmbedding,
     TimeFeatures,
@@ -39,9 +40,22 @@ class TokenEmbedding(nn.Module):
             nn.init.normal_(table.weight, std=1 / self.scale)
 
     def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        if self._is_short_to_tabulate(s1_ids.numel()):
+            # Linear in each half: what the projection makes of every token, once.
+            to_s1, to_s2 = (self.fusion_proj.weight * self.scale).chunk(2, dim=1)
+            tables = (
+                F.linear(self.emb_s1.weight, to_s1, self.fusion_proj.bias),
+                F.linear(self.emb_s2.weight, to_s2),
+            )
+            return F.embedding(s1_ids, tables[0]) + F.embedding(s2_ids, tables[1])
         pair = torch.cat((self.emb_s1(s1_ids), self.emb_s2(s2_ids)), dim=-1)
         out: Tensor = self.fusion_proj(pair * self.scale)
         return out
+
+    def _is_short_to_tabulate(self, bars: int) -> bool:
+        """Whether there are fewer tokens than bars; not beside an adapter, which adds its own."""
+        tokens = self.emb_s1.num_embeddings + self.emb_s2.num_embeddings
+        return tokens < 2 * bars and type(self.fusion_proj) is nn.Linear
 
 
 class S2Attention(Attention):
@@ -134,7 +148,7 @@ class Kronos(nn.Module):
         else:
             check_time_features(time_emb, d_model)
             self.time_emb = time_emb
-        self.token_dropout = nn.Dropout(token_dropout_p)
+        self.token_dropout = Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
                 d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p
@@ -205,7 +219,7 @@ class Kronos(nn.Module):
         self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits of every position's next s1, (B, T, 2**s1_bits), and the context, (B, T, D)."""
-        context = self._read(s1_ids, s2_ids, stamp)
+        context = self.read(s1_ids, s2_ids, stamp)
         return self.head.proj_s1(context), context
 
     def decode_s2(self, context: Tensor, s1_ids: Tensor, rotate: bool = False) -> Tensor:
@@ -231,7 +245,8 @@ class Kronos(nn.Module):
         out: Tensor = self.head.proj_s2(self.dep_layer.norm(context[:, -1:] + attended))
         return out
 
-    def _read(self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None) -> Tensor:
+    def read(self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None) -> Tensor:
+        """The context after every bar: (B, T) int64 ids to (B, T, D)."""
         hidden = self.embedding(s1_ids, s2_ids)
         if stamp is not None:
             hidden = hidden + self.time_emb(stamp).to(hidden.dtype)

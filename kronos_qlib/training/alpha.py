@@ -6,7 +6,8 @@ Shape letters: N windows of a segment, B windows of a day, T bars, F features, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from scipy.stats import rankdata
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kronos_qlib.configs import AlphaConfig
 from kronos_qlib.data.bar_table import Floats, Ints
@@ -25,10 +27,13 @@ from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.crew import crew
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.training.steps import Losses
+from kronos_qlib.training.steps import Losses, check_finite
 
+CHUNK_VALUES = 2**22
+"""Windows x bars x width x layers of a backbone that are read at a time."""
 LEAST_WINDOWS = 5
 """Windows with a label that a day needs: a correlation over fewer is chance."""
 
@@ -69,8 +74,10 @@ class AlphaBatch:
     features: (B, F) float32, standardised over the whole day.
     target: (B,) float32, the label's rank over the whole day, standardised.
     context: (B, D) float32 read beforehand; None where the backbone reads `z` itself.
-    z, stamps: (B, T, 6) and (B, T, 5), as of `TrainingBatch`; None beside a context.
-    lengths: (B,) int64, bars seen.
+    z, stamps: (b, T, 6) and (b, T, 5), as of `TrainingBatch`, of the crew member's own part of
+        the day; None beside a context.
+    lengths: (b,) int64, bars seen.
+    part: the places of those b among the B.
     """
 
     features: Tensor
@@ -79,6 +86,7 @@ class AlphaBatch:
     z: Tensor | None
     stamps: Tensor | None
     lengths: Tensor
+    part: slice = field(default_factory=lambda: slice(None))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -130,21 +138,29 @@ class AlphaSegment:
         return WindowBatch.empty(size, self.windows.lookback)
 
     def batch(
-        self, which: Ints, device: torch.device | str = "cpu", out: WindowBatch | None = None
+        self,
+        which: Ints,
+        device: torch.device | str = "cpu",
+        out: WindowBatch | None = None,
+        part: slice = slice(None),
     ) -> AlphaBatch:
-        """The chosen windows of a day; `out` as for `Segment.batch`."""
+        """The chosen windows of a day; `out` and `part` as for `Segment.batch`.
+
+        Of the day's other windows only the bars are left out: a score is a place among all.
+        """
 
         def tensor(values: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        lengths = np.full(len(which), self.windows.lookback, dtype=np.int64)
+        own = which[part]
+        lengths = np.full(len(own), self.windows.lookback, dtype=np.int64)
         if self.windows.lengths is not None:
-            lengths = self.windows.lengths[which].astype(np.int64)
+            lengths = self.windows.lengths[own].astype(np.int64)
         context = z = stamps = None
         if self.contexts is not None:
             context = tensor(self.contexts[which])
         else:
-            filled = gather(self.windows, which, out=out)
+            filled = gather(self.windows, own, out=out)
             z, stamps = tensor(filled.z), tensor(filled.stamps)
         return AlphaBatch(
             features=tensor(self.features[which]),
@@ -153,6 +169,7 @@ class AlphaSegment:
             z=z,
             stamps=stamps,
             lengths=tensor(lengths),
+            part=part,
         )
 
 
@@ -179,6 +196,30 @@ def day_features(windows: Windows) -> Floats:
             )
         features[day] = standardised_over_day(features[day])
     return features
+
+
+def _read_twice(read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Without what the gradient needs, which is made again when it is asked for."""
+    rng = crew().rng
+    before = rng.get_state() if rng is not None else None
+
+    @contextmanager
+    def same_chance() -> Iterator[None]:
+        if rng is None or before is None:
+            yield
+            return
+        now = rng.get_state()
+        rng.set_state(before)
+        yield
+        rng.set_state(now)
+
+    out: Tensor = checkpoint(
+        read,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), same_chance()),
+    )
+    return out
 
 
 class DaySampler:
@@ -227,7 +268,25 @@ class AlphaStep:
     def __post_init__(self) -> None:
         self.tokenizer.eval()
 
-    def losses(self, batch: AlphaBatch, rng: torch.Generator) -> Losses:
+    @property
+    def splits(self) -> bool:
+        """Whether a day's bars are worth sharing among threads; a head's dropout must be one."""
+        return self.net.predictor is not None and self.net.head.drop.p == 0
+
+    def groups(self, config: AlphaConfig) -> list[dict[str, Any]]:
+        """The optimizer's: the head, and a backbone at its own rate."""
+        backbone = self.net.predictor.parameters() if self.net.predictor else ()
+        trained = [weight for weight in backbone if weight.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": list(self.net.head.parameters())}]
+        if trained:
+            groups.append({"params": trained, "lr": config.backbone_learning_rate})
+        return groups
+
+    def targets(self, batch: AlphaBatch) -> Tensor:
+        """Windows of the member's part."""
+        return batch.lengths.new_tensor(len(batch.lengths))
+
+    def losses(self, batch: AlphaBatch, rng: torch.Generator | None = None) -> Losses:
         scores = self.scores(batch)
         return {"loss": self.criterion(scores, batch.target)}
 
@@ -238,11 +297,27 @@ class AlphaStep:
     def _context(self, batch: AlphaBatch) -> Tensor:
         if batch.context is not None:
             return batch.context
-        assert self.net.predictor is not None
-        assert batch.z is not None
-        s1, s2 = self.tokenizer.encode(batch.z)
-        _, context = self.net.predictor.decode_s1(s1, s2, batch.stamps)
-        return context[torch.arange(len(batch)), batch.lengths - 1]
+        net = self.net.predictor
+        assert net is not None and batch.z is not None and batch.stamps is not None
+        whole = batch.features.new_zeros(len(batch), net.config.d_model)
+        if len(batch.z):
+            own = self._read(net, batch.z, batch.stamps, batch.lengths)
+            whole[batch.part] = own.to(whole.dtype)
+        return crew().total(whole)  # every member has the contexts of all
+
+    def _read(self, net: Kronos, z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
+        """(b, D) contexts, a few windows at a time: of a whole day nothing but these is kept."""
+
+        def read(z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
+            s1, s2 = self.tokenizer.encode(z)
+            context = net.read(s1, s2, stamps)
+            return context[torch.arange(len(z), device=z.device), lengths - 1]
+
+        few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
+        pieces = list(zip(*(part.split(few) for part in (z, stamps, lengths)), strict=True))
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            return torch.cat([read(*piece) for piece in pieces])
+        return torch.cat([_read_twice(read, *piece) for piece in pieces])
 
     @torch.inference_mode()
     def validate(
@@ -252,12 +327,16 @@ class AlphaStep:
         self.net.eval()
         rows = []
         room = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
+        member = crew()
+        part = slice(member.rank, None, member.size)
         for day in segment.days:
             which = np.arange(day.start, day.stop)
-            batch = segment.batch(which, device, room)
+            batch = segment.batch(which, device, room, part)
             scores = self.scores(batch)
             known = torch.isfinite(batch.target)
-            loss = float(self.criterion(scores[known], batch.target[known]))
+            losses = {"loss": self.criterion(scores[known], batch.target[known])}
+            check_finite(losses, segment.windows.take(which))
+            loss = float(losses["loss"])
             kept = known.cpu().numpy()
             rows.append(
                 (loss, *correlations(scores.cpu().numpy()[kept], segment.returns[day][kept]))

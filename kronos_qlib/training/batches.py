@@ -18,6 +18,7 @@ from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.signedinteger[Any]]
 
 AHEAD = 8192
 """Windows that are shuffled at a time."""
@@ -27,14 +28,19 @@ AHEAD = 8192
 class TrainingBatch:
     """A batch of windows, ready for a loss; see `WindowBatch` for windows of unequal length.
 
-    z: (B, T, 6) float32, normalised by each window's lookback.
+    z: (B, T, 6) float32, normalised by each window's lookback, clipped.
     stamps: (B, T, 5) int64.
     counted: (B, T) bool, the bars inside the segment: the ones a loss may count.
+    level, spread: (B, 6) float64, of each window's lookback, each column in its own unit.
+    tokens: s1 and s2, (B, T) int64 each, where they were made beforehand.
     """
 
     z: Tensor
     stamps: Tensor
     counted: Tensor
+    level: Tensor | None = None
+    spread: Tensor | None = None
+    tokens: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -46,10 +52,15 @@ class Segment:
 
     `segment[which]` makes it a map-style data set of batches, for torch's loader:
     `DataLoader(segment, batch_size=None, sampler=list(sampler.epoch(1)), num_workers=2)`.
+
+    newest: only so many of each window's newest bars are targets, such as its horizon; None: all.
+    tokens: (N, T) s1 and s2 of all windows, where they were made beforehand.
     """
 
     windows: Windows
     first: Any = None
+    newest: int | None = None
+    tokens: tuple[Ids, Ids] | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -66,6 +77,7 @@ class Segment:
         which: Ints,
         device: torch.device | str = "cpu",
         out: WindowBatch | None = None,
+        part: slice = slice(None),
     ) -> TrainingBatch:
         """Gather and normalise the chosen windows.
 
@@ -73,10 +85,39 @@ class Segment:
             which: (B,) places among the windows.
             out: room to fill, which must not be filled again while the batch is in use: on a CPU
                 the tensors are that room. None takes new room.
+            part: only these of the chosen windows: a crew member's.
         """
+        which = which[part]
         filled = gather(self.windows, which, first=self.first, out=out)
-        arrays = (filled.z, filled.stamps, filled.counted)
-        return TrainingBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+        if self.newest is not None:
+            filled.counted[~self._is_newest(which)] = False
+
+        def tensor(array: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        tokens = None
+        if self.tokens is not None:
+            s1, s2 = (tensor(ids[which].astype(np.int64)) for ids in self.tokens)
+            tokens = (s1, s2)
+        return TrainingBatch(
+            tensor(filled.z),
+            tensor(filled.stamps),
+            tensor(filled.counted),
+            # In float32 on devices that have no float64; both are for reports only.
+            tensor(filled.level.astype(np.float32)),
+            tensor(filled.spread.astype(np.float32)),
+            tokens,
+        )
+
+    def _is_newest(self, which: Ints) -> npt.NDArray[np.bool_]:
+        """(B, T) whether a bar is among the last `newest` of its window."""
+        windows = self.windows
+        ends = np.full(len(which), windows.lookback) if windows.lengths is None else windows.lengths[which]
+        ends = ends[:, None] + windows.ahead
+        places = np.arange(windows.lookback + windows.ahead)
+        assert self.newest is not None
+        found: npt.NDArray[np.bool_] = (places >= ends - self.newest) & (places < ends)
+        return found
 
     def sampler(self, config: TrainingConfig) -> EpochSampler:
         """Its batches as a stage is set to take them."""
@@ -96,7 +137,7 @@ class Segment:
         if len(self) <= most:
             return self
         which = np.linspace(0, len(self) - 1, most).round().astype(np.int64)
-        return Segment(self.windows.by_time().take(which), self.first)
+        return Segment(self.windows.by_time().take(which), self.first, self.newest)
 
 
 class EpochSampler:

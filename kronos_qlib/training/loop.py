@@ -1,11 +1,13 @@
-"""Plain single-process training: epochs, causal validation, the best weights kept."""
+"""Training: epochs, causal validation, the best weights kept, on one member or many."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +15,11 @@ import torch
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.log import progress
-from kronos_qlib.training.steps import Losses, Step, TrainingData, check_finite
+from kronos_qlib.model.crew import Crew
+from kronos_qlib.training.batches import Ints
+from kronos_qlib.training.steps import Losses, Step, TrainingData, check_losses, exploded
 from kronos_qlib.training.store import RunStore
+from kronos_qlib.training.team import Team, keep_freed_memory, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +28,16 @@ logger = logging.getLogger(__name__)
 
 START_SHARE = 0.1
 """Share of the peak learning rate at which the schedule begins."""
+EXPLODED = 10.0
+"""A training loss so many times (1 + the loss it began with) is no step on the way to a lower."""
+SETTLE_EVERY = 20
+"""Steps whose losses an accelerator is asked for at once: to ask makes it wait."""
 
 COUNTS = ("epoch", "best_epoch", "steps", "batches", "seen")
 """Numbers of a run that its state has under their names."""
 
 OnEpoch = Callable[[int, dict[str, float]], None]
+OnSteps = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,15 @@ class TrainingReport:
     history: one row per epoch, epoch 0 being the weights it began with; `valid_*` are the
         validation losses, `train_*` the means over the epoch's steps.
     best_epoch: the epoch whose weights the network now has; 0 if training improved nothing.
+    steps: one row per `log_every` steps: `step`, mean losses since the row before,
+        `learning_rate`, `gradient_norm` before clipping, `windows_per_second`.
+    last: the weights after the last epoch, on the CPU.
     """
 
     history: list[dict[str, float]]
     best_epoch: int
+    steps: list[dict[str, float]] = field(default_factory=list, compare=False)
+    last: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 def train(
@@ -52,34 +67,64 @@ def train(
     device: torch.device | str = "cpu",
     show_progress: bool = False,
     on_epoch: OnEpoch | None = None,
+    on_steps: OnSteps | None = None,
+    log_every: int = 20,
     store: RunStore | None = None,
+    threads: int | None = None,
 ) -> TrainingReport:
     """Train `step.net` in place and leave it with its best weights, in evaluation mode.
 
     The weights it came with are scored too: a stage that makes the validation loss worse leaves
-    them as they were, and says so.
+    them as they were, and says so. Processes that torchrun or accelerate launched share every
+    batch; alone on a CPU, threads do.
 
     Args:
         training, validation: windows with their horizon; they must share no target.
         on_epoch: called with the epoch's number and its row of the history, for logs and MLflow;
             a run that goes on begins with the epochs behind it.
+        on_steps: called every `log_every` steps with a row of `TrainingReport.steps`. Both are
+            called in the first process only.
         store: keeps the run's state as it goes. Where it has one, the run goes on from there, on
-            a CPU to the same bits as one that was never stopped.
+            a CPU to the same bits as one that was never stopped, with as many members.
+        threads: of a CPU; None takes torch's number.
 
     Raises:
-        TrainingError: a segment has no windows, the loss stops being finite, or a state cannot be
-            written.
-        ConfigError: the state is another run's.
+        TrainingError: a segment has no windows, the loss stops being finite or explodes, or a state
+            cannot be written.
+        ConfigError: the state is another run's, or the device lacks the precision.
     """
     _check_segments(training, validation)
     device = torch.device(device)
     chosen = validation.to_judge_by(config)
     sampler = training.sampler(config)
-    run = _Run(step.net.to(device), config, len(sampler), device)
-    room = training.memory(sampler.largest)
-    # Dropout draws from torch's own generator: seeded here, and given back as it was.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    step.net.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with ExitStack() as stack:
+        # Parts of others may draw from torch's own generator: seeded here, and given back.
+        stack.enter_context(
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        )
         torch.manual_seed(config.seed)
+        team = Team(
+            step,
+            device,
+            precision=config.precision,
+            batch_size=sampler.largest,
+            seed=config.seed,
+            threads=threads,
+        )
+        stack.callback(team.close)
+        run = _Run(step, team, training, config, len(sampler), sampler.largest, on_steps, log_every)
+        on_epoch = on_epoch if team.is_first else None
+
+        def validated() -> dict[str, float]:
+            def work(one: Any, member: Crew) -> dict[str, float]:
+                found: dict[str, float] = one.validate(chosen, config, device)
+                return found
+
+            return team.each(work)[0]
+
         kept = store.load() if store else None
         if kept is not None:
             run.restore(kept[1])
@@ -87,27 +132,27 @@ def train(
             for row in run.history if on_epoch else ():
                 on_epoch(int(row["epoch"]), row)  # type: ignore[misc]
         else:
-            run.close_epoch(step.validate(chosen, config, device), on_epoch)
+            run.close_epoch(validated(), on_epoch)
         while not run.is_done:
-            run.net.train()
+            team.train_mode()
             batches = progress(
                 sampler.epoch(run.epoch + 1, start=run.batches),
                 f"{type(run.net).__name__} epoch {run.epoch + 1}/{config.epochs}",
                 unit="batch",
                 total=len(sampler) - run.batches,
-                show=show_progress,
+                show=show_progress and team.is_first,
             )
+            run.clock = time.perf_counter()
             for which in batches:
-                batch = training.batch(which, device, room)
-                losses = step.losses(batch, run.rng)
-                check_finite(losses, training.windows.take(which))
-                run.learn(losses, len(which))
+                run.learn(which)
                 # The last batch's state is kept with its epoch's validation.
                 if store and run.steps % store.every == 0 and run.batches < len(sampler):
-                    store.save(run.steps, run.state())
-            run.close_epoch(step.validate(chosen, config, device), on_epoch)
+                    run.save(store)
+            run.settle()
+            run.close_epoch(validated(), on_epoch)
             if store:
-                store.save(run.steps, run.state())
+                run.save(store)
+        last = {name: value.cpu() for name, value in _copy_weights(run.net).items()}
     run.net.load_state_dict(run.best)
     run.net.eval()
     if run.best_epoch == 0:
@@ -116,7 +161,7 @@ def train(
             config.metric,
             run.history[0][f"valid_{config.metric}"],
         )
-    return TrainingReport(run.history, run.best_epoch)
+    return TrainingReport(run.history, run.best_epoch, run.rows, last)
 
 
 class _Run:
@@ -124,29 +169,42 @@ class _Run:
 
     def __init__(
         self,
-        net: torch.nn.Module,
+        step: Step,
+        team: Team,
+        training: TrainingData,
         config: TrainingConfig | AlphaConfig,
         batches_per_epoch: int,
-        device: torch.device,
+        largest: int,
+        on_steps: OnSteps | None,
+        log_every: int,
     ) -> None:
-        self.net, self.config, self.device = net, config, device
-        self.trained = [weight for weight in net.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
+        self.team, self.training, self.config, self.device = team, training, config, team.device
+        self.net, self.largest = step.net, largest
+        groups = step.groups(config) if hasattr(step, "groups") else team.trained
+        optimizer = torch.optim.AdamW(
+            groups,
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
+            fused=team.device.type in ("cpu", "cuda"),
         )
+        self.optimizer = team.accelerator.prepare(optimizer)
         total = config.epochs * batches_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda done: one_cycle(done, total, config.warmup_share)
+            optimizer, lambda done: one_cycle(done, total, config.warmup_share)
         )
-        self.rng = torch.Generator(device).manual_seed(config.seed)
         self.history: list[dict[str, float]] = []
-        self.best, self.best_epoch = _copy_weights(net), 0
+        self.best, self.best_epoch = _copy_weights(self.net), 0
         self.epoch = -1  # epochs closed; the weights it began with are epoch 0
         self.steps = self.batches = self.seen = 0
         self.sums: dict[str, float] = {}
+        self.rows: list[dict[str, float]] = []
+        self.since: dict[str, float] = {}  # sums since the last row
+        self.since_seen = 0
+        self.pending: list[tuple[Ints, Losses]] = []
+        self.rooms: dict[int, Any] = {}
+        self.on_steps = on_steps if team.is_first else None
+        self.log_every, self.clock = log_every, time.perf_counter()
 
     @property
     def is_done(self) -> bool:
@@ -157,18 +215,103 @@ class _Run:
             return True
         return self.epoch >= self.config.epochs
 
-    def learn(self, losses: Losses, windows: int) -> None:
-        """One step down the loss of a batch."""
+    def learn(self, which: Ints) -> None:
+        """One step down the loss of a batch, in as many parts as it is accumulated from."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
+        pieces = min(getattr(self.config, "accumulation", 1), len(which))
+        losses: dict[str, Tensor] = {}
+        shares = self._shares(which, pieces)
+        for place, share in enumerate(shares):
+            found = self._backward(which[place::pieces], share)
+            for name, value in found.items():
+                losses[name] = losses[name] + value * share if name in losses else value * share
+        self.team.share_gradients()
+        norm = self.team.accelerator.clip_grad_norm_(self.team.trained, self.config.clip_norm)
+        losses["gradient_norm"] = norm.detach()
+        self.pending.append((which, losses))
+        if self.device.type == "cpu" or len(self.pending) >= SETTLE_EVERY:
+            self.settle()  # on a CPU before the weights take harm
         self.optimizer.step()
         self.schedule.step()
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item() * windows
-        self.seen += windows
         self.batches += 1
         self.steps += 1
+        if self.steps % self.log_every == 0:
+            self._tell()
+
+    def _shares(self, which: Ints, pieces: int) -> list[float]:
+        """How much of a batch's loss each of its pieces is: by the bars that count."""
+        if pieces == 1:
+            return [1.0]
+
+        def work(step: Any, member: Crew) -> list[float]:
+            counts = []
+            for place in range(pieces):
+                batch = self.training.batch(which[place::pieces], "cpu", part=part_of(member))
+                counts.append(float(member.add_up(step.targets(batch).to(self.device))))
+            return [count / sum(counts) for count in counts]
+
+        return self.team.each(work)[0]
+
+    def _backward(self, which: Ints, share: float) -> Losses:
+        """Gradients of a piece of a batch; its losses, the same for all members."""
+
+        def work(step: Any, member: Crew) -> Losses:
+            if member.rank not in self.rooms:
+                self.rooms[member.rank] = self.training.memory(-(-self.largest // member.size))
+            room = self.rooms[member.rank]
+            batch = self.training.batch(which, self.device, room, part_of(member))
+            losses: Losses = step.losses(batch, member.rng)
+            check_losses(losses)
+            self.team.accelerator.backward(losses["loss"] * share)
+            return {name: value.detach() for name, value in losses.items()}
+
+        return self.team.each(work)[0]
+
+    def settle(self) -> None:
+        """Turn what the device still owes into numbers, and stop if they are none.
+
+        Raises:
+            TrainingError: names the batch.
+        """
+        if not self.pending:
+            return
+        names = list(self.pending[0][1])
+        values = torch.stack([torch.stack([row[name] for name in names]) for _, row in self.pending])
+        for (which, _), row in zip(self.pending, values.tolist(), strict=True):
+            found = dict(zip(names, row, strict=True))
+            for what, limit in (("loss", self.limit), ("gradient_norm", math.inf)):
+                if not abs(found[what]) < limit and not self._is_scaled(what):
+                    windows = self.training.windows.take(which)
+                    raise exploded(what.replace("_", " "), found[what], windows)
+            for name, value in found.items():
+                self.since[name] = self.since.get(name, 0.0) + value * len(which)
+                if name != "gradient_norm":
+                    self.sums[name] = self.sums.get(name, 0.0) + value * len(which)
+            self.seen += len(which)
+            self.since_seen += len(which)
+        self.pending = []
+
+    @property
+    def limit(self) -> float:
+        """The training loss from which on a run has exploded."""
+        return EXPLODED * (1 + abs(self.history[0]["valid_loss"]))
+
+    def _is_scaled(self, what: str) -> bool:
+        """Whether it may be infinite now and then: in float16, where the step is then left out."""
+        return what == "gradient_norm" and self.config.precision == "float16"
+
+    def _tell(self) -> None:
+        """Close a row of steps."""
+        self.settle()
+        now = time.perf_counter()
+        row = {"step": float(self.steps)}
+        row |= {name: value / self.since_seen for name, value in self.since.items()}
+        row["learning_rate"] = float(self.schedule.get_last_lr()[0])
+        row["windows_per_second"] = self.since_seen / max(1e-9, now - self.clock)
+        self.rows.append(row)
+        self.since, self.since_seen, self.clock = {}, 0, now
+        if self.on_steps:
+            self.on_steps(self.steps, row)
 
     def close_epoch(self, validation: dict[str, float], on_epoch: OnEpoch | None) -> None:
         """Write down how an epoch went, and keep its weights if they are the best."""
@@ -191,36 +334,50 @@ class _Run:
         self.batches = self.seen = 0
         self.sums = {}
 
+    def save(self, store: RunStore) -> None:
+        """Keep the state; all processes come here, the first one writes."""
+        self.settle()
+        state = self.state()
+        if self.team.is_first:
+            store.save(self.steps, state)
+        self.team.accelerator.wait_for_everyone()
+
     def state(self) -> dict[str, Any]:
         """Tensors, numbers, texts and lists, for a `RunStore`."""
-        counts = {name: getattr(self, name) for name in COUNTS}
-        chance = {"own": self.rng.get_state(), "cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            chance["cuda"] = torch.cuda.get_rng_state(self.device)
+        scaler = self.team.accelerator.scaler
         return {
-            **counts,
+            **{name: getattr(self, name) for name in COUNTS},
             "history": self.history,
+            "rows": self.rows,
             "sums": self.sums,
+            "since": self.since,
+            "since_seen": self.since_seen,
             "net": self.net.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "chance": chance,
+            "scaler": scaler.state_dict() if scaler else {},
+            "chance": self.team.chance(),
+            "torch": torch.get_rng_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """What `state` said."""
-        for name in COUNTS:
+        for name in (*COUNTS, "history", "rows", "sums", "since", "since_seen"):
             setattr(self, name, state[name])
-        self.history, self.sums = state["history"], state["sums"]
         self.net.load_state_dict(state["net"])
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.rng.set_state(state["chance"]["own"])
-        torch.set_rng_state(state["chance"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["chance"]:
-            torch.cuda.set_rng_state(state["chance"]["cuda"], self.device)
+        if state["scaler"] and self.team.accelerator.scaler:
+            self.team.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["torch"])
+        if not self.team.set_chance(state["chance"]):
+            logger.warning(
+                "the run goes on with %d members where it had %d: not to the same bits",
+                self.team.size,
+                len(state["chance"]),
+            )
 
 
 def is_better(row: dict[str, float], best: dict[str, float], metric: str) -> bool:

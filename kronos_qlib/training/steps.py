@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +16,10 @@ from kronos_qlib.configs import TrainingConfig
 from kronos_qlib.data.gather import WindowBatch
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import TrainingError
+from kronos_qlib.model.crew import crew
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment, TrainingBatch
 
 Losses = dict[str, Tensor]
@@ -24,7 +27,11 @@ Losses = dict[str, Tensor]
 
 
 class ReconstructionLoss(Protocol):
-    """What the tokenizer learns by; `reconstruction_losses` is the published one."""
+    """What the tokenizer learns by; `reconstruction_losses` is the published one.
+
+    Where several threads or processes share a batch, each is given its own windows and must return
+    the loss of all: sums over windows go through `mean_where`.
+    """
 
     def __call__(
         self, recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor, /
@@ -40,7 +47,10 @@ class ReconstructionLoss(Protocol):
 
 
 class NextTokenLoss(Protocol):
-    """What the predictor learns by; `next_token_losses` is the published one."""
+    """What the predictor learns by; `next_token_losses` is the published one.
+
+    A batch may be shared: see `ReconstructionLoss`.
+    """
 
     def __call__(
         self, s1_logits: Tensor, s2_logits: Tensor, s1: Tensor, s2: Tensor, counted: Tensor, /
@@ -49,8 +59,9 @@ class NextTokenLoss(Protocol):
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of (B, T) values over the bars that count."""
-    return (values * counted).sum() / counted.sum()
+    """Mean of (B, T) values over the bars that count, in the whole batch of a crew."""
+    member = crew()
+    return member.total((values * counted).sum()) / member.add_up(counted.sum())
 
 
 def next_token_losses(
@@ -92,18 +103,32 @@ class TokenizerStep:
     net: KronosTokenizer
     criterion: ReconstructionLoss = reconstruction_losses
 
-    def targets(self, batch: TrainingBatch) -> int:
-        """Bars that the losses are means over: those that count."""
-        return int(batch.counted.sum())
+    @property
+    def splits(self) -> bool:
+        """Whether the parts of a batch add up to its losses: it is not known of others' parts."""
+        return self.criterion is reconstruction_losses and not self.net.replaced
 
-    def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
+    def targets(self, batch: TrainingBatch) -> Tensor:
+        """Bars that the losses are means over: those that count."""
+        return batch.counted.sum()
+
+    def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
         (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z, batch.counted)
         return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
 
     def validate(
         self, segment: Segment, config: TrainingConfig, device: torch.device | str
     ) -> dict[str, float]:
-        return evaluate(self, segment, config, device)
+        """The losses, the use of both codebooks and the error of a reconstructed bar."""
+        tally = CodeTally(self.net)
+
+        def losses(batch: TrainingBatch) -> Losses:
+            (recon_s1, recon), bsq_loss, _, ids = self.net(batch.z, batch.counted)
+            tally.add(recon, ids, batch)
+            return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
+
+        means = evaluate(self, segment, config, device, losses)
+        return means | {f"valid_{name}": value for name, value in tally.summary().items()}
 
 
 @dataclass(frozen=True)
@@ -115,15 +140,20 @@ class PredictorStep:
     teacher_forcing: bool = True
     criterion: NextTokenLoss = next_token_losses
 
+    @property
+    def splits(self) -> bool:
+        """As of `TokenizerStep`."""
+        return self.criterion is next_token_losses and not self.net.replaced
+
     def __post_init__(self) -> None:
         self.tokenizer.eval()  # with dropout, its tokens would be noise
 
-    def targets(self, batch: TrainingBatch) -> int:
+    def targets(self, batch: TrainingBatch) -> Tensor:
         """Bars that the losses are means over: those that count and have a bar before them."""
-        return int(batch.counted[:, 1:].sum())
+        return batch.counted[:, 1:].sum()
 
-    def losses(self, batch: TrainingBatch, rng: torch.Generator) -> Losses:
-        s1, s2 = self.tokenizer.encode(batch.z)
+    def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
+        s1, s2 = batch.tokens or self.tokenizer.encode(batch.z)
         next_s1 = s1[:, 1:]
         # Validation is teacher-forced whatever training does: a likelihood, and deterministic.
         forced = self.teacher_forcing or not self.net.training
@@ -149,29 +179,82 @@ def evaluate(
     segment: Segment,
     config: TrainingConfig,
     device: torch.device | str,
+    losses_of: Callable[[TrainingBatch], Losses] | None = None,
 ) -> dict[str, float]:
     """Mean losses over a segment, as `valid_*`: no dropout, no chance, every bar counted once.
 
     Windows are weighed by the bars that count in them, so a mean over bars does not depend on
     the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
+
+    Args:
+        losses_of: the step's losses of a batch, where something else is to be seen on the way.
     """
     step.net.eval()
-    device = torch.device(device)
-    rng = torch.Generator(device).manual_seed(config.seed)
+    device, member = torch.device(device), crew()
     sums: dict[str, float] = defaultdict(float)
-    bars = 0
+    bars = 0.0
     size = min(4 * config.batch_size, len(segment))
     room = segment.memory(size)
     for start in range(0, len(segment), size):
         which = np.arange(start, min(start + size, len(segment)))
-        batch = segment.batch(which, device, room)
-        losses = step.losses(batch, rng)
+        part = slice(member.rank, None, member.size)
+        batch = segment.batch(which, device, room, part)
+        losses = losses_of(batch) if losses_of else step.losses(batch, None)
         check_finite(losses, segment.windows.take(which))
-        weight = step.targets(batch)
+        weight = float(member.add_up(step.targets(batch)))
         bars += weight
         for name, value in losses.items():
             sums[name] += value.item() * weight
     return {f"valid_{name}": value / bars for name, value in sums.items()}
+
+
+class CodeTally:
+    """Which codes a tokenizer uses, and how far its bars are from the true ones.
+
+    Over the bars that count. The error of a column is in the column's own unit (money, shares) and
+    as a share of the true value, at most all of it; bars without any (no volume) do not count there.
+    """
+
+    def __init__(self, tokenizer: KronosTokenizer) -> None:
+        self.bits = {"s1": tokenizer.s1_bits, "s2": tokenizer.s2_bits}
+        self.counts = {name: torch.zeros(1) for name in self.bits}
+        self.errors = torch.zeros(4, len(BAR_COLUMNS), dtype=torch.float64)
+
+    def add(self, recon: Tensor, ids: Tensor, batch: TrainingBatch) -> None:
+        """Take note of a batch: reconstructions (B, T, 6) and unsplit ids (B, T)."""
+        counted = batch.counted
+        halves = {"s1": ids & (2 ** self.bits["s1"] - 1), "s2": ids >> self.bits["s1"]}
+        for name, half in halves.items():
+            found = torch.bincount(half[counted], minlength=2 ** self.bits[name])
+            self.counts[name] = self.counts[name] + found.cpu()
+        if batch.spread is None or batch.level is None:
+            return
+        spread, level = (part.cpu().double()[:, None] for part in (batch.spread, batch.level))
+        z, guess = batch.z.cpu().double(), recon.float().cpu().double()
+        is_counted = counted.cpu()
+        error = ((guess - z).abs() * spread)[is_counted]
+        bars = (z * spread + level).abs()[is_counted]
+        has_any = bars > 1e-9 * level.abs().expand_as(z)[is_counted]
+        share = torch.where(has_any, (error / bars.clamp_min(1e-300)).clamp_max(1), 0.0)
+        rows = torch.full_like(error[:1].sum(dim=0), float(len(error)))
+        self.errors += torch.stack(
+            (error.sum(dim=0), rows, share.sum(dim=0), has_any.double().sum(dim=0))
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Of the whole crew: share of the codes used, entropy in nats, errors by column."""
+        found: dict[str, float] = {}
+        member = crew()
+        for name, bits in self.bits.items():
+            counts = member.add_up(self.counts[name].double())
+            shares = counts / counts.sum().clamp_min(1)
+            found[f"{name}_used"] = float((counts > 0).sum()) / 2**bits
+            found[f"{name}_entropy"] = float(torch.special.entr(shares).sum())
+        errors, rows, shares, seen = member.add_up(self.errors)
+        for place, column in enumerate(BAR_COLUMNS):
+            found[f"error_{column}"] = float(errors[place] / rows[place].clamp_min(1))
+            found[f"relative_error_{column}"] = float(shares[place] / seen[place].clamp_min(1))
+        return found
 
 
 class TrainingData(Protocol):
@@ -192,31 +275,39 @@ class TrainingData(Protocol):
         """Room for batches of up to `size` windows."""
 
     def batch(
-        self, which: Any, device: torch.device | str = "cpu", out: WindowBatch | None = None
+        self,
+        which: Any,
+        device: torch.device | str = "cpu",
+        out: WindowBatch | None = None,
+        part: slice = slice(None),
     ) -> Any:
-        """The chosen windows as tensors."""
+        """The chosen windows as tensors; `part` of them are this member's own."""
 
 
 class Step(Protocol):
-    """What the loop trains: a network, its losses on a batch, its worth on a segment."""
+    """What the loop trains: a network, its losses on a batch, its worth on a segment.
+
+    One with a true attribute `splits` is a dataclass, and its losses are those of the whole batch
+    of a crew: then several threads of a CPU may share it.
+    """
 
     @property
     def net(self) -> torch.nn.Module: ...
 
-    def losses(self, batch: Any, rng: torch.Generator) -> Losses: ...
+    def losses(self, batch: Any, rng: torch.Generator | None = None) -> Losses: ...
+
+    def targets(self, batch: Any) -> Tensor:
+        """A scalar: what the losses of these windows are means over; the weight of a part."""
 
     def validate(self, segment: Any, config: Any, device: torch.device | str) -> dict[str, float]:
         """`valid_*` by name: no dropout, no chance; leaves the network in evaluation mode."""
 
 
-def check_finite(losses: Losses, windows: Windows) -> None:
-    """Stop a run whose loss is no number.
-
-    Args:
-        windows: those of the batch, to be named.
+def check_losses(losses: Losses) -> None:
+    """Refuse what a criterion gave instead of losses.
 
     Raises:
-        TrainingError: names the batch's first windows, or what a criterion gave instead of a loss.
+        TrainingError: says what it is.
     """
     if "loss" not in losses:
         raise TrainingError(
@@ -228,9 +319,26 @@ def check_finite(losses: Losses, windows: Windows) -> None:
             "a criterion's loss is a tensor of one number, this one is "
             f"{getattr(losses['loss'], 'shape', losses['loss'])!r}"
         )
+
+
+def check_finite(losses: Losses, windows: Windows) -> None:
+    """Stop a run whose loss is no number.
+
+    Args:
+        windows: those of the batch, to be named.
+
+    Raises:
+        TrainingError: names the batch's first windows, or what a criterion gave instead of a loss.
+    """
+    check_losses(losses)
     if not torch.isfinite(losses["loss"]):
-        names = windows.describe(slice(0, 5))
-        raise TrainingError(
-            f"the loss became {losses['loss'].item()} on a batch of {len(windows)} windows "
-            f"that begins with {', '.join(names)}; lower the learning rate or check these bars"
-        )
+        raise exploded("loss", losses["loss"].item(), windows)
+
+
+def exploded(what: str, value: float, windows: Windows) -> TrainingError:
+    """The error for a loss or a gradient that can teach nothing, which names its batch."""
+    names = windows.describe(slice(0, 5))
+    return TrainingError(
+        f"the {what} became {value:.6g} on a batch of {len(windows)} windows that begins with "
+        f"{', '.join(names)}; lower the learning rate or check these bars"
+    )

@@ -244,10 +244,10 @@ def test_a_segment_without_a_cross_section_is_refused(frame):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "sharpe"}, "alpha.loss is one of ic, mse, rank"),
-        ({"backbone": "lora2"}, "alpha.backbone is one of"),
-        ({"metric": "loss_s1"}, "alpha.metric is one of"),
-        ({"backbone": "whole", "context_width": 0}, "would train nothing"),
+        ({"loss": "sharpe"}, "loss is one of ic, mse, rank"),
+        ({"backbone": "lora2"}, "backbone is one of"),
+        ({"metric": "loss_s1"}, "metric is one of"),
+        ({"backbone": "whole", "context_width": 0}, "would learn nothing"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"windows_per_day": 4}, "windows_per_day must be a whole number of at least 5"),
         ({"epochs": 0}, "epochs must be a whole number"),

@@ -164,7 +164,8 @@ def test_the_loss_goes_down_on_what_can_be_learned(make_pair, segments, forcing)
         assert [row["epoch"] for row in report.history] == list(range(7))
         assert report.history[-1]["train_loss"] < report.history[1]["train_loss"]
         assert not step.net.training
-        assert evaluate(step, segments[1], config, CPU)["valid_loss"] == min(losses)
+        again = evaluate(step, segments[1], config, CPU)["valid_loss"]  # here on one thread
+        assert again == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_weights_that_training_makes_worse_stay_as_they_were(tiny_pair, segments, caplog):
@@ -237,7 +238,7 @@ def test_windows_of_unequal_length_learn_as_each_would_alone(table, make_pair, k
     def weighed(chosen):
         batch = segment.batch(np.array(chosen))
         losses = step.losses(batch, rng)
-        return {name: float(value) for name, value in losses.items()}, step.targets(batch)
+        return {name: value.item() for name, value in losses.items()}, int(step.targets(batch))
 
     together, count = weighed(which)
     alone = [weighed([one]) for one in which]

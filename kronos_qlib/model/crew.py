@@ -1,0 +1,110 @@
+"""Those who share one batch of training: threads or processes, each with its own windows of it.
+
+Every member computes the loss of the whole batch: what a loss adds up over windows goes through
+`total`, which adds over the members too, forwards and backwards. So the loss is the same number for
+all of them, and the mean of their gradients is the gradient of one process with the whole batch,
+also for losses that are no means over windows (the entropy of a codebook, a day's correlation).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_now = threading.local()
+
+
+class Crew:
+    """One member, and by itself a crew of one.
+
+    Args:
+        rank: which of the `size` members it is, from 0.
+        rng: the chance that is its own: dropout, drawn s1. None for torch's own.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, rng: torch.Generator | None = None) -> None:
+        self.rank, self.size, self.rng = rank, size, rng
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """The members' sum of a detached tensor that all of them have, of one shape."""
+        return x
+
+    def total(self, x: Tensor) -> Tensor:
+        """`add_up` with a gradient: what all members have made of the sum comes back to each."""
+        if self.size == 1:
+            return x
+        out: Tensor = _Total.apply(x, self.add_up)
+        return out
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.add_up = add_up
+        return add_up(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.add_up(grads[0]), None
+
+
+class Processes(Crew):
+    """A member among the processes of torch's default group."""
+
+    def add_up(self, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+
+class Board:
+    """Where threads lay down what is to be added up."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size)
+        self.parts: list[Tensor] = [torch.empty(0)] * size
+
+
+class Lane(Crew):
+    """A member among the threads of one process."""
+
+    def __init__(self, rank: int, board: Board, rng: torch.Generator) -> None:
+        super().__init__(rank, len(board.parts), rng)
+        self.board = board
+
+    def add_up(self, x: Tensor) -> Tensor:
+        self.board.parts[self.rank] = x
+        self.board.barrier.wait()
+        out = torch.stack(self.board.parts).sum(dim=0)  # in one order for all: the same bits
+        self.board.barrier.wait()  # nobody lays down the next before all have read
+        return out
+
+
+def crew() -> Crew:
+    """The member that this thread works as; a crew of one where nobody said otherwise."""
+    return getattr(_now, "crew", None) or Crew()
+
+
+@contextmanager
+def working_as(member: Crew) -> Iterator[None]:
+    """Within, this thread is `member`."""
+    before = getattr(_now, "crew", None)
+    _now.crew = member
+    try:
+        yield
+    finally:
+        _now.crew = before
+
+
+def mean_over_rows(x: Tensor) -> Tensor:
+    """Mean over the first dimension, of all members' rows: (N, ...) to (...)."""
+    member = crew()
+    if member.size == 1:
+        return x.mean(dim=0)
+    rows = torch.full((), float(len(x)), device=x.device)
+    return member.total(x.sum(dim=0)) / member.add_up(rows)

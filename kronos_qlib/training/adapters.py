@@ -1,0 +1,78 @@
+"""LoRA by `peft`: small matrices beside the weights are trained, and merged into them at the end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+ADAPTED = r".*(self_attn|cross_attn)\.(q|k|v|out)_proj|.*ffn\.w[123]"
+"""Projections of every attention and feed-forward layer, of tokenizer and predictor alike."""
+
+
+@contextmanager
+def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Iterator[None]:
+    """Within, only adapters of `net` are trained; after it, they are part of its weights.
+
+    Args:
+        rank: of the adapters; None: none are made and all weights are trained.
+        alpha: they count alpha / rank times.
+        seed: of their first values; what they add is nothing at first.
+    """
+    if rank is None:
+        yield
+        return
+    from peft import LoraConfig, inject_adapter_in_model
+
+    trained = {name for name, weight in net.named_parameters() if weight.requires_grad}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED),  # type: ignore[arg-type]
+            net,
+        )
+    try:
+        yield
+    finally:
+        merge_adapters(net)
+        for name, weight in net.named_parameters():
+            weight.requires_grad_(name in trained)
+
+
+def merge_adapters(net: nn.Module) -> nn.Module:
+    """Add what the adapters in `net` say to its weights, and take them out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = [(name, part) for name, part in net.named_modules() if isinstance(part, BaseTunerLayer)]
+    for name, part in found:
+        layer: Any = part
+        layer.merge()
+        path, _, last = name.rpartition(".")
+        setattr(net.get_submodule(path), last, layer.get_base_layer())
+    if hasattr(net, "peft_config"):
+        del net.peft_config
+    return net
+
+
+def merged_copy(net: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Another network like `net`, with these weights and without adapters."""
+    other = copy.deepcopy(net)
+    other.load_state_dict(weights)
+    return merge_adapters(other)
+
+
+@contextmanager
+def frozen(*parts: nn.Module) -> Iterator[None]:
+    """Within, these parts are not trained."""
+    trained = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
