@@ -101,6 +101,23 @@ def _check_optimizer(config: TrainingConfig | AlphaConfig) -> None:
     )
 
 
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "published": {
+        "tokenizer": {"learning_rate": 2e-4, "clip_norm": 2.0},
+        "predictor": {"learning_rate": 4e-5, "clip_norm": 3.0, "teacher_forcing": False},
+        "alpha": {},
+    },
+    "gentle": {
+        "tokenizer": {"learning_rate": 1e-5, "clip_norm": 2.0, "lora_rank": 8},
+        "predictor": {"learning_rate": 1e-5, "clip_norm": 3.0, "lora_rank": 8},
+        "alpha": {"backbone": "lora", "backbone_learning_rate": 1e-5},
+    },
+}
+"""Defaults of the stages by preset. "published" is the authors' finetuning, in everything that
+differs from `TrainingConfig` (AdamW .9/.95, decay .1, one cycle with 3 % warm-up, batches of 50);
+"gentle" what they advise since users found whole markets at 1e-4 worse than no finetuning."""
+
+
 def _check_network(config: TokenizerConfig | PredictorConfig) -> None:
     _check_whole(config, "d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
     _check_dropouts(config, "ffn_dropout_p", "attn_dropout_p", "resid_dropout_p")
@@ -339,5 +356,5 @@ class AlphaConfig:
         )
         _require(
             self.backbone == "frozen" or self.context_width > 0,
-            "context_width 0 leaves the context out: a backbone that is trained would learn nothing",
+            "context_width 0 leaves the context out: a trained backbone would learn nothing",
         )

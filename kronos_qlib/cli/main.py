@@ -119,7 +119,55 @@ def format_comparison(table: pd.DataFrame, *, markdown: bool = False) -> str:
     return "\n".join(lines)
 
 
-COMMANDS: tuple[Callable[[Any], None], ...] = (add_compare,)
+def add_finetune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "finetune",
+        help="train the model of a workflow file and save its weights",
+        description=(
+            "Train what task.model of a workflow file asks for, on its task.dataset, and save the "
+            "weights; no backtest. The same command on several devices or machines, begun by "
+            "torchrun or accelerate launch."
+        ),
+        epilog=(
+            "examples:\n"
+            "  kronos-qlib finetune workflows/workflow_kronos.yaml --out tuned\n"
+            "  kronos-qlib finetune my.yaml --out tuned --set training.predictor.epochs=3\n"
+            "  torchrun --nproc-per-node 2 -m kronos_qlib.cli finetune my.yaml --out tuned"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="FILE", help="a workflow, as qrun takes it")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="for the weights")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="another value for a setting of the model; may be repeated",
+    )
+    parser.set_defaults(command=finetune)
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    import logging
+
+    from kronos_qlib.plugin.finetune import finetune as run
+    from kronos_qlib.training.team import process_rank
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    history = run(arguments.config, arguments.out, arguments.changes)
+    if process_rank() == 0:
+        for stage, rows in history.items():
+            best = min(rows, key=lambda row: row["valid_loss"])
+            print(
+                f"{stage}: validation loss {rows[0]['valid_loss']:.5f} before, lowest "
+                f"{best['valid_loss']:.5f} after epoch {best['epoch']:.0f} of {len(rows) - 1}"
+            )
+        print(f"saved in {arguments.out}")
+
+
+COMMANDS: tuple[Callable[[Any], None], ...] = (add_compare, add_finetune)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -42,6 +43,83 @@ def equity_figure(report: pd.DataFrame, title: str) -> Figure:
     for axes in (wealth, fall):
         _dress(axes)
     return figure
+
+
+def training_figure(
+    history: Sequence[Mapping[str, float]], steps: Sequence[Mapping[str, float]], title: str
+) -> Figure:
+    """Draw how a stage went: losses, learning rate and gradient, and what validation measured.
+
+    Args:
+        history: a row per epoch, epoch 0 first; see `TrainingReport`.
+        steps: a row per some steps; may be empty.
+        title: a line above the figure.
+
+    Returns:
+        A figure on an Agg canvas, ready for `savefig`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 6.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    epochs, rates, measured, speed = figure.subplots(2, 2).flat
+    _draw_columns(epochs, history, "epoch", ("train_loss", "valid_loss"), "Loss by epoch")
+    _draw_columns(rates, steps, "step", ("gradient_norm",), "Gradient norm, before clipping")
+    if steps:
+        rate = rates.twinx()
+        _draw_columns(rate, steps, "step", ("learning_rate",), "", color=FALL)
+        rate.set_ylabel("Learning rate", color=FALL)
+    shown = [name for name in WORTH_SEEING if any(name in row for row in history)]
+    _draw_columns(measured, history, "epoch", shown, "Validation by epoch")
+    _draw_columns(speed, steps, "step", ("loss",), "Training loss by step")
+    for axes in (epochs, rates, measured, speed):
+        axes.grid(True, color="#D9D9D9", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+    return figure
+
+
+WORTH_SEEING = (
+    "valid_rank_ic",
+    "valid_ic",
+    "valid_loss_s1",
+    "valid_loss_s2",
+    "valid_recon",
+    "valid_recon_s1",
+    "valid_s1_used",
+    "valid_s2_used",
+)
+"""What validation measures beside the loss, where a stage has it."""
+
+
+def _draw_columns(
+    axes: Axes,
+    rows: Sequence[Mapping[str, float]],
+    along: str,
+    names: Sequence[str],
+    title: str,
+    color: str | None = None,
+) -> None:
+    """A line for each name over the rows that have it; says so where there is none."""
+    palette = (STRATEGY, FALL, "#009E73", BENCHMARK)
+    for place, name in enumerate(names):
+        points = [(row[along], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color or palette[place % len(palette)],
+                linewidth=1.3,
+                marker="o" if len(points) < 20 else None,
+                markersize=3,
+                label=name,
+            )
+    axes.set_title(title, loc="left", fontsize=10)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "too few steps for a row", ha="center", transform=axes.transAxes)
+    elif len(names) > 1:
+        axes.legend(loc="best", frameon=False, fontsize=8)
 
 
 def _draw_wealth(axes: Axes, report: pd.DataFrame) -> None:

@@ -5,8 +5,17 @@ Shape letters: B windows of one day, D width of the context, F features.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
+
+from kronos_qlib.errors import CheckpointError
+from kronos_qlib.model import checkpoint
 
 TINY = 1e-6
 
@@ -41,6 +50,50 @@ class AlphaHead(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.inner = nn.Linear(context_width + features, hidden)
         self.outer = nn.Linear(hidden, 1)
+
+    def save_pretrained(self, path: str | Path, names: Sequence[str]) -> Path:
+        """Write `config.json` and `model.safetensors` into the folder `path`.
+
+        Args:
+            names: of the features, which have no weight of their own to tell them by.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**self.settings, "names": list(names)}, indent=2) + "\n"
+        checkpoint.replace_file(folder / checkpoint.CONFIG_FILE, text.encode())
+        checkpoint.replace_file(folder / checkpoint.WEIGHTS_FILE, checkpoint.to_bytes(self))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, d_model: int, names: Sequence[str]) -> AlphaHead:
+        """Load what `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            d_model: width of the predictor's context.
+            names: of the features that it will be given.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the head is of another predictor's
+                width, or of other features than this version has.
+        """
+        folder = Path(path).expanduser()
+        try:
+            settings = json.loads((folder / checkpoint.CONFIG_FILE).read_text(encoding="utf-8"))
+            weights = load((folder / checkpoint.WEIGHTS_FILE).read_bytes())
+            known = settings.pop("names")
+            head = cls(**settings)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+            raise CheckpointError(f"no alpha head at {folder}: {problem}") from problem
+        if known != list(names):
+            raise CheckpointError(f"{folder} was trained on other features than this version has")
+        if settings["d_model"] != d_model:
+            raise CheckpointError(
+                f"{folder} reads contexts of width {settings['d_model']}, the predictor's have "
+                f"{d_model}: load it with the predictor that it was trained on"
+            )
+        checkpoint.check_fit(head, weights, folder / checkpoint.WEIGHTS_FILE)
+        head.load_state_dict(weights)
+        return head.eval()
 
     def forward(self, context: Tensor, features: Tensor) -> Tensor:
         """Scores of one day's windows: context (B, D) and features (B, F) to (B,)."""

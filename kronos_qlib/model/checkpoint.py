@@ -66,6 +66,28 @@ ALIASES: Mapping[str, HubModel] = {
 }
 
 
+_PREDICTOR = {"s1_bits": 10, "s2_bits": 10, "learn_te": True}
+_DROPOUTS = ("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p", "token_dropout_p")
+_TOKENIZER = {
+    "d_in": 6, "d_model": 256, "n_heads": 4, "ff_dim": 512, "n_enc_layers": 4, "n_dec_layers": 4,
+    "ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "s1_bits": 10,
+    "s2_bits": 10, "beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 4,
+}  # fmt: skip
+
+
+def _shape(layers: int, width: int, heads: int, ff: int, *dropouts: float) -> dict[str, Any]:
+    sizes = {"n_layers": layers, "d_model": width, "n_heads": heads, "ff_dim": ff}
+    return {**_PREDICTOR, **sizes, **dict(zip(_DROPOUTS, dropouts, strict=True))}
+
+
+SHAPES: Mapping[str, dict[str, Any]] = {
+    "mini": _shape(4, 256, 4, 512, 0.2, 0.0, 0.2, 0.0),
+    "small": _shape(8, 512, 8, 1024, 0.25, 0.1, 0.25, 0.1),
+    "base": _shape(12, 832, 16, 2048, 0.2, 0.0, 0.2, 0.0),
+}
+"""Sizes of the published predictors, to train new ones; a checkpoint's own come from its file."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a loaded network came from, and what it says of its partner."""
@@ -167,6 +189,38 @@ def load(
     net.eval()
     net.origin = _origin_of(place, header)
     return net
+
+
+def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
+    """Sizes of a network of its own, as keyword arguments: an alias, or a folder with a config.
+
+    Raises:
+        CheckpointError: there is no such alias or folder.
+        ConfigError: `config.json` has an unknown key or a bad value.
+    """
+    name = str(name_or_path)
+    if name in SHAPES:
+        return dict(SHAPES[name] if role == "predictor" else _TOKENIZER)
+    folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
+    if name != BUNDLED:
+        folder = Path(name_or_path).expanduser()
+    if not (folder / CONFIG_FILE).exists():
+        folder = folder / role
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(
+            f"no sizes of a {role} at {name!r}: {problem}; give a folder with {CONFIG_FILE}, or "
+            f"one of {', '.join((BUNDLED, *SHAPES))}"
+        ) from problem
+    kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
+    found: dict[str, Any] = asdict(from_mapping(kind, values, where=str(folder / CONFIG_FILE)))
+    return found
+
+
+def is_published(name_or_path: str | Path) -> bool:
+    """Whether these are weights from the Hub, not the bundled ones nor those of a folder."""
+    return str(name_or_path) != BUNDLED and not Path(name_or_path).expanduser().is_dir()
 
 
 def check_fit(net: HasWeights, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:

@@ -38,7 +38,9 @@ class Crew:
         """`add_up` with a gradient: what all members have made of the sum comes back to each."""
         if self.size == 1:
             return x
-        out: Tensor = _Total.apply(x, self.add_up)
+        out: Tensor = _Total.apply(  # type: ignore[no-untyped-call]
+            x, self.add_up
+        )
         return out
 
 

@@ -1,7 +1,7 @@
 """Small functions of the network's inner loop, with gradients written out.
 
 Each does what the formula beside it says. Left to autograd they keep more in memory and pass over
-it more often, and at these widths that is most of a training step on a CPU (benchmarks/training.py).
+it more often, at these widths that is most of a training step on a CPU (benchmarks/training.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ SIXTEEN_BITS = 2**16
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x**2) + eps) in float32, back in x's type, times weight."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    out: Tensor = _RMSNorm.apply(  # type: ignore[no-untyped-call]
+        x, weight, eps
+    )
     return out
 
 
@@ -32,7 +34,8 @@ class _RMSNorm(torch.autograd.Function):
         rate = rate.div_(x.shape[-1]).add_(eps).rsqrt_()
         normed = (wide * rate).to(x.dtype)
         ctx.save_for_backward(normed, rate, weight)
-        return normed * weight
+        out: Tensor = normed * weight
+        return out
 
     @staticmethod
     @once_differentiable
@@ -53,7 +56,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: (..., T, W) of any float type; worked on in float32.
         cos, sin: (T, W/2) float32.
     """
-    out: Tensor = _Rotation.apply(x, cos, sin)
+    out: Tensor = _Rotation.apply(  # type: ignore[no-untyped-call]
+        x, cos, sin
+    )
     return out
 
 
@@ -82,7 +87,9 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    out: Tensor = _SwiGLU.apply(gate, up)
+    out: Tensor = _SwiGLU.apply(  # type: ignore[no-untyped-call]
+        gate, up
+    )
     return out
 
 

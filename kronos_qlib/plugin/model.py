@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,6 +14,7 @@ from qlib.model.base import ModelFT
 
 from kronos_qlib.configs import SamplingConfig, from_mapping
 from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.signals import scores_from_alpha, scores_from_paths
@@ -50,7 +53,12 @@ class KronosModel(ModelFT):
             be an alias or a folder that holds both.
         revision, tokenizer_revision: Hub revisions; an alias brings its pinned ones.
         sampling: fields of `SamplingConfig`.
-        training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing.
+        training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing. Without a
+            `preset`, published weights (mini, small, base, a Hub id) take "gentle".
+        from_scratch: only the sizes are those of `checkpoint`; the weights are new, by `seed`. The
+            tokenizer is new too, unless `tokenizer` names one.
+        alpha_head: folder of an alpha head that `save_pretrained` or `kronos-qlib finetune` wrote,
+            to score with or to train on.
         device: "auto", or a torch device.
         max_context: bars the network sees at once, at most the checkpoint's own number, which
             None takes; 512 where a checkpoint has none.
@@ -64,12 +72,17 @@ class KronosModel(ModelFT):
             from there, on a CPU to the same bits; one that had ended is not trained again. Remove
             the folder to begin anew. Not for two runs at once. None keeps nothing.
         resume_every: steps from one state to the next.
+        n_processes: that train together, begun by `fit`: each takes a part of every batch, on its
+            share of the cores or on a GPU of its own. Leave it at 1 where torchrun or `accelerate
+            launch` starts them, and on a CPU too, whose threads share batches anyway.
+        log_every: training steps from one row in MLflow to the next.
     """
 
     # Qlib's pickle leaves out names that start with "_". A class attribute, so that it exists
     # after unpickling too.
     _predictor: KronosPredictor | None = None
     _head: AlphaHead | None = None
+    _last_weights: Mapping[str, bytes] = MappingProxyType({})
 
     def __init__(
         self,
@@ -87,6 +100,10 @@ class KronosModel(ModelFT):
         memory_mb: int = 2048,
         resume_folder: str | None = None,
         resume_every: int = 500,
+        from_scratch: bool = False,
+        alpha_head: str | None = None,
+        n_processes: int = 1,
+        log_every: int = 20,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -94,7 +111,11 @@ class KronosModel(ModelFT):
         self.revision = revision
         self.tokenizer_revision = tokenizer_revision
         self.sampling = from_mapping(SamplingConfig, sampling or {}, where="sampling")
-        self.training = from_mapping(StagesConfig, training or {}, where="training")
+        self.from_scratch = from_scratch
+        self.training = from_mapping(StagesConfig, self._with_preset(training), where="training")
+        self.alpha_head = alpha_head
+        self.n_processes = n_processes
+        self.log_every = log_every
         self.device = device
         self.max_context = max_context
         self.seed = seed
@@ -105,6 +126,17 @@ class KronosModel(ModelFT):
         self.resume_every = resume_every
         if resume_every < 1:
             raise ConfigError(f"resume_every must be at least 1 step, got {resume_every}")
+        for name in ("n_processes", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if from_scratch and self.training.predictor is None:
+            raise ConfigError("from_scratch needs training.predictor: its weights are random")
+        if from_scratch and tokenizer is None and self.training.tokenizer is None:
+            raise ConfigError(
+                "from_scratch makes a new tokenizer too: give training.tokenizer, or name a "
+                "`tokenizer` to keep"
+            )
+        self.keeps_tokenizer = tokenizer is not None
         self.trained_weights: dict[str, bytes] = {}
         """Safetensors files of what training changed: "tokenizer", "predictor", "alpha"."""
         self.fingerprints: dict[str, str] = {}
@@ -121,8 +153,8 @@ class KronosModel(ModelFT):
 
     @property
     def head(self) -> AlphaHead | None:
-        """The alpha head, where one was trained."""
-        if self._head is None and "alpha" in self.trained_weights:
+        """The alpha head, where one was trained or named."""
+        if self._head is None and ("alpha" in self.trained_weights or self.alpha_head):
             self._head = self._load_head()
         return self._head
 
@@ -190,10 +222,28 @@ class KronosModel(ModelFT):
         return pd.Series(scores, index=windows.index, name="score").sort_index()
 
     def save_pretrained(self, path: str) -> None:
-        """Write both halves, as trained, into `path`/predictor and `path`/tokenizer."""
+        """Write both halves, as trained, into `path`/predictor and `path`/tokenizer.
+
+        An alpha head goes into `path`/alpha. After a `fit` in this process, the weights of the last
+        epoch lie in `path`/last in the same way, whichever epoch was the best. Then
+        `KronosModel(checkpoint=path)` scores from paths and, with `alpha_head=f"{path}/alpha"`, by
+        the head.
+        """
         tokenizer = self.predictor.tokenizer
         tokenizer.save_pretrained(Path(path) / "tokenizer")
         self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
+        if self.head is not None:
+            self.head.save_pretrained(Path(path) / "alpha", SCALE_FEATURES)
+        if self._last_weights:
+            self._with_weights(self._last_weights).save_pretrained(str(Path(path) / "last"))
+
+    def _with_weights(self, weights: Mapping[str, bytes]) -> KronosModel:
+        """Another model like this with other weights, for what was not trained the checkpoint's."""
+        other = copy.copy(self)
+        other.trained_weights = {**self.trained_weights, **weights}
+        other._predictor = other._head = None
+        other._last_weights = {}
+        return other
 
     def _train(self, dataset: KronosDataset | WindowDataset) -> None:
         try:
@@ -204,12 +254,15 @@ class KronosModel(ModelFT):
                 head=self.head,
                 show_progress=self.show_progress,
                 resume=self._resume(),
+                processes=self.n_processes,
+                log_every=self.log_every,
             )
         except BaseException:
             # Half trained in place: what is kept is what was trained before.
             self._predictor = self._head = None
             raise
         self.trained_weights |= result.weights
+        self._last_weights = result.last
         self.history = result.history
         self._head = result.head or self._head
 
@@ -221,10 +274,17 @@ class KronosModel(ModelFT):
     def _load_head(self) -> AlphaHead:
         from safetensors.torch import load
 
+        from kronos_qlib.model.alpha import AlphaHead
         from kronos_qlib.model.checkpoint import check_fit
 
-        assert self.training.alpha is not None
-        head = make_head(self.training.alpha, self.predictor)
+        width = self.predictor.model.config.d_model
+        if self.alpha_head:
+            head = AlphaHead.from_pretrained(self.alpha_head, width, SCALE_FEATURES)
+            if "alpha" not in self.trained_weights:
+                return head
+        else:
+            assert self.training.alpha is not None
+            head = make_head(self.training.alpha, self.predictor)
         weights = load(self.trained_weights["alpha"])
         check_fit(head, weights, "the trained alpha head in the pickle")
         head.load_state_dict(weights)
@@ -235,8 +295,11 @@ class KronosModel(ModelFT):
         from kronos_qlib.model.tokenizer import KronosTokenizer
         from kronos_qlib.model.transformer import Kronos
 
-        net = Kronos.from_pretrained(self.checkpoint, self.revision)
-        tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
+        if self.from_scratch:
+            net, tokenizer = self._make()
+        else:
+            net = Kronos.from_pretrained(self.checkpoint, self.revision)
+            tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
         known = net.origin.max_context if net.origin else None
         if self.max_context and known and self.max_context > known:
             raise ConfigError(
@@ -252,9 +315,36 @@ class KronosModel(ModelFT):
             ("predictor", net, self.checkpoint),
             ("tokenizer", tokenizer, self.tokenizer),
         ):
-            self._check_unchanged(name, half, place)
+            if not self.from_scratch:  # another version of torch may draw other first weights
+                self._check_unchanged(name, half, place)
             self._restore(name, half)
         return predictor
+
+    def _make(self) -> tuple[Kronos, KronosTokenizer]:
+        """New networks of the checkpoint's sizes; a tokenizer that was named is loaded."""
+        import torch
+
+        from kronos_qlib.model.checkpoint import sizes_of
+        from kronos_qlib.model.tokenizer import KronosTokenizer
+        from kronos_qlib.model.transformer import Kronos
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            net = Kronos(**sizes_of(self.checkpoint, "predictor")).eval()
+            if not self.keeps_tokenizer:
+                tokenizer = KronosTokenizer(**sizes_of(self.checkpoint, "tokenizer")).eval()
+            else:
+                tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
+        return net, tokenizer
+
+    def _with_preset(self, training: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Published weights are moved gently unless something else is asked for."""
+        from kronos_qlib.model.checkpoint import is_published
+
+        settings = dict(training or {})
+        if not self.from_scratch and settings and is_published(self.checkpoint):
+            settings.setdefault("preset", "gentle")
+        return settings
 
     def _check_unchanged(self, name: str, half: Kronos | KronosTokenizer, place: str) -> None:
         from kronos_qlib.model.checkpoint import fingerprint

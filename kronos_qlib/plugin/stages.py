@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qlib.log import get_module_logger
 
-from kronos_qlib.configs import AlphaConfig, TrainingConfig, from_mapping
+from kronos_qlib.configs import PRESETS, AlphaConfig, TrainingConfig, from_mapping
 from kronos_qlib.data.segments import first_instant, last_instant
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.signals import contexts_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
     from kronos_qlib.data.dataset import WindowDataset
     from kronos_qlib.data.segments import Segment
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha import AlphaHead
+    from kronos_qlib.training.alpha import AlphaSegment
     from kronos_qlib.training.store import RunStore
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
@@ -39,15 +43,21 @@ KINDS = {"tokenizer": TrainingConfig, "predictor": TrainingConfig, "alpha": Alph
 class StagesConfig:
     """What `fit` trains, in this order; a stage left out is not trained."""
 
+    preset: str | None = None
+    """Defaults of the stages that are given as mappings: "published", or "gentle" (LoRA, 1e-5);
+    None takes those of `TrainingConfig` and `AlphaConfig`."""
     tokenizer: TrainingConfig | None = None
     predictor: TrainingConfig | None = None
     alpha: AlphaConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ConfigError(f"preset is one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, kind in KINDS.items():
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                stage: Any = from_mapping(kind, value, where=f"training.{name}")
+                defaults = PRESETS[self.preset][name] if self.preset else {}
+                stage: Any = from_mapping(kind, {**defaults, **value}, where=f"training.{name}")
                 object.__setattr__(self, name, stage)
         if self.tokenizer is not None and not self.tokenizer.teacher_forcing:
             raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
@@ -59,7 +69,7 @@ class StagesConfig:
 
     @property
     def is_zero_shot(self) -> bool:
-        return all(getattr(self, one.name) is None for one in fields(self))
+        return all(getattr(self, name) is None for name in KINDS)
 
 
 @dataclass
@@ -67,11 +77,13 @@ class StagesResult:
     """What training left.
 
     weights: safetensors files by name: "tokenizer", "predictor", "alpha".
+    last: the same of the last epoch, whichever was the best.
     history: losses of each stage, a row per epoch.
     head: the alpha head, where one was trained.
     """
 
     weights: dict[str, bytes] = field(default_factory=dict)
+    last: dict[str, bytes] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     head: AlphaHead | None = None
 
@@ -84,6 +96,8 @@ def run_stages(
     head: AlphaHead | None = None,
     show_progress: bool = False,
     resume: Resume | None = None,
+    processes: int = 1,
+    log_every: int = 20,
 ) -> StagesResult:
     """Train in place what is asked for.
 
@@ -92,14 +106,25 @@ def run_stages(
         head: an alpha head to go on from; None makes one.
         resume: where the stages keep their states. They stay when all have ended, since the result
             is yet to be written somewhere: a run that is started again finds it there.
+        processes: that share every batch, begun here; 1 where torchrun or accelerate did it.
+        log_every: steps from one row of the log to the next.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
+    from kronos_qlib.training.team import is_launched, make_accelerator
+
     check_segments(source)
+    if is_launched():
+        if processes > 1:
+            raise ConfigError(
+                f"n_processes {processes} in a process that torchrun or accelerate launched would "
+                "start processes in each; leave it at 1"
+            )
+        make_accelerator(predictor.device, "float32")  # joins the processes
     result = StagesResult()
-    work = _Work(predictor, source, result, show_progress, resume)
+    work = _Work(predictor, source, result, show_progress, resume, processes, log_every)
     if stages.predictor is not None:
         _train_tokens(stages, work)
     if stages.alpha is not None:
@@ -148,6 +173,8 @@ class _Work:
     result: StagesResult
     show_progress: bool
     resume: Resume | None
+    processes: int = 1
+    log_every: int = 20
 
     def signature(self, net: Any, config: Stage) -> dict[str, str]:
         """What a run must share with one that was stopped, to go on from its states."""
@@ -168,8 +195,14 @@ class _Work:
             "windows": hashlib.sha256(windows.encode()).hexdigest(),
         }
 
-    def run(self, name: str, step: Any, parts: Sequence[Any], config: Stage) -> None:
-        """One stage; `parts` are what it trains on and what it is judged by."""
+    def run(self, name: str, step: Any, parts: Sequence[Any], config: Stage) -> dict[str, Tensor]:
+        """One stage; `parts` are what it trains on and what it is judged by.
+
+        Returns:
+            The weights after the last epoch; the network has the best ones.
+        """
+        from kronos_qlib.evaluation.figures import training_figure
+        from kronos_qlib.training.launch import train_in_processes
         from kronos_qlib.training.loop import train
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
@@ -177,36 +210,49 @@ class _Work:
             logger.info(f"{name} epoch {epoch}/{config.epochs}: {losses}")
             _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
 
+        def log_steps(step: int, row: dict[str, float]) -> None:
+            told = {f"{name}.{key}": value for key, value in row.items() if key != "step"}
+            _log_to_active_run(told, step)
+
         training, validation = parts
         store = None
         if self.resume is not None:
             store = self.resume.store(name, **self.signature(step.net, config))
-        report = train(
-            step,
-            training,
-            validation,
-            config,
-            device=self.predictor.device,
-            show_progress=self.show_progress,
-            on_epoch=log_epoch,
-            store=store,
-        )
+        settings: dict[str, Any] = {
+            "device": self.predictor.device,
+            "show_progress": self.show_progress,
+            "on_epoch": log_epoch,
+            "on_steps": log_steps,
+            "log_every": self.log_every,
+            "store": store,
+        }
+        if self.processes > 1:
+            report = train_in_processes(
+                step, training, validation, config, self.processes, **settings
+            )
+        else:
+            report = train(step, training, validation, config, **settings)
         self.result.history[name] = report.history
+        figure = training_figure(
+            report.history, report.steps, f"{name}, best epoch {report.best_epoch}"
+        )
+        _log_figure_to_active_run(figure, f"training/{name}.png")
+        return report.last
 
 
 def _train_tokens(stages: StagesConfig, work: _Work) -> None:
-    from kronos_qlib.model.checkpoint import to_bytes
     from kronos_qlib.training.batches import Segment
     from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+    from kronos_qlib.training.tokens import is_worth_it, with_tokens
 
-    predictor, source, result = work.predictor, work.source, work.result
+    predictor, source = work.predictor, work.source
+    net, tokenizer = predictor.model, predictor.tokenizer
     bars = source.lookback + source.horizon
     if bars - 1 > predictor.max_context:
         raise ConfigError(
             f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} positions at "
             f"once and the network attends to {predictor.max_context}; shorten lookback or horizon"
         )
-    net, tokenizer = predictor.model, predictor.tokenizer
     parts = [
         Segment(source.training_windows(name), source.bounds(name)[0])
         for name in ("train", "valid")
@@ -214,55 +260,83 @@ def _train_tokens(stages: StagesConfig, work: _Work) -> None:
     for what, part in zip(("train on", "validate by"), parts, strict=True):
         logger.info(f"{len(part)} windows to {what}{told(part.windows.dropped)}")
     if stages.tokenizer is not None:
-        step = TokenizerStep(tokenizer)
-        work.run("tokenizer", step, parts, stages.tokenizer)
-        result.weights["tokenizer"] = to_bytes(tokenizer)
+        _train_half("tokenizer", stages.tokenizer, TokenizerStep(tokenizer), parts, work)
     assert stages.predictor is not None
-    predicting = PredictorStep(net, tokenizer, stages.predictor.teacher_forcing)
-    work.run("predictor", predicting, parts, stages.predictor)
-    result.weights["predictor"] = to_bytes(net)
+    config = stages.predictor
+    parts[1] = with_tokens(parts[1].to_judge_by(config), tokenizer, predictor.device)
+    if is_worth_it(parts[0], tokenizer, config):
+        parts[0] = with_tokens(parts[0], tokenizer, predictor.device, work.show_progress)
+    predicting = PredictorStep(net, tokenizer, config.teacher_forcing)
+    _train_half("predictor", config, predicting, parts, work)
+
+
+def _train_half(
+    name: str, config: TrainingConfig, step: Any, parts: Sequence[Any], work: _Work
+) -> None:
+    """Tokenizer or predictor, whole or by adapters."""
+    from kronos_qlib.model.checkpoint import to_bytes
+    from kronos_qlib.training.adapters import adapters, merged_copy
+
+    newest = work.source.horizon if config.loss_bars == "horizon" else None
+    chosen = [replace(part, newest=newest) for part in parts]
+    with adapters(step.net, config.lora_rank, config.lora_alpha, config.seed):
+        last = work.run(name, step, chosen, config)
+        work.result.last[name] = to_bytes(merged_copy(step.net, last))
+    work.result.weights[name] = to_bytes(step.net)
 
 
 def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> None:
     from kronos_qlib.model.checkpoint import to_bytes
-    from kronos_qlib.training.alpha import (
-        ALPHA_LOSSES,
-        AlphaNet,
-        AlphaSegment,
-        AlphaStep,
-        check_days,
-    )
+    from kronos_qlib.training.adapters import adapters, frozen, merged_copy
+    from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
 
     predictor, source, result = work.predictor, work.source, work.result
-    if source.lookback > predictor.max_context and config.backbone == "whole":
+    is_frozen = config.backbone == "frozen"
+    if source.lookback > predictor.max_context and not is_frozen:
         raise ConfigError(
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
             f"{predictor.max_context}; shorten it, or keep the backbone frozen"
         )
     head = make_head(config, predictor) if head is None else head
-    is_frozen = config.backbone == "frozen"
+    segments = _alpha_segments(config, work)
+    backbone = predictor.model
+    net = AlphaNet(head, None if is_frozen else backbone)
+    step = AlphaStep(net, predictor.tokenizer, ALPHA_LOSSES[config.loss])
+    rank = config.lora_rank if config.backbone == "lora" else None
+    # The context is read before the heads of s1 and s2: they learn nothing here.
+    with (
+        frozen(backbone.head, backbone.dep_layer),
+        adapters(backbone, rank, config.lora_alpha, config.seed),
+    ):
+        last: Any = merged_copy(net, work.run("alpha", step, segments, config))
+    result.head = head
+    result.weights["alpha"], result.last["alpha"] = to_bytes(head), to_bytes(last.head)
+    if not is_frozen:
+        result.weights["predictor"] = to_bytes(backbone)
+        result.last["predictor"] = to_bytes(last.predictor)
+
+
+def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
+    """What an alpha head learns from and is judged by, with contexts where those stay."""
+    from kronos_qlib.training.alpha import AlphaSegment, check_days
+
+    predictor, source = work.predictor, work.source
     segments = []
     for name in ("train", "valid"):
         windows = source.labelled_windows(name)
-        contexts = None
-        if is_frozen and config.context_width:
-            contexts = contexts_of(predictor, windows, work.show_progress)
-        elif is_frozen:
-            contexts = np.zeros((len(windows), 0), dtype=np.float32)  # the head looks at none
-        segment = AlphaSegment.of(windows, source.label, contexts)
-        check_days(segment, name)
+        segment = AlphaSegment.of(windows, source.label)
+        check_days(segment, name)  # before contexts are read, which takes minutes
         logger.info(
             f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
             f"{int(np.isfinite(segment.returns).sum())} of known label{told(windows.dropped)}"
         )
+        if config.backbone == "frozen" and config.context_width:
+            contexts = contexts_of(predictor, windows, work.show_progress)
+            segment = replace(segment, contexts=contexts)
+        elif config.backbone == "frozen":  # the head looks at none
+            segment = replace(segment, contexts=np.zeros((len(windows), 0), dtype=np.float32))
         segments.append(segment)
-    net = AlphaNet(head, None if is_frozen else predictor.model)
-    step = AlphaStep(net, predictor.tokenizer, ALPHA_LOSSES[config.loss])
-    work.run("alpha", step, segments, config)
-    result.head = head
-    result.weights["alpha"] = to_bytes(head)
-    if not is_frozen:
-        result.weights["predictor"] = to_bytes(predictor.model)
+    return segments
 
 
 def check_segments(source: WindowDataset) -> None:
@@ -310,8 +384,22 @@ def told(dropped: Mapping[str, int]) -> str:
 
 def _log_to_active_run(metrics: dict[str, float], step: int) -> None:
     """Into the MLflow run that Qlib has open, if any: a model may be fitted outside a workflow."""
+    if _has_active_run():
+        from qlib.workflow import R
+
+        R.log_metrics(step=step, **metrics)
+
+
+def _log_figure_to_active_run(figure: Figure, name: str) -> None:
+    if _has_active_run():
+        from qlib.workflow import R
+
+        recorder = R.get_recorder()
+        recorder.client.log_figure(recorder.id, figure, name)
+
+
+def _has_active_run() -> bool:
     from qlib.workflow import R
 
     # Without qlib.init, as with bars from a file, there is no recorder to ask.
-    if getattr(R, "_provider", None) is not None and R.exp_manager.active_experiment is not None:
-        R.log_metrics(step=step, **metrics)
+    return getattr(R, "_provider", None) is not None and R.exp_manager.active_experiment is not None

@@ -1,4 +1,4 @@
-"""LoRA by `peft`: small matrices beside the weights are trained, and merged into them at the end."""
+"""LoRA by `peft`: small matrices beside the weights are trained, then merged into them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED),  # type: ignore[arg-type]
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED),
             net,
         )
     try:

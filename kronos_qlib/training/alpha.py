@@ -314,7 +314,7 @@ class AlphaStep:
             return context[torch.arange(len(z), device=z.device), lengths - 1]
 
         few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
-        pieces = list(zip(*(part.split(few) for part in (z, stamps, lengths)), strict=True))
+        pieces = list(zip(*(torch.split(part, few) for part in (z, stamps, lengths)), strict=True))
         if len(pieces) == 1 or not torch.is_grad_enabled():
             return torch.cat([read(*piece) for piece in pieces])
         return torch.cat([_read_twice(read, *piece) for piece in pieces])

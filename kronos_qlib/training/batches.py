@@ -112,7 +112,11 @@ class Segment:
     def _is_newest(self, which: Ints) -> npt.NDArray[np.bool_]:
         """(B, T) whether a bar is among the last `newest` of its window."""
         windows = self.windows
-        ends = np.full(len(which), windows.lookback) if windows.lengths is None else windows.lengths[which]
+        ends = (
+            np.full(len(which), windows.lookback)
+            if windows.lengths is None
+            else windows.lengths[which]
+        )
         ends = ends[:, None] + windows.ahead
         places = np.arange(windows.lookback + windows.ahead)
         assert self.newest is not None

@@ -86,9 +86,7 @@ def train_in_processes(
         tokenizer.to("cpu")
     with tempfile.TemporaryDirectory(prefix="kronos-") as name:
         folder = Path(name)
-        job = Job(
-            step, training, validation, config, device.type, show_progress, log_every, store
-        )
+        job = Job(step, training, validation, config, device.type, show_progress, log_every, store)
         joblib.dump(job, folder / JOB)
         workers = _start(folder, processes, device)
         try:
@@ -104,9 +102,7 @@ def train_in_processes(
     step.net.to(device).eval()
     if tokenizer:
         tokenizer.to(device)
-    return TrainingReport(
-        result["history"], result["best_epoch"], result["steps"], result["last"]
-    )
+    return TrainingReport(result["history"], result["best_epoch"], result["steps"], result["last"])
 
 
 def _start(folder: Path, processes: int, device: torch.device) -> list[subprocess.Popen[bytes]]:

@@ -276,7 +276,9 @@ class _Run:
         if not self.pending:
             return
         names = list(self.pending[0][1])
-        values = torch.stack([torch.stack([row[name] for name in names]) for _, row in self.pending])
+        values = torch.stack(
+            [torch.stack([row[name] for name in names]) for _, row in self.pending]
+        )
         for (which, _), row in zip(self.pending, values.tolist(), strict=True):
             found = dict(zip(names, row, strict=True))
             for what, limit in (("loss", self.limit), ("gradient_norm", math.inf)):

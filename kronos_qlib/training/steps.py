@@ -212,7 +212,7 @@ class CodeTally:
     """Which codes a tokenizer uses, and how far its bars are from the true ones.
 
     Over the bars that count. The error of a column is in the column's own unit (money, shares) and
-    as a share of the true value, at most all of it; bars without any (no volume) do not count there.
+    as a share of the true value, at most all of it; bars without any (no volume) are left out.
     """
 
     def __init__(self, tokenizer: KronosTokenizer) -> None:

@@ -102,13 +102,16 @@ class Team:
             self.members = [Processes(rank, ranks, _chance(device, seed, rank))]
         elif lanes > 1:
             board = Board(lanes)
-            self.members = [Lane(place, board, _chance(device, seed, place)) for place in range(lanes)]
+            self.members = [
+                Lane(place, board, _chance(device, seed, place)) for place in range(lanes)
+            ]
             self.steps += [replace(step, net=_twin(step.net)) for _ in range(lanes - 1)]
             self.pool = start_pool(lanes, max(1, threads // lanes))
         else:
             self.members = [Crew(0, 1, _chance(device, seed, 0))]
         self.shares = [
-            [weight for weight in one.net.parameters() if weight.requires_grad] for one in self.steps
+            [weight for weight in one.net.parameters() if weight.requires_grad]
+            for one in self.steps
         ]
 
     @property

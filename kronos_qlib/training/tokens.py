@@ -61,9 +61,7 @@ def with_tokens(
         with start_pool(torch.get_num_threads(), 1) as pool:
             yield from pool.map(encode, starts)
 
-    for _ in progress(
-        each(), "Kronos tokens", unit="block", total=len(starts), show=show_progress
-    ):
+    for _ in progress(each(), "Kronos tokens", unit="block", total=len(starts), show=show_progress):
         pass
     if group is not None:
         halves = [_gathered(half, group, device) for half in halves]
