@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.errors import ConfigError
@@ -60,15 +61,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
-        found = yaml.safe_load(render_template(str(path)))
+        found = _load(render_template(str(path)))
         if isinstance(found, Mapping) and (base := found.get("BASE_CONFIG_PATH")):
             place = Path(base) if Path(base).exists() else path.resolve().parent / base
-            found = update_config(yaml.safe_load(place.read_text(encoding="utf-8")), found)
-    except (yaml.YAMLError, OSError) as problem:
+            found = update_config(_load(place.read_text(encoding="utf-8")), found)
+    except (YAMLError, OSError) as problem:
         raise ConfigError(f"{path} cannot be read: {problem}") from problem
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path} holds no sections")
     return dict(found)
+
+
+def _load(text: str) -> Any:
+    # Qlib's own reader, of YAML 1.2: to PyYAML 1e-5 is a text.
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _dataset(
@@ -105,7 +111,7 @@ def _model(section: Mapping[str, Any], changes: Sequence[str], config: str | Pat
             inner = dict(place.get(name) or {})
             place[name] = inner
             place = inner
-        place[last] = yaml.safe_load(text)
+        place[last] = _load(text)
     try:
         return KronosModel(**kwargs)
     except TypeError as unknown:

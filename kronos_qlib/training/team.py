@@ -52,6 +52,11 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    if precision == "float16" and device.type != "cuda":
+        raise ConfigError(
+            f"precision 'float16' does not work on {device.type}: it needs a scaling of gradients "
+            "that only CUDA has; take 'bfloat16'"
+        )
     # There is one state for a process, and it keeps the type of the first run in it.
     AcceleratorState._reset_state(reset_partial_state=not is_launched())
     try:

@@ -1,0 +1,242 @@
+"""A batch shared by threads or processes: the losses, gradients and weights of one that is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kronos_qlib.configs import AlphaConfig, TrainingConfig
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.features import SCALE_FEATURES
+from kronos_qlib.data.labels import ReturnLabel
+from kronos_qlib.data.search import windows_to_score, windows_to_train
+from kronos_qlib.errors import ConfigError, TrainingError
+from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.crew import Board, Lane, crew, mean_over_rows, working_as
+from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.training import team
+from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
+from kronos_qlib.training.batches import Segment
+from kronos_qlib.training.launch import train_in_processes
+from kronos_qlib.training.loop import train
+from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+
+CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
+DAYS = pd.bdate_range("2024-01-01", periods=40)
+KINDS = ("tokenizer", "predictor", "alpha")
+
+
+def bars_of(names: str = "abcdef") -> BarTable:
+    index = pd.MultiIndex.from_product([list(names), DAYS])
+    bars = np.random.default_rng(0).uniform(1, 9, (len(index), len(BAR_COLUMNS)))
+    return BarTable.from_frame(pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)))
+
+
+def make_run(make_pair, kind, dropout=0.0):
+    """A step, its segments and its settings; an odd number of windows, so that parts differ."""
+    table = bars_of()
+    tokenizer, net = make_pair(1, dropout=dropout)
+    if kind == "alpha":
+        windows = [
+            windows_to_score(table, 6, first=first, last=last)
+            for first, last in ((None, DAYS[29]), (DAYS[30], None))
+        ]
+        segments = [AlphaSegment.of(part, ReturnLabel()) for part in windows]
+        torch.manual_seed(2)
+        head = AlphaHead(16, len(SCALE_FEATURES), 4, 8, 0.0)
+        config = AlphaConfig(
+            backbone="whole", epochs=1, learning_rate=5e-3, backbone_learning_rate=5e-3
+        )
+        return AlphaStep(AlphaNet(head, net), tokenizer, ALPHA_LOSSES["ic"]), segments, config
+    segments = [
+        Segment(windows_to_train(table, 6, 2, None, DAYS[29])),
+        Segment(windows_to_train(table, 6, 2, DAYS[30], None), DAYS[30]),
+    ]
+    step = TokenizerStep(tokenizer) if kind == "tokenizer" else PredictorStep(net, tokenizer)
+    return step, segments, CONFIG
+
+
+def outcome(report, step):
+    """Losses and gradient norms of every two steps, validations, and the weights in one row."""
+    rows = [[row["loss"], row["gradient_norm"]] for row in report.steps]
+    valid = [row["valid_loss"] for row in report.history]
+    weights = torch.cat([weight.detach().flatten() for weight in step.net.parameters()])
+    return rows, valid, weights
+
+
+@pytest.fixture(scope="module")
+def alone(make_pair):
+    """What one member comes to."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team, "LEAST_WINDOWS", 10_000)
+        for kind in KINDS:
+            step, segments, config = make_run(make_pair, kind)
+            found[kind] = outcome(train(step, *segments, config, log_every=2), step)
+    return found
+
+
+def assert_same(found, expected):
+    """To float tolerance; Adam turns the sign of a gradient that is nearly nothing into a step."""
+    rows, valid, weights = found
+    assert rows == [pytest.approx(row, rel=2e-5, abs=1e-6) for row in expected[0]]
+    assert valid == pytest.approx(expected[1], rel=1e-5)
+    assert (weights - expected[2]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_take_the_steps_of_one(alone, make_pair, kind, monkeypatch):
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+    step, segments, config = make_run(make_pair, kind)
+    seen = []
+    losses = type(step).losses
+    monkeypatch.setattr(
+        type(step),
+        "losses",
+        lambda self, batch, rng: (seen.append(crew().size), losses(self, batch, rng))[1],
+    )
+    report = train(step, *segments, config, log_every=2, threads=3)
+    assert set(seen) == {3}
+    assert_same(outcome(report, step), alone[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_take_the_steps_of_one(alone, make_pair, kind):
+    step, segments, config = make_run(make_pair, kind)
+    told = []
+    report = train_in_processes(
+        step, *segments, config, 2, log_every=2, on_epoch=lambda number, row: told.append(number)
+    )
+    assert told == list(range(config.epochs + 1))
+    assert_same(outcome(report, step), alone[kind])
+    assert set(report.last) == set(step.net.state_dict())
+
+
+def test_parts_of_a_batch_make_its_step(alone, make_pair):
+    step, segments, config = make_run(make_pair, "predictor")
+    report = train(step, *segments, replace(config, accumulation=3), log_every=2)
+    assert_same(outcome(report, step), alone["predictor"])
+
+
+def test_a_batch_smaller_than_the_crew_is_shared_too(make_pair, monkeypatch):
+    """The last batch has one window: the other threads have none and wait for it."""
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+    step, segments, config = make_run(make_pair, "predictor")
+    many = len(segments[0])
+    config = replace(config, epochs=1, batch_size=many - 1)
+    report = train(step, *segments, config, log_every=1, threads=2)
+    assert len(report.steps) == 2
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 10_000)
+    other, segments, _ = make_run(make_pair, "predictor")
+    again = train(other, *segments, config, log_every=1, threads=1)
+    assert_same(outcome(report, step), outcome(again, other))
+
+
+def test_every_window_once_per_epoch_whoever_takes_it(make_pair, monkeypatch):
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+    step, segments, config = make_run(make_pair, "predictor")
+    seen, lock = [], threading.Lock()
+    gather = Segment.batch
+
+    def watched(self, which, device="cpu", out=None, part=slice(None)):
+        if self is segments[0]:
+            with lock:
+                seen.extend(which[part].tolist())
+        return gather(self, which, device, out, part)
+
+    monkeypatch.setattr(Segment, "batch", watched)
+    train(step, *segments, replace(config, epochs=1), threads=2)
+    assert sorted(seen) == list(range(len(segments[0])))
+
+
+def test_threads_with_chance_end_with_the_same_bits_each_time(make_pair, monkeypatch):
+    """Every thread has its own dropout and its own draws of s1, whichever is ahead."""
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+
+    def weights():
+        step, segments, config = make_run(make_pair, "predictor", dropout=0.2)
+        step = replace(step, teacher_forcing=False)
+        before = torch.get_rng_state()
+        found = outcome(train(step, *segments, config, threads=2), step)[2]
+        assert torch.equal(torch.get_rng_state(), before), "the caller's chance is left alone"
+        return found
+
+    assert torch.equal(weights(), weights())
+
+
+def test_a_total_is_the_members_sum_forwards_and_backwards():
+    board, found = Board(2), {}
+
+    def work(rank):
+        member = Lane(rank, board, torch.Generator())
+        x = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
+        with working_as(member):
+            mean = mean_over_rows(x[:, None] if rank else x[:1, None])  # rows 1 | 2, 2
+            (mean**2).sum().backward()
+        found[rank] = (mean.item(), x.grad.tolist())
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    mean = 5 / 3
+    assert found[0][0] == found[1][0] == pytest.approx(mean)
+    # Both members have the whole loss: the mean of their gradients is that of one.
+    each = 2 * mean / 3 * 2
+    assert found[0][1] == pytest.approx([each, 0])
+    assert found[1][1] == pytest.approx([each, each])
+
+
+def test_a_loss_that_is_no_number_names_the_bars_in_a_crew_too(make_pair, monkeypatch):
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+    step, segments, config = make_run(make_pair, "predictor")
+    step.net.head.proj_s1.weight.data[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match=r"the loss became nan on a batch .* a at 2024"):
+        train(step, *segments, config, threads=2)
+    with pytest.raises(TrainingError, match=r"the loss became nan on a batch .* a at 2024"):
+        train_in_processes(step, *segments, config, 2)
+
+
+def test_an_exploding_loss_stops_the_run(make_pair):
+    step, segments, config = make_run(make_pair, "predictor")
+    config = replace(config, learning_rate=1e4, warmup_share=0.0, clip_norm=1e9, epochs=30)
+    with pytest.raises(TrainingError, match=r"(loss|gradient norm) became .* lower the learning"):
+        train(step, *segments, config)
+
+
+class KilledStep(PredictorStep):
+    """Process 1 is killed in its third step, as by a machine without memory."""
+
+    def losses(self, batch, rng=None):
+        self.net.count = getattr(self.net, "count", 0) + self.net.training
+        if crew().rank == 1 and self.net.count == 3:
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        return super().losses(batch, rng)
+
+
+def test_a_worker_that_is_killed_ends_the_others(make_pair):
+    step, segments, config = make_run(make_pair, "predictor")
+    with pytest.raises((TrainingError, RuntimeError), match=r"without a word|[Cc]onnection|gloo"):
+        train_in_processes(KilledStep(step.net, step.tokenizer), *segments, config, 2)
+
+
+def test_processes_that_cannot_be_are_refused(make_pair):
+    step, segments, config = make_run(make_pair, "predictor")
+    with pytest.raises(ConfigError, match="is for CPU and CUDA"):
+        train_in_processes(step, *segments, config, 2, device="meta")
+    with pytest.raises(ConfigError, match="precision 'float16' does not work on cpu"):
+        train(step, *segments, replace(config, precision="float16"))
+
+
+def test_bfloat16_learns_about_as_float32_does(alone, make_pair):
+    step, segments, config = make_run(make_pair, "predictor")
+    report = train(step, *segments, replace(config, precision="bfloat16"))
+    assert all(weight.dtype == torch.float32 for weight in step.net.parameters())
+    valid = [row["valid_loss"] for row in report.history]
+    assert valid != alone["predictor"][1]
+    assert valid == pytest.approx(alone["predictor"][1], rel=0.02)
