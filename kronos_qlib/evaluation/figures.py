@@ -65,15 +65,17 @@ def training_figure(
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     epochs, rates, measured, speed = figure.subplots(2, 2).flat
-    _draw_columns(epochs, history, "epoch", ("train_loss", "valid_loss"), "Loss by epoch")
+    losses = [name for name in LOSSES if any(name in row for row in history)]
+    _draw_columns(epochs, history, "epoch", losses, "Loss")
     _draw_columns(rates, steps, "step", ("gradient_norm",), "Gradient norm, before clipping")
     if steps:
         rate = rates.twinx()
         _draw_columns(rate, steps, "step", ("learning_rate",), "", color=FALL)
         rate.set_ylabel("Learning rate", color=FALL)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     shown = [name for name in WORTH_SEEING if any(name in row for row in history)]
-    _draw_columns(measured, history, "epoch", shown, "Validation by epoch")
-    _draw_columns(speed, steps, "step", ("loss",), "Training loss by step")
+    _draw_columns(measured, history, "epoch", shown, "Validation")
+    _draw_columns(speed, steps, "step", ("loss",), "Training loss, mean of some steps")
     for axes in (epochs, rates, measured, speed):
         axes.grid(True, color="#D9D9D9", linewidth=0.5)
         axes.set_axisbelow(True)
@@ -81,13 +83,12 @@ def training_figure(
     return figure
 
 
+LOSSES = ("train_loss", "valid_loss", "valid_recon_s1", "valid_recon")
 WORTH_SEEING = (
     "valid_rank_ic",
     "valid_ic",
     "valid_loss_s1",
     "valid_loss_s2",
-    "valid_recon",
-    "valid_recon_s1",
     "valid_s1_used",
     "valid_s2_used",
 )
@@ -103,6 +104,8 @@ def _draw_columns(
     color: str | None = None,
 ) -> None:
     """A line for each name over the rows that have it; says so where there is none."""
+    from matplotlib.ticker import MaxNLocator
+
     palette = (STRATEGY, FALL, "#009E73", BENCHMARK)
     for place, name in enumerate(names):
         points = [(row[along], row[name]) for row in rows if name in row]
@@ -116,6 +119,8 @@ def _draw_columns(
                 label=name,
             )
     axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(along.capitalize(), fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not axes.lines:
         axes.text(0.5, 0.5, "too few steps for a row", ha="center", transform=axes.transAxes)
     elif len(names) > 1:

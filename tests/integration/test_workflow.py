@@ -26,7 +26,7 @@ REDUCED = {
     "KRONOS_HORIZON": "5",
     "KRONOS_PATHS": "2",
     "KRONOS_EPOCHS": "1",
-    "KRONOS_WINDOWS_PER_EPOCH": "64",
+    "KRONOS_WINDOWS_PER_EPOCH": "1200",
     "KRONOS_VALIDATION_WINDOWS": "32",
     "KRONOS_TOPK": "4",
     "KRONOS_N_DROP": "1",
@@ -103,3 +103,8 @@ def test_the_kronos_workflow_leaves_its_metrics_in_mlflow(tmp_path):
     assert epochs == [0, 1]
     kept = {item.path for item in client.list_artifacts(run.info.run_id, "portfolio_report")}
     assert "portfolio_report/equity.png" in kept
+    told = client.get_metric_history(run.info.run_id, "predictor.learning_rate")
+    assert told and {point.step % 20 for point in told} == {0}
+    assert {"predictor.gradient_norm", "predictor.windows_per_second"} <= set(run.data.metrics)
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "training")}
+    assert kept == {"training/predictor.png"}

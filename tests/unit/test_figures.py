@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.evaluation.figures import equity_figure
+from kronos_qlib.evaluation.figures import equity_figure, training_figure
 from kronos_qlib.evaluation.metrics import UndefinedMetricError
 
 
@@ -81,7 +81,7 @@ def test_importing_loads_no_matplotlib_and_drawing_no_pyplot():
     script = """
 import sys
 import numpy as np, pandas as pd
-from kronos_qlib.evaluation.figures import equity_figure
+from kronos_qlib.evaluation.figures import equity_figure, training_figure
 assert "matplotlib" not in sys.modules
 columns = {"return": [0.1, -0.1], "bench": 0.0, "cost": 0.0, "turnover": 0.5}
 report = pd.DataFrame(columns, index=pd.bdate_range("2024-01-01", periods=2))
@@ -89,3 +89,25 @@ equity_figure(report, "demo").canvas.draw()
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_training_figure_shows_what_there_is_and_says_what_is_not():
+    history = [
+        {"epoch": 0.0, "valid_loss": 2.0, "valid_rank_ic": 0.0},
+        {"epoch": 1.0, "valid_loss": 1.5, "valid_rank_ic": 0.1, "train_loss": 1.7},
+    ]
+    steps = [
+        {"step": 20.0 * row, "loss": 2.0 / row, "gradient_norm": 1.0, "learning_rate": 0.1 / row}
+        for row in (1, 2, 3)
+    ]
+    figure = training_figure(history, steps, "alpha")
+    loss, gradient, measured, curve, rate = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.get_lines()}
+    assert drawn == {"train_loss": [[1, 1.7]], "valid_loss": [[0, 2.0], [1, 1.5]]}
+    assert [line.get_label() for line in measured.get_lines()] == ["valid_rank_ic"]
+    assert rate.get_lines()[0].get_ydata().tolist() == [0.1, 0.05, 0.1 / 3]
+    assert curve.get_lines()[0].get_ydata().tolist() == [2.0, 1.0, 2.0 / 3]
+    assert gradient.get_xlabel() == "Step"
+
+    few = training_figure(history, [], "alpha")
+    assert [text.get_text() for text in few.axes[1].texts] == ["too few steps for a row"]
