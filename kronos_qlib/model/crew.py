@@ -38,6 +38,9 @@ class Crew:
         """`add_up` with a gradient: what all members have made of the sum comes back to each."""
         if self.size == 1:
             return x
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # A member without windows takes part in the way back: the others wait for it there.
+            x = x.detach().requires_grad_()
         out: Tensor = _Total.apply(  # type: ignore[no-untyped-call]
             x, self.add_up
         )
@@ -56,12 +59,26 @@ class _Total(torch.autograd.Function):
 
 
 class Processes(Crew):
-    """A member among the processes of torch's default group."""
+    """A member among the processes of torch's default group.
+
+    Args:
+        device: whose tensors the group sends: NCCL knows those of its GPU only.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        rng: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(rank, size, rng)
+        self.device = torch.device(device)
 
     def add_up(self, x: Tensor) -> Tensor:
-        x = x.contiguous().clone()
-        torch.distributed.all_reduce(x)
-        return x
+        sent = x.to(self.device, copy=True, memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(sent)
+        return sent.to(x.device)
 
 
 class Board:

@@ -104,7 +104,7 @@ class Team:
         self.pool: ThreadPoolExecutor | None = None
         rank = self.accelerator.process_index
         if ranks > 1:
-            self.members = [Processes(rank, ranks, _chance(device, seed, rank))]
+            self.members = [Processes(rank, ranks, _chance(device, seed, rank), device)]
         elif lanes > 1:
             board = Board(lanes)
             self.members = [

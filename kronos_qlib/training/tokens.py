@@ -43,7 +43,7 @@ def with_tokens(
     halves = [np.zeros((len(segment), bars), dtype=_kind(tokenizer)) for _ in range(2)]
     starts = list(range(0, len(segment), BLOCK))
     launched = is_launched()
-    group = Processes(*_place()) if launched else None
+    group = Processes(*_place(), device=device) if launched else None
     if group is not None:
         starts = starts[group.rank :: group.size]
 
