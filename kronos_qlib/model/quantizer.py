@@ -173,10 +173,11 @@ class BinarySphericalQuantizer(nn.Module):
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Codes (B, T, W) of +-1/sqrt(W), and the scalar loss; see `Quantizer`."""
-        unit = F.normalize(x, dim=-1)
+        # At least in float32: a mean probability near one half has too few digits in bfloat16.
+        unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
         scale = 1.0 / math.sqrt(x.shape[-1])
         signs = torch.where(unit > 0, 1.0, -1.0).to(unit.dtype)  # zero counts as -1
-        codes = (unit + (signs - unit).detach()) * scale
+        codes = ((unit + (signs - unit).detach()) * scale).to(x.dtype)
         if counted is None:
             return codes, self.loss(unit, signs * scale)
         return codes, self.loss(unit[counted], signs[counted] * scale)

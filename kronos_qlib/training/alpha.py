@@ -27,10 +27,10 @@ from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
-from kronos_qlib.model.crew import crew
+from kronos_qlib.model.crew import crew, working_as
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.training.steps import Losses, check_finite
+from kronos_qlib.training.steps import Losses, check_finite, encode_exactly
 
 CHUNK_VALUES = 2**22
 """Windows x bars x width x layers of a backbone that are read at a time."""
@@ -200,18 +200,23 @@ def day_features(windows: Windows) -> Floats:
 
 def _read_twice(read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Without what the gradient needs, which is made again when it is asked for."""
-    rng = crew().rng
+    member = crew()
+    rng = member.rng
     before = rng.get_state() if rng is not None else None
 
     @contextmanager
     def same_chance() -> Iterator[None]:
-        if rng is None or before is None:
-            yield
-            return
-        now = rng.get_state()
-        rng.set_state(before)
-        yield
-        rng.set_state(now)
+        # A GPU's gradients are worked out in another thread, which knows of no member.
+        with working_as(member):
+            if rng is None or before is None:
+                yield
+                return
+            now = rng.get_state()
+            rng.set_state(before)
+            try:
+                yield
+            finally:  # torch stops reading, by an exception, once it has what it needs
+                rng.set_state(now)
 
     out: Tensor = checkpoint(
         read,
@@ -287,12 +292,12 @@ class AlphaStep:
         return batch.lengths.new_tensor(len(batch.lengths))
 
     def losses(self, batch: AlphaBatch, rng: torch.Generator | None = None) -> Losses:
-        scores = self.scores(batch)
-        return {"loss": self.criterion(scores, batch.target)}
+        return {"loss": self.criterion(self.scores(batch), batch.target)}
 
     def scores(self, batch: AlphaBatch) -> Tensor:
-        """(B,) of one day's windows."""
-        return self.net.head(self._context(batch), batch.features)  # type: ignore[no-any-return]
+        """(B,) float32 of one day's windows; a correlation takes no fewer digits."""
+        scores: Tensor = self.net.head(self._context(batch), batch.features)
+        return scores.float()
 
     def _context(self, batch: AlphaBatch) -> Tensor:
         if batch.context is not None:
@@ -309,7 +314,7 @@ class AlphaStep:
         """(b, D) contexts, a few windows at a time: of a whole day nothing but these is kept."""
 
         def read(z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
-            s1, s2 = self.tokenizer.encode(z)
+            s1, s2 = encode_exactly(self.tokenizer, z)
             context = net.read(s1, s2, stamps)
             return context[torch.arange(len(z), device=z.device), lengths - 1]
 

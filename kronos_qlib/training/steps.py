@@ -58,6 +58,17 @@ class NextTokenLoss(Protocol):
         """Means over the bars that count; arguments as of `next_token_losses`."""
 
 
+def encode_exactly(tokenizer: KronosTokenizer, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens s1 and s2, (B, T) int64 each, of z (B, T, 6), in the tokenizer's own number type.
+
+    A step in bfloat16 would round a bar now and then across a code's border: its targets would be
+    others than those that are made beforehand, and than what scoring reads.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        s1, s2 = tokenizer.encode(z)
+    return s1, s2
+
+
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of (B, T) values over the bars that count, in the whole batch of a crew."""
     member = crew()
@@ -153,7 +164,7 @@ class PredictorStep:
         return batch.counted[:, 1:].sum()
 
     def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
-        s1, s2 = batch.tokens or self.tokenizer.encode(batch.z)
+        s1, s2 = batch.tokens or encode_exactly(self.tokenizer, batch.z)
         next_s1 = s1[:, 1:]
         # Validation is teacher-forced whatever training does: a likelihood, and deterministic.
         forced = self.teacher_forcing or not self.net.training

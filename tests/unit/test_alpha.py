@@ -15,7 +15,9 @@ from kronos_qlib.data.labels import ReturnLabel
 from kronos_qlib.data.search import windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.crew import Crew, working_as
 from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.training import alpha
 from kronos_qlib.training.alpha import (
     ALPHA_LOSSES,
     AlphaNet,
@@ -232,6 +234,37 @@ def test_a_whole_backbone_learns_with_its_head(windows, make_pair):
         assert torch.allclose(read[0, -1], context[row], atol=1e-5)
     step.losses(batch, torch.Generator())["loss"].backward()
     assert any(weight.grad.abs().sum() > 0 for weight in net.transformer.parameters())
+
+
+def test_a_day_read_in_pieces_learns_as_one_that_keeps_everything(windows, make_pair, monkeypatch):
+    """What is read twice has the same dropout twice, and takes no chance from later steps."""
+    segment = AlphaSegment.of(windows, ReturnLabel())
+    batch = segment.batch(np.arange(segment.days[0].start, segment.days[0].stop))
+    monkeypatch.setattr(alpha, "CHUNK_VALUES", 1)
+    read_twice, pieces = alpha._read_twice, []
+
+    def gradients(reader):
+        monkeypatch.setattr(alpha, "_read_twice", reader)
+        tokenizer, net = make_pair(0, dropout=0.3)
+        torch.manual_seed(1)
+        head = AlphaHead(16, len(SCALE_FEATURES), 4, 8, 0.0)
+        step = AlphaStep(AlphaNet(head, net.train()), tokenizer)
+        rng = torch.Generator().manual_seed(5)
+        with working_as(Crew(rng=rng)):
+            loss = step.losses(batch, rng)["loss"]
+            before = rng.get_state()
+            loss.backward()
+        assert torch.equal(rng.get_state(), before)
+        return [weight.grad for weight in net.transformer.parameters()]
+
+    def read_once(read, *inputs):
+        pieces.append(len(inputs[0]))
+        return read(*inputs)
+
+    twice, once = gradients(read_twice), gradients(read_once)
+    assert len(pieces) > 1
+    for one, other in zip(twice, once, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_segment_without_a_cross_section_is_refused(frame):

@@ -139,6 +139,14 @@ def test_a_batch_smaller_than_the_crew_is_shared_too(make_pair, monkeypatch):
     assert_same(outcome(report, step), outcome(again, other))
 
 
+def test_a_day_smaller_than_the_crew_is_shared_too(alone, make_pair, monkeypatch):
+    """Members without a window have no context to learn by; the others once waited for ever."""
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 0.5)
+    step, segments, config = make_run(make_pair, "alpha")
+    report = train(step, *segments, config, log_every=2, threads=8)  # of six instruments
+    assert_same(outcome(report, step), alone["alpha"])
+
+
 def test_every_window_once_per_epoch_whoever_takes_it(make_pair, monkeypatch):
     monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
     step, segments, config = make_run(make_pair, "predictor")
@@ -240,3 +248,30 @@ def test_bfloat16_learns_about_as_float32_does(alone, make_pair):
     valid = [row["valid_loss"] for row in report.history]
     assert valid != alone["predictor"][1]
     assert valid == pytest.approx(alone["predictor"][1], rel=0.02)
+
+
+def test_bfloat16_steps_have_the_tokens_that_scoring_reads(make_pair):
+    """The border of a code does not move with the number type of a step."""
+    step, segments, _ = make_run(make_pair, "predictor")
+    batch, seen = segments[0].batch(np.arange(60)), []
+    step = replace(step, criterion=lambda *given: seen.append(given[2:4]) or {"loss": given[0]})
+    with torch.autocast("cpu", torch.bfloat16):
+        step.losses(batch)
+        rounded = step.tokenizer.encode(batch.z)
+    exact = step.tokenizer.encode(batch.z)
+    assert not torch.equal(rounded[0], exact[0]), "or the test shows nothing"
+    for found, expected in zip(seen[0], exact, strict=True):
+        assert torch.equal(found, expected[:, 1:])
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "alpha"])
+def test_bfloat16_losses_are_summed_in_float32(make_pair, kind):
+    step, segments, _ = make_run(make_pair, kind)
+    which = np.arange(60) if kind == "tokenizer" else np.arange(segments[0].days[0].stop)
+    batch = segments[0].batch(which)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = step.losses(batch)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    exact = step.losses(batch)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.02, abs=1e-3), name
