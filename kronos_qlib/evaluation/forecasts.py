@@ -1,0 +1,399 @@
+"""Distributions of what comes: sampled paths and two that cost nothing, and what each loses.
+
+Everything is measured in returns from the last close seen, for each bar of the horizon.
+
+Shape letters: N windows, P paths, H bars of the horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scoringrules
+from scipy.optimize import minimize_scalar
+from scipy.special import gammaln
+from scipy.stats import norm
+
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.evaluation.uncertainty import usual_lags
+
+Floats = npt.NDArray[np.float64]
+Times = npt.NDArray[np.datetime64]
+
+LEVELS = (0.5, 0.8, 0.9)
+"""Central intervals that are looked at unless told otherwise."""
+VOLATILITY_BARS = 20
+"""Past log returns that make a historical volatility: a month of days."""
+STILL = 1e-6
+"""Least historical volatility per bar: a price that stood still leaves no formula to stand on."""
+SCALES = (0.01, 100.0)
+"""Bounds between which a factor on a spread is looked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What was known of each window, and what came.
+
+    Raises:
+        BarDataError: shapes do not agree, or a close is not positive: it has no return.
+    """
+
+    times: Times
+    """(N,) datetime64 of the last bar seen."""
+    past: Floats
+    """(N, at least 2) closes seen, newest last, in money. The last of them is where returns start;
+    the newest `volatility_bars` returns make the historical volatility."""
+    closes: Floats
+    """(N, H) closes that came, in money."""
+    until: Times
+    """(N, H) datetime64 of those."""
+    volatility_bars: int = VOLATILITY_BARS
+
+    def __post_init__(self) -> None:
+        windows, shape = len(self.times), self.closes.shape
+        if (
+            self.past.ndim != 2
+            or self.closes.ndim != 2
+            or self.until.shape != shape
+            or not windows == len(self.past) == len(self.closes)
+            or 0 in shape
+        ):
+            raise BarDataError(
+                "expected times (N,), past (N, bars), closes and until (N, H), none empty, got "
+                f"{self.times.shape}, {self.past.shape}, {shape} and {self.until.shape}"
+            )
+        if not 1 <= self.volatility_bars < self.past.shape[1]:
+            raise ConfigError(
+                f"volatility_bars must lie from 1 to {self.past.shape[1] - 1}, the returns in "
+                f"{self.past.shape[1]} closes seen, got {self.volatility_bars}"
+            )
+        check_positive(self.past, "a close seen")
+        check_positive(self.closes, "a close that came")
+
+    @property
+    def last_close(self) -> Floats:
+        """(N,) in money."""
+        return self.past[:, -1]
+
+    @cached_property
+    def returns(self) -> Floats:
+        """(N, H) from the last close seen."""
+        return np.asarray(self.closes / self.last_close[:, None] - 1)
+
+    @cached_property
+    def realised_volatility(self) -> Floats:
+        """(N, H) per bar, of the bars up to each: root mean squared log return, no mean off."""
+        return realised_volatility(self.closes, self.last_close)
+
+    @property
+    def historical_volatility(self) -> Floats:
+        """(N,) the same of the last `volatility_bars` bars seen, at least `STILL`."""
+        seen = self.past[:, -self.volatility_bars - 1 :]
+        return np.maximum(realised_volatility(seen[:, 1:], seen[:, 0])[:, -1], STILL)
+
+    @property
+    def horizon(self) -> int:
+        return int(self.closes.shape[1])
+
+    @cached_property
+    def days(self) -> pd.DatetimeIndex:
+        """(N,) the day of each window's last bar seen."""
+        return pd.DatetimeIndex(self.times).normalize()
+
+    def lags(self, bar: int) -> int:
+        """Days back that daily means of a measure of this bar are correlated, generously.
+
+        Returns over `h` days overlap with those of `h - 1` days before. Bartlett weights up to
+        there would miss a third of the variance of such a mean, up to twice as far a sixth.
+        """
+        sampled = self.days.unique().sort_values()
+        last = pd.Series(self.until[:, bar - 1]).groupby(self.days).max().dt.normalize()
+        met = sampled.searchsorted(last.to_numpy(), side="left") - np.arange(len(sampled)) - 1
+        return int(min(max(usual_lags(len(sampled)), 2 * met.max()), len(sampled) // 3))
+
+
+class Distribution(Protocol):
+    """Of the returns of every window to every bar of the horizon."""
+
+    def crps(self, returns: Floats) -> Floats:
+        """(N, H) continuous ranked probability score, in units of return."""
+
+    def quantile(self, level: float) -> Floats:
+        """(N, H) what the return stays below with this probability."""
+
+    def mean(self) -> Floats:
+        """(N, H) expected return."""
+
+    def volatility(self) -> Floats:
+        """(N, H) expected realised volatility per bar of the bars up to each."""
+
+    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
+        """(N, H) probability that it gave to less than what came; uniform if it is right."""
+
+
+@dataclass(frozen=True, eq=False)
+class PathDistribution:
+    """What sampled paths say, each window's taken for P independent draws.
+
+    CRPS is the fair estimator, mean |x - y| - sum over x, x' of |x - x'| / (2 P (P - 1)), whose
+    expectation does not depend on P: few paths are not punished for being few.
+    """
+
+    closes: Floats
+    """(N, P, H) in money."""
+    last_close: Floats
+    """(N,) in money."""
+    factors: Floats | None = None
+    """(H,) that a `Calibration` has scaled the spread by, around the median of these paths. Paths
+    with a factor above 1 lie further apart than independent ones spread as wide: without this the
+    fair estimator would flatter them (20 paths scaled by 1.7: by 1.7 %)."""
+
+    def __post_init__(self) -> None:
+        shape = self.closes.shape
+        if len(shape) != 3 or 0 in shape or self.last_close.shape != shape[:1]:
+            raise BarDataError(
+                "expected closes of paths (N, P, H) and last closes (N,), got "
+                f"{shape} and {self.last_close.shape}"
+            )
+        if shape[1] < 2:
+            raise ConfigError(
+                "one path is no distribution: draw 2 at least, 19 for a 90 % interval"
+            )
+        check_positive(self.closes, "a path's close")
+        check_positive(self.last_close, "a last close")
+
+    @cached_property
+    def returns(self) -> Floats:
+        """(N, H, P) from the last close, in increasing order."""
+        moves = self.closes / self.last_close[:, None, None] - 1
+        return np.sort(moves.transpose(0, 2, 1), axis=-1)
+
+    def crps(self, returns: Floats) -> Floats:
+        # By probability-weighted moments: the fair estimator, without P x P differences.
+        fair = scoringrules.crps_ensemble(
+            returns, self.returns, estimator="pwm", sorted_ensemble=True, backend="numpy"
+        )
+        if self.factors is None:
+            return np.asarray(fair)
+        spread = np.abs(self.returns - returns[..., None]).mean(axis=-1) - fair
+        return np.asarray(fair + (1 - self._independence) * spread)
+
+    @property
+    def _independence(self) -> Floats:
+        """(H,) mean difference of independent paths over that of scaled ones of one window.
+
+        With median m, x' = m + k (x - m). Of normal x with variance 1 the median's is about
+        pi / 2P and its covariance with each x is 1 / P: x' has the variance
+        k^2 - (2 k (k - 1) - pi / 2 (k - 1)^2) / P, while two of them differ by 2 k^2.
+        """
+        assert self.factors is not None
+        more = self.factors - 1
+        lost = (2 * self.factors * more - np.pi / 2 * more**2) / self.returns.shape[-1]
+        return np.asarray(np.sqrt(1 - lost / self.factors**2))
+
+    def quantile(self, level: float) -> Floats:
+        return sample_quantile(self.returns, level)
+
+    def mean(self) -> Floats:
+        return np.asarray(self.returns.mean(axis=-1))
+
+    def volatility(self) -> Floats:
+        windows, paths, horizon = self.closes.shape
+        start = np.repeat(self.last_close, paths)
+        each = realised_volatility(self.closes.reshape(-1, horizon), start)
+        return np.asarray(each.reshape(windows, paths, horizon).mean(axis=1))
+
+    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
+        """The rank of what came among the paths, spread evenly over that rank's share.
+
+        Of P paths and what came any may be the lowest, so rank r covers r / (P + 1) to
+        (r + 1) / (P + 1); a tie takes any of the ranks that it covers.
+        """
+        below = (self.returns < returns[..., None]).sum(axis=-1)
+        equal = (self.returns == returns[..., None]).sum(axis=-1)
+        paths = self.returns.shape[-1]
+        return np.asarray((below + rng.random(returns.shape) * (equal + 1)) / (paths + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class LastPrice:
+    """The price stays where it is, for sure: CRPS is the absolute error."""
+
+    windows: int
+    horizon: int
+
+    def crps(self, returns: Floats) -> Floats:
+        return np.abs(returns)
+
+    def quantile(self, level: float) -> Floats:
+        return np.zeros((self.windows, self.horizon))
+
+    def mean(self) -> Floats:
+        return np.zeros((self.windows, self.horizon))
+
+    def volatility(self) -> Floats:
+        return np.zeros((self.windows, self.horizon))
+
+    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
+        return np.where(returns == 0, rng.random(returns.shape), (returns > 0).astype(np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class VolatilityWalk:
+    """A random walk with the volatility of the past: normal log returns, in closed form.
+
+    The expected price is the last one. A spread of volatility x sqrt(bars), times a factor for
+    each bar that `fit` chooses: 1 unless it was called.
+    """
+
+    volatility_per_bar: Floats
+    """(N,) of log returns."""
+    scale: Floats
+    """(H,)"""
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, scale: Floats | None = None) -> VolatilityWalk:
+        factors = np.ones(outcomes.horizon) if scale is None else scale
+        return cls(outcomes.historical_volatility, factors)
+
+    def fit(self, returns: Floats) -> VolatilityWalk:
+        """Another with the factor, for each bar, of the least mean CRPS: a fair opponent."""
+
+        def factor_of(bar: int) -> float:
+            def loss(factor: float) -> float:
+                spread = self._spread[:, bar] * (factor / self.scale[bar])
+                return float(_lognormal_crps(returns[:, bar], spread).mean())
+
+            return best_factor(loss)
+
+        return replace(self, scale=np.array([factor_of(bar) for bar in range(len(self.scale))]))
+
+    @property
+    def _spread(self) -> Floats:
+        """(N, H) standard deviation of the log return."""
+        bars = np.arange(1, len(self.scale) + 1)
+        return np.asarray(self.volatility_per_bar[:, None] * np.sqrt(bars) * self.scale)
+
+    def crps(self, returns: Floats) -> Floats:
+        return _lognormal_crps(returns, self._spread)
+
+    def quantile(self, level: float) -> Floats:
+        spread = self._spread
+        return np.asarray(np.expm1(spread * norm.ppf(level) - spread**2 / 2))
+
+    def mean(self) -> Floats:
+        return np.zeros_like(self._spread)
+
+    def volatility(self) -> Floats:
+        # The root of a mean of h squared normals is that of a chi-squared: below 1 on average.
+        bars = np.arange(1, len(self.scale) + 1)
+        expected = np.sqrt(2 / bars) * np.exp(gammaln((bars + 1) / 2) - gammaln(bars / 2))
+        return np.asarray(self._spread / np.sqrt(bars) * expected)
+
+    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
+        spread = self._spread
+        return np.asarray(norm.cdf((np.log1p(returns) + spread**2 / 2) / spread))
+
+
+def sample_quantile(sample: Floats, level: float) -> Floats:
+    """Quantile over the last axis that as good a draw more stays below with this probability.
+
+    Of P draws and one more any may be the lowest: the k-th of P stays above it k times in P + 1.
+    So the level stands at place level x (P + 1), between two draws on the straight line. numpy's
+    usual quantile stands at 1 + level x (P - 1): its 90 % interval of 20 draws holds 82 %.
+
+    Raises:
+        ConfigError: the level lies beyond the lowest or the highest draw.
+
+    Source:
+        Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician 50
+        (1996), definition 6.
+    """
+    draws = sample.shape[-1]
+    outer = min(level, 1 - level)
+    if not 0 < level < 1 or outer * (draws + 1) < 1 - 1e-9:
+        needed = int(np.ceil(1 / outer - 1 - 1e-9)) if 0 < level < 1 else None
+        what = f"{needed} draws at least" if needed else "a level between 0 and 1"
+        raise ConfigError(f"quantile {level:g} of {draws} draws needs {what}: raise `paths`")
+    return np.asarray(np.quantile(sample, level, axis=-1, method="weibull"))
+
+
+def realised_volatility(closes: Floats, start: Floats) -> Floats:
+    """(rows, H) root mean squared log return of the bars up to each.
+
+    Args:
+        closes: (rows, H) positive. start: (rows,) the closes before.
+    """
+    moves = np.diff(np.log(np.concatenate((start[:, None], closes), axis=1)), axis=1)
+    bars = np.arange(1, closes.shape[1] + 1)
+    return np.asarray(np.sqrt(np.cumsum(moves**2, axis=1) / bars))
+
+
+def tail_levels(level: float) -> tuple[float, float]:
+    """The two quantile levels of a central interval."""
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of an interval lies between 0 and 1, got {level:g}")
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def interval(distribution: Distribution, level: float) -> tuple[Floats, Floats]:
+    """Central interval of this level, low and high end, each (N, H) in returns."""
+    low, high = tail_levels(level)
+    return distribution.quantile(low), distribution.quantile(high)
+
+
+def losses_of(
+    distribution: Distribution, outcomes: Outcomes, levels: Sequence[float] = LEVELS
+) -> dict[str, Floats]:
+    """What it lost by each measure, (N, H): in units of return, of return squared for the two mse.
+
+    pinball: mean over both ends of the intervals of `levels` and the median. mae, mse: of the mean
+    path. volatility_mae, and volatility_mse too: of the expected realised volatility per bar.
+    """
+    tails = sorted({0.5, *(tail for level in levels for tail in tail_levels(level))})
+    came = outcomes.returns
+    pinball = [scoringrules.quantile_score(came, distribution.quantile(one), one) for one in tails]
+    missed = distribution.mean() - came
+    volatility = distribution.volatility() - outcomes.realised_volatility
+    return {
+        "crps": distribution.crps(came),
+        "pinball": np.mean(pinball, axis=0),
+        "mae": np.abs(missed),
+        "mse": missed**2,
+        "volatility_mae": np.abs(volatility),
+        "volatility_mse": volatility**2,
+    }
+
+
+def check_positive(closes: Floats, what: str) -> None:
+    """Raise BarDataError unless all are positive and finite: else a log return means nothing."""
+    good = (closes > 0) & np.isfinite(closes)
+    if not good.all():
+        where = np.argwhere(~good)[0]
+        raise BarDataError(
+            f"{what} is {closes[tuple(where)]:g} (window {where[0]}), and returns need positive "
+            "ones; coherent=True makes the paths of priced series positive"
+        )
+
+
+def best_factor(loss: Callable[[float], float]) -> float:
+    """Where within `SCALES` a loss with one minimum is least."""
+    found = minimize_scalar(
+        lambda power: loss(float(np.exp(power))),
+        bounds=np.log(SCALES),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x))
+
+
+def _lognormal_crps(returns: Floats, spread: Floats) -> Floats:
+    # A price's score is that of its return: what is added to both cancels.
+    found = scoringrules.crps_lognormal(1 + returns, -(spread**2) / 2, spread, backend="numpy")
+    return np.asarray(found)
