@@ -1,160 +1,20 @@
-"""Turn bars in CSV, Parquet or Feather files into a Qlib data folder."""
+"""Turn bars in CSV, Parquet or Feather files into a Qlib data folder.
+
+The same as `kronos-qlib data convert`, for a clone that is not on the path.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import pandas as pd
-
-from kronos_qlib.cli.sources import parser_of, read_source
-from kronos_qlib.data.bars import WARNINGS, check_bars, describe_report, errors_of
-from kronos_qlib.data.calendar import future_times
-from kronos_qlib.data.repairs import MENDED_BY, join_reports, repair_bars
-from kronos_qlib.data.tables import check_apart, read_times
-from kronos_qlib.errors import CalendarError, KronosError
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = parser_of(
-        __doc__,
-        "  python data_prep/csv_to_qlib.py bars/ data/mine --columns date=trade_date volume=vol "
-        "--benchmark MEAN --repair drop-nan bracket",
-    )
-    parser.add_argument("target", type=Path, help="Qlib data folder to write")
-    parser.add_argument("--freq", default="day", help='"day" or like "5min" (%(default)s)')
-    parser.add_argument("--market", default="all", help="name of the market file (%(default)s)")
-    parser.add_argument(
-        "--benchmark", help="an instrument kept out of the market; made equal-weight if new"
-    )
-    parser.add_argument(
-        "--future-bars",
-        type=int,
-        default=60,
-        help="length of the future calendar: weekdays, holidays unknown, or --exchange's "
-        "(%(default)s)",
-    )
-    future = parser.add_mutually_exclusive_group()
-    future.add_argument(
-        "--exchange",
-        metavar="CODE",
-        help="take the future from exchange-calendars: XSHG, XNYS, ...; knows holidays and breaks",
-    )
-    future.add_argument(
-        "--future-calendar",
-        type=Path,
-        metavar="FILE",
-        help="take the future from here: the exchange's days or times, one per line",
-    )
-    parser.add_argument(
-        "--refuse",
-        nargs="+",
-        default=[],
-        choices=WARNINGS,
-        metavar="RULE",
-        help=f"count these warnings as errors: {', '.join(WARNINGS)}",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an older data folder")
-    return parser
+from kronos_qlib.cli.data_convert import add_arguments
+from kronos_qlib.cli.parsers import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns: 0 if the folder was written, 1 if bars break a rule, 2 for bad input or usage."""
-    chosen = make_parser().parse_args(argv)
-    try:
-        if chosen.report:
-            check_apart(chosen.report, chosen.source, chosen.target)
-        table = read_source(chosen)
-        future = read_times(chosen.future_calendar) if chosen.future_calendar else None
-        bars, record, left = mend(table.bars, chosen)
-        refused = left[is_refused(left, chosen.refuse)]
-        if len(refused):
-            print(describe_report(refused), file=sys.stderr)
-            print(
-                f"{chosen.source}: {len(refused)} errors, nothing written; --report FILE lists "
-                f"them all\n{tell_repairs(refused['rule'].unique())}",
-                file=sys.stderr,
-            )
-            return 1
-        if chosen.exchange:
-            future = days_ahead(bars, chosen.future_bars, chosen.exchange)
-        from kronos_qlib.plugin.storage import write_provider  # imports qlib: not for --help
-
-        summary = write_provider(
-            bars,
-            chosen.target,
-            freq=chosen.freq,
-            market=chosen.market,
-            benchmark=chosen.benchmark,
-            future_bars=chosen.future_bars,
-            future_times=future,
-            extra=chosen.extra,
-            overwrite=chosen.overwrite,
-        )
-    except (KronosError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    for note in (*table.notes, *summary.notes):
-        print(f"note: {note}")
-    # A Qlib folder has no order of rows: scattered ones are no harm, only worth a word.
-    scattered = int((left["rule"] == "order").sum())
-    if scattered:
-        print(f"note: the rows of {scattered} instruments were out of order: sorted")
-    if len(record):
-        print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}")
-    jumps = left[left["rule"] == "jump"]
-    if len(jumps):
-        print(f"left as they are:\n{describe_report(jumps, examples=10)}")
-    print(
-        f"{chosen.target}: {summary.instruments} instruments, {summary.times} times from "
-        f"{summary.first:%Y-%m-%d} to {summary.last:%Y-%m-%d}, {summary.bars} bars"
-    )
-    return 0
-
-
-def mend(
-    bars: pd.DataFrame, chosen: argparse.Namespace
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Repair what is named; the bars, the record of it, and the problems left."""
-    # Looking for gaps takes its time, and shares get suspended: only when they are asked for.
-    find_gaps = "gap" in chosen.refuse or chosen.report is not None
-    mended, record = repair_bars(bars, chosen.repair, max_move=chosen.max_move)
-    left = check_bars(mended, max_move=chosen.max_move, find_gaps=find_gaps)
-    if chosen.report and chosen.repair:
-        found = check_bars(bars, max_move=chosen.max_move, find_gaps=find_gaps)
-        join_reports(found, record, left).to_csv(chosen.report, index=False)
-    elif chosen.report:
-        join_reports(left, record).to_csv(chosen.report, index=False)
-    return mended, record, left
-
-
-def is_refused(report: pd.DataFrame, refuse: Sequence[str]) -> pd.Series:
-    """Which problems keep bars out of Qlib: all errors but the order of rows, and what is named."""
-    is_error = report.index.isin(errors_of(report).index)
-    return is_error | report["rule"].isin(list(refuse))
-
-
-def tell_repairs(rules: Iterable[str]) -> str:
-    """What mends each rule, a line each."""
-    lines = []
-    for rule in rules:
-        names = " or ".join(MENDED_BY.get(rule, ()))
-        lines.append(f"  {rule}: " + (f"--repair {names} mends" if names else "no repair mends it"))
-    return "\n".join(lines)
-
-
-def days_ahead(bars: pd.DataFrame, count: int, exchange: str) -> pd.DatetimeIndex:
-    """The times that an exchange has after the last bar."""
-    past = pd.DatetimeIndex(bars["date"].unique()).sort_values()
-    try:
-        return pd.DatetimeIndex(future_times(past, count, exchange=exchange))
-    except CalendarError as problem:
-        raise CalendarError(
-            f"the bars do not fit --exchange {exchange}: {problem}; or leave --exchange out, or "
-            "give the days yourself with --future-calendar FILE"
-        ) from problem
+    """Returns: 0 when all is well, 1 when bars break a rule, 2 for bad input or usage."""
+    return run_script("data_prep/csv_to_qlib.py", add_arguments, argv)
 
 
 if __name__ == "__main__":

@@ -1,79 +1,20 @@
-"""Make a Qlib data folder with a simulated market, whose true expected returns are known."""
+"""Make a Qlib data folder with a simulated market, whose true expected returns are known.
+
+The same as `kronos-qlib data demo`, for a clone that is not on the path.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.errors import KronosError
-
-BENCHMARK = "BENCHMARK"
-
-
-def make_parser() -> argparse.ArgumentParser:
-    usual = MarketConfig()
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python data_prep/make_demo_market.py demo/market --years 5 --overwrite",
-    )
-    parser.add_argument(
-        "target",
-        nargs="?",
-        type=Path,
-        default=Path("demo/market"),
-        help="folder to write, demo/market if not given",
-    )
-    parser.add_argument(
-        "--instruments", type=int, default=usual.instruments, help="how many (%(default)s)"
-    )
-    parser.add_argument("--start", default=usual.start, help="first date (%(default)s)")
-    parser.add_argument("--years", type=float, default=usual.years, help="length (%(default)s)")
-    parser.add_argument(
-        "--effect",
-        type=float,
-        default=usual.effect,
-        help="strength of the planted reversal, about the IC to be had; 0 is noise (%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=usual.seed, help="(%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an older market")
-    return parser
+from kronos_qlib.cli.data_demo import add_arguments
+from kronos_qlib.cli.parsers import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns: 0 if the market was written, 2 if a setting cannot work."""
-    chosen = make_parser().parse_args(argv)
-    try:
-        config = MarketConfig(
-            instruments=chosen.instruments,
-            start=chosen.start,
-            years=chosen.years,
-            effect=chosen.effect,
-            seed=chosen.seed,
-        )
-        from kronos_qlib.plugin.storage import write_provider  # imports qlib: not for --help
-
-        market = make_market(config)
-        summary = write_provider(
-            market.bars,
-            chosen.target,
-            benchmark=BENCHMARK,
-            beside={"bars": market.bars, "oracle": market.oracle.to_frame()},
-            overwrite=chosen.overwrite,
-        )
-    except KronosError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    print(
-        f"{chosen.target}: {summary.instruments} instruments, {summary.times} days from "
-        f"{summary.first:%Y-%m-%d} to {summary.last:%Y-%m-%d}, {summary.bars} bars, "
-        f"benchmark {BENCHMARK}"
-    )
-    print(f"planted effect {config.effect:g}; what a perfect model would say is in oracle.parquet")
-    print(f'open it with: qlib.init(provider_uri="{chosen.target.as_posix()}", region="us")')
-    return 0
+    """Returns: 0 when all is well, 1 when bars break a rule, 2 for bad input or usage."""
+    return run_script("data_prep/make_demo_market.py", add_arguments, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The arguments that scripts which read bars share, and reading as they say."""
+"""The arguments that commands which read bars share, and reading as they say."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from kronos_qlib.data.repairs import REPAIRS
 from kronos_qlib.data.tables import BarFile, columns_from_pairs, read_bars
 
 
-def parser_of(description: str | None, example: str) -> argparse.ArgumentParser:
-    """A parser with everything that says what to read, how, and what to repair."""
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Everything that says what to read, how, and what to repair; `describe` comes before."""
     repairs = "\n".join(f"  {name:16} {repair.what}" for name, repair in REPAIRS.items())
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"repairs:\n{repairs}\n\nexample:\n{example}",
-    )
+    parser.epilog = f"repairs:\n{repairs}\n\n{parser.epilog}"
     parser.add_argument(
         "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
     )
@@ -47,7 +43,6 @@ def parser_of(description: str | None, example: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--report", type=Path, help="save every problem and repair as CSV here, refused or not"
     )
-    return parser
 
 
 def read_source(chosen: argparse.Namespace) -> BarFile:

@@ -3,44 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.comparison import (
+    Comparison,
+    Signal,
+    common_equity,
+    compare_signals,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-COMPARED = {
-    "ic": "IC",
-    "icir": "ICIR",
-    "rank_ic": "Rank IC",
-    "rank_icir": "Rank ICIR",
+CORE = {"ic": "IC", "icir": "ICIR", "rank_ic": "Rank IC", "rank_icir": "Rank ICIR"}
+"""Columns that every run must have, and the MLflow metric behind each."""
+
+COMPARED = CORE | {
     "excess_return": "1day.excess_return_with_cost.annualized_return",
     "information_ratio": "1day.excess_return_with_cost.information_ratio",
+    "annual_return": "annual_return",
     "sharpe": "sharpe",
     "max_drawdown": "max_drawdown",
     "turnover": "turnover",
 }
-"""Columns of the comparison and the MLflow metric behind each, all after cost.
+"""Columns of the comparison and the MLflow metric behind each; a backtest's are after cost.
 
 `excess_return` and `information_ratio` are Qlib's: returns summed, not compounded, and 238 days
-to a year. `sharpe` is PortfolioReportRecord's, with 252 unless its workflow says otherwise.
+to a year; at another frequency than `1day` they bear that instead. `annual_return` is compounded;
+it, `sharpe` and the rest are PortfolioReportRecord's, with 252 unless its workflow says otherwise.
 """
+
+PREDICTIONS, LABELS, REPORT, TASK = "pred.pkl", "label.pkl", "portfolio_report/daily.csv", "task"
+"""Artifacts of a run that a comparison reads."""
 
 # MLflow's SQL stores keep no infinity: they write the largest float64 in its place.
 LARGEST_STORED = 1.7e308
 
 
+def compare(
+    experiments: Sequence[str] = (), *, tracking_uri: str, run_ids: Sequence[str] = ()
+) -> Comparison:
+    """Everything that can be said of several finished runs side by side.
+
+    Signals are judged on the rows (datetime, instrument) that all runs have and whose label is
+    known; backtests on their common days. A run without predictions or without a backtest stays
+    in the table, and a note says that it is not in the tests or curves.
+
+    Args, Raises: as of `compare_runs`; and
+        ConfigError: the runs are judged by different labels, or share no row or no day.
+    """
+    client = open_tracking(tracking_uri)
+    return comparison_of(client, _asked(client, experiments, run_ids))
+
+
 def compare_runs(
     experiments: Sequence[str] = (), *, tracking_uri: str, run_ids: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Set the latest finished run of each experiment, and the runs named, side by side.
+    """Set the metrics of each experiment's latest finished run, and of the runs named, in a table.
 
     Args:
         experiments: MLflow experiment names.
@@ -50,21 +80,103 @@ def compare_runs(
     Returns:
         A row per run in the order asked, on "run": the experiment's name, or
         "experiment/first 8 letters of the id" for a run asked for by id. Columns: those of
-        COMPARED; `wall_seconds` from the run's start to its end, training included; `run_id`.
+        COMPARED, NaN where a run did not log one; `wall_seconds` from the run's start to its end,
+        training included; `run_id`.
 
     Raises:
         ConfigError: no such database, experiment or run, or nothing to compare.
-        MissingArtifactError: an experiment has no finished run, a run did not finish, or a metric
-            is missing or no finite number.
+        MissingArtifactError: an experiment has no finished run, a run did not finish, a metric of
+            CORE is missing, or one is no finite number.
     """
+    client = open_tracking(tracking_uri)
+    return _table(_asked(client, experiments, run_ids))
+
+
+def comparison_of(
+    client: MlflowClient, runs: Mapping[str, Run], notes: Sequence[str] = ()
+) -> Comparison:
+    """As `compare`, of runs at hand under the names to show; one that still runs may be among them.
+
+    Args:
+        notes: said before those on the runs.
+    """
+    table = _table(runs)
+    said = list(notes)
+    for name in runs:
+        # A measure that no run has gets no line, so nothing is missing there.
+        gone = [
+            COMPARED[each]
+            for each in COMPARED
+            if table[each].isna()[name] and table[each].notna().any()
+        ]
+        if gone:
+            said.append(f"{name} logged no {', '.join(gone)}: shown as a dash.")
+    signals = {}
+    for name, run in runs.items():
+        try:
+            signals[name] = read_signal(client, run)
+        except MissingArtifactError as reason:
+            said.append(f"{name} is not in the tests: {reason}.")
+    found = {name: read_report(client, run) for name, run in runs.items()}
+    reports = {name: report for name, report in found.items() if report is not None}
+    said += [
+        f"{name} has no curve: the run has no {REPORT}, which PortfolioReportRecord leaves."
+        for name in runs
+        if name not in reports
+    ]
+    equity = None
+    if reports:
+        try:
+            equity = common_equity(reports)
+        except ConfigError as reason:
+            said.append(f"There are no curves: {reason}.")
+    if equity is not None:
+        days = len(equity.net)
+        longer = [f"{name} {own}" for name, own in equity.own_days.items() if own != days]
+        if longer:
+            said.append(
+                f"Backtests differ in days, {days} are common: {', '.join(longer)}. Curves show "
+                "the common days; the table's returns are over each run's own."
+            )
+        if not equity.same_bench:
+            said.append("The runs' benchmarks differ; the curves show the first run's.")
+    settings = pd.DataFrame(
+        {name: settings_of(read_task(client, run)) for name, run in runs.items()}
+    ).fillna("")
+    unequal = [
+        name
+        for name in settings.index
+        if name in MUST_AGREE and settings.loc[name].replace("", pd.NA).nunique() > 1
+    ]
+    if unequal:
+        said.append(
+            f"The runs were not asked alike: {', '.join(unequal).lower()} is not the same for all, "
+            "so the table's numbers answer different questions."
+        )
+    return Comparison(
+        table=table,
+        signals=compare_signals(signals) if signals else None,
+        equity=equity,
+        settings=settings,
+        notes=tuple(said),
+    )
+
+
+def _asked(
+    client: MlflowClient, experiments: Sequence[str], run_ids: Sequence[str]
+) -> dict[str, Run]:
+    """Finished runs by the names to show."""
     if not experiments and not run_ids:
         raise ConfigError("nothing to compare: name an experiment or a run id")
-    client = open_tracking(tracking_uri)
     runs = {name: latest_finished(client, name) for name in experiments}
     for run_id in run_ids:
         run = finished_run(client, run_id)
         experiment = client.get_experiment(run.info.experiment_id).name
         runs[f"{experiment}/{run_id[:8]}"] = run
+    return runs
+
+
+def _table(runs: Mapping[str, Run]) -> pd.DataFrame:
     rows = [row_of(label, run) for label, run in runs.items()]
     return pd.DataFrame(rows, index=pd.Index(list(runs), name="run"))
 
@@ -133,23 +245,163 @@ def finished_run(client: MlflowClient, run_id: str) -> Run:
 
 def row_of(label: str, run: Run) -> dict[str, object]:
     """A run's row of the table."""
-    missing = [name for name in COMPARED.values() if name not in run.data.metrics]
+    metrics = run.data.metrics
+    missing = [name for name in CORE.values() if name not in metrics]
     if missing:
         raise MissingArtifactError(
             f"{label!r}: run {run.info.run_id} has no metric {', '.join(missing)}; its workflow "
-            "needs SigAnaRecord, PortAnaRecord and PortfolioReportRecord"
+            "needs SigAnaRecord"
         )
     row: dict[str, object] = {}
     for column, name in COMPARED.items():
-        row[column] = value = run.data.metrics[name]
-        if not is_stored_finite(value):
+        found = _logged_as(name, metrics)
+        row[column] = value = metrics[found] if found else math.nan
+        if found and not is_stored_finite(value):
             raise MissingArtifactError(
-                f"{label!r}: run {run.info.run_id} has {name} = {value:g}, no finite number; with "
+                f"{label!r}: run {run.info.run_id} has {found} = {value:g}, no finite number; with "
                 "RunCheckRecord last in its workflow such a run fails"
             )
-    row["wall_seconds"] = (run.info.end_time - run.info.start_time) / 1000  # MLflow keeps ms
+    # MLflow keeps ms; a run that is still going on has no end yet.
+    ended = run.info.end_time or int(time.time() * 1000)
+    row["wall_seconds"] = (ended - run.info.start_time) / 1000
     row["run_id"] = run.info.run_id
     return row
+
+
+def _logged_as(name: str, metrics: Mapping[str, float]) -> str | None:
+    """The metric of that name, or of the same one at the only other frequency of a backtest."""
+    if name in metrics or not name.startswith("1day."):
+        return name if name in metrics else None
+    others = [each for each in metrics if each.partition(".")[2] == name.partition(".")[2]]
+    return others[0] if len(others) == 1 else None
+
+
+MUST_AGREE = (
+    "Universe",
+    "Label",
+    "Test segment",
+    "Names held",
+    "Replaced a day",
+    "Cost to buy",
+    "Cost to sell",
+    "Deal price",
+    "Benchmark",
+)
+"""Settings without which two runs' numbers answer different questions."""
+
+
+def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
+    """What a workflow's task asked for, in words; only what it says."""
+    model = task.get("model", {})
+    kwargs = model.get("kwargs") or {}
+    data = task.get("dataset", {}).get("kwargs") or {}
+    handler = data.get("handler", {})
+    handler = (handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
+    segments = data.get("segments") or {}
+    trade = _trading(task)
+    label = handler.get("label")
+    found = {
+        "Model": model.get("class"),
+        "Checkpoint": kwargs.get("checkpoint"),
+        "Training": ", ".join(kwargs["training"]) if kwargs.get("training") else None,
+        "Sampling": _pairs(kwargs.get("sampling")),
+        "Seed": kwargs.get("seed"),
+        "Lookback, bars": data.get("lookback"),
+        "Horizon, bars": data.get("horizon"),
+        "Universe": handler.get("instruments"),
+        "Label": label[0] if isinstance(label, list | tuple) and len(label) == 1 else label,
+        "Training segment": _span(segments.get("train")),
+        "Test segment": _span(segments.get("test")),
+        "Names held": trade.get("topk"),
+        "Replaced a day": trade.get("n_drop"),
+        "Deal price": trade.get("deal_price"),
+        "Cost to buy": trade.get("open_cost"),
+        "Cost to sell": trade.get("close_cost"),
+        "Benchmark": trade.get("benchmark"),
+    }
+    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The strategy's and the exchange's settings, wherever a workflow has them."""
+    found: dict[str, Any] = {}
+    records = task.get("record") or []
+    for record in [records] if isinstance(records, Mapping) else records:
+        kwargs = record.get("kwargs") or {}
+        config = kwargs.get("config")
+        if isinstance(config, Mapping):  # PortAnaRecord's
+            backtest = config.get("backtest") or {}
+            found |= (config.get("strategy") or {}).get("kwargs") or {}
+            found |= {**backtest, **(backtest.get("exchange_kwargs") or {})}
+        if isinstance(kwargs.get("backtest"), Mapping):  # BacktestRecord's
+            found |= kwargs["backtest"]
+    if isinstance(task.get("backtest"), Mapping):
+        found = {**task["backtest"], **found}
+    return found
+
+
+def _pairs(values: Any) -> str | None:
+    if not isinstance(values, Mapping):
+        return None
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _span(segment: Any) -> str | None:
+    return " to ".join(str(each)[:10] for each in segment) if segment else None
+
+
+def read_signal(client: MlflowClient, run: Run) -> Signal:
+    """A run's predictions and labels.
+
+    Raises:
+        MissingArtifactError: the run does not have both.
+    """
+    found = _artifacts(client, run)
+    for name in (PREDICTIONS, LABELS):
+        if name not in found:
+            raise MissingArtifactError(
+                f"run {run.info.run_id} has no {name}, which SignalRecord and KronosSignalRecord "
+                "leave"
+            )
+    return Signal(_read_column(client, run, PREDICTIONS), _read_column(client, run, LABELS))
+
+
+def _read_column(client: MlflowClient, run: Run, name: str) -> pd.Series:
+    """The first column of a pickled table, on (datetime, instrument)."""
+    with _artifact(client, run, name) as path:
+        table = pd.read_pickle(path)
+    column: pd.Series = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else table
+    if list(column.index.names) == ["instrument", "datetime"]:
+        column = column.swaplevel()
+    return column.astype("float64")
+
+
+def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
+    """PortfolioReportRecord's daily table; None if the run has none."""
+    if REPORT not in _artifacts(client, run, str(Path(REPORT).parent)):
+        return None
+    with _artifact(client, run, REPORT) as path:
+        return pd.read_csv(path, index_col=0, parse_dates=True)
+
+
+def read_task(client: MlflowClient, run: Run) -> dict[str, Any]:
+    """The workflow's task as Qlib keeps it with the run; {} for a run made otherwise."""
+    if TASK not in _artifacts(client, run):
+        return {}
+    with _artifact(client, run, TASK) as path, path.open("rb") as file:
+        found = pickle.load(file)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> list[str]:
+    return [each.path for each in client.list_artifacts(run.info.run_id, folder)]
+
+
+@contextmanager
+def _artifact(client: MlflowClient, run: Run, name: str) -> Iterator[Path]:
+    """A copy of a run's file, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(client.download_artifacts(run.info.run_id, name, folder))
 
 
 def is_stored_finite(value: float) -> bool:

@@ -1,19 +1,24 @@
-"""Runs side by side, from a real MLflow database with made-up metrics."""
+"""Runs side by side, from real MLflow databases with made-up metrics, signals and backtests."""
 
-import subprocess
-import sys
+import logging
+import pickle
+import re
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
+from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
-from kronos_qlib.plugin.compare import COMPARED, compare_runs, sqlite_path
+from kronos_qlib.plugin.compare import COMPARED, compare, compare_runs, settings_of, sqlite_path
+from kronos_qlib.plugin.compare_record import CompareRecord
 
 pytestmark = pytest.mark.integration
 
 NOON = 1_700_000_000_000  # ms
-VALUES = [0.05, 0.4, 0.06, 0.5, 0.123, 1.1, 1.2, -0.08, 0.4]
+VALUES = [0.05, 0.4, 0.06, 0.5, 0.123, 1.1, 0.11, 1.2, -0.08, 0.4]
 METRICS = dict(zip(COMPARED.values(), VALUES, strict=True))
 
 
@@ -28,9 +33,17 @@ def add_run(client, experiment, metrics=METRICS, *, start=NOON, seconds=90, stat
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A database where every experiment is a case of its own, and the runs worth naming."""
+def database(tmp_path_factory):
+    """An empty one for all: creating it is what takes the time."""
     uri = f"sqlite:///{(tmp_path_factory.mktemp('store') / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).search_experiments()
+    return uri
+
+
+@pytest.fixture(scope="module")
+def store(database):
+    """A database where every experiment is a case of its own, and the runs worth naming."""
+    uri = database
     client = mlflow.MlflowClient(uri)
     runs = {
         "old": add_run(client, "kronos", METRICS | {"IC": 0.01}, start=NOON - 10_000_000),
@@ -40,6 +53,9 @@ def store(tmp_path_factory):
     }
     add_run(client, "unfinished", {}, status="KILLED")
     add_run(client, "partial", {name: METRICS[name] for name in METRICS if name != "Rank IC"})
+    add_run(client, "signal", {name: METRICS[name] for name in list(METRICS)[:4]})
+    minutes = {name.replace("1day", "5minute"): METRICS[name] for name in METRICS}
+    add_run(client, "minutes", minutes)
     add_run(client, "broken", METRICS | {"IC": float("nan")})
     add_run(client, "endless", METRICS | {"sharpe": float("inf")})
     return uri, runs
@@ -80,6 +96,20 @@ def test_what_cannot_be_compared_says_why(store, experiment, error, words):
         compare_runs([experiment], tracking_uri=store[0])
 
 
+def test_a_run_without_a_backtest_shows_dashes_and_a_note_says_so(store, capsys):
+    assert main(["compare", "--tracking-uri", store[0], "kronos", "signal"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Sharpe ratio, after cost +1\.20 +-\n", printed)
+    assert "signal logged no 1day.excess_return_with_cost.annualized_return, " in printed
+    assert main(["compare", "--tracking-uri", store[0], "signal"]) == 0
+    assert "Sharpe ratio, after cost " not in capsys.readouterr().out, "no run has it"
+
+
+def test_a_backtest_at_another_frequency_is_found(store):
+    table = compare_runs(["minutes"], tracking_uri=store[0])
+    assert table.loc["minutes", "excess_return"] == METRICS[COMPARED["excess_return"]]
+
+
 def test_a_named_run_must_exist_and_have_finished(store):
     uri, runs = store
     with pytest.raises(ConfigError, match="no MLflow run 'nope'"):
@@ -104,21 +134,24 @@ def test_a_database_path_is_read_from_its_uri():
 def test_the_command_prints_an_aligned_table(store, capsys):
     uri, _ = store
     assert main(["compare", "--tracking-uri", uri, "kronos", "lightgbm"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    lines = printed[: printed.index("")]
     assert lines[0].split() == ["kronos", "lightgbm"]
-    table = {line[:34].strip(): line[34:].split() for line in lines[2:-2]}
+    table = {line[:34].strip(): line[34:].split() for line in lines[2:]}
     assert table["IC"] == ["0.0500", "0.0500"]
     assert table["Excess return a year, after cost"] == ["12.30%", "12.30%"]
     assert table["Maximum drawdown, after cost"] == ["-8.00%", "-8.00%"]
-    assert len({len(line) for line in lines[:-2]}) == 1, "right edges differ"
-    assert lines[-1].endswith(f"mlflow ui --backend-store-uri {uri}")
+    assert len({len(line) for line in lines}) == 1, "right edges differ"
+    assert "kronos is not in the tests: run" in "".join(printed)
+    assert printed[-1].endswith(f"mlflow ui --backend-store-uri {uri}")
 
 
 def test_the_command_prints_markdown(store, capsys):
     assert main(["compare", "--markdown", "--tracking-uri", store[0], "lightgbm"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    lines = printed[: printed.index("")]
     assert lines[1].startswith("| :---") and lines[1].endswith("-: |")
-    cells = [line.strip("| ").split("|") for line in lines[2:-2]]
+    cells = [line.strip("| ").split("|") for line in lines[2:]]
     assert ["Sharpe ratio, after cost", "-0.50"] in [
         [cell.strip() for cell in row] for row in cells
     ]
@@ -136,23 +169,192 @@ def test_an_error_is_one_line_and_an_exit_code(store, capsys, experiments, code,
     assert words in printed.err
 
 
-def test_help_shows_an_example_without_loading_qlib():
-    script = """
-import sys
-from kronos_qlib.cli.main import main
-try:
-    main(["compare", "--help"])
-finally:
-    heavy = {"mlflow", "qlib", "pandas", "torch"} & set(sys.modules)
-    assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "kronos-qlib compare --tracking-uri sqlite:///mlflow.db kronos lightgbm" in done.stdout
+# Runs with signals and backtests.
+
+DAYS = pd.bdate_range("2022-07-01", periods=60, name="datetime")
+INDEX = pd.MultiIndex.from_product(
+    [DAYS, [f"SH60000{number}" for number in range(8)]], names=["datetime", "instrument"]
+)
+NOISE = np.random.default_rng(2)
+LABEL = pd.Series(NOISE.normal(0, 0.02, len(INDEX)), INDEX)
+MARKET = NOISE.normal(0, 0.01, len(DAYS))
+SCORES = {  # a good one, one that knows nothing, and the good one's twin
+    "good": LABEL * 0.5 + NOISE.normal(0, 0.02, len(INDEX)),
+    "blind": pd.Series(NOISE.normal(0, 1, len(INDEX)), INDEX),
+}
+SCORES["twin"] = 3 * SCORES["good"] + 1
+TASK = {
+    "model": {"class": "KronosModel", "kwargs": {"checkpoint": "nano", "sampling": {"paths": 5}}},
+    "dataset": {
+        "kwargs": {
+            "handler": {"kwargs": {"instruments": "all", "label": ["Ref($close, -1)"]}},
+            "segments": {"test": ["2022-07-01", "2022-09-22"]},
+            "lookback": 90,
+        }
+    },
+    "backtest": {"topk": 10, "open_cost": 0.0005},
+}
 
 
-def test_the_package_runs_as_a_module():
-    command = [sys.executable, "-m", "kronos_qlib.cli", "compare", "--no-such-flag"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "unrecognized arguments: --no-such-flag" in done.stderr
+def report_of(gain):
+    net = MARKET + gain
+    columns = {"return": net + 0.001, "bench": MARKET, "cost": 0.001, "turnover": 0.3}
+    return pd.DataFrame({**columns, "net_return": net, "excess_return": net - MARKET}, index=DAYS)
+
+
+def save_artifacts(client, run_id, folder, score, label=LABEL, task=TASK, report=None):
+    folder.mkdir()
+    score.to_frame("score").to_pickle(folder / "pred.pkl")
+    label.astype("float32").to_frame("LABEL0").to_pickle(folder / "label.pkl")
+    (folder / "task").write_bytes(pickle.dumps(task))
+    if report is not None:
+        (folder / "portfolio_report").mkdir()
+        report.to_csv(folder / "portfolio_report" / "daily.csv")
+    client.log_artifacts(run_id, folder)
+
+
+@pytest.fixture(scope="module")
+def signals(database, tmp_path_factory):
+    """A database of runs that can be judged, and of some that cannot be judged together."""
+    folder, uri = tmp_path_factory.mktemp("signals"), database
+    client = mlflow.MlflowClient(uri)
+
+    def add(name, score, report=None, **kwargs):
+        client.create_experiment(name, (folder / "artifacts").as_uri())
+        run_id = add_run(client, name)
+        save_artifacts(client, run_id, folder / name, score, report=report, **kwargs)
+
+    costly = TASK | {"backtest": {"topk": 10, "open_cost": 0.002}}
+    # Twenty more rows, as LightGBM has where Kronos has no whole window.
+    add("good", SCORES["good"].iloc[20:], report_of(0.001))
+    add("blind", SCORES["blind"], report_of(-0.001).iloc[5:], task=costly)
+    add("twin", SCORES["twin"].swaplevel().sort_index())
+    add("weekly", SCORES["good"], label=LABEL * 1.5)
+    later = INDEX.set_levels(DAYS + pd.Timedelta(days=365), level="datetime")
+    add("later", SCORES["good"].set_axis(later), label=LABEL.set_axis(later))
+    return uri
+
+
+def test_signals_are_judged_on_common_rows(signals):
+    found = compare(["good", "blind"], tracking_uri=signals)
+    judged = found.signals
+    assert judged.rows == len(INDEX) - 20 and judged.own_rows == {"good": 460, "blind": 480}
+    (pair,) = judged.pairs
+    assert pair.is_told and pair.difference.difference.mean > 0.2
+    assert len(found.equity.net) == 55 and found.equity.own_days == {"good": 60, "blind": 55}
+    said = " ".join(found.notes)
+    assert "55 are common: good 60" in said
+    assert "not asked alike: cost to buy is not the same" in said
+    assert found.settings.loc["Label", "good"] == "Ref($close, -1)"
+    assert found.settings.loc["Cost to buy"].to_list() == ["0.0005", "0.002"]
+
+
+def test_a_monotonous_twin_is_no_difference_and_has_no_curve(signals, capsys):
+    assert main(["compare", "--tracking-uri", signals, "good", "twin"]) == 0
+    printed = capsys.readouterr().out
+    assert "good and twin: not tested, the two rank alike on every day." in printed
+    assert "twin has no curve" in printed
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (["good", "weekly"], "'good' and 'weekly' are judged by different labels: on 480 of 480"),
+        (["good", "later"], "share no day and instrument .* 'later' has 8 instruments from 2023"),
+    ],
+)
+def test_runs_that_answer_different_questions_are_refused(signals, others, words, capsys):
+    with pytest.raises(ConfigError, match=words):
+        compare(others, tracking_uri=signals)
+    assert main(["compare", "--tracking-uri", signals, *others]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_writes_a_page(signals, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    asked = ["compare", "--tracking-uri", signals, "good", "blind", "--html", str(page)]
+    assert main(asked) == 0
+    assert f"The page is {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "good has a daily Rank IC" in text and "is told from zero" in text
+
+
+def test_a_page_that_cannot_be_written_is_one_line(signals, tmp_path, capsys):
+    page = tmp_path / "none" / "page.html"
+    assert main(["compare", "--tracking-uri", signals, "good", "--html", str(page)]) == 1
+    assert capsys.readouterr().err.startswith("kronos-qlib: FileNotFoundError: ")
+
+
+def test_settings_are_found_in_the_records_of_an_older_workflow():
+    exchange = {"open_cost": 0.1, "deal_price": "close"}
+    config = {
+        "strategy": {"kwargs": {"topk": 7, "n_drop": 2}},
+        "backtest": {"benchmark": "B", "exchange_kwargs": exchange},
+    }
+    found = settings_of({"record": [{"class": "PortAnaRecord", "kwargs": {"config": config}}]})
+    assert found == {
+        "Names held": "7",
+        "Replaced a day": "2",
+        "Deal price": "close",
+        "Cost to buy": "0.1",
+        "Benchmark": "B",
+    }
+    assert settings_of({}) == {}
+
+
+# The record: the run it stands in has not finished.
+
+
+@pytest.fixture
+def recorder(signals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
+    before = mlflow.get_tracking_uri()
+    client = mlflow.MlflowClient(signals)
+    found = client.get_experiment_by_name("mine")
+    number = found.experiment_id if found else None
+    number = number or client.create_experiment("mine", (tmp_path / "artifacts").as_uri())
+    recorder = MLflowRecorder(number, signals, "a run")
+    recorder.start_run()
+    yield recorder
+    recorder.end_run("FINISHED")
+    mlflow.set_tracking_uri(before)
+
+
+def test_the_record_puts_the_running_run_beside_others(recorder, tmp_path, caplog):
+    recorder.log_metrics(**METRICS)
+    save_artifacts(
+        recorder.client, recorder.id, tmp_path / "mine", SCORES["good"], report=report_of(0.0)
+    )
+    asked = ["blind", "absent", "weekly", "mine"]
+    with caplog.at_level(logging.WARNING):
+        CompareRecord(recorder, asked).generate()
+
+    assert "absent is left out: no MLflow experiment 'absent'" in caplog.text
+    assert "weekly is left out: 'mine' and 'weekly' are judged by different labels" in caplog.text
+    assert "mine (before) is left out: experiment 'mine' has no finished run" in caplog.text
+    left = recorder.list_artifacts("comparison")
+    assert sorted(left) == [
+        "comparison/comparison.html",
+        "comparison/comparison.md",
+        "comparison/daily_rank_ic.csv",
+        "comparison/table.csv",
+    ]
+    folder = tmp_path / "read"
+    folder.mkdir()
+    text = recorder.client.download_artifacts(recorder.id, "comparison", str(folder))
+    table = pd.read_csv(f"{text}/table.csv", index_col="run")
+    assert table.index.to_list() == ["mine", "blind"]
+    assert table.loc["mine", "wall_seconds"] > 0
+    daily = pd.read_csv(f"{text}/daily_rank_ic.csv", index_col=0)
+    assert daily.shape == (60, 2) and daily["mine"].mean() > 0.2
+
+
+def test_the_record_needs_predictions_and_writes_alone_what_it_can(recorder, tmp_path):
+    with pytest.raises(MissingArtifactError, match=r"no pred\.pkl, which SignalRecord"):
+        CompareRecord(recorder).generate()
+    recorder.log_metrics(**METRICS)
+    save_artifacts(recorder.client, recorder.id, tmp_path / "mine", SCORES["good"])
+    CompareRecord(recorder, html=False).generate()
+    assert len(recorder.list_artifacts("comparison")) == 3
+    with pytest.raises(ConfigError, match="a list of names, got 'lightgbm'"):
+        CompareRecord(recorder, "lightgbm")

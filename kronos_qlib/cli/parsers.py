@@ -1,0 +1,78 @@
+"""Parsers that cost nothing until they are asked, and the house's way of writing them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+
+class LazyParser(argparse.ArgumentParser):
+    """A subcommand's parser; the command's module is imported when its name was typed.
+
+    The module has `add_arguments(parser)`, which describes the command, adds what it takes and
+    sets `command`, a function of the parsed arguments that returns an exit code or None for 0.
+    """
+
+    def __init__(self, *, module: str, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.module: str | None = module
+        add_debug(self)
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads for the namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self.module is not None:
+            module, self.module = self.module, None
+            import_module(module).add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
+def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, tuple[str, str]]) -> None:
+    """Give a parser subcommands: the name of each, its line in --help, and its module."""
+    chosen = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=LazyParser
+    )
+    for name, (line, module) in commands.items():
+        chosen.add_parser(name, help=line, module=module)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    # No default of its own, or a subcommand's would overwrite what stood before its name.
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show a failure's traceback",
+    )
+
+
+def describe(parser: argparse.ArgumentParser, description: str, *examples: str) -> None:
+    """Say what a command does and how it is typed."""
+    parser.description = description
+    parser.epilog = "\n".join(["example:", *(f"  {example}" for example in examples)])
+
+
+def run_script(
+    path: str, add_arguments: Callable[[argparse.ArgumentParser], None], argv: Sequence[str] | None
+) -> int:
+    """Run a command's arguments and function as a script of its own, such as those of data_prep.
+
+    Args:
+        path: how the script is called in its examples.
+
+    Returns:
+        The command's exit code; 2 for input or a setting that is bad.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python {path}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    chosen = parser.parse_args(argv)
+    try:
+        return chosen.command(chosen) or 0
+    except chosen.bad_input as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2

@@ -1,0 +1,210 @@
+"""A comparison in words and tables, as text for a terminal or as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from kronos_qlib.evaluation.comparison import LEVEL, Blend, Comparison, Pair
+
+MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "ic": ("IC", "{:.4f}".format),
+    "icir": ("ICIR", "{:.4f}".format),
+    "rank_ic": ("Rank IC", "{:.4f}".format),
+    "rank_icir": ("Rank ICIR", "{:.4f}".format),
+    "excess_return": ("Excess return a year, after cost", "{:.2%}".format),
+    "information_ratio": ("Information ratio, after cost", "{:.2f}".format),
+    "annual_return": ("Return a year, after cost", "{:.2%}".format),
+    "sharpe": ("Sharpe ratio, after cost", "{:.2f}".format),
+    "max_drawdown": ("Maximum drawdown, after cost", "{:.2%}".format),
+    "turnover": ("Turnover a day", "{:.2%}".format),
+    "wall_seconds": ("Wall time", "{:.1f} s".format),
+    "run_id": ("MLflow run", "{:.8}".format),
+}
+"""Column of a comparison's table, what a reader calls it, and how its value is written."""
+
+DASH = "-"
+"""Stands where a run has no such number; a note says so."""
+
+DEFINITIONS = (
+    "IC and Rank IC: mean over days of the correlation, within a day, of score and label over the "
+    "instruments; the ratios divide by the standard deviation of the days. Each over the run's own "
+    "rows in the table, over the common rows in the tests.",
+    "Excess return a year and information ratio are Qlib's: daily return after cost less the "
+    "benchmark's, summed and not compounded, 238 days to a year.",
+    "Return a year is compounded, after cost; it, the Sharpe ratio and the drawdown are "
+    "PortfolioReportRecord's, with 252 days to a year unless a workflow says otherwise.",
+    "Turnover counts what was bought and what was sold, as a fraction of the account.",
+    "Tests pair the days: mean of the daily difference of Rank IC, with two intervals of "
+    f"{LEVEL:.0%}, by Newey and West's standard error and by the stationary bootstrap. A "
+    "difference is told from zero if both leave zero out.",
+    "A blend is the mean of its members' percentile ranks of the day, equal weights; no weight is "
+    "tuned on the days that judge it. It is tested against the member that was better on these "
+    "very days, which favours the member.",
+)
+"""What every comparison says of its numbers."""
+
+
+def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
+    """The whole comparison: aligned columns for a terminal, or the same as Markdown tables."""
+    parts = [format_rows(measure_rows(comparison), markdown=markdown)]
+    signals = comparison.signals
+    if signals is not None and len(signals.daily.columns) > 1:
+        heading = "## {}".format if markdown else "{}".format
+        parts += [heading("Rank IC on the same rows"), common_sentence(comparison)]
+        parts.append(format_rows(mean_rows(comparison), markdown=markdown))
+        parts.append("\n".join(verdict(pair) for pair in signals.pairs))
+        parts.append(heading("What an equal-weight blend adds to its better member"))
+        parts.append(format_rows(blend_rows(signals.blends), markdown=markdown))
+        parts.append(heading("Mean daily rank correlation of the signals"))
+        parts.append(format_rows(correlation_rows(comparison), markdown=markdown))
+    notes = notes_of(comparison)
+    if notes:
+        parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)))
+    return "\n\n".join(parts)
+
+
+def measure_rows(comparison: Comparison) -> list[list[str]]:
+    """A line per measure that some run has, a column per run."""
+    table = comparison.table
+    rows = [["", *map(str, table.index)]]
+    for column, (name, write) in MEASURES.items():
+        if column in table and table[column].notna().any():
+            rows.append([name, *(_written(value, write) for value in table[column])])
+    return rows
+
+
+def mean_rows(comparison: Comparison) -> list[list[str]]:
+    """Mean Rank IC of each run on the common rows, with its interval."""
+    signals = comparison.signals
+    assert signals is not None
+    rows = [["", "Rank IC", f"{LEVEL:.0%} interval", "t"]]
+    for name in signals.daily:
+        mean = f"{signals.daily[name].mean():.4f}"
+        known = signals.means.get(str(name))
+        told = [_interval(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
+        rows.append([str(name), mean, *told])
+    return rows
+
+
+def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
+    """A line per test: the first run less the second."""
+    rows = [["", "difference", "Newey-West", "bootstrap", "t", "told from zero"]]
+    for pair in pairs:
+        rows.append([f"{pair.one} vs {pair.other}", *_test_cells(pair)])
+    return rows
+
+
+def blend_rows(blends: Sequence[Blend]) -> list[list[str]]:
+    """A line per blend and its test against the better member."""
+    rows = [["", "Rank IC", "better member", "adds", "Newey-West", "bootstrap", "t", "told"]]
+    for blend in blends:
+        first = [" + ".join(blend.members), f"{blend.rank_ic:.4f}", blend.test.other]
+        rows.append([*first, *_test_cells(blend.test)])
+    return rows
+
+
+def correlation_rows(comparison: Comparison) -> list[list[str]]:
+    """The matrix of mean daily rank correlations."""
+    signals = comparison.signals
+    assert signals is not None
+    table = signals.correlation
+    return [
+        ["", *map(str, table.columns)],
+        *([str(name), *(f"{value:.2f}" for value in table.loc[name])] for name in table.index),
+    ]
+
+
+def common_sentence(comparison: Comparison) -> str:
+    """Which rows all runs were judged on."""
+    signals = comparison.signals
+    assert signals is not None
+    first, last = signals.daily.index[[0, -1]]
+    return (
+        f"{signals.rows} rows of {signals.instruments} instruments on {len(signals.daily)} days, "
+        f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, where every run has a score and the label is known."
+    )
+
+
+def verdict(pair: Pair) -> str:
+    """A test in a sentence."""
+    test = pair.difference
+    if test is None:
+        return f"{pair.one} and {pair.other}: not tested, {pair.reason}."
+    gap = test.difference.mean
+    better, worse = (pair.one, pair.other) if gap >= 0 else (pair.other, pair.one)
+    newey, boot = (
+        bounds if gap >= 0 else (-bounds[1], -bounds[0])
+        for bounds in (test.interval, test.bootstrap)
+    )
+    told = "is told from zero" if pair.is_told else "is not told from zero"
+    return (
+        f"{better} has a daily Rank IC {abs(gap):.4f} above {worse}'s; the difference {told} "
+        f"({test.level:.0%}: {_interval(newey)} by Newey and West, {_interval(boot)} by "
+        f"bootstrap; {test.difference.days} days)."
+    )
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Notes on these runs, then the definitions that their numbers need."""
+    notes = list(comparison.notes)
+    signals = comparison.signals
+    tests = 0
+    if signals is not None:
+        tests = len(signals.pairs) + len(signals.blends)
+        more = [f"{name} {rows}" for name, rows in signals.own_rows.items() if rows != signals.rows]
+        if more:
+            notes.append(
+                f"Rows with a score, of which {signals.rows} are common to all runs and have a "
+                f"label: {', '.join(more)}."
+            )
+        if signals.times_left_out:
+            notes.append(
+                f"{signals.times_left_out} common times are left out, on which some run gives "
+                "every instrument the same score, or only one instrument is there."
+            )
+    if tests > 2:
+        notes.append(
+            f"{tests} tests at {LEVEL:.0%}: with nothing to find, about one in "
+            f"{1 / (1 - LEVEL):.0f} is told from zero by chance."
+        )
+    return [*notes, *DEFINITIONS]
+
+
+def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Rows of equal length, the first the heading: aligned, or as a Markdown table."""
+    if markdown:
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *values in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    if markdown:
+        dashes = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+        rule = f"| {' | '.join(dashes)} |"
+    lines.insert(1, rule)
+    return "\n".join(lines)
+
+
+def _test_cells(pair: Pair) -> list[str]:
+    test = pair.difference
+    if test is None:
+        return [DASH] * 4 + [f"no: {pair.reason}"]
+    return [
+        f"{test.difference.mean:+.4f}",
+        _interval(test.interval),
+        _interval(test.bootstrap),
+        f"{test.difference.t:.2f}",
+        "yes" if pair.is_told else "no",
+    ]
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+
+
+def _written(value: object, write: Callable[..., str]) -> str:
+    return DASH if isinstance(value, float) and math.isnan(value) else write(value)

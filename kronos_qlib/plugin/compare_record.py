@@ -1,0 +1,105 @@
+"""A record that puts the run beside others when its workflow ends.
+
+- class: CompareRecord
+  module_path: kronos_qlib.plugin.compare_record
+  kwargs: {experiments: [lightgbm]}
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlib.workflow.record_temp import RecordTemp
+from qlib.workflow.recorder import Recorder
+
+from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.comparison import check_comparable
+from kronos_qlib.evaluation.comparison_text import comparison_text
+from kronos_qlib.evaluation.page import comparison_page
+from kronos_qlib.plugin.compare import comparison_of, latest_finished, read_signal, row_of
+from kronos_qlib.plugin.records import await_metrics
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+
+class CompareRecord(RecordTemp):
+    """Set this run beside the latest finished run of other experiments. List it last.
+
+    Leaves in the folder `comparison` of the run: `comparison.md`, `table.csv` (a row per run),
+    `daily_rank_ic.csv` (days x runs, on common rows) and, if asked for, `comparison.html`.
+
+    An experiment without a finished run yet, or whose run was judged by other labels or on other
+    days, is left out: the log and the page's notes say so. A run is not lost by what it is
+    compared with.
+    """
+
+    artifact_path = "comparison"
+
+    def __init__(
+        self, recorder: Recorder, experiments: Sequence[str] = (), html: bool = True
+    ) -> None:
+        """
+        Args:
+            experiments: MLflow experiments of the same store. This run's own stands for its
+                latest finished run, named "... (before)".
+            html: write the page too, some 5 MB.
+        """
+        super().__init__(recorder)
+        if isinstance(experiments, str):
+            raise ConfigError(f"CompareRecord: experiments is a list of names, got {experiments!r}")
+        self.experiments = tuple(experiments)
+        self.html = html
+
+    def list(self) -> list[str]:
+        return [
+            "comparison.md",
+            "table.csv",
+            "daily_rank_ic.csv",
+            *(["comparison.html"] if self.html else []),
+        ]
+
+    def generate(self, **kwargs: Any) -> None:
+        """
+        Raises:
+            MissingArtifactError: this run has no predictions, labels or IC; which record to list
+                before this one.
+        """
+        await_metrics(self.recorder)  # they are read back from MLflow
+        client = self.recorder.client
+        mine: Run = client.get_run(self.recorder.id)
+        name = client.get_experiment(self.recorder.experiment_id).name
+        runs, notes = {name: mine}, []
+        try:
+            signal = read_signal(client, mine)
+        except MissingArtifactError as lacking:
+            raise MissingArtifactError(f"CompareRecord: {lacking}; list one before it") from lacking
+        for experiment in self.experiments:
+            label = f"{name} (before)" if experiment == name else experiment
+            try:
+                other = latest_finished(client, experiment)
+                row_of(label, other)
+                check_comparable({name: signal, label: read_signal(client, other)})
+            except (ConfigError, MissingArtifactError) as reason:
+                notes.append(f"{label} is left out: {reason}.")
+                logger.warning(notes[-1])
+            else:
+                runs[label] = other
+        comparison = comparison_of(client, runs, notes)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            text = comparison_text(comparison, markdown=True)
+            (place / "comparison.md").write_text(text + "\n", encoding="utf-8")
+            comparison.table.to_csv(place / "table.csv")
+            if comparison.signals is not None:
+                comparison.signals.daily.to_csv(place / "daily_rank_ic.csv")
+            if self.html:
+                page = comparison_page(comparison, f"{name} beside others")
+                (place / "comparison.html").write_text(page, encoding="utf-8")
+            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())

@@ -1,0 +1,160 @@
+"""Signals side by side, from scores made so that the answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.evaluation.comparison import (
+    Signal,
+    check_comparable,
+    common_equity,
+    compare_signals,
+    pair_of,
+)
+from kronos_qlib.evaluation.comparison_text import format_rows, verdict
+
+DAYS = pd.bdate_range("2022-07-01", periods=50, name="datetime")
+NAMES = [f"S{number}" for number in range(12)]
+INDEX = pd.MultiIndex.from_product([DAYS, NAMES], names=["datetime", "instrument"])
+
+
+def series(seed: int, index: pd.MultiIndex = INDEX) -> pd.Series:
+    return pd.Series(np.random.default_rng(seed).normal(size=len(index)), index)
+
+
+LABEL = series(0) * 0.02
+
+
+def signal(seed: int, known: float = 0.0) -> Signal:
+    """A score that is noise and, times `known`, the label."""
+    return Signal(series(seed) + known * LABEL / 0.02, LABEL)
+
+
+def test_daily_rank_ic_and_correlation_are_spearmans():
+    one, other = signal(1, 0.5), signal(2, 0.1)
+    found = compare_signals({"one": one, "other": other})
+    day = DAYS[7]
+    expected = spearmanr(one.score.loc[day], LABEL.loc[day]).statistic
+    assert found.daily.loc[day, "one"] == pytest.approx(expected)
+    alike = [spearmanr(one.score.loc[day], other.score.loc[day]).statistic for day in DAYS]
+    assert found.correlation.loc["one", "other"] == pytest.approx(np.mean(alike))
+    assert np.diag(found.correlation) == pytest.approx(1)
+
+
+def test_a_blend_is_the_mean_of_percentile_ranks_against_the_better_member():
+    one, other = signal(1, 0.4), signal(2, 0.8)
+    (blend,) = compare_signals({"one": one, "other": other}).blends
+    ranks = [each.score.groupby("datetime").rank(pct=True) for each in (one, other)]
+    mixed = sum(ranks) / 2
+    daily = [spearmanr(mixed.loc[day], LABEL.loc[day]).statistic for day in DAYS]
+    assert blend.members == ("one", "other") and blend.test.other == "other"
+    assert blend.rank_ic == pytest.approx(np.mean(daily))
+    assert blend.test.difference is not None
+
+
+def test_three_runs_make_three_pairs_and_four_blends():
+    found = compare_signals({"a": signal(1), "b": signal(2), "c": signal(3)})
+    assert [(pair.one, pair.other) for pair in found.pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [len(blend.members) for blend in found.blends] == [2, 2, 2, 3]
+
+
+def test_one_run_alone_is_judged_without_tests():
+    found = compare_signals({"a": signal(1, 1.0)})
+    assert found.pairs == found.blends == () and found.means["a"].mean > 0.4
+
+
+def test_noise_against_noise_is_told_from_zero_about_as_often_as_it_should_be():
+    told = [
+        pair_of(series(2 * seed, DAYS).rename("a"), series(2 * seed + 1, DAYS).rename("b")).is_told
+        for seed in range(30)
+    ]
+    assert sum(told) <= 5, "at 95 % one or two of thirty are to be expected"
+
+
+def test_only_rows_that_all_have_and_whose_label_is_known_count():
+    short = Signal(signal(1).score.iloc[30:], LABEL)
+    unknown = Signal(signal(2).score, LABEL.mask(np.arange(len(LABEL)) >= 590))
+    found = compare_signals({"short": short, "unknown": unknown})
+    assert found.rows == 560 and found.own_rows == {"short": 570, "unknown": 600}
+    assert found.daily.index[0] == DAYS[2], "six rows of the third day are there"
+
+
+def test_bars_of_one_day_are_one_days_evidence():
+    """48 bars a day are not 48 independent looks: a test over them would be far too sure."""
+    times = pd.DatetimeIndex(
+        [day + pd.Timedelta(minutes=5 * bar) for day in DAYS for bar in range(3)]
+    )
+    index = pd.MultiIndex.from_product([times, NAMES], names=["datetime", "instrument"])
+    label = series(5, index)
+    found = compare_signals({"a": Signal(series(6, index), label)})
+    assert found.daily.index.to_list() == DAYS.to_list()
+    at = label.loc[times[:3]].index
+    first = [
+        spearmanr(series(6, index).loc[time], label.loc[time]).statistic
+        for time in at.get_level_values(0).unique()
+    ]
+    assert found.daily["a"].iloc[0] == pytest.approx(np.mean(first))
+
+
+def test_float32_labels_are_the_same_labels_and_others_are_refused():
+    near = Signal(signal(1).score, LABEL.astype("float32").astype("float64"))
+    check_comparable({"a": signal(2), "b": near})
+    moved = LABEL.copy()
+    moved.iloc[17] += 0.001
+    words = r"on 1 of 600 common rows, S5 on 2022-07-04 the first with"
+    with pytest.raises(ConfigError, match=words):
+        check_comparable({"a": signal(2), "b": Signal(signal(1).score, moved)})
+
+
+def test_signals_that_cannot_be_judged_say_why():
+    flat = Signal(LABEL * 0 + 1, LABEL)
+    with pytest.raises(ConfigError, match="flat gives all of them the same score"):
+        compare_signals({"good": signal(1), "flat": flat})
+    doubled = pd.concat([LABEL, LABEL.iloc[:1]])
+    with pytest.raises(ConfigError, match=r"'a': expected scores on .* with rows twice"):
+        check_comparable({"a": Signal(doubled, LABEL)})
+    unnamed = LABEL.rename_axis(["day", "instrument"])
+    with pytest.raises(ConfigError, match=r"'a': expected labels .*'day'"):
+        check_comparable({"a": Signal(LABEL, unnamed)})
+
+
+def test_a_flat_day_is_left_out_for_all_and_counted():
+    score = signal(1).score.copy()
+    score.loc[DAYS[3]] = 1.0
+    found = compare_signals({"a": Signal(score, LABEL), "b": signal(2)})
+    assert found.times_left_out == 1 and DAYS[3] not in found.daily.index
+
+
+def test_too_few_days_are_no_test_but_a_reason():
+    few = series(1, DAYS[:6]).rename("a"), series(2, DAYS[:6]).rename("b")
+    pair = pair_of(*few)
+    assert pair.difference is None and not pair.is_told
+    assert verdict(pair).startswith("a and b: not tested, the first series has 6 days")
+
+
+def test_the_verdict_names_the_better_one_whichever_came_first():
+    high, low = series(1, DAYS).rename("high") + 5, series(2, DAYS).rename("low")
+    for pair in (pair_of(high, low), pair_of(low, high)):
+        said = verdict(pair)
+        assert said.startswith("high has a daily Rank IC") and "is told from zero" in said
+        low_end = float(said.split("95%: ")[1].split(" to ")[0])
+        assert 4 < low_end < 5
+    close = verdict(pair_of(low, low + series(3, DAYS).rename("x")))
+    assert "is not told from zero" in close
+
+
+def test_equity_is_cut_to_common_days_and_knows_of_other_benchmarks():
+    table = pd.DataFrame({"net_return": 0.01, "excess_return": 0.0, "bench": 0.01}, index=DAYS)
+    found = common_equity({"a": table, "b": table.iloc[5:].assign(bench=0.02)})
+    assert len(found.net) == 45 and found.own_days == {"a": 50, "b": 45}
+    assert not found.same_bench
+    with pytest.raises(ConfigError, match="share no two days: 'a' from 2022-07-01"):
+        common_equity({"a": table.iloc[:9], "b": table.iloc[9:]})
+
+
+def test_a_bar_in_a_name_does_not_break_a_markdown_table():
+    assert format_rows([["", "a|b"], ["IC", "1"]], markdown=True).splitlines()[0].count("|") == 4
