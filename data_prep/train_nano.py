@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +22,10 @@ from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.training.batches import Segment
+from kronos_qlib.schema import TIME_FIELDS
+from kronos_qlib.training.batches import Segment, TrainingBatch
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, Step, TokenizerStep
+from kronos_qlib.training.steps import Losses, PredictorStep, Step, TokenizerStep
 from kronos_qlib.training.store import RunStore
 
 LOOKBACK, HORIZON = 90, 10
@@ -41,6 +43,26 @@ PREDICTOR = {
     "ffn_dropout_p": 0.1, "attn_dropout_p": 0.0, "resid_dropout_p": 0.1, "token_dropout_p": 0.0,
     "learn_te": True,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShiftedDates(PredictorStep):
+    """Trains each window as if it had happened at another time of the year.
+
+    Weekday, month and day of the month together name nearly every date of two years, and what the
+    market did on it could be learned by heart. Weekday and time of day stay; validation sees the
+    true dates.
+    """
+
+    def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
+        if self.net.training:
+            stamps = batch.stamps.clone()
+            for field, most in (("day", 31), ("month", 12)):
+                place = TIME_FIELDS.index(field)
+                shift = torch.randint(most, (len(stamps), 1), generator=rng)
+                stamps[..., place] = (stamps[..., place] - 1 + shift) % most + 1
+            batch = replace(batch, stamps=stamps)
+        return super().losses(batch, rng)
 
 
 def run_stage(
@@ -78,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak")
     parser.add_argument("--dropout", type=float, default=PREDICTOR["ffn_dropout_p"])
     parser.add_argument("--tokenizer", help="alias or folder of one to keep instead of a new one")
+    parser.add_argument("--true-dates", action="store_true", help="no shift of the dates")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -106,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer.save_pretrained(args.out / "tokenizer")
     if not args.predictor_windows:
         return 0
-    step = PredictorStep(predictor, tokenizer)
+    predicting = PredictorStep if args.true_dates else ShiftedDates
+    step = predicting(predictor, tokenizer)
     run_stage(step, training, validation, args, args.predictor_windows)
     predictor.save_pretrained(args.out / "predictor", tokenizer, max_context=LOOKBACK + HORIZON)
     return 0

@@ -39,6 +39,12 @@ OVERNIGHT_SHARE = 0.2
 SUSPENSION_DAYS = 3
 DAYS_PER_BLOCK = 250
 """Days whose intraday steps are held in memory at once."""
+SESSIONS = {
+    "day": (),
+    # When a bar closes; two sessions with a lunch break, as in Shanghai.
+    "5min": (("09:35", "11:30"), ("13:05", "15:00")),
+}
+"""Frequencies of bars, and the first and last close of each session."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,8 @@ class MarketConfig:
     """Share of instruments that list during the first half instead of on the first day."""
     intraday_steps: int = 24
     """Simulated prices between a bar's open and its close."""
+    freq: str = "day"
+    """"day", or "5min": the same law a bar, on 48 bars a day, a day's variance spread over them."""
     seed: int = 0
     """The same seed gives the same bits."""
 
@@ -73,6 +81,8 @@ class MarketConfig:
         for name, most in (("effect", 0.5), ("suspended_share", 0.2), ("late_share", 0.9)):
             if not 0 <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"market.{name} must lie in [0, {most}], got {value}")
+        if self.freq not in SESSIONS:
+            raise ConfigError(f"market.freq is one of {', '.join(SESSIONS)}, got {self.freq!r}")
         if not 0 <= self.splits_per_year <= 12:
             raise ConfigError(
                 f"market.splits_per_year must lie in [0, 12], got {self.splits_per_year}"
@@ -91,6 +101,10 @@ class MarketConfig:
                 f"market.years must lie in [0.2, 100], since the planted signal needs {days} days "
                 f"to begin, got {self.years}"
             )
+
+    @property
+    def bars_a_day(self) -> int:
+        return max(1, len(_clock(self.freq)))
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,8 @@ def make_market(config: MarketConfig) -> Market:
     first = pd.Timestamp(config.start).normalize()
     last = first + pd.Timedelta(days=round(config.years * 365.25) - 1)
     dates = pd.bdate_range(first, last)
+    if clock := _clock(config.freq):
+        dates = pd.DatetimeIndex([date + time for date in dates for time in clock])
     symbols = [f"SYM{number:04d}" for number in range(1, config.instruments + 1)]
     sector = rng.permutation(np.arange(config.instruments) % config.sectors)
 
@@ -158,6 +174,14 @@ def make_market(config: MarketConfig) -> Market:
             name="sector",
         ),
     )
+
+
+def _clock(freq: str) -> list[pd.Timedelta]:
+    """Times of day at which bars of minutes close; none for daily bars."""
+    ranges = [
+        pd.timedelta_range(f"{begin}:00", f"{end}:00", freq=freq) for begin, end in SESSIONS[freq]
+    ]
+    return [time for times in ranges for time in times]
 
 
 def _draw_presence(config: MarketConfig, days: int, rng: np.random.Generator) -> Flags:
@@ -212,7 +236,7 @@ def _walk_days(
             + (sector_volatility * _draw_fat_tailed((days, config.sectors), rng))[:, sector]
             + own_volatility * _draw_fat_tailed((days, width), rng)
         )
-        return whole * math.sqrt(share)
+        return whole * math.sqrt(share / config.bars_a_day)
 
     # Clipping is symmetric too, so it plants nothing.
     gap = np.clip(shocks(OVERNIGHT_SHARE), -SHOCK_LIMIT / 2, SHOCK_LIMIT / 2)
@@ -237,7 +261,7 @@ def _walk_days(
     after = rng.uniform(8.0, 60.0, width) * np.cumprod(1.0 + total, axis=0)
     volatility = np.sqrt(
         (beta * market_volatility) ** 2 + sector_volatility[:, sector] ** 2 + own_volatility**2
-    )
+    ) / math.sqrt(config.bars_a_day)
     return _Path(
         before=after / (1.0 + total), gap=gap, total=total, volatility=volatility, drift=drift
     )
@@ -273,7 +297,7 @@ def _draw_bars(config: MarketConfig, path: _Path, rng: np.random.Generator) -> d
     fields = {name: np.empty((days, width)) for name in names}
     part = np.arange(1, steps + 1) / steps
     smile = 1.0 + 1.5 * (2 * part - 1) ** 2  # busy at the open and at the close
-    money = _draw_money(path, rng)
+    money = _draw_money(config, path, rng)
     for begin in range(0, days, DAYS_PER_BLOCK):
         block = slice(begin, begin + DAYS_PER_BLOCK)
         gap, total = path.gap[block, :, None], path.total[block, :, None]
@@ -296,11 +320,11 @@ def _draw_bars(config: MarketConfig, path: _Path, rng: np.random.Generator) -> d
     return fields
 
 
-def _draw_money(path: _Path, rng: np.random.Generator) -> Floats:
-    """Money traded per day: a usual size, more when the day is volatile or moves a lot."""
+def _draw_money(config: MarketConfig, path: _Path, rng: np.random.Generator) -> Floats:
+    """Money traded per bar: a usual size, more when the bar is volatile or moves a lot."""
     days, width = path.total.shape
-    usual = np.exp(rng.normal(np.log(5e7), 0.8, width))
-    relative = path.volatility / OWN_VOLATILITY
+    usual = np.exp(rng.normal(np.log(5e7), 0.8, width)) / config.bars_a_day
+    relative = path.volatility * math.sqrt(config.bars_a_day) / OWN_VOLATILITY
     surprise = np.abs(path.total) / path.volatility
     mood = _draw_log_volatility(days, width, 0.3, rng)
     noise = rng.normal(0.0, 0.2, (days, width))
@@ -311,6 +335,7 @@ def _draw_money(path: _Path, rng: np.random.Generator) -> Floats:
 def _draw_factors(config: MarketConfig, trades: Flags, rng: np.random.Generator) -> Floats:
     """Adjustment factors from 1, doubled by every split; adjusted prices do not notice."""
     splits = rng.random(trades.shape) < config.splits_per_year / 261
+    splits &= np.arange(len(trades))[:, None] % config.bars_a_day == 0  # before a day's first bar
     splits &= np.arange(len(trades))[:, None] > trades.argmax(axis=0)  # listed with factor 1
     factors: Floats = 2.0 ** splits.cumsum(axis=0)
     return factors

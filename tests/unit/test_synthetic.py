@@ -189,3 +189,27 @@ def test_the_smallest_market_works():
         MarketConfig(instruments=2, sectors=1, years=0.2, intraday_steps=1, late_share=0.0)
     )
     assert market.bars["symbol"].nunique() == 2
+
+
+def test_bars_of_five_minutes_follow_the_same_law_on_a_trading_day():
+    config = MarketConfig(instruments=12, sectors=3, years=0.2, freq="5min", seed=2)
+    market = make_market(config)
+    bars = market.bars
+    clock = sorted(set(bars["date"].dt.strftime("%H:%M")))
+    assert len(clock) == config.bars_a_day == 48
+    assert (clock[0], clock[23], clock[24], clock[-1]) == ("09:35", "11:30", "13:05", "15:00")
+    closes = bars.set_index(["date", "symbol"])["close"].unstack()
+    daily = closes.groupby(closes.index.normalize()).last().pct_change(fill_method=None)
+    usual = make_market(MarketConfig(instruments=12, sectors=3, years=0.2, seed=2)).bars
+    closes = usual.set_index(["date", "symbol"])["close"].unstack()
+    expected = closes.pct_change(fill_method=None)
+    ratio = float(np.nanstd(daily.to_numpy()) / np.nanstd(expected.to_numpy()))
+    assert 0.7 < ratio < 1.4, f"a day of minutes moves {ratio:.2f} times a daily bar"
+    factors = bars.groupby("symbol")["factor"].agg(lambda one: (one.diff() > 0).sum())
+    days = bars[bars.groupby("symbol")["factor"].diff() > 0]["date"].dt.strftime("%H:%M")
+    assert set(days) <= {"09:35"} and factors.sum() == len(days)
+
+
+def test_an_unknown_frequency_is_refused():
+    with pytest.raises(ConfigError, match="market.freq is one of day, 5min"):
+        MarketConfig(freq="1h")
