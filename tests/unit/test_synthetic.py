@@ -211,5 +211,5 @@ def test_bars_of_five_minutes_follow_the_same_law_on_a_trading_day():
 
 
 def test_an_unknown_frequency_is_refused():
-    with pytest.raises(ConfigError, match="market.freq is one of day, 5min"):
+    with pytest.raises(ConfigError, match="is one of day, 5min"):
         MarketConfig(freq="1h")
