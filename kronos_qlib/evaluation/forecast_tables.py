@@ -66,6 +66,10 @@ class ForecastQuality:
     walk_factors: Floats
     """(H,) that the historical volatility was multiplied by to calibrate it."""
 
+    def calibrated(self, closes: Floats, last_close: Floats) -> Floats:
+        """Paths (N, P, H) with their spread set right, in money."""
+        return np.asarray(self.calibration.apply(closes, last_close), dtype=np.float64)
+
     def metrics(self) -> dict[str, float]:
         """The means over the horizon under names such as crps, crps_calibrated, crps_last_price.
 

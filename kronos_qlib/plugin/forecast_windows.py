@@ -1,0 +1,164 @@
+"""Windows whose future has come, with paths drawn for them: what forecasts are judged by.
+
+Shape letters: N windows, P paths, H bars of the horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from qlib.log import get_module_logger
+
+from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.segments import Segment
+from kronos_qlib.data.windows import Windows
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.evaluation.forecasts import Outcomes
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.schema import CLOSE
+
+logger = get_module_logger(__name__)
+
+Floats = npt.NDArray[np.float64]
+
+AT_ONCE = 500
+"""Windows whose paths are held in memory with all six columns."""
+MANY = 1 / 3
+"""Share of windows whose absence is worth a warning."""
+
+
+def known_windows(source: WindowDataset, segment: Segment) -> tuple[Windows, int]:
+    """By time, those windows of a segment whose next bars are the calendar's; how many are not.
+
+    A warning where these are many: a moment at which hardly any instrument has a bar, such as a
+    stray one on a holiday, leaves out the windows of all others.
+
+    Raises:
+        BarDataError: there is none.
+    """
+    windows = source.training_windows(segment).by_time()
+    if len(windows):
+        announced = source.future_times(windows)
+        as_announced = (_times_ahead(windows) == announced).all(axis=1)
+        left_out = int((~as_announced).sum())
+        if left_out > MANY * len(windows):
+            logger.warning(_suspect(source, announced, left_out, len(windows)))
+        if left_out < len(windows):
+            return windows.take(np.flatnonzero(as_announced)), left_out
+    raise BarDataError(
+        f"{segment}: no window with {source.lookback} bars seen and the calendar's next "
+        f"{source.horizon} traded within the segment ({_reasons(windows.dropped)}); give the "
+        "segment more days, or shorten lookback or horizon"
+    )
+
+
+def _suspect(
+    source: WindowDataset, announced: npt.NDArray[np.datetime64], left_out: int, windows: int
+) -> str:
+    calendar = source.table.calendar
+    traded = np.bincount(source.table.places, minlength=len(calendar))
+    moments = np.unique(announced)
+    place = np.searchsorted(calendar, moments)
+    # A moment of the exchange's that is none of the bars' has none.
+    is_bar = calendar[np.minimum(place, len(calendar) - 1)] == moments
+    counts = np.where(is_bar, traded[np.minimum(place, len(calendar) - 1)], 0)
+    fewest = int(counts.argmin())
+    return (
+        f"{left_out} of {windows} windows lack one of the calendar's next bars, which leaves a "
+        f"peculiar sample; the calendar's moment with the fewest bars is {moments[fewest]}, with "
+        f"{counts[fewest]} of {len(source.table.instruments)} instruments: is it a trading day?"
+    )
+
+
+def sample_windows(windows: Windows, count: int, seed: int) -> Windows:
+    """At most so many, by time: evenly spaced in time, by lot among the instruments of a moment.
+
+    Evenly spaced places in a list by (time, instrument) would meet the same instruments again and
+    again where a day has about as many windows as lie between two places.
+    """
+    if len(windows) <= count:
+        return windows
+    lot = np.random.default_rng(seed).random(len(windows))
+    order = np.lexsort((lot, windows.times))
+    places = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
+    return windows.take(np.sort(order[places]))
+
+
+def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -> Outcomes:
+    """What was known of windows that `known_windows` gave, and what came.
+
+    Raises:
+        BarDataError: a close is not positive; names instrument and time.
+        ConfigError: windows are shorter than `volatility_bars` returns.
+    """
+    shortest = source.min_bars or source.lookback
+    if not 1 <= volatility_bars < shortest:
+        raise ConfigError(
+            f"volatility_bars must lie from 1 to {shortest - 1}, the returns of the shortest "
+            f"window, got {volatility_bars}"
+        )
+    ends = windows.ends[:][:, None].astype(np.int64)
+    table = source.table
+    past = table.values[ends + np.arange(-volatility_bars, 1), CLOSE].astype(np.float64)
+    came = table.values[ends + np.arange(1, source.horizon + 1), CLOSE].astype(np.float64)
+    _check_positive(np.concatenate((past, came), axis=1), windows, "has a close")
+    return Outcomes(windows.times, past, came, _times_ahead(windows), volatility_bars)
+
+
+def draw_closes(
+    model: KronosModel, source: WindowDataset, windows: Windows, paths: int, seed: int
+) -> Floats:
+    """(N, P, H) closes of coherent paths, independent of each other, in money.
+
+    Raises:
+        BarDataError: a close is not positive; names instrument and time.
+    """
+    how = model.sampling
+    stamps_ahead = source.future_stamps(windows)
+    closes = np.empty((len(windows), paths, source.horizon))
+    for which, group in windows.by_length():
+        names = [f"{name} {moment.isoformat()}" for moment, name in group.index]
+        for start in range(0, len(group), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            rows = group.ends[some][:, None].astype(np.int64) + np.arange(1 - group.lookback, 1)
+            drawn = model.predictor.paths(
+                group.table.values[rows],
+                group.table.stamps_at(rows),
+                stamps_ahead[which[some]],
+                source.horizon,
+                T=how.temperature,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                sample_count=paths,
+                seed=seed,
+                keys=names[some],
+                coherent=True,
+                verbose=model.show_progress,
+                rotate_s2=how.rotate_s2,
+            )
+            closes[which[some]] = drawn[..., CLOSE]
+    _check_positive(closes.reshape(len(windows), -1), windows, "has a path with a close")
+    return closes
+
+
+def _times_ahead(windows: Windows) -> npt.NDArray[np.datetime64]:
+    """(N, H) times of the bars that came."""
+    ends = windows.ends[:][:, None].astype(np.int64)
+    return np.asarray(windows.table.times_at(ends + np.arange(1, windows.ahead + 1)))
+
+
+def _check_positive(closes: Floats, windows: Windows, what: str) -> None:
+    bad = np.flatnonzero(~(closes > 0).all(axis=1))
+    if len(bad):
+        (name,) = windows.describe(bad[:1])
+        raise BarDataError(
+            f"the window of {name} {what} of {closes[bad[0]].min():g}: forecasts are judged by "
+            "returns, which need positive prices"
+        )
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing left out"
