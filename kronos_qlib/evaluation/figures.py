@@ -18,7 +18,7 @@ STRATEGY, BEFORE_COST, BENCHMARK, FALL = "#0072B2", "#56B4E9", "#6E6E6E", "#D55E
 
 
 def equity_figure(report: pd.DataFrame, title: str) -> Figure:
-    """Draw compounded return with and without cost beside the benchmark, and the drawdown.
+    """Draw wealth, excess over the benchmark and drawdown, each with cost and without.
 
     Args:
         report: Qlib's daily report, one row per trading day; see metrics.REPORT_COLUMNS.
@@ -30,18 +30,27 @@ def equity_figure(report: pd.DataFrame, title: str) -> Figure:
     Raises:
         UndefinedMetricError: the report has holes.
     """
+    check_report(report)
+    figure = new_figure(title, height=7.6)
+    wealth, excess, fall = figure.subplots(3, 1, sharex=True, height_ratios=[2.4, 1.5, 1.2])
+    _draw_wealth(wealth, report)
+    _draw_excess(excess, report)
+    _draw_drawdown(fall, report)
+    for axes in (wealth, excess, fall):
+        dress_percent(axes)
+        dress_dates(axes)
+    figure.align_ylabels()
+    return figure
+
+
+def new_figure(title: str, height: float = 6.0) -> Figure:
+    """An empty figure on an Agg canvas, its title at the left; heights are inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    check_report(report)
-    figure = Figure(figsize=(9.6, 6.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.6, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    wealth, fall = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1.0])
-    _draw_wealth(wealth, report)
-    _draw_drawdown(fall, report)
-    for axes in (wealth, fall):
-        _dress(axes)
     return figure
 
 
@@ -58,12 +67,7 @@ def training_figure(
     Returns:
         A figure on an Agg canvas, ready for `savefig`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 6.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure = new_figure(title, height=6.4)
     epochs, rates, measured, speed = figure.subplots(2, 2).flat
     losses = [name for name in LOSSES if any(name in row for row in history)]
     _draw_columns(epochs, history, "epoch", losses, "Loss")
@@ -139,30 +143,62 @@ def _draw_wealth(axes: Axes, report: pd.DataFrame) -> None:
         axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_ylabel("Compounded return")
-    axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    small_legend(axes)
+
+
+def _draw_excess(axes: Axes, report: pd.DataFrame) -> None:
+    """Wealth in units of the benchmark, so that it cannot be mistaken for a sum of returns."""
+    lines = {
+        "After cost": (net_returns(report), STRATEGY, "-", 1.5),
+        "Before cost": (report["return"], BEFORE_COST, "--", 1.1),
+    }
+    for name, (returns, color, style, width) in lines.items():
+        grown = ((1 + returns) / (1 + report["bench"])).cumprod() - 1
+        label = f"{name} ({grown.iloc[-1]:+.1%})"
+        axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_ylabel("Against the benchmark")
+    small_legend(axes)
 
 
 def _draw_drawdown(axes: Axes, report: pd.DataFrame) -> None:
-    falls = drawdown(net_returns(report))
+    falls, free = drawdown(net_returns(report)), drawdown(report["return"])
     axes.fill_between(falls.index, falls, 0, color=FALL, alpha=0.25, linewidth=0)
-    axes.plot(falls.index, falls, color=FALL, linewidth=1.0)
+    label = f"After cost (deepest {falls.min():.1%})"
+    axes.plot(falls.index, falls, color=FALL, linewidth=1.0, label=label)
+    label = f"Before cost ({free.min():.1%})"
+    axes.plot(free.index, free, color=BENCHMARK, linestyle="--", linewidth=0.9, label=label)
     axes.set_ylabel("Drawdown")
-    axes.set_title(f"After cost, deepest {falls.min():.1%}", loc="right", fontsize=9, color=FALL)
     axes.set_ylim(top=0)
+    small_legend(axes)
 
 
-def _dress(axes: Axes) -> None:
-    """Percent, thin grid, short dates, no box."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+def small_legend(axes: Axes) -> None:
+    axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
+
+
+def dress_percent(axes: Axes) -> None:
+    """The vertical axis in percent, with as many digits as its range needs."""
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+
+
+def dress(axes: Axes) -> None:
+    """Thin grid behind, no box, small ticks."""
+    axes.grid(True, color="#D9D9D9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+
+
+def dress_dates(axes: Axes) -> None:
+    """`dress`, and short dates along the horizontal axis."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     locator = AutoDateLocator(minticks=4, maxticks=10)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     dates = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_formatter(dates)
-    axes.grid(True, color="#D9D9D9", linewidth=0.5)
-    axes.set_axisbelow(True)
     axes.margins(x=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    dress(axes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import empyrical
 import numpy as np
 import pandas as pd
+from scipy.stats import kurtosis, norm, skew
 
 from kronos_qlib.errors import UndefinedMetricError
 
@@ -19,15 +21,25 @@ REPORT_COLUMNS = ("return", "bench", "cost", "turnover")
 TRADING_DAYS = 252
 """Days in a year unless told otherwise. Qlib's own `risk_analysis` takes 238 for daily data."""
 
+ROUNDING = 1e-12
+"""A spread of daily returns below this is an error of floating point, not risk."""
+
 PORTFOLIO_METRICS = (
     "annual_return",
     "annual_return_additive",
+    "annual_return_before_cost",
     "annual_volatility",
     "sharpe",
     "sortino",
     "calmar",
     "max_drawdown",
     "max_drawdown_days",
+    "hit_rate",
+    "excess_return",
+    "excess_return_before_cost",
+    "information_ratio",
+    "information_ratio_before_cost",
+    "excess_hit_rate",
     "excess_max_drawdown",
     "turnover",
 )
@@ -46,6 +58,7 @@ def portfolio_metrics(
     Returns:
         annual_return: compounded, final wealth ** (days_per_year / days) - 1.
         annual_return_additive: daily mean x days_per_year, Qlib's way (Qlib's factor is 238).
+        annual_return_before_cost: annual_return had trading been free.
         annual_volatility: daily standard deviation (ddof 1) x sqrt(days_per_year).
         sharpe: daily mean / standard deviation (ddof 1) x sqrt(days_per_year); riskless rate 0.
         sortino: annual_return_additive / downside deviation, which is the root of the mean over
@@ -55,6 +68,13 @@ def portfolio_metrics(
             included, as a negative fraction. Qlib's own sums returns instead.
         max_drawdown_days: trading days spent below the peak around that deepest fall; counts to
             the report's end when the peak was not reached again.
+        hit_rate: share of days that gained.
+        excess_return: daily mean of the return less the benchmark's x days_per_year, additive.
+        excess_return_before_cost: the same had trading been free.
+        information_ratio: daily mean of the excess / its standard deviation (ddof 1) x
+            sqrt(days_per_year).
+        information_ratio_before_cost: the same had trading been free.
+        excess_hit_rate: share of days better than the benchmark.
         excess_max_drawdown: the same fall of wealth measured in units of the benchmark.
         turnover: mean over days, bought plus sold as a fraction of the account.
 
@@ -78,20 +98,34 @@ def portfolio_metrics(
         raise UndefinedMetricError(
             f"returns are {returns.iloc[0]:g} on every day, so no ratio to their risk exists"
         )
-    relative = (1 + returns) / (1 + report["bench"]) - 1
+    free, bench = report["return"], report["bench"]
+    excess, free_excess = returns - bench, free - bench
+    if np.ptp(excess.to_numpy()) < ROUNDING or np.ptp(free_excess.to_numpy()) < ROUNDING:
+        raise UndefinedMetricError(
+            f"the return is {excess.iloc[0]:+g} from the benchmark's on every day, so no "
+            "information ratio exists"
+        )
+    relative = (1 + returns) / (1 + bench) - 1
 
-    def yearly(measure: Callable[..., float]) -> float:
-        return float(measure(returns, annualization=days_per_year))
+    def yearly(measure: Callable[..., float], of: pd.Series[float] = returns) -> float:
+        return float(measure(of, annualization=days_per_year))
 
     metrics = {
         "annual_return": yearly(empyrical.annual_return),
         "annual_return_additive": float(returns.mean() * days_per_year),
+        "annual_return_before_cost": yearly(empyrical.annual_return, free),
         "annual_volatility": yearly(empyrical.annual_volatility),
         "sharpe": yearly(empyrical.sharpe_ratio),
         "sortino": yearly(empyrical.sortino_ratio),
         "calmar": yearly(empyrical.calmar_ratio),
         "max_drawdown": float(empyrical.max_drawdown(returns)),
         "max_drawdown_days": float(days_below_peak(drawdown(returns))),
+        "hit_rate": float((returns > 0).mean()),
+        "excess_return": float(excess.mean() * days_per_year),
+        "excess_return_before_cost": float(free_excess.mean() * days_per_year),
+        "information_ratio": yearly(empyrical.sharpe_ratio, excess),
+        "information_ratio_before_cost": yearly(empyrical.sharpe_ratio, free_excess),
+        "excess_hit_rate": float((excess > 0).mean()),
         "excess_max_drawdown": float(empyrical.max_drawdown(relative)),
         "turnover": float(report["turnover"].mean()),
     }
@@ -102,6 +136,116 @@ def portfolio_metrics(
             f"{int((returns < 0).sum())} lost money; the period is too short to judge by them"
         )
     return metrics
+
+
+@dataclass(frozen=True)
+class DeflatedSharpe:
+    """A Sharpe ratio after the search that found it."""
+
+    probability: float
+    """That the true Sharpe ratio is above what the best of the trials has by luck alone."""
+    by_luck: float
+    """That Sharpe ratio, a year: expected of the best of so many trials without skill."""
+    trials: int
+
+
+def deflated_sharpe(
+    returns: pd.Series[float],
+    trials: int,
+    *,
+    trial_variance: float | None = None,
+    days_per_year: float = TRADING_DAYS,
+) -> DeflatedSharpe:
+    """How sure a Sharpe ratio is once it counts that the best of several trials was taken.
+
+    Args:
+        returns: daily, after cost.
+        trials: strategies or signals tried, this one included; 1 leaves the probabilistic Sharpe
+            ratio against 0. Trials that resemble each other count for fewer than they are, so
+            taking all for independent is on the safe side.
+        trial_variance: of the trials' Sharpe ratios, a year. None takes what trials without skill
+            would scatter by: the variance of one estimated Sharpe ratio, 1 / (days - 1) a day.
+        days_per_year: what daily figures are scaled to a year by.
+
+    Raises:
+        UndefinedMetricError: no trial, a variance below 0, or returns that never vary.
+
+    Source:
+        Bailey and López de Prado, "The deflated Sharpe ratio", Journal of Portfolio Management 40
+        (2014). With SR a day, T days, N trials and g Euler's constant:
+            SR0 = sqrt(V) ((1 - g) Φ⁻¹(1 - 1/N) + g Φ⁻¹(1 - 1/(N e)))
+            DSR = Φ((SR - SR0) sqrt(T - 1) / sqrt(1 - skew SR + (kurtosis - 1) / 4 SR²))
+    """
+    values = returns.to_numpy(dtype=float)
+    if len(values) < 2 or np.ptp(values) < ROUNDING:
+        raise UndefinedMetricError("returns that never vary have no Sharpe ratio to deflate")
+    return deflate(
+        float(values.mean() / values.std(ddof=1) * math.sqrt(days_per_year)),
+        days=len(values),
+        skewness=float(skew(values)),
+        kurtosis=float(kurtosis(values, fisher=False)),
+        trials=trials,
+        trial_variance=trial_variance,
+        days_per_year=days_per_year,
+    )
+
+
+def deflate(
+    sharpe: float,
+    *,
+    days: int,
+    skewness: float,
+    kurtosis: float,
+    trials: int,
+    trial_variance: float | None = None,
+    days_per_year: float = TRADING_DAYS,
+) -> DeflatedSharpe:
+    """`deflated_sharpe` from a Sharpe ratio a year and the moments of daily returns.
+
+    Args:
+        kurtosis: 3 for a normal distribution.
+    """
+    if trials < 1:
+        raise UndefinedMetricError(f"trials count this strategy too: 1 or more, got {trials}")
+    if trial_variance is not None and trial_variance < 0:
+        raise UndefinedMetricError(f"a variance is 0 or more, got {trial_variance}")
+    daily = sharpe / math.sqrt(days_per_year)
+    variance = 1 / (days - 1) if trial_variance is None else trial_variance / days_per_year
+    luck = 0.0
+    if trials > 1:
+        luck = math.sqrt(variance) * (
+            (1 - np.euler_gamma) * norm.ppf(1 - 1 / trials)
+            + np.euler_gamma * norm.ppf(1 - 1 / (trials * math.e))
+        )
+    spread = math.sqrt(1 - skewness * daily + (kurtosis - 1) / 4 * daily**2)
+    probability = norm.cdf((daily - luck) * math.sqrt(days - 1) / spread)
+    return DeflatedSharpe(float(probability), float(luck * math.sqrt(days_per_year)), trials)
+
+
+def to_days(report: pd.DataFrame) -> pd.DataFrame:
+    """A report of bars of minutes by days; one of days is returned as it is.
+
+    Returns are compounded over a day's bars; cost is what the day's return loses by it, turnover
+    the sum.
+    """
+    times = pd.DatetimeIndex(report.index)
+    if (times == times.normalize()).all():
+        return report
+    check_report(report)
+    day = pd.Index(times.normalize(), name="datetime")
+
+    def grown(returns: pd.Series[float]) -> pd.Series[float]:
+        return (1 + returns).groupby(day).prod() - 1
+
+    free = grown(report["return"])
+    return pd.DataFrame(
+        {
+            "return": free,
+            "bench": grown(report["bench"]),
+            "cost": free - grown(net_returns(report)),
+            "turnover": report["turnover"].groupby(day).sum(),
+        }
+    )
 
 
 def net_returns(report: pd.DataFrame) -> pd.Series[float]:

@@ -7,6 +7,7 @@ goes. The usual standard error takes the days for independent, and is too small.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,6 +155,76 @@ def paired_difference(
     bootstrap = StationaryBootstrap(length, values, seed=np.random.default_rng(seed))
     low, high = bootstrap.conf_int(_mean, draws, method="percentile", size=level).ravel().tolist()
     return PairedDifference(found, level, found.interval(level), (low, high), length)
+
+
+def bootstrap_interval(
+    daily: pd.Series[float],
+    *,
+    level: float = 0.95,
+    draws: int = 5000,
+    seed: int = 0,
+    least_block: int = 1,
+) -> tuple[float, float]:
+    """Where the mean of a daily series lies with that confidence, whatever its distribution.
+
+    Args:
+        daily: a number a day, on the days in their order.
+        level: confidence.
+        draws: bootstrap samples.
+        seed: of these samples.
+        least_block: mean days of a block at least; labels of h days overlap over h - 1.
+
+    Raises:
+        UndefinedMetricError: as of `daily_mean`.
+
+    Source:
+        As of `paired_difference`.
+    """
+    return bootstrap_statistic(
+        daily.to_frame(),
+        lambda values: float(values.mean()),
+        level=level,
+        draws=draws,
+        seed=seed,
+        least_block=least_block,
+    )
+
+
+def bootstrap_statistic(
+    daily: pd.DataFrame,
+    statistic: Callable[[Floats], float],
+    *,
+    level: float = 0.95,
+    draws: int = 5000,
+    seed: int = 0,
+    least_block: int = 1,
+) -> tuple[float, float]:
+    """Where a statistic of several daily series lies, their days drawn together in blocks.
+
+    Args:
+        daily: a row a day in their order, finite; at least one column that varies.
+        statistic: of (days, columns).
+        level, draws, seed, least_block: as of `bootstrap_interval`. Blocks are as long as the
+            column that remembers longest needs them.
+
+    Raises:
+        UndefinedMetricError: as of `daily_mean`, or no column varies.
+    """
+    _check_level(level)
+    columns = [_checked(daily[name], f"column {name!r}") for name in daily]
+    varying = [values for values in columns if np.ptp(values) > 0]
+    if not varying:
+        raise UndefinedMetricError(
+            f"the same on every one of {len(daily)} days: there is nothing to draw from"
+        )
+    length = max(least_block, *(_block_days(values) for values in varying))
+    length = min(length, len(daily) // 2)
+    bootstrap = StationaryBootstrap(
+        length, np.column_stack(columns), seed=np.random.default_rng(seed)
+    )
+    drawn = bootstrap.apply(lambda values: np.asarray([statistic(values)]), draws)[:, 0]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def _mean(values: Floats) -> Floats:

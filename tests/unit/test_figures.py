@@ -1,4 +1,4 @@
-"""The equity figure: what it shows, that it reads, and that it leaves no global state behind."""
+"""The figures: what they show, that they read, and that they leave no global state behind."""
 
 import subprocess
 import sys
@@ -7,8 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kronos_qlib.evaluation import ic
+from kronos_qlib.evaluation.costs import cost_table
 from kronos_qlib.evaluation.figures import equity_figure, training_figure
 from kronos_qlib.evaluation.metrics import UndefinedMetricError
+from kronos_qlib.evaluation.signal_figures import (
+    autocorrelation_figure,
+    cost_figure,
+    decay_figure,
+    group_figure,
+    ic_figure,
+)
 
 
 @pytest.fixture
@@ -20,13 +29,17 @@ def report():
 
 
 def test_the_lines_are_compounded_returns(report):
-    wealth, fall = equity_figure(report, "demo").axes
+    wealth, excess, fall = equity_figure(report, "demo").axes
     after, before, bench = (line.get_ydata() for line in wealth.get_lines()[:3])
     net = report["return"] - report["cost"]
     assert after == pytest.approx((1 + net).cumprod() - 1)
     assert before == pytest.approx((1 + report["return"]).cumprod() - 1)
     assert bench == pytest.approx((1 + report["bench"]).cumprod() - 1)
-    assert fall.get_lines()[0].get_ydata().max() <= 0
+    against = ((1 + net) / (1 + report["bench"])).cumprod() - 1
+    assert excess.get_lines()[0].get_ydata() == pytest.approx(against)
+    deepest, shallower = (line.get_ydata().min() for line in fall.get_lines()[:2])
+    assert deepest < shallower < 0
+    assert deepest == pytest.approx(((1 + net).cumprod() / (1 + net).cumprod().cummax() - 1).min())
 
 
 def test_the_legend_says_which_line_paid_costs(report):
@@ -41,13 +54,11 @@ def labels_in_view(labels, coordinate, limits):
     return [label for label in labels if low <= label.get_position()[coordinate] <= high]
 
 
-@pytest.mark.parametrize("days", [2, 30, 120])
-def test_no_text_is_clipped(report, days):
-    figure = equity_figure(report.tail(days), "lightgbm, CSI300, 2022-07 to 2022-12")
+def assert_nothing_is_clipped(figure):
     figure.canvas.draw()
     texts = [figure._suptitle]
     for axes in figure.axes:
-        texts += [axes.yaxis.label, axes._right_title, axes.xaxis.offsetText]
+        texts += [axes.yaxis.label, axes.xaxis.label, axes._left_title, axes.xaxis.offsetText]
         texts += labels_in_view(axes.get_yticklabels(), 1, axes.get_ylim())
         texts += labels_in_view(axes.get_xticklabels(), 0, axes.get_xlim())
     page = figure.bbox
@@ -57,6 +68,65 @@ def test_no_text_is_clipped(report, days):
         box = text.get_window_extent()
         inside = box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1
         assert inside, f"{text.get_text()!r} reaches past the page: {box} in {page}"
+
+
+@pytest.mark.parametrize("days", [2, 30, 120])
+def test_no_text_is_clipped(report, days):
+    assert_nothing_is_clipped(
+        equity_figure(report.tail(days), "lightgbm, CSI300, 2022-07 to 2022-12")
+    )
+
+
+@pytest.fixture(scope="module")
+def signal():
+    """A score that knows a little of its returns, days by names."""
+    rng = np.random.default_rng(8)
+    days = pd.bdate_range("2022-07-01", periods=60, name="datetime")
+    score = pd.DataFrame(rng.normal(size=(60, 30)), index=days)
+    return score, 0.2 * score + rng.normal(size=(60, 30))
+
+
+def test_the_ic_figure_shows_every_day_and_their_sum(signal):
+    daily = ic.daily_ic(*signal)["rank_ic"]
+    daily.iloc[7] = np.nan
+    figure = ic_figure(daily, ic.summarise(daily), "demo: Rank IC")
+    each, total = figure.axes
+    assert len(each.collections[0].get_segments()) == 60
+    assert total.get_lines()[0].get_ydata()[-1] == pytest.approx(daily.sum())
+    assert "59 days" in each.get_title(loc="left")
+    assert_nothing_is_clipped(figure)
+
+
+def test_decay_and_groups_show_means_within_their_intervals(signal):
+    score, returns = signal
+    table = ic.decay(score, {1: returns, 10: -returns})
+    figure = decay_figure(table, "demo: decay")
+    (axes,) = figure.axes
+    assert axes.get_lines()[0].get_ydata() == pytest.approx(table["mean"].to_numpy())
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "10"]
+    assert_nothing_is_clipped(figure)
+
+    daily = ic.group_returns(score, returns, 5)
+    table = ic.group_table(daily)
+    figure = group_figure(table, ic.monotonicity(daily), "demo: groups")
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx((daily.mean() * 1e4).to_list())
+    assert_nothing_is_clipped(figure)
+
+
+def test_autocorrelation_and_costs(signal, report):
+    table = ic.rank_autocorrelation(signal[0], [1, 2, 3])
+    figure = autocorrelation_figure(table, 0.85, "demo: autocorrelation")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == table["mean"].to_list()
+    assert figure.axes[0].get_title(loc="left").startswith("85%")
+    assert_nothing_is_clipped(figure)
+
+    costs = cost_table(report.assign(turnover=np.linspace(0.2, 0.6, len(report))))
+    figure = cost_figure(costs, 10.0, 25.0, "demo: costs")
+    drawn = [line.get_ydata() for line in figure.axes[0].get_lines()[:2]]
+    assert drawn[0] == pytest.approx(costs["net_return"].to_numpy())
+    assert drawn[1] == pytest.approx(costs["excess_return"].to_numpy())
+    assert_nothing_is_clipped(figure)
 
 
 def test_axes_are_in_percent(report):

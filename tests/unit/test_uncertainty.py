@@ -6,7 +6,13 @@ import pytest
 from scipy.signal import lfilter
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference, usual_lags
+from kronos_qlib.evaluation.uncertainty import (
+    bootstrap_interval,
+    bootstrap_statistic,
+    daily_mean,
+    paired_difference,
+    usual_lags,
+)
 
 
 def series_of(values):
@@ -148,3 +154,34 @@ def test_a_level_is_a_share():
     daily = daily_mean(series_of(np.random.default_rng(11).normal(size=30)))
     with pytest.raises(UndefinedMetricError, match="between 0 and 1, got 95"):
         daily.interval(95)
+
+
+def test_the_interval_of_a_mean_holds_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(12)
+    held = []
+    for seed in range(100):
+        daily = series_of(autoregressive(rng, 200, 0.3, mean=0.1))
+        low, high = bootstrap_interval(daily, draws=300, seed=seed)
+        held.append(low <= 0.1 <= high)
+    assert 0.85 < np.mean(held) < 0.99
+
+
+def test_longer_blocks_widen_the_interval_of_days_that_overlap():
+    values = autoregressive(np.random.default_rng(13), 400, 0.9)
+    short = bootstrap_interval(series_of(values))
+    long = bootstrap_interval(series_of(values), least_block=60)
+    assert np.ptp(long) > 1.02 * np.ptp(short)
+    white = series_of(np.random.default_rng(14).normal(size=200))
+    assert bootstrap_interval(white, level=0.99)[0] < bootstrap_interval(white)[0]
+
+
+def test_a_statistic_of_several_series_draws_their_days_together():
+    one = autoregressive(np.random.default_rng(15), 100, 0.2)
+    daily = pd.DataFrame({"one": one, "other": one + 2.0}, index=series_of(one).index)
+    low, high = bootstrap_statistic(daily, lambda values: float(np.ptp(values.mean(axis=0))))
+    assert (low, high) == pytest.approx((2.0, 2.0))
+    with pytest.raises(UndefinedMetricError, match="nothing to draw from"):
+        bootstrap_statistic(daily * 0, lambda values: float(values.mean()))
+    daily.iloc[3, 1] = np.nan
+    with pytest.raises(UndefinedMetricError, match="column 'other' is not a finite number on"):
+        bootstrap_statistic(daily, lambda values: float(values.mean()))

@@ -1,0 +1,410 @@
+"""How well a score orders the returns that follow it, and how sure one can be of that.
+
+Everything here takes tables of days by names, made by `to_wide`. For bars of minutes a "day" is a
+bar: each moment has an IC of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import rankdata
+from scipy.stats import t as student
+
+from kronos_qlib.errors import UndefinedMetricError
+from kronos_qlib.evaluation.uncertainty import (
+    LEAST_DAYS,
+    bootstrap_interval,
+    bootstrap_statistic,
+    daily_mean,
+    usual_lags,
+)
+
+Floats = npt.NDArray[np.float64]
+
+LEAST_PAIRS = 5
+"""Names with both a score and a return that a day needs; of two names every IC is 1 or -1."""
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+
+SUMMARY = ("mean", "std", "ratio", "t", "p", "low", "high", "days", "left_out")
+"""What `summarise` tells of a daily IC."""
+
+
+def to_wide(values: pd.Series[float]) -> pd.DataFrame:
+    """(datetime, instrument) to days by names, NaN where there is no row.
+
+    Raises:
+        UndefinedMetricError: other levels, or a day has a name twice.
+    """
+    if list(values.index.names) != ["datetime", "instrument"]:
+        raise UndefinedMetricError(
+            f"expected values on (datetime, instrument), got {values.index.names}"
+        )
+    index = values.index
+    assert isinstance(index, pd.MultiIndex)
+    index = index.remove_unused_levels()
+    places, labels = [], []
+    for codes, level in zip(index.codes, index.levels, strict=True):
+        order = np.argsort(level.to_numpy(), kind="stable")
+        places.append(np.argsort(order, kind="stable")[codes])
+        labels.append(level[order])
+    shape = len(labels[0]), len(labels[1])
+    flat = places[0] * shape[1] + places[1]
+    if np.bincount(flat, minlength=1).max(initial=0) > 1:
+        day, name = index[index.duplicated()][0]
+        raise UndefinedMetricError(f"{name} has two values on {day}")
+    wide = np.full(shape, np.nan)
+    wide.ravel()[flat] = values.to_numpy(dtype=np.float64)
+    return pd.DataFrame(
+        wide,
+        index=pd.DatetimeIndex(labels[0], name="datetime"),
+        columns=pd.Index(labels[1], name="instrument"),
+    )
+
+
+def daily_ic(
+    score: pd.DataFrame, returns: pd.DataFrame, *, least_pairs: int = LEAST_PAIRS
+) -> pd.DataFrame:
+    """Correlation over the names of each day, of values and of ranks.
+
+    Args:
+        score, returns: days by names.
+        least_pairs: names that a day needs.
+
+    Returns:
+        On the score's days on which any of its names has a return: `ic` (Pearson), `rank_ic`
+        (Spearman, ties share their mean rank), `pairs`. A day with too few pairs, or on which the
+        score or the return is the same for all, orders nothing: its ICs are NaN, not 0, and
+        `summarise` counts it as left out.
+    """
+    one, other = _paired(score, returns)
+    pairs = np.isfinite(one).sum(axis=1)
+    tells = (pairs >= least_pairs) & _varies(one) & _varies(other)
+    table = pd.DataFrame(
+        {
+            "ic": np.where(tells, _correlate_rows(one, other), np.nan),
+            "rank_ic": np.where(tells, _correlate_rows(_ranks(one), _ranks(other)), np.nan),
+            "pairs": pairs,
+        },
+        index=score.index,
+    )
+    told: pd.DataFrame = table.loc[pairs > 0]
+    return told
+
+
+def summarise(
+    daily: pd.Series[float],
+    *,
+    horizon: int = 1,
+    level: float = LEVEL,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The mean of a daily IC and how sure it is.
+
+    Args:
+        daily: NaN on days that have none.
+        horizon: bars of the returns. Those of neighbouring days overlap over horizon - 1, and so
+            many lags and days of a block are taken at least.
+        level: confidence of the interval.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        SUMMARY: mean; std (ddof 1); ratio, mean / std of a day, not annualised (ICIR); t after
+        Newey and West; p, two-sided by Student's t; low and high, a stationary block bootstrap's
+        interval for the mean; days counted; days left out.
+
+    Raises:
+        UndefinedMetricError: fewer days than LEAST_DAYS or than a horizon, or no variation.
+    """
+    known = daily.dropna()
+    if not len(known) and len(daily):
+        raise UndefinedMetricError(
+            f"none of {len(daily)} days has a value: on each the score or the return is the same "
+            "for all names, or too few have both"
+        )
+    lags = max(usual_lags(len(known)), horizon - 1) if len(known) else None
+    if lags is not None and len(known) >= LEAST_DAYS and lags >= len(known):
+        raise UndefinedMetricError(
+            f"returns over {horizon} bars overlap, and {len(known)} days are too few to tell an "
+            "error: leave the horizon out or test longer"
+        )
+    found = daily_mean(known, lags)
+    low, high = bootstrap_interval(
+        known, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
+    )
+    std = float(known.std(ddof=1))
+    return {
+        "mean": found.mean,
+        "std": std,
+        "ratio": found.mean / std,
+        "t": found.t,
+        "p": float(2 * student.sf(abs(found.t), found.days - 1)),
+        "low": low,
+        "high": high,
+        "days": float(len(known)),
+        "left_out": float(len(daily) - len(known)),
+    }
+
+
+def by_year(daily: pd.Series[float], **how: float) -> pd.DataFrame:
+    """`summarise` for each calendar year; a year of too few days has its mean alone.
+
+    Args:
+        daily: NaN on days that have none; on dates.
+        how: as of `summarise`.
+
+    Returns:
+        A row a year, SUMMARY as columns; NaN where fewer than LEAST_DAYS say nothing of an error.
+    """
+    years = pd.DatetimeIndex(daily.index).year
+    rows = {}
+    for year in sorted(set(years)):
+        of_year = daily[years == year]
+        known = of_year.dropna()
+        if len(known) >= LEAST_DAYS + int(how.get("horizon", 1)) - 1:
+            rows[year] = summarise(of_year, **how)  # type: ignore[arg-type]
+        else:
+            rows[year] = {
+                **dict.fromkeys(SUMMARY, np.nan),
+                "mean": float(known.mean()),
+                "days": float(len(known)),
+                "left_out": float(len(of_year) - len(known)),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("year")
+
+
+def decay(
+    score: pd.DataFrame, returns: Mapping[int, pd.DataFrame], *, seed: int = 0
+) -> pd.DataFrame:
+    """Rank IC against returns over more and more bars.
+
+    Args:
+        score: days by names.
+        returns: by horizon in bars, each from the close of the bar after the score.
+        seed: of the bootstrap.
+
+    Returns:
+        A row per horizon, SUMMARY as columns. The later days of a long horizon have no return
+        yet, so rows may count different days.
+    """
+    rows = {
+        horizon: summarise(daily_ic(score, returns[horizon])["rank_ic"], horizon=horizon, seed=seed)
+        for horizon in sorted(returns)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("horizon")
+
+
+def group_returns(score: pd.DataFrame, returns: pd.DataFrame, groups: int = 10) -> pd.DataFrame:
+    """Mean return of each tenth (or `groups`-th) of the day's names, less the day's mean.
+
+    Args:
+        score, returns: days by names.
+        groups: how many; the last holds the highest scores.
+
+    Returns:
+        Days by 1 … groups. Names of one score share one group, so that ties are not split by the
+        alphabet; a group that a day leaves empty is NaN. A day with fewer names than groups, or
+        one score for all, is left out.
+
+    Raises:
+        UndefinedMetricError: groups is no number from 2, or no day is left.
+    """
+    if groups < 2:
+        raise UndefinedMetricError(f"names are parted into 2 groups or more, got {groups}")
+    one, other = _paired(score, returns)
+    pairs = np.isfinite(one).sum(axis=1)
+    kept = (pairs >= groups) & _varies(one)
+    if not kept.any():
+        raise UndefinedMetricError(
+            f"no day has {groups} names with a score and a return, and more than one score; the "
+            f"fullest has {int(pairs.max(initial=0))}: ask for fewer groups"
+        )
+    one, other, pairs = one[kept], other[kept], pairs[kept]
+    # The mean rank of ties, from 1/2 to n - 1/2 in the middle of their places: never on an edge.
+    place = (_ranks(one) - 0.5) / pairs[:, None]
+    excess = other - np.nanmean(other, axis=1, keepdims=True)
+    rows, columns = np.nonzero(np.isfinite(one))
+    group = np.minimum((place[rows, columns] * groups).astype(np.int64), groups - 1)
+    cell = rows * groups + group
+    size = len(one) * groups
+    total = np.bincount(cell, weights=excess[rows, columns], minlength=size)
+    count = np.bincount(cell, minlength=size)
+    with np.errstate(invalid="ignore"):
+        mean = (total / count).reshape(len(one), groups)
+    return pd.DataFrame(
+        mean,
+        index=score.index[kept],
+        columns=pd.RangeIndex(1, groups + 1, name="group"),
+    )
+
+
+def group_table(
+    daily: pd.DataFrame, *, horizon: int = 1, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """The mean of each group over the days, with its error: rows 1 … groups, SUMMARY as columns.
+
+    Args:
+        daily: of `group_returns`.
+        horizon: bars of the returns.
+        draws, seed: of the bootstrap.
+    """
+    rows = {
+        group: summarise(daily[group], horizon=horizon, draws=draws, seed=seed) for group in daily
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
+
+
+def monotonicity(
+    daily: pd.DataFrame,
+    *,
+    horizon: int = 1,
+    level: float = LEVEL,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Whether higher groups earn more: Spearman of the group's number and its mean return.
+
+    Args:
+        daily: of `group_returns`.
+        horizon: bars of the returns.
+        level, draws, seed: of the bootstrap, which draws whole days in blocks. Noise in a redrawn
+            mean unsettles the order, so the interval reaches lower than the figure more easily
+            than higher.
+
+    Returns:
+        The figure, from -1 to 1, and the ends of its interval.
+    """
+    whole = daily.dropna()
+    if len(whole) < LEAST_DAYS:
+        raise UndefinedMetricError(
+            f"{len(whole)} of {len(daily)} days fill all {daily.shape[1]} groups; ask for fewer "
+            "groups, or a score with fewer ties"
+        )
+    number = np.arange(daily.shape[1], dtype=np.float64)
+    number -= number.mean()
+
+    def order(values: Floats) -> float:
+        ranks = rankdata(values.mean(axis=0))
+        ranks -= ranks.mean()
+        return float(number @ ranks / (np.linalg.norm(number) * np.linalg.norm(ranks)))
+
+    low, high = bootstrap_statistic(
+        whole, order, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
+    )
+    return order(whole.to_numpy()), low, high
+
+
+def rank_correlation(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]:
+    """Spearman of two scores over the names of each day that have both; NaN where one is flat."""
+    return daily_ic(one, other)["rank_ic"]
+
+
+def rank_autocorrelation(score: pd.DataFrame, lags: Sequence[int] = range(1, 11)) -> pd.DataFrame:
+    """How alike a day's order is to that of so many days before.
+
+    Args:
+        score: days by names.
+        lags: days between; days of the score, whatever lies between them.
+
+    Returns:
+        A row per lag: `mean` over the days of Spearman's correlation over the names that both days
+        have, and `days`.
+
+    Raises:
+        UndefinedMetricError: a lag is below 1, or leaves no day.
+    """
+    ranks = _ranks(score.to_numpy(dtype=np.float64))
+    rows = {}
+    for lag in lags:
+        if not 1 <= lag < len(ranks):
+            raise UndefinedMetricError(
+                f"a lag lies between 1 and {len(ranks) - 1}, one less than the score has days, "
+                f"got {lag}"
+            )
+        now, before = ranks[lag:].copy(), ranks[:-lag].copy()
+        both = np.isfinite(now) & np.isfinite(before)
+        now[~both] = before[~both] = np.nan
+        lone = np.isfinite(ranks[lag:]).sum(axis=1) + np.isfinite(ranks[:-lag]).sum(axis=1)
+        gaps = lone > 2 * both.sum(axis=1)  # a name of one day only: others move up in its place
+        now[gaps], before[gaps] = _ranks(now[gaps]), _ranks(before[gaps])
+        tells = (both.sum(axis=1) >= LEAST_PAIRS) & _varies(now) & _varies(before)
+        known = _correlate_rows(now, before)[tells]
+        mean = float(known.mean()) if len(known) else np.nan
+        rows[lag] = {"mean": mean, "days": float(len(known))}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lag")
+
+
+def top_turnover(score: pd.DataFrame, top: float = 0.1) -> pd.Series[float]:
+    """Share of a day's best names that were not among the best of the day before.
+
+    Args:
+        score: days by names.
+        top: names, where 1 or more; below 1 a share of the day's names, rounded, at least one.
+            Among equal scores the first name by the alphabet goes before.
+
+    Returns:
+        From the second day on; 0 keeps all, 1 replaces all.
+
+    Raises:
+        UndefinedMetricError: top is not above 0, or there is one day only.
+    """
+    if top <= 0:
+        raise UndefinedMetricError(f"top counts names, or is a share of them; got {top}")
+    if len(score) < 2:
+        raise UndefinedMetricError("turnover needs two days or more")
+    best_first = score.rank(axis=1, ascending=False, method="first").to_numpy()
+    names = np.isfinite(best_first).sum(axis=1)
+    held = np.minimum(top, names) if top >= 1 else np.maximum(np.rint(top * names), 1)
+    best = best_first <= held[:, None]
+    new = (best[1:] & ~best[:-1]).sum(axis=1) / best[1:].sum(axis=1)
+    return pd.Series(new, index=score.index[1:], name="turnover")
+
+
+def coverage(score: pd.DataFrame, labels: pd.DataFrame) -> float:
+    """Share of all days' names with a label that have a score too."""
+    labelled = labels.notna()
+    scored = score.reindex(index=labels.index, columns=labels.columns).notna()
+    total = int(labelled.to_numpy().sum())
+    if not total:
+        raise UndefinedMetricError("no name has a label on any day: check the label's expression")
+    return float((labelled & scored).to_numpy().sum() / total)
+
+
+def _paired(score: pd.DataFrame, returns: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Both on the score's days and names, NaN where either is not finite."""
+    one = score.to_numpy(dtype=np.float64, copy=True)
+    other = returns.reindex(index=score.index, columns=score.columns)
+    there = other.to_numpy(dtype=np.float64, copy=True)
+    lacking = ~(np.isfinite(one) & np.isfinite(there))
+    one[lacking] = there[lacking] = np.nan
+    return one, there
+
+
+def _ranks(values: Floats) -> Floats:
+    """From 1 in each row, ties at their mean, NaN where NaN."""
+    return pd.DataFrame(values).rank(axis=1).to_numpy()
+
+
+def _varies(values: Floats) -> npt.NDArray[np.bool_]:
+    """Rows that hold two different numbers."""
+    highest = np.where(np.isnan(values), -np.inf, values).max(axis=1, initial=-np.inf)
+    lowest = np.where(np.isnan(values), np.inf, values).min(axis=1, initial=np.inf)
+    varies: npt.NDArray[np.bool_] = highest > lowest
+    return varies
+
+
+def _correlate_rows(one: Floats, other: Floats) -> Floats:
+    """Pearson of each row; NaN in both where in either, and for a row that does not vary."""
+    count = np.maximum(np.isfinite(one).sum(axis=1, keepdims=True), 1)
+    one = np.nan_to_num(one - np.nansum(one, axis=1, keepdims=True) / count)
+    other = np.nan_to_num(other - np.nansum(other, axis=1, keepdims=True) / count)
+    product = np.einsum("ij,ij->i", one, other)
+    norm = np.sqrt(np.einsum("ij,ij->i", one, one) * np.einsum("ij,ij->i", other, other))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(product / norm)
