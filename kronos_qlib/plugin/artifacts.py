@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from qlib.config import C
 from qlib.data import D
@@ -53,13 +54,28 @@ def load_signals(recorder: Recorder) -> pd.DataFrame | None:
     return pd.read_parquet(recorder.download_artifact(path))
 
 
+def same_as_score(pred: pd.DataFrame, signals: pd.DataFrame) -> list[str]:
+    """Kept signals that are the score under another name, `score` itself among them."""
+    score = pred.iloc[:, 0].reindex(signals.index).to_numpy()
+    same = (np.array_equal(signals[name], score, equal_nan=True) for name in signals)
+    return [str(name) for name, is_same in zip(signals, same, strict=True) if is_same]
+
+
+def count_signals(pred: pd.DataFrame, signals: pd.DataFrame | None) -> int:
+    """How many different signals the run's score was, or could have been, chosen from."""
+    if signals is None:
+        return 1
+    others = {str(name) for name in signals} - {"score"}
+    return 1 + len(others - set(same_as_score(pred, signals)))
+
+
 def load_task(recorder: Recorder) -> dict[str, Any]:
     """The run's task as its workflow file gave it; empty for a run that Qlib's trainer did not
     begin."""
     return dict(recorder.load_object("task")) if has_artifact(recorder, "task") else {}
 
 
-def frequency_of(index: pd.MultiIndex) -> str:
+def frequency_of(index: pd.Index) -> str:
     """Qlib's name for how often bars come: "day" where all times are midnight, else as "5min".
 
     Args:
@@ -91,12 +107,13 @@ def provider_folder(freq: str) -> Path:
     return Path(C.dpm.get_data_uri(freq))
 
 
-def features_at(index: pd.MultiIndex, expressions: list[str], freq: str) -> pd.DataFrame:
+def features_at(index: pd.Index, expressions: list[str], freq: str) -> pd.DataFrame:
     """What Qlib computes for these rows and no others: one column an expression.
 
     Args:
         index: (datetime, instrument), in any order; the result has the same.
     """
+    freq = "day" if freq == "1day" else freq  # the reports' name is not that of the files
     names = sorted(index.get_level_values("instrument").unique())
     times = index.get_level_values("datetime")
     frame = D.features(names, expressions, times.min(), times.max(), freq=freq)

@@ -148,6 +148,7 @@ def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:
         ConfigError: Qlib has no calendar of this frequency, or it holds no bar after the last.
     """
     freq = settings.freq or frequency_of(pred.index)
+    freq = "day" if freq == "1day" else freq
     report_frequency(freq)  # an unknown one is refused here, before minutes of backtest
     start, end = _span(settings, pred, freq)
     exchange: dict[str, Any] = {

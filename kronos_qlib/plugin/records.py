@@ -3,35 +3,52 @@
 In Qlib a record whose input is missing logs "Generation skipped" and the run stays green. Here:
 
     record:
-      - {class: SignalRecord, module_path: qlib.workflow.record_temp, kwargs: {...}}
+      - {class: KronosSignalRecord, module_path: kronos_qlib.plugin.signal_record, kwargs: {...}}
       - {class: SigAnaRecord, module_path: qlib.workflow.record_temp}
-      - {class: PortAnaRecord, module_path: qlib.workflow.record_temp, kwargs: {...}}
+      - {class: SignalReportRecord, module_path: kronos_qlib.plugin.signal_report}
+      - {class: BacktestRecord, module_path: kronos_qlib.plugin.backtest_record}
       - {class: PortfolioReportRecord, module_path: kronos_qlib.plugin.records}
       - {class: RunCheckRecord, module_path: kronos_qlib.plugin.records}
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
-from kronos_qlib.errors import MissingArtifactError
+from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.costs import break_even_cost, capacity_table, cost_paid, cost_table
 from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.metrics import (
     PORTFOLIO_METRICS,
     TRADING_DAYS,
+    deflated_sharpe,
     drawdown,
     net_returns,
     portfolio_metrics,
+    to_days,
+)
+from kronos_qlib.evaluation.signal_figures import cost_figure
+from kronos_qlib.plugin.artifacts import (
+    count_signals,
+    features_at,
+    load_needed,
+    load_predictions,
+    load_signals,
 )
 from kronos_qlib.plugin.compare import is_stored_finite
+from kronos_qlib.plugin.signal_report import SIGNAL_REPORT_METRICS
+
+logger = logging.getLogger(__name__)
 
 SIGNAL_METRICS = ("IC", "ICIR", "Rank IC", "Rank ICIR")
 """What SigAnaRecord logs."""
@@ -39,12 +56,34 @@ SIGNAL_METRICS = ("IC", "ICIR", "Rank IC", "Rank ICIR")
 RISK_METRICS = ("mean", "std", "annualized_return", "information_ratio", "max_drawdown")
 """What PortAnaRecord logs for the excess over the benchmark, with and without cost."""
 
+SEARCH_AND_COST_METRICS = (
+    "deflated_sharpe",
+    "sharpe_by_luck",
+    "sharpe_trials",
+    "cost_paid_bp",
+    "break_even_cost_bp",
+)
+"""What PortfolioReportRecord logs beside PORTFOLIO_METRICS."""
+
+CAPACITY_SHARE = 0.05
+"""Of a bar's traded money: the row of the capacity table that becomes a metric."""
+
 
 class PortfolioReportRecord(ACRecordTemp):
-    """Log what the backtest earned after costs; keep its daily table and its figure.
+    """Log what the backtest earned after costs, how much of it is luck, and what it would bear.
+
+    Reports of bars of minutes are told by days. The metrics are those of `portfolio_metrics`,
+    under their own names, and:
+
+        deflated_sharpe: the chance that the Sharpe ratio is better than the luckiest of so many
+            trials without skill; `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
+        cost_paid_bp, break_even_cost_bp: basis points of the money traded that were paid, and at
+            which nothing is left of the excess over the benchmark.
+        capacity: money in an account of which 95 % of orders take 5 % or less of what is traded
+            in their bar; not logged where the provider does not tell that.
 
     Leaves in the folder `portfolio_report` of the run: `portfolio_metrics.pkl` (a Series),
-    `daily.csv`, `equity.png`. The metrics are those of `portfolio_metrics`, under their own names.
+    `daily.csv`, `equity.png`, `costs.csv`, `costs.png`, `capacity.csv`.
     """
 
     artifact_path = "portfolio_report"
@@ -53,56 +92,166 @@ class PortfolioReportRecord(ACRecordTemp):
     def __init__(
         self,
         recorder: Recorder,
-        freq: str = "1day",
+        freq: str | None = None,
         days_per_year: float = TRADING_DAYS,
+        trials: int | None = None,
+        trial_variance: float | None = None,
         title: str | None = None,
         skip_existing: bool = False,
     ) -> None:
         """
         Args:
-            freq: which of PortAnaRecord's reports, as in `report_normal_1day.pkl`.
+            freq: which of the backtest's reports, as 1day in `report_normal_1day.pkl`; None takes
+                the only one.
             days_per_year: trading days that daily figures are scaled to.
+            trials: strategies or signals that the reported one was chosen from; None counts those
+                in the run's `signals/signals.parquet`, and 1 where it has none. Other runs are not
+                counted: whoever tried ten settings says so here.
+            trial_variance: of these trials' Sharpe ratios a year, if known; see `deflated_sharpe`.
             title: above the figure; None takes the experiment's name.
         """
         super().__init__(recorder=recorder, skip_existing=skip_existing)
+        if trials is not None and trials < 1:
+            raise ConfigError(f"trials count the reported strategy too: 1 or more, got {trials}")
         self.freq = freq
         self.days_per_year = days_per_year
+        self.trials = trials
+        self.trial_variance = trial_variance
         self.title = title
 
     def list(self) -> list[str]:
-        return ["portfolio_metrics.pkl", "daily.csv", "equity.png"]
+        return [
+            "portfolio_metrics.pkl",
+            "daily.csv",
+            "equity.png",
+            "costs.csv",
+            "costs.png",
+            "capacity.csv",
+        ]
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
         # Qlib's check would ask PortAnaRecord for its list(), which needs that record's settings;
         # and Qlib's generate() forgives a FileNotFoundError, but not this error.
         if parents:
-            folder = PortAnaRecord.get_path()
-            report = PortAnaRecord.get_path(self.report_name)
-            found = self.recorder.list_artifacts(folder)
-            if report not in found:
-                raise MissingArtifactError(
-                    f"PortfolioReportRecord reads {report}, and the run has "
-                    f"{', '.join(found) or 'nothing'} in {folder}; list SignalRecord and "
-                    f"PortAnaRecord before it, with a backtest at {self.freq}"
-                )
+            report_frequency_of(self.recorder, type(self).__name__, self.freq)
         super().check(include_self=include_self, parents=False)
 
-    @property
-    def report_name(self) -> str:
-        return f"report_normal_{self.freq}.pkl"
-
     def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
-        report = self.load(self.report_name)
+        who = type(self).__name__
+        freq = report_frequency_of(self.recorder, who, self.freq)
+        bars = self.load(f"report_normal_{freq}.pkl")
+        report = to_days(bars)
         metrics = portfolio_metrics(report, days_per_year=self.days_per_year)
+        deflated = deflated_sharpe(
+            net_returns(report),
+            self._trials(),
+            trial_variance=self.trial_variance,
+            days_per_year=self.days_per_year,
+        )
+        paid, even = cost_paid(report), break_even_cost(report)
+        metrics |= {
+            "deflated_sharpe": deflated.probability,
+            "sharpe_by_luck": deflated.by_luck,
+            "sharpe_trials": float(deflated.trials),
+            "cost_paid_bp": paid,
+            "break_even_cost_bp": even,
+        }
+        positions = load_needed(
+            self.recorder,
+            PortAnaRecord.get_path(f"positions_normal_{freq}.pkl"),
+            reader=who,
+            writer="BacktestRecord",
+        )
+        capacity = self._capacity(positions, bars["account"], freq)
+        largest = float(capacity["95 %"][CAPACITY_SHARE])
+        if np.isfinite(largest):
+            metrics["capacity"] = largest
+
+        costs = cost_table(report, days_per_year=self.days_per_year)
+        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        figures = {
+            "equity": equity_figure(report, title),
+            "costs": cost_figure(costs, paid, even, f"{title}: the same trades at other costs"),
+        }
         with tempfile.TemporaryDirectory() as folder:
             daily_table(report).to_csv(Path(folder, "daily.csv"))
-            equity_figure(report, self.title or self._title()).savefig(Path(folder, "equity.png"))
+            costs.to_csv(Path(folder, "costs.csv"), float_format="%.6g")
+            capacity.to_csv(Path(folder, "capacity.csv"), na_rep="unknown", float_format="%.6g")
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, f"{name}.png"))
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
         self.recorder.log_metrics(**metrics)
         return {"portfolio_metrics.pkl": pd.Series(metrics, name="value")}
 
-    def _title(self) -> str:
-        return self.recorder.client.get_experiment(self.recorder.experiment_id).name
+    def _trials(self) -> int:
+        if self.trials is not None:
+            return self.trials
+        signals = load_signals(self.recorder)
+        if signals is None:
+            return 1
+        return count_signals(load_predictions(self.recorder, type(self).__name__), signals)
+
+    def _capacity(
+        self, positions: Mapping[pd.Timestamp, Any], account: pd.Series[float], freq: str
+    ) -> pd.DataFrame:
+        """`capacity_table` of the orders behind these positions, and what `traded` was read of."""
+        changes = position_changes(positions)
+        fields = ["$close", "$amount", "$volume * $close"]
+        market = features_at(changes.index, fields, freq)
+        # Qlib's volume is shares / factor and its price money x factor: the factor falls out.
+        source = next((name for name in fields[1:] if market[name].gt(0).any()), None)
+        if source is None:
+            logger.warning("capacity is unknown: the provider has neither $amount nor $volume")
+        day_account = account.reindex(changes.index.get_level_values("datetime")).to_numpy()
+        orders = changes.to_numpy() * market["$close"].to_numpy() / day_account
+        traded = market[source].to_numpy() if source else np.full(len(orders), np.nan)
+        return capacity_table(orders, traded).assign(traded=source or "unknown")
+
+
+def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
+    """Shares bought or sold, without sign, from the positions at the end of each bar.
+
+    Args:
+        positions: Qlib's `positions_normal`: Position objects by time, the first from nothing.
+
+    Returns:
+        On (datetime, instrument), a row for each name whose amount changed.
+    """
+    held = pd.DataFrame.from_dict(
+        {
+            time: {name: position.get_stock_amount(name) for name in position.get_stock_list()}
+            for time, position in positions.items()
+        },
+        orient="index",
+    ).fillna(0.0)
+    moved = held.diff().fillna(held).abs().to_numpy()
+    row, column = np.nonzero(moved)
+    index = pd.MultiIndex.from_arrays(
+        [held.index[row], held.columns[column]], names=["datetime", "instrument"]
+    )
+    return pd.Series(moved[row, column], index=index, name="shares")
+
+
+def report_frequency_of(recorder: Recorder, who: str, freq: str | None = None) -> str:
+    """The frequency of the run's one backtest report, or the one asked for.
+
+    Raises:
+        MissingArtifactError: there is no such report.
+        ConfigError: there are several and none was asked for.
+    """
+    folder = PortAnaRecord.get_path()
+    found = recorder.list_artifacts(folder)
+    start = PortAnaRecord.get_path("report_normal_")
+    known = [path[len(start) : -len(".pkl")] for path in found if path.startswith(start)]
+    if freq is None and len(known) > 1:
+        raise ConfigError(f"the backtest has reports of {', '.join(known)}: set freq to one")
+    if not known or (freq is not None and freq not in known):
+        raise MissingArtifactError(
+            f"{who} reads {start}{freq or '1day'}.pkl, and the run has "
+            f"{', '.join(found) or 'nothing'} in {folder}; list KronosSignalRecord and "
+            f"BacktestRecord before it{f', with a backtest at {freq}' if freq else ''}"
+        )
+    return freq or known[0]
 
 
 class RunCheckRecord(RecordTemp):
@@ -113,28 +262,36 @@ class RunCheckRecord(RecordTemp):
     """
 
     def __init__(
-        self, recorder: Recorder, metrics: Sequence[str] | None = None, freq: str = "1day"
+        self,
+        recorder: Recorder,
+        metrics: Sequence[str] | None = None,
+        freq: str | None = None,
     ) -> None:
         """
         Args:
             metrics: names as MLflow shows them; None expects all of SigAnaRecord's,
-                PortAnaRecord's and PortfolioReportRecord's.
-            freq: the backtest's, which prefixes PortAnaRecord's names.
+                SignalReportRecord's, BacktestRecord's and PortfolioReportRecord's.
+            freq: the backtest's, which prefixes its names; None takes the only report's.
         """
         super().__init__(recorder)
-        self.metrics = expected_metrics(freq) if metrics is None else tuple(metrics)
+        self.metrics = metrics
+        self.freq = freq
 
     def generate(self, **kwargs: Any) -> None:
         await_metrics(self.recorder)
+        names = self.metrics
+        if names is None:
+            freq = report_frequency_of(self.recorder, type(self).__name__, self.freq)
+            names = expected_metrics(freq)
         logged = self.recorder.list_metrics()
-        missing = [name for name in self.metrics if name not in logged]
+        missing = [name for name in names if name not in logged]
         if missing:
             raise MissingArtifactError(
-                f"the run ends without {', '.join(missing)}; list SigAnaRecord, PortAnaRecord and "
-                "PortfolioReportRecord before RunCheckRecord, and look above for 'Generation "
-                "skipped' or 'Empty label'"
+                f"the run ends without {', '.join(missing)}; list SigAnaRecord, "
+                "SignalReportRecord, BacktestRecord and PortfolioReportRecord before "
+                "RunCheckRecord, and look above for 'Generation skipped' or 'Empty label'"
             )
-        broken = [name for name in self.metrics if not is_stored_finite(logged[name])]
+        broken = [name for name in names if not is_stored_finite(logged[name])]
         if broken:
             shown = ", ".join(f"{name} = {logged[name]:g}" for name in broken)
             raise MissingArtifactError(
@@ -150,14 +307,24 @@ def expected_metrics(freq: str = "1day") -> tuple[str, ...]:
         for cost in ("without", "with")
         for name in RISK_METRICS
     ]
-    return (*SIGNAL_METRICS, *excess, *PORTFOLIO_METRICS)
+    return (
+        *SIGNAL_METRICS,
+        *SIGNAL_REPORT_METRICS,
+        *excess,
+        *PORTFOLIO_METRICS,
+        *SEARCH_AND_COST_METRICS,
+    )
 
 
 def daily_table(report: pd.DataFrame) -> pd.DataFrame:
-    """Qlib's daily report with returns after cost, excess over the benchmark, and drawdown."""
+    """The daily report with returns after cost, excess over the benchmark, and drawdown."""
     net = net_returns(report)
     return report.assign(
-        net_return=net, excess_return=net - report["bench"], drawdown=drawdown(net)
+        net_return=net,
+        excess_return=net - report["bench"],
+        excess_return_before_cost=report["return"] - report["bench"],
+        drawdown=drawdown(net),
+        drawdown_before_cost=drawdown(report["return"]),
     )
 
 

@@ -1,0 +1,363 @@
+"""What a run's score, and every signal kept beside it, knew of the returns that followed."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qlib.data.data import ExpressionD
+from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
+from qlib.workflow.recorder import Recorder
+from statsmodels.stats.multitest import multipletests
+
+from kronos_qlib.errors import ConfigError, UndefinedMetricError
+from kronos_qlib.evaluation.ic import (
+    SUMMARY,
+    by_year,
+    coverage,
+    daily_ic,
+    decay,
+    group_returns,
+    group_table,
+    monotonicity,
+    rank_autocorrelation,
+    rank_correlation,
+    summarise,
+    to_wide,
+    top_turnover,
+)
+from kronos_qlib.evaluation.signal_figures import (
+    autocorrelation_figure,
+    decay_figure,
+    group_figure,
+    ic_figure,
+)
+from kronos_qlib.evaluation.uncertainty import daily_mean, usual_lags
+from kronos_qlib.plugin.artifacts import (
+    count_signals,
+    features_at,
+    frequency_of,
+    load_needed,
+    load_predictions,
+    load_signals,
+    load_task,
+    provider_folder,
+    same_as_score,
+)
+
+logger = logging.getLogger(__name__)
+
+HORIZONS = (1, 2, 5, 10)
+"""Bars of the returns that the decay is measured on."""
+LAGS = tuple(range(1, 11))
+"""Bars between the scores whose order is compared."""
+
+SIGNAL_REPORT_METRICS = (
+    *(
+        f"{kind}.{name}"
+        for kind in ("ic", "rank_ic")
+        for name in ("mean", "std", "ratio", "t", "low", "high")
+    ),
+    "rank_ic.days",
+    "rank_ic.days_left_out",
+    *(f"rank_ic.h{horizon}{end}" for horizon in HORIZONS for end in ("", "_t")),
+    "spread",
+    "spread_t",
+    "monotonicity",
+    "monotonicity_low",
+    "monotonicity_high",
+    "autocorrelation.lag1",
+    "autocorrelation.lag5",
+    "autocorrelation.lag10",
+    "top_turnover",
+    "coverage",
+    "signals_tried",
+)
+"""What SignalReportRecord logs with its usual settings; see there."""
+
+FILES = (
+    "daily_ic.parquet",
+    "summary.csv",
+    "by_year.csv",
+    "by_horizon.csv",
+    "groups.csv",
+    "autocorrelation.csv",
+    "signals.csv",
+    "ic.png",
+    "decay.png",
+    "groups.png",
+    "autocorrelation.png",
+)
+
+
+class SignalReportRecord(ACRecordTemp):
+    """Measure a run's score against its label and against later returns, with errors.
+
+    Works for any Qlib model whose run has pred.pkl and label.pkl, at any frequency; a "day" is a
+    bar there. Metrics, of the label unless a horizon is named:
+
+        ic.mean, ic.std, ic.ratio: mean of the daily Pearson correlation, its daily standard
+            deviation, and mean / std, not annualised. `rank_ic.` is Spearman's.
+        ic.t, ic.low, ic.high: the mean in Newey-West standard errors; 95 % interval by stationary
+            block bootstrap.
+        rank_ic.days, rank_ic.days_left_out: days that have one, days that order nothing (see
+            `evaluation.ic.daily_ic`).
+        rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
+            and its t with lags enough for the overlap. `rank_ic.y2022`: of a calendar year.
+        spread, spread_t: mean return of the best tenth less the worst tenth's, a bar, before cost.
+        monotonicity, …_low, …_high: Spearman of the tenth's number and its mean return.
+        autocorrelation.lag5: mean correlation of ranks with those of 5 bars before.
+        top_turnover: share of the best tenth that is new at every bar.
+        coverage: share of labelled names that have a score.
+        signals_tried: how many different signals the run kept, its score included. The best of
+            many looks good by luck: in signals.csv `p_holm` is each p-value after Holm's
+            correction for that number.
+        oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
+            (a simulated market: the label's true expected value), what the truth itself reaches on
+            the rows that the score has, and the score's Rank IC as a share of it.
+
+    Leaves FILES in the folder `signal_report` of the run; daily_ic.parquet has `ic`, `rank_ic`
+    and `pairs` on datetime.
+    """
+
+    artifact_path = "signal_report"
+    depend_cls = SignalRecord
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        horizons: Sequence[int] = HORIZONS,
+        groups: int = 10,
+        top: float = 0.1,
+        price: str = "$close",
+        label_bars: int | None = None,
+        title: str | None = None,
+        seed: int = 0,
+        skip_existing: bool = False,
+    ) -> None:
+        """
+        Args:
+            horizons: bars of the returns of the decay.
+            groups: parts that a day's names are divided into by score.
+            top: best names whose turnover is told: a share below 1, else a number.
+            price: Qlib expression of what returns are taken of.
+            label_bars: over which the label's return runs, so that neighbouring days overlap; None
+                reads the label's expression in the run's task, and takes Qlib's usual 1 where the
+                task has none.
+            title: above the figures; None takes the experiment's name.
+            seed: of the bootstraps.
+        """
+        super().__init__(recorder=recorder, skip_existing=skip_existing)
+        if not horizons or any(horizon < 1 for horizon in horizons):
+            raise ConfigError(f"horizons count bars, each 1 or more, got {list(horizons)}")
+        if label_bars is not None and label_bars < 1:
+            raise ConfigError(f"label_bars must be 1 or more, got {label_bars}")
+        self.horizons = tuple(sorted(set(horizons)))
+        self.groups = groups
+        self.top = top
+        self.price = price
+        self.label_bars = label_bars
+        self.title = title
+        self.seed = seed
+
+    def list(self) -> list[str]:
+        return list(FILES)
+
+    def check(self, include_self: bool = False, parents: bool = True) -> None:
+        # Qlib's generate() would forgive a missing file; `_generate` names it and raises.
+        super().check(include_self=include_self, parents=False)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+        who = type(self).__name__
+        pred = load_predictions(self.recorder, who)
+        label = load_needed(
+            self.recorder, "label.pkl", reader=who, writer="KronosSignalRecord"
+        ).iloc[:, 0]
+        score, labels = to_wide(pred.iloc[:, 0]), to_wide(label)
+        overlap = self.label_bars or label_bars_of(load_task(self.recorder))
+        how: dict[str, Any] = {"horizon": overlap, "seed": self.seed}
+
+        daily = daily_ic(score, labels)
+        found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
+        years = by_year(daily["rank_ic"], **how)
+        horizons = decay(score, self._later_returns(pred.index), seed=self.seed)
+        parted = group_returns(score, labels, self.groups)
+        groups = group_table(parted, **how)
+        order = monotonicity(parted, **how)
+        # A day whose ties leave an outer group empty has no spread.
+        spread = (parted[self.groups] - parted[1]).dropna()
+        apart = daily_mean(spread, max(usual_lags(len(spread)), overlap - 1))
+        memory = rank_autocorrelation(score, [lag for lag in LAGS if lag < len(score)])
+        renewed = float(top_turnover(score, self.top).mean())
+        signals = self._signal_table(pred, labels, **how)
+
+        metrics = {
+            f"{kind}.{name}": found[kind][name]
+            for kind in found
+            for name in ("mean", "std", "ratio", "t", "low", "high")
+        }
+        metrics["rank_ic.days"] = found["rank_ic"]["days"]
+        metrics["rank_ic.days_left_out"] = found["rank_ic"]["left_out"]
+        for horizon, row in horizons.iterrows():
+            metrics[f"rank_ic.h{horizon}"] = row["mean"]
+            metrics[f"rank_ic.h{horizon}_t"] = row["t"]
+        metrics |= {f"rank_ic.y{year}": mean for year, mean in years["mean"].dropna().items()}
+        metrics |= {"spread": apart.mean, "spread_t": apart.t}
+        metrics |= dict(
+            zip(("monotonicity", "monotonicity_low", "monotonicity_high"), order, strict=True)
+        )
+        alike = memory["mean"].dropna().to_dict()
+        metrics |= {f"autocorrelation.lag{lag}": alike[lag] for lag in (1, 5, 10) if lag in alike}
+        metrics |= {
+            "top_turnover": renewed,
+            "coverage": coverage(score, labels),
+            "signals_tried": float(count_signals(pred, load_signals(self.recorder))),
+            **self._against_oracle(pred, labels, score),
+        }
+
+        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        tables = {
+            "summary": pd.DataFrame.from_dict(found, orient="index").rename_axis("correlation"),
+            "by_year": years,
+            "by_horizon": horizons,
+            "groups": groups,
+            "autocorrelation": memory,
+            "signals": signals,
+        }
+        figures = {
+            "ic": ic_figure(daily["rank_ic"], found["rank_ic"], f"{title}: Rank IC of the score"),
+            "decay": decay_figure(horizons, f"{title}: how long the score knows"),
+            "groups": group_figure(groups, order, f"{title}: returns by score"),
+            "autocorrelation": autocorrelation_figure(
+                memory, renewed, f"{title}: how fast the order changes"
+            ),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            daily.to_parquet(Path(folder, "daily_ic.parquet"))
+            for name, table in tables.items():
+                table.to_csv(Path(folder, f"{name}.csv"), float_format="%.6g")
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, f"{name}.png"))
+            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+        self.recorder.log_metrics(**{name: float(value) for name, value in metrics.items()})
+        return {}
+
+    def _later_returns(self, index: pd.Index) -> dict[int, pd.DataFrame]:
+        """By horizon, returns from the close of the bar after the score, days by names."""
+        expressions = [
+            f"Ref({self.price}, -{1 + horizon}) / Ref({self.price}, -1) - 1"
+            for horizon in self.horizons
+        ]
+        frame = features_at(index, expressions, frequency_of(index))
+        return {
+            horizon: to_wide(frame.iloc[:, place]) for place, horizon in enumerate(self.horizons)
+        }
+
+    def _signal_table(self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any) -> pd.DataFrame:
+        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles."""
+        kept = load_signals(self.recorder)
+        columns = {"score": pred.iloc[:, 0]}
+        if kept is not None:
+            columns |= {str(name): kept[name] for name in kept if name != "score"}
+        score = to_wide(columns["score"])
+        rows = {
+            name: signal_row(to_wide(values), score, labels, self.top, **how)
+            for name, values in columns.items()
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("signal")
+        # The score is often a kept signal under its own name: one and the same trial.
+        twin = [] if kept is None else [n for n in same_as_score(pred, kept) if n != "score"]
+        tried = table.drop(index=twin)["p"].dropna()
+        corrected = pd.Series(multipletests(tried, method="holm")[1], index=tried.index)
+        for name in twin:
+            corrected[name] = corrected["score"]
+        table.insert(list(table).index("p") + 1, "p_holm", corrected.reindex(table.index))
+        return table
+
+    def _against_oracle(
+        self, pred: pd.DataFrame, labels: pd.DataFrame, score: pd.DataFrame
+    ) -> dict[str, float]:
+        """What a perfect model reaches on the rows of the score; nothing for a real market."""
+        path = provider_folder(frequency_of(pred.index)) / "oracle.parquet"
+        if not path.is_file():
+            return {}
+        truth = to_wide(pd.read_parquet(path).iloc[:, 0])
+        truth = truth.reindex(index=score.index, columns=score.columns)
+        both = truth.notna() & score.notna()
+        if not both.to_numpy().any():
+            raise UndefinedMetricError(f"{path} and the score have no row in common")
+        truth, ours = truth.where(both), score.where(both)
+        daily = daily_ic(truth, labels)
+        if daily["rank_ic"].isna().all():
+            logger.info("%s is the same for all names: nothing was planted to be found", path)
+            return {}
+        best = float(daily["rank_ic"].mean())
+        metrics = {"oracle_ic": float(daily["ic"].mean()), "oracle_rank_ic": best}
+        if best <= 0:
+            logger.warning(
+                "The truth's own Rank IC is %.4f over these days: too few to tell a share of it",
+                best,
+            )
+            return metrics
+        return {**metrics, "oracle_share": float(daily_ic(ours, labels)["rank_ic"].mean()) / best}
+
+
+def signal_row(
+    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: Any
+) -> dict[str, float]:
+    """A signal's row of signals.csv; NaN where it orders nothing or has too few days.
+
+    Args:
+        signal, score, labels: days by names.
+        top: as of `evaluation.ic.top_turnover`.
+        how: as of `evaluation.ic.summarise`.
+
+    Returns:
+        `ic`, `ic_t`; of the Rank IC SUMMARY, its mean as `rank_ic`; `autocorrelation` at one bar,
+        `turnover` of the best, mean rank correlation `with_score`, `coverage`.
+    """
+    daily = daily_ic(signal, labels)
+    try:
+        ranked = summarise(daily["rank_ic"], **how)
+        plain = daily["ic"].dropna()
+        lags = max(usual_lags(len(plain)), how["horizon"] - 1)
+        ic, ic_t = float(plain.mean()), daily_mean(plain, lags).t
+    except UndefinedMetricError as reason:
+        logger.warning("a signal orders nothing: %s", reason)
+        ranked = {
+            **dict.fromkeys(SUMMARY, np.nan),
+            "days": float(daily["rank_ic"].notna().sum()),
+            "left_out": float(daily["rank_ic"].isna().sum()),
+        }
+        ic = ic_t = np.nan
+    return {
+        "ic": ic,
+        "ic_t": ic_t,
+        "rank_ic": ranked["mean"],
+        **{name: ranked[name] for name in SUMMARY if name != "mean"},
+        "autocorrelation": float(rank_autocorrelation(signal, [1])["mean"].iloc[0]),
+        "turnover": float(top_turnover(signal, top).mean()),
+        "with_score": float(rank_correlation(signal, score).mean()),
+        "coverage": coverage(signal, labels),
+    }
+
+
+def label_bars_of(task: Mapping[str, Any]) -> int:
+    """Bars that the label's return runs over, by its expression in the task; 1 if it has none.
+
+    A label from the next bar's price, as Qlib's, that looks h + 1 bars ahead runs over h.
+    """
+    found = task.get("dataset", {})
+    for key in ("kwargs", "handler", "kwargs", "label"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    while isinstance(found, Sequence) and not isinstance(found, str) and len(found):
+        found = found[0]  # Alpha158 writes [[expressions], [names]]
+    if not isinstance(found, str):
+        return 1
+    ahead = ExpressionD.get_expression_instance(found).get_extended_window_size()[1]
+    return max(1, int(ahead) - 1)
