@@ -119,10 +119,15 @@ def _start(folder: Path, processes: int, device: torch.device) -> list[subproces
         # Classes of the caller's own must be found by the workers too.
         "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
     }
+    if sys.platform == "win32":
+        shared["USE_LIBUV"] = "0"  # torch's wheels for Windows have none
     command = [sys.executable, "-m", "kronos_qlib.training.worker", str(folder)]
     return [
+        # Nothing is written to the pipe: it ends when this process does, however it does.
         subprocess.Popen(
-            command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command,
+            stdin=subprocess.PIPE,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
     ]
@@ -164,6 +169,8 @@ def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+        if worker.stdin:
+            worker.stdin.close()
 
 
 def _check(folder: Path, workers: list[subprocess.Popen[bytes]]) -> None:

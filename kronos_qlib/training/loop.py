@@ -19,7 +19,7 @@ from kronos_qlib.model.crew import Crew
 from kronos_qlib.training.batches import Ints
 from kronos_qlib.training.steps import Losses, Step, TrainingData, check_losses, exploded
 from kronos_qlib.training.store import RunStore
-from kronos_qlib.training.team import Team, keep_freed_memory, part_of
+from kronos_qlib.training.team import Team, freed_memory_kept, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,17 +80,17 @@ def train(
 
     Args:
         training, validation: windows with their horizon; they must share no target.
-        on_epoch: called with the epoch's number and its row of the history, for logs and MLflow;
-            a run that goes on begins with the epochs behind it.
+        on_epoch: called with the epoch's number and its row of the history, for logs and MLflow.
         on_steps: called every `log_every` steps with a row of `TrainingReport.steps`. Both are
-            called in the first process only.
+            called in the first process only; a run that goes on begins with what is behind it.
         store: keeps the run's state as it goes. Where it has one, the run goes on from there, on
-            a CPU to the same bits as one that was never stopped, with as many members.
+            a CPU to the same bits as one that was never stopped, with as many members. No other
+            run may use its folder meanwhile.
         threads: of a CPU; None takes torch's number.
 
     Raises:
-        TrainingError: a segment has no windows, the loss stops being finite or explodes, or a state
-            cannot be written.
+        TrainingError: a segment has no windows, the loss stops being finite or explodes, a state
+            cannot be written, or another run has its folder.
         ConfigError: the state is another run's, or the device lacks the precision.
     """
     _check_segments(training, validation)
@@ -98,9 +98,9 @@ def train(
     chosen = validation.to_judge_by(config)
     sampler = training.sampler(config)
     step.net.to(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(freed_memory_kept())
         # Parts of others may draw from torch's own generator: seeded here, and given back.
         stack.enter_context(
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -123,14 +123,20 @@ def train(
                 found: dict[str, float] = one.validate(chosen, config, device)
                 return found
 
-            return team.each(work)[0]
+            return team.as_the_first_says(team.each(work)[0])
 
+        if store and team.is_first:
+            stack.enter_context(store.held())
         kept = store.load() if store else None
+        if len(found := set(team.gathered([kept[0] if kept else 0]))) > 1:
+            raise TrainingError(
+                f"the processes found states after {', '.join(map(str, sorted(found)))} steps in "
+                f"{store.folder if store else ''}: it must be one folder that all machines see"
+            )
         if kept is not None:
             run.restore(kept[1])
             logger.info("going on after epoch %d and %d batches", run.epoch, run.batches)
-            for row in run.history if on_epoch else ():
-                on_epoch(int(row["epoch"]), row)  # type: ignore[misc]
+            run.tell_again(on_epoch)
         else:
             run.close_epoch(validated(), on_epoch)
         while not run.is_done:
@@ -314,6 +320,15 @@ class _Run:
         self.since, self.since_seen, self.clock = {}, 0, now
         if self.on_steps:
             self.on_steps(self.steps, row)
+
+    def tell_again(self, on_epoch: OnEpoch | None) -> None:
+        """What a run that goes on had told before it was stopped."""
+        if on_epoch:
+            for row in self.history:
+                on_epoch(int(row["epoch"]), row)
+        if self.on_steps:
+            for row in self.rows:
+                self.on_steps(int(row["step"]), row)
 
     def close_epoch(self, validation: dict[str, float], on_epoch: OnEpoch | None) -> None:
         """Write down how an epoch went, and keep its weights if they are the best."""

@@ -6,11 +6,13 @@ import hashlib
 import io
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """Newest states that stay: if the last one is damaged, the one before it is used."""
 SUFFIX = ".state"
+LOCK = ".lock"
 
 
 class RunStore:
@@ -42,6 +45,29 @@ class RunStore:
         self.folder = Path(folder)
         self.signature = dict(signature or {})
         self.every = every
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, no other run gets the folder; the system lets go of it when a process is killed.
+
+        Raises:
+            TrainingError: another run has it, or the folder cannot be written.
+        """
+        lock = FileLock(self.folder / LOCK, timeout=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as taken:
+            raise TrainingError(
+                f"another run is at work in {self.folder}: two would delete each other's states. "
+                "Give this one a folder of its own, or let the other end"
+            ) from taken
+        except OSError as problem:
+            raise TrainingError(f"no states can be kept in {self.folder}: {problem}") from problem
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, and let go of those before the last.

@@ -11,8 +11,9 @@ import copy
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -29,13 +30,35 @@ LEAST_WINDOWS = 8
 """Windows of a batch that are worth a thread."""
 GRADIENT_BYTES = 2**30
 """What all threads' gradients may take."""
+GLIBC_MMAP_BYTES = 2**25
+"""The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """Our names of the number types, and accelerate's."""
 
 
+LAUNCHED_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
+"""What torchrun, `accelerate launch` and `n_processes` tell each process, all of it."""
+TAKEN_FOR_A_LAUNCH = (*LAUNCHED_BY, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What `accelerate` looks at, any one of it."""
+
+
 def is_launched() -> bool:
-    """Whether torchrun, `accelerate launch` or `KronosModel(n_processes=…)` began this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun, `accelerate launch` or `KronosModel(n_processes=…)` began this process.
+
+    A shell of SLURM or MPI may have a `WORLD_SIZE` of its own: by itself that says nothing.
+    """
+    told = os.environ
+    return all(told.get(name) for name in LAUNCHED_BY) and int(told["WORLD_SIZE"]) > 1
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Within, `accelerate` does not take the size of a shell's allocation for that of a launch."""
+    hidden = {name: os.environ.pop(name) for name in TAKEN_FOR_A_LAUNCH if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def process_rank() -> int:
@@ -60,9 +83,12 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     # There is one state for a process, and it keeps the type of the first run in it.
     AcceleratorState._reset_state(reset_partial_state=not is_launched())
     try:
-        return Accelerator(
-            cpu=device.type == "cpu", mixed_precision=PRECISIONS[precision], device_placement=False
-        )
+        with nullcontext() if is_launched() else _alone():
+            return Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision=PRECISIONS[precision],
+                device_placement=False,
+            )
     except (ValueError, RuntimeError) as problem:
         raise ConfigError(
             f"precision {precision!r} does not work on {device}: {problem}"
@@ -190,13 +216,22 @@ class Team:
 
     def chance(self) -> list[Tensor]:
         """The state of every member's generator, of all processes."""
-        own = [member.rng.get_state() for member in self.members if member.rng is not None]
-        if self.pool is None and self.size > 1:
-            from accelerate.utils import gather_object
+        return self.gathered(
+            [member.rng.get_state() for member in self.members if member.rng is not None]
+        )
 
-            found: list[Tensor] = gather_object(own)
-            return found
-        return own
+    def gathered(self, own: list[T]) -> list[T]:
+        """The lists of all processes, one after another."""
+        if self.pool is not None or self.size == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        found: list[T] = gather_object(own)
+        return found
+
+    def as_the_first_says(self, value: T) -> T:
+        """The first process' value: others may have rounded it otherwise, and must not part."""
+        return self.gathered([value])[0]
 
     def set_chance(self, states: Sequence[Tensor]) -> bool:
         """Go on with these; False where they are those of another number of members."""
@@ -213,19 +248,30 @@ def part_of(member: Crew) -> slice:
     return slice(member.rank, None, member.size)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, for the next step to take.
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, glibc keeps large blocks that are freed, for the next step to take.
 
     By default every tensor above a few hundred KiB is mapped anew, and a step spends a fifth of its
-    time on first touches of pages (benchmarks/training.py). Elsewhere this does nothing.
+    time on first touches of pages (benchmarks/training.py). Afterwards what is free is given back,
+    and the limits are the highest that glibc's own, which move, may reach. Elsewhere this does
+    nothing.
     """
-    if not sys.platform.startswith("linux"):
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    mallopt = getattr(libc, "mallopt", None)
+    if libc is None or mallopt is None:  # musl has none
+        yield
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
-        mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+    mmap_threshold, trim_threshold = -3, -1
+    # Before 2.35 it took no more than its own highest.
+    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, GLIBC_MMAP_BYTES)
+    mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(mmap_threshold, GLIBC_MMAP_BYTES)
+        mallopt(trim_threshold, 2 * GLIBC_MMAP_BYTES)
+        libc.malloc_trim(0)
 
 
 def _chance(device: torch.device, seed: int, rank: int) -> torch.Generator:

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 from pathlib import Path
 
 import joblib
@@ -19,6 +20,7 @@ from kronos_qlib.training.team import process_rank
 
 def main(folder: Path) -> int:
     """Do this process' part of a job; what comes of it is left in the folder."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO if process_rank() == 0 else logging.ERROR)
     try:
         work(folder)
@@ -30,6 +32,12 @@ def main(folder: Path) -> int:
         (folder / PROBLEM.format(rank=process_rank())).write_bytes(told)
         return 1
     return 0
+
+
+def end_with_parent() -> None:
+    """A parent that is killed tells nobody, and without it nobody would hear of the result."""
+    os.read(0, 1)  # not by sys.stdin, whose lock Python wants when it ends
+    os._exit(1)
 
 
 def work(folder: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +28,7 @@ from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import team
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment
-from kronos_qlib.training.launch import train_in_processes
+from kronos_qlib.training.launch import Job, train_in_processes
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
@@ -107,16 +111,93 @@ def test_threads_take_the_steps_of_one(alone, make_pair, kind, monkeypatch):
     assert_same(outcome(report, step), alone[kind])
 
 
+@dataclass(frozen=True)
+class NotedSegment(Segment):
+    """Writes down which windows each process takes."""
+
+    folder: str = ""
+
+    def batch(self, which, device="cpu", out=None, part=slice(None)):
+        with (Path(self.folder) / f"{crew().rank}.txt").open("a") as file:
+            file.write("".join(f"{place}\n" for place in which[part]))
+        return super().batch(which, device, out, part)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_take_the_steps_of_one(alone, make_pair, kind):
+def test_two_processes_take_the_steps_of_one(alone, make_pair, kind, tmp_path):
     step, segments, config = make_run(make_pair, kind)
     told = []
+    if kind == "predictor":
+        segments[0] = NotedSegment(segments[0].windows, folder=str(tmp_path))
     report = train_in_processes(
         step, *segments, config, 2, log_every=2, on_epoch=lambda number, row: told.append(number)
     )
     assert told == list(range(config.epochs + 1))
     assert_same(outcome(report, step), alone[kind])
     assert set(report.last) == set(step.net.state_dict())
+    if kind == "predictor":
+        taken = [np.loadtxt(tmp_path / f"{rank}.txt", dtype=int) for rank in range(2)]
+        assert len(taken[1]) > 0.8 * len(taken[0])
+        counts = np.bincount(np.concatenate(taken))
+        assert counts.tolist() == [config.epochs] * len(segments[0])
+
+
+def test_workers_map_the_windows_of_one_file(make_pair, tmp_path):
+    step, segments, config = make_run(make_pair, "predictor")
+    job = Job(step, *segments, config, "cpu", False, 20, None)
+    joblib.dump(job, tmp_path / "job")
+    table = joblib.load(tmp_path / "job", mmap_mode="r").training.windows.table
+    for name in ("values", "places"):
+        assert isinstance(getattr(table, name), np.memmap), name
+
+
+def test_a_worker_ends_when_its_parent_does():
+    """A parent that is killed cannot say so: the pipe it held says it."""
+    code = (
+        "import threading, time; from kronos_qlib.training.worker import end_with_parent;"
+        "threading.Thread(target=end_with_parent, daemon=True).start();"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout.readline().strip() == b"ready"
+        worker.stdin.close()
+        assert worker.wait(30) == 1
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "LOCAL_RANK"])
+def test_the_size_of_an_allocation_is_no_launch(make_pair, monkeypatch, missing):
+    """SLURM scripts and mpirun set a WORLD_SIZE; alone it once made a run wait for others."""
+    for name in {*team.LAUNCHED_BY} - {missing}:
+        monkeypatch.setenv(name, "4")
+    assert not team.is_launched() and team.process_rank() == 0
+    accelerator = team.make_accelerator(torch.device("cpu"), "float32")
+    assert accelerator.num_processes == 1
+    assert os.environ["WORLD_SIZE"] == "4", "the shell's own is left to it"
+    monkeypatch.setenv(missing, "1")
+    assert team.is_launched()
+
+
+def test_freed_memory_is_given_back_after_training(monkeypatch):
+    asked = []
+
+    class Libc:
+        """Of before 2.35: it takes no threshold above its own highest."""
+
+        def mallopt(self, what, value):
+            asked.append((what, value))
+            return int(what != -3 or value <= 2**25)
+
+        def malloc_trim(self, kept):
+            asked.append("trim")
+
+    monkeypatch.setattr(team.sys, "platform", "linux")
+    monkeypatch.setattr(team.ctypes, "CDLL", lambda name: Libc())
+    with team.freed_memory_kept():
+        assert asked == [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]
+        asked.clear()
+    assert asked == [(-3, 2**25), (-1, 2**26), "trim"]
 
 
 def test_parts_of_a_batch_make_its_step(alone, make_pair):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.steps import PredictorStep
 from kronos_qlib.training.store import RunStore
+from kronos_qlib.training.team import Team
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=3, teacher_forcing=False)
 STATE = {"weights": torch.arange(5.0), "history": [{"loss": 0.5}], "epoch": 2}
@@ -157,6 +159,47 @@ def test_a_full_disk_stops_with_the_last_good_state_in_place(tmp_path, monkeypat
         store.save(2, STATE)
     assert [file.name for file in tmp_path.iterdir()] == ["000000000001.state"]
     assert store.load()[0] == 1
+
+
+def test_a_run_whose_newest_state_is_cut_ends_with_the_same_bits(
+    undisturbed, make_pair, tmp_path, caplog
+):
+    step, segments = make_run(make_pair)
+    train(step, *segments, CONFIG, store=RunStore(tmp_path, every=4))
+    newest = max(tmp_path.glob("*.state"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    step, segments = make_run(make_pair)
+    rows = []
+    report = train(
+        step,
+        *segments,
+        CONFIG,
+        store=RunStore(tmp_path, every=4),
+        log_every=2,
+        on_steps=lambda number, row: rows.append(row),
+    )
+    assert "truncated or damaged" in caplog.text
+    assert fingerprint(step.net) == undisturbed[0]
+    assert report.history == undisturbed[1].history
+    assert rows == report.steps, "what was told before is told again"
+
+
+def test_two_runs_are_not_at_work_in_one_folder(make_pair, tmp_path):
+    step, segments = make_run(make_pair)
+    busy = pytest.raises(TrainingError, match="another run is at work in")
+    with RunStore(tmp_path).held(), busy:
+        train(step, *segments, CONFIG, store=RunStore(tmp_path))
+    train(step, *segments, replace(CONFIG, epochs=1), store=RunStore(tmp_path))
+
+
+def test_machines_that_see_other_states_are_told(make_pair, tmp_path, monkeypatch):
+    """Going on from different steps they would wait for each other, or mix their weights."""
+    monkeypatch.setattr(
+        Team, "gathered", lambda self, own: [*own, 40] if isinstance(own[0], int) else own
+    )
+    step, segments = make_run(make_pair)
+    with pytest.raises(TrainingError, match="found states after 0, 40 steps"):
+        train(step, *segments, CONFIG, store=RunStore(tmp_path))
 
 
 def test_another_runs_state_is_refused(tmp_path):
