@@ -16,8 +16,9 @@ from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment
-from kronos_qlib.training.loop import one_cycle, train
+from kronos_qlib.training.loop import is_better, one_cycle, train
 from kronos_qlib.training.steps import PredictorStep, TokenizerStep, evaluate
+from kronos_qlib.training.tokens import is_worth_it, with_tokens
 
 CPU = torch.device("cpu")
 LOOKBACK, HORIZON = 8, 2
@@ -222,6 +223,67 @@ def test_the_schedule_rises_from_a_tenth_and_falls_to_nothing(warmup):
     assert shares[-1] == pytest.approx(0, abs=1e-12)
     assert (np.diff(shares[: peak + 1]) > 0).all()
     assert (np.diff(shares[peak:]) < 0).all()
+
+
+def test_the_horizon_alone_may_be_learned_from(table, tiny_pair):
+    """The newest bars of each window, also where windows are shorter than others."""
+    segment = Segment(windows_to_train(table, LOOKBACK, HORIZON, min_bars=4), newest=HORIZON)
+    which = np.arange(12)
+    batch, lengths = segment.batch(which), segment.windows.lengths[which]
+    assert len(set(lengths)) > 2
+    for counted, length in zip(batch.counted, lengths, strict=True):
+        assert np.flatnonzero(counted.numpy()).tolist() == [length, length + 1]
+    step = steps_of(tiny_pair)[1]
+    s1, s2 = step.tokenizer.encode(batch.z)
+    logits = step.net(s1[:, :-1], s2[:, :-1], batch.stamps[:, :-1], True, s1[:, 1:])[0]
+    chosen = logits.log_softmax(dim=-1).gather(-1, s1[:, 1:, None])[..., 0]
+    by_hand = [-chosen[row, [n - 1, n]] for row, n in enumerate(lengths)]
+    torch.testing.assert_close(step.losses(batch)["loss_s1"], torch.cat(by_hand).mean())
+
+
+def test_tokens_made_beforehand_are_those_of_every_step(make_pair, segments):
+    tokenizer = make_pair()[0]
+    made = with_tokens(segments[0], tokenizer)
+    config = replace(QUICK, windows_per_epoch=len(made) // 2)
+    assert is_worth_it(segments[0], tokenizer, replace(config, epochs=3))
+    assert not is_worth_it(segments[0], tokenizer, config), "no window comes twice"
+    weights = []
+    for training in (made, segments[0]):
+        step = PredictorStep(make_pair()[1], tokenizer)
+        train(step, training, segments[1], config)
+        weights.append(fingerprint(step.net))
+    assert weights[0] == weights[1]
+
+
+def test_codes_and_errors_of_reconstructed_bars_by_hand(tiny_pair, segments):
+    """Share of codes used and their entropy; errors in money and shares, as the bars have them."""
+    tokenizer, segment = tiny_pair[0], segments[1]
+    found = TokenizerStep(tokenizer).validate(segment, replace(QUICK, batch_size=3), CPU)
+    batch = segment.batch(np.arange(len(segment)))
+    with torch.no_grad():
+        (_, recon), *_, ids = tokenizer(batch.z)
+    counted = batch.counted.numpy()
+    for name, half, bits in (("s1", ids & 15, 4), ("s2", ids >> 4, 3)):
+        counts = np.bincount(half.numpy()[counted], minlength=2**bits)
+        shares = counts[counts > 0] / counts.sum()
+        assert found[f"valid_{name}_used"] == (counts > 0).mean()
+        assert found[f"valid_{name}_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
+    table = segment.windows.table
+    bars = table.values[segment.windows.rows(slice(None))].astype(float)
+    past = bars[:, :LOOKBACK]
+    guess = recon.numpy() * (past.std(1, keepdims=True) + 1e-5) + past.mean(1, keepdims=True)
+    error = np.abs(guess - bars)[counted]
+    for place, column in enumerate(BAR_COLUMNS):
+        assert found[f"valid_error_{column}"] == pytest.approx(error[:, place].mean(), rel=1e-4)
+        share = np.minimum(error / np.abs(bars[counted]), 1)[:, place].mean()
+        assert found[f"valid_relative_error_{column}"] == pytest.approx(share, rel=1e-4)
+
+
+@pytest.mark.parametrize(("metric", "better"), [("loss", False), ("ic", True), ("rank_ic", False)])
+def test_the_metric_that_is_asked_for_chooses(metric, better):
+    best = {"valid_loss": 1.0, "valid_ic": 0.02, "valid_rank_ic": 0.03}
+    row = {"valid_loss": 1.1, "valid_ic": 0.03, "valid_rank_ic": 0.03}
+    assert is_better(row, best, metric) is better
 
 
 @pytest.mark.parametrize("kind", [TokenizerStep, PredictorStep])
