@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
-from kronos_qlib.configs import SamplingConfig, from_mapping
+from kronos_qlib.configs import SamplingConfig, SignalsConfig, from_mapping
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.signals import scores_from_alpha, scores_from_paths
+from kronos_qlib.plugin.signals import (
+    exposures_from_windows,
+    scores_from_alpha,
+    signals_from_paths,
+)
 from kronos_qlib.plugin.stages import (
     Resume,
     StagesConfig,
@@ -26,8 +32,20 @@ from kronos_qlib.plugin.stages import (
     run_stages,
     told,
 )
+from kronos_qlib.signals.paths import DEFAULT_SIGNALS, check_signals
+from kronos_qlib.signals.shaping import (
+    SECTOR,
+    Step,
+    exposures_needed,
+    history_of,
+    read_sectors,
+    shaped,
+    steps_of,
+    turnover,
+)
 
 if TYPE_CHECKING:
+    from kronos_qlib.data.windows import Windows
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha import AlphaHead
     from kronos_qlib.model.tokenizer import KronosTokenizer
@@ -35,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
+ALPHA = "alpha"
+"""Among the signals, what an alpha head says."""
 
 PUBLISHED_CONTEXT = 512
 """Bars that a checkpoint attends to if nothing says otherwise: the published small and base."""
@@ -53,6 +73,7 @@ class KronosModel(ModelFT):
             be an alias or a folder that holds both.
         revision, tokenizer_revision: Hub revisions; an alias brings its pinned ones.
         sampling: fields of `SamplingConfig`.
+        signals: fields of `SignalsConfig`: what the score is, and what is kept beside it.
         training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing. Without a
             `preset`, published weights (mini, small, base, a Hub id) take "gentle".
         from_scratch: only the sizes are those of `checkpoint`; the weights are new, by `seed`. The
@@ -83,6 +104,7 @@ class KronosModel(ModelFT):
     _predictor: KronosPredictor | None = None
     _head: AlphaHead | None = None
     _last_weights: Mapping[str, bytes] = MappingProxyType({})
+    signal_settings = SignalsConfig()  # of a pickle that is older than the setting
 
     def __init__(
         self,
@@ -104,6 +126,7 @@ class KronosModel(ModelFT):
         alpha_head: str | None = None,
         n_processes: int = 1,
         log_every: int = 20,
+        signals: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -114,6 +137,8 @@ class KronosModel(ModelFT):
         self.from_scratch = from_scratch
         self.training = from_mapping(StagesConfig, self._with_preset(training), where="training")
         self.alpha_head = alpha_head
+        self.signal_settings = from_mapping(SignalsConfig, signals or {}, where="signals")
+        self._check_signals()
         self.n_processes = n_processes
         self.log_every = log_every
         self.device = device
@@ -190,7 +215,11 @@ class KronosModel(ModelFT):
         dataset: KronosDataset | WindowDataset,
         segment: str | slice | tuple[Any, Any] = "test",
     ) -> pd.Series:
-        """What an alpha head says, where one was trained; otherwise the paths' expected return.
+        """The score: what an alpha head says, where one was trained; otherwise the paths' expected
+        return; or what the setting `signals` makes the score.
+
+        Scores that are smoothed over days reach back for them: the days before the segment are
+        scored too, where the data has bars, so that a day alone is scored as in a backtest.
 
         Returns:
             "score" on (datetime, instrument), datetime being the last bar seen. From paths it is
@@ -199,10 +228,30 @@ class KronosModel(ModelFT):
             day's ranking, in units of its own.
 
         Raises:
-            BarDataError: the segment has no complete window.
+            BarDataError: the segment has no complete window, or a window's bars allow no return
+                (names instrument and date).
             CalendarError: the calendar does not reach a horizon past the segment (paths only).
         """
-        source = _source_of(dataset)
+        return self._frame(dataset, segment, keep=())["score"]
+
+    def signals(
+        self,
+        dataset: KronosDataset | WindowDataset,
+        segment: str | slice | tuple[Any, Any] = "test",
+    ) -> pd.DataFrame:
+        """Every signal that is kept, from the same paths as the score.
+
+        Returns:
+            On (datetime, instrument): "score" as `predict` gives it; "raw_score" where it was
+            shaped; then a column for each signal kept. "alpha" is what a head says.
+
+        Raises:
+            As `predict`.
+        """
+        return self._frame(dataset, segment, keep=self._kept())
+
+    def _frame(self, dataset: Any, segment: Any, keep: Sequence[str]) -> pd.DataFrame:
+        source, steps = _source_of(dataset), self._steps
         windows = source.windows(segment)
         if not len(windows):
             raise BarDataError(no_windows(source, segment, windows.dropped))
@@ -213,13 +262,105 @@ class KronosModel(ModelFT):
                 f"the network sees {context} bars at once: of each lookback of {source.lookback} "
                 f"only the last {context}, normalised by all of it"
             )
-        if self.head is not None:
-            scores = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
-        else:
-            scores = scores_from_paths(
-                self.predictor, source, windows, self.sampling, self.seed, self.show_progress
+        name = self._score_name()
+        found = self._found(source, windows, list(dict.fromkeys([name, *keep])))
+        frame = pd.DataFrame({"score": found[name]})
+        if steps:
+            frame["raw_score"] = found[name]
+            earlier = _days_before(source, windows, history_of(steps))
+            if len(earlier):
+                before = self._found(source, earlier, [name])[name]
+                frame["score"] = self._shaped(source, [earlier, windows], [before, found[name]])
+            else:
+                frame["score"] = self._shaped(source, [windows], [found[name]])
+        return frame.join(found[list(keep)]).sort_index()
+
+    def _found(self, source: WindowDataset, windows: Windows, names: list[str]) -> pd.DataFrame:
+        """Named signals of windows, each day by itself."""
+        frame = pd.DataFrame(index=windows.index)
+        from_paths = [name for name in names if name != ALPHA]
+        if from_paths:
+            frame = signals_from_paths(
+                self.predictor,
+                source,
+                windows,
+                self.sampling,
+                from_paths,
+                self.seed,
+                self.signal_settings.ensemble,
+                self.show_progress,
             )
-        return pd.Series(scores, index=windows.index, name="score").sort_index()
+        if ALPHA in names:
+            assert self.head is not None
+            frame[ALPHA] = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
+        return frame[names]
+
+    def _shaped(
+        self, source: WindowDataset, windows: list[Windows], parts: list[pd.Series]
+    ) -> pd.Series:
+        """Scores of the last part after all steps; parts before it are its history."""
+        steps, settings = self._steps, self.signal_settings
+        needed = exposures_needed(steps)
+        unknown = settings.sectors.unknown if settings.sectors else "error"
+        sectors = self._sectors() if SECTOR in needed else None
+        exposures = pd.concat(
+            [exposures_from_windows(part, needed, sectors, unknown) for part in windows]
+        )
+        raw = pd.concat(parts).rename("score")
+        result = shaped(raw, steps, exposures, source.table.calendar)
+        result = result.iloc[len(result) - len(parts[-1]) :]
+        days = result.index.get_level_values("datetime").nunique()
+        if history_of(steps) and days > 1:
+            logger.info(
+                f"shaped scores turn over {turnover(result):.3f} a day, raw ones "
+                f"{turnover(parts[-1]):.3f} (share of a book that holds their ranks)"
+            )
+        return result
+
+    @property
+    def _steps(self) -> tuple[Step, ...]:
+        return steps_of(self.signal_settings.shape)
+
+    def _sectors(self) -> Mapping[str, str]:
+        settings = self.signal_settings.sectors
+        assert settings is not None
+        return settings.of if settings.of is not None else read_sectors(str(settings.file))
+
+    def _score_name(self) -> str:
+        name = self.signal_settings.score
+        if name is None:
+            return "expected_return" if self.head is None else ALPHA
+        self._refuse_alpha_without_head([name])
+        return name
+
+    def _kept(self) -> Sequence[str]:
+        keep = self.signal_settings.keep
+        if keep is None:
+            return DEFAULT_SIGNALS if self.head is None else (ALPHA,)
+        self._refuse_alpha_without_head(keep)
+        return tuple(dict.fromkeys(keep))
+
+    def _refuse_alpha_without_head(self, names: Sequence[str]) -> None:
+        if ALPHA in names and self.head is None:
+            raise ConfigError(
+                "signals names 'alpha', and there is no alpha head: train one (training.alpha), or "
+                "name the folder of one (alpha_head)"
+            )
+
+    def _check_signals(self) -> None:
+        """Before anything is read or trained."""
+        settings = self.signal_settings
+        named = [*(settings.keep or ()), *([settings.score] if settings.score else [])]
+        check_signals(name for name in named if name != ALPHA)
+        if ALPHA in named and self.training.alpha is None and not self.alpha_head:
+            self._refuse_alpha_without_head(named)
+        if SECTOR in exposures_needed(self._steps):
+            if settings.sectors is None:
+                raise ConfigError(
+                    "signals.shape neutralises against sectors: say with signals.sectors where "
+                    "they are, {file: sectors.csv} or {of: {AAA: energy}}"
+                )
+            self._sectors()
 
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer.
@@ -366,6 +507,19 @@ class KronosModel(ModelFT):
             weights = load(self.trained_weights[name])
             check_fit(half, weights, f"the trained {name} in the pickle")
             half.load_state_dict(weights)
+
+
+def _days_before(source: WindowDataset, windows: Windows, days: int) -> Windows:
+    """The windows of so many days before the first of these; fewer where bars begin."""
+    calendar = source.table.calendar
+    place = int(windows.table.places[windows.ends[:1]][0])
+    start = max(0, place - days)
+    if start == place:
+        return windows.take(slice(0, 0))
+    # A handler that begins with the segment has older bars all the same.
+    open_source = replace(source, begin=None)
+    last = calendar[place] - np.timedelta64(1, "ns")
+    return open_source.windows((calendar[start], last))
 
 
 def _source_of(dataset: Any) -> WindowDataset:

@@ -1,15 +1,20 @@
-"""Windows to scores: from drawn paths, or from an alpha head on the context vector."""
+"""Windows to signals: from drawn paths, or from an alpha head on the context vector."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.configs import EnsembleConfig, SamplingConfig
+from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.log import progress
-from kronos_qlib.schema import CLOSE
+from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
+from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 
 if TYPE_CHECKING:
     from kronos_qlib.data.dataset import WindowDataset
@@ -23,55 +28,178 @@ Scores = npt.NDArray[np.float64]
 # scored alone, in a backtest, or before later bars existed gets the same bits.
 
 
-def scores_from_paths(
+@dataclass(frozen=True)
+class Member:
+    """One reading of a window, whose paths are pooled with the other members'."""
+
+    lookback: int | None
+    """Last bars of the window that it sees; None: all."""
+    temperature: float
+    mark: str = ""
+    """Set apart from the others' chance by this end of its key; empty for the usual reading."""
+
+
+def members_of(
+    ensemble: EnsembleConfig | None, sampling: SamplingConfig, lookback: int
+) -> tuple[Member, ...]:
+    """Every lookback at every temperature; without an ensemble the window as it is.
+
+    Args:
+        lookback: bars of a window, at most.
+
+    Raises:
+        ConfigError: a member would see more bars than a window has.
+    """
+    lookbacks: Sequence[int | None] = (None,)
+    temperatures: Sequence[float] = (sampling.temperature,)
+    if ensemble is not None:
+        lookbacks = ensemble.lookbacks or lookbacks
+        temperatures = ensemble.temperatures or temperatures
+    longest = max(bars or 0 for bars in lookbacks)
+    if longest > lookback:
+        raise ConfigError(
+            f"signals.ensemble has a lookback of {longest} bars, the data set's windows have "
+            f"{lookback}; raise the data set's lookback"
+        )
+    members = []
+    for bars in lookbacks:
+        for temperature in temperatures:
+            whole = bars is None or bars == lookback
+            usual = whole and temperature == sampling.temperature
+            mark = "" if usual else f" lookback {bars or lookback} temperature {temperature:g}"
+            members.append(Member(None if whole else bars, temperature, mark))
+    return tuple(members)
+
+
+def signals_from_paths(
     predictor: KronosPredictor,
     source: WindowDataset,
     windows: Windows,
     sampling: SamplingConfig,
+    names: Sequence[str],
     seed: int,
+    ensemble: EnsembleConfig | None = None,
     show_progress: bool = False,
-) -> Scores:
-    """Mean predicted close over the horizon and all paths / last close - 1.
+) -> pd.DataFrame:
+    """Every named signal of each window, from one drawing of its paths.
+
+    Paths are drawn, read and forgotten a day at a time: memory is that of one day.
 
     Args:
         windows: of `source`, by time.
+        names: of `signals.paths.SIGNALS`.
 
     Returns:
-        (N,) returns, as long as the calendar says the same of the days to come always the same.
+        (N, names) float64 on the windows' index; the same numbers for a day whatever other days
+        are asked for, as long as the calendar says the same of the days to come.
 
     Raises:
+        BarDataError: a last close is not positive, or a path not finite (names instrument and
+            date).
         CalendarError: the calendar does not reach a horizon past the last window.
+        ConfigError: a name or a lookback of the ensemble cannot work.
     """
+    check_signals(names)
+    members = members_of(ensemble, sampling, source.lookback)
     days = windows.moments()
     newest = windows.take(np.array([day.start for day in days], dtype=np.int64))
     stamps_ahead = source.future_stamps(newest)  # all at once: a short calendar fails early
-    scores = np.empty(len(windows), dtype=np.float64)
+    found = {name: np.empty(len(windows), dtype=np.float64) for name in names}
     for number, day in enumerate(
         progress(days, "Kronos forecasts", unit="day", show=show_progress)
     ):
         for which, group in windows.take(day).by_length():
-            rows = group.rows(slice(None))
-            paths = predictor.paths(
-                group.table.values[rows],
-                group.table.stamps_at(rows),
-                np.broadcast_to(stamps_ahead[number], (len(group), *stamps_ahead.shape[1:])),
-                source.horizon,
-                T=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                sample_count=sampling.paths,
-                seed=seed,
-                keys=[
-                    moment.isoformat() if sampling.common else f"{name} {moment.isoformat()}"
-                    for moment, name in group.index
+            index, last_close = group.index, group.last_close
+            paths = np.concatenate(
+                [
+                    _draw(predictor, group, index, stamps_ahead[number], sampling, member, seed)
+                    for member in members
                 ],
-                coherent=False,  # the paper's score is of the raw closes
-                rotate_s2=sampling.rotate_s2,
-                stratified=sampling.stratified,
+                axis=1,
             )
-            expected = paths[..., CLOSE].astype(np.float64).mean(axis=(1, 2))
-            scores[day.start + which] = expected / group.last_close - 1
-    return scores
+            if broken := describe_broken(paths, last_close):
+                moment, name = index[broken[0]]
+                raise BarDataError(f"{name} at {moment}: {broken[1]}")
+            for name, values in signals_of(paths, last_close, names).items():
+                found[name][day.start + which] = values
+    return pd.DataFrame(found, index=windows.index)
+
+
+def _draw(
+    predictor: KronosPredictor,
+    group: Windows,
+    index: pd.MultiIndex,
+    stamps_ahead: npt.NDArray[np.int64],
+    sampling: SamplingConfig,
+    member: Member,
+    seed: int,
+) -> npt.NDArray[np.float32]:
+    """(N, P, H, 6) paths of one moment's windows of one length."""
+    rows = group.rows(slice(None))
+    if member.lookback is not None:
+        rows = rows[:, -member.lookback :]
+    paths: npt.NDArray[np.float32] = predictor.paths(
+        group.table.values[rows],
+        group.table.stamps_at(rows),
+        np.broadcast_to(stamps_ahead, (len(group), *stamps_ahead.shape)),
+        len(stamps_ahead),
+        T=member.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        sample_count=sampling.paths,
+        seed=seed,
+        keys=[
+            (moment.isoformat() if sampling.common else f"{name} {moment.isoformat()}")
+            + member.mark
+            for moment, name in index
+        ],
+        coherent=False,  # the paper's score is of the raw closes
+        rotate_s2=sampling.rotate_s2,
+        stratified=sampling.stratified,
+    )
+    return paths
+
+
+def exposures_from_windows(
+    windows: Windows,
+    needed: Sequence[str],
+    sectors: Mapping[str, str] | None = None,
+    unknown: str = "error",
+) -> pd.DataFrame:
+    """What scores are neutralised against, from the bars that each window has seen.
+
+    Args:
+        windows: by time.
+        needed: of `signals.shaping.EXPOSURES`.
+        sectors: instrument to sector; needed for "sector".
+        unknown: what is done about an instrument without one, see `sectors_of`.
+
+    Raises:
+        BarDataError: bars without a logarithm (names instrument and date).
+        ConfigError: an instrument has no sector.
+    """
+    index = windows.index
+    numbers = [name for name in needed if name != SECTOR]
+    table = {name: np.empty(len(windows), dtype=np.float64) for name in numbers}
+    for day in windows.moments() if numbers else []:
+        for which, group in windows.take(day).by_length():
+            measured = window_exposures(group.bars(slice(None)))
+            for name in numbers:
+                table[name][day.start + which] = measured[name]
+    for name, values in table.items():
+        broken = ~np.isfinite(values)
+        if broken.any():
+            moment, instrument = index[int(broken.argmax())]
+            raise BarDataError(
+                f"{instrument} at {moment}: its window has no {name}: closes are to be positive "
+                "and amounts not negative"
+            )
+    frame = pd.DataFrame(table, index=index)
+    if SECTOR in needed:
+        names = index.get_level_values("instrument").to_numpy()
+        each, who = np.unique(names.astype(str), return_inverse=True)
+        frame[SECTOR] = sectors_of(each.tolist(), sectors or {}, unknown)[who]
+    return frame
 
 
 def scores_from_alpha(

@@ -384,21 +384,21 @@ def told(dropped: Mapping[str, int]) -> str:
 
 def _log_to_active_run(metrics: dict[str, float], step: int) -> None:
     """Into the MLflow run that Qlib has open, if any: a model may be fitted outside a workflow."""
-    if _has_active_run():
+    if has_active_run():
         from qlib.workflow import R
 
         R.log_metrics(step=step, **metrics)
 
 
 def _log_figure_to_active_run(figure: Figure, name: str) -> None:
-    if _has_active_run():
+    if has_active_run():
         from qlib.workflow import R
 
         recorder = R.get_recorder()
         recorder.client.log_figure(recorder.id, figure, name)
 
 
-def _has_active_run() -> bool:
+def has_active_run() -> bool:
     from qlib.workflow import R
 
     # Without qlib.init, as with bars from a file, there is no recorder to ask.

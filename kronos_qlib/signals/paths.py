@@ -217,16 +217,17 @@ def signals_of(
         ConfigError: a name is unknown, or its number cannot work.
     """
     chosen = {name: _parse(name) for name in names}
-    paths, last_close = np.asarray(paths), np.asarray(last_close, dtype=np.float64)
+    paths = np.asarray(paths)
+    closes: Doubles = np.asarray(last_close, dtype=np.float64)
     if paths.ndim != 4 or 0 in paths.shape[1:] or paths.shape[3] != len(BAR_COLUMNS):
         raise BarDataError(f"expected paths (windows, paths, bars, 6), got {paths.shape}")
-    if last_close.shape != paths.shape[:1]:
-        raise BarDataError(f"expected {len(paths)} last closes, got {last_close.shape}")
-    broken = describe_broken(paths, last_close)
+    if closes.shape != paths.shape[:1]:
+        raise BarDataError(f"expected {len(paths)} last closes, got {closes.shape}")
+    broken = describe_broken(paths, closes)
     if broken:
         place, what = broken
         raise BarDataError(f"window {place}: {what}")
-    found = PathReturns(paths, last_close)
+    found = PathReturns(paths, closes)
     return {
         name: signal.find(found) if number is None else signal.find(found, number)
         for name, (signal, number) in chosen.items()
