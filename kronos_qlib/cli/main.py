@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from kronos_qlib.cli.parsers import add_commands, add_debug
@@ -40,15 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments) or 0
     except KeyboardInterrupt:
-        if debug:
-            raise
-        print("kronos-qlib: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        told, code = "interrupted", INTERRUPTED
     except Exception as error:
+        told, code = _one_line(error), BAD_INPUT if isinstance(error, bad_input) else FAILED
         if debug:
-            raise
-        print(f"kronos-qlib: {_one_line(error)}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, bad_input) else FAILED
+            traceback.print_exc()
+    print(f"kronos-qlib: {told}", file=sys.stderr)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,241 @@
+"""`kronos-qlib forecast`: a file of bars in; a table and a picture of the bars to come out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kronos_qlib.cli.parsers import describe
+from kronos_qlib.errors import BarDataError, ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kronos_qlib.inference.forecast import Forecast
+    from kronos_qlib.inference.predictor import KronosPredictor
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CANDLES = 80
+"""Most bars of the past in the picture."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Draw the bars after the last one of a file: their mean and quantiles as CSV, and a "
+        "picture. The same file, settings and seed give the same forecast.",
+        "kronos-qlib forecast 600977.csv --exchange XSHG --model small --lookback 400 --horizon 48",
+        "kronos-qlib forecast bars.parquet --symbol AAPL --exchange XNYS --out aapl.csv",
+        "kronos-qlib forecast coins.csv --symbol BTC --freq D --paths 200 --quantiles 0.1 0.5 0.9",
+    )
+    parser.add_argument("source", type=Path, help="a .csv, .parquet or .feather file of bars")
+    parser.add_argument("--symbol", help="which instrument, when the file has several")
+    ahead = parser.add_mutually_exclusive_group(required=True)
+    ahead.add_argument(
+        "--exchange",
+        metavar="CODE",
+        help="whose trading times the bars to come have: XSHG, XNYS, 24/7, ...; knows holidays",
+    )
+    ahead.add_argument(
+        "--freq", metavar="FREQ", help="or a pandas frequency: 5min, B, D, W-FRI; knows none"
+    )
+    parser.add_argument(
+        "--model", default="nano", help="alias, Hub id or folder; see kronos-qlib models (nano)"
+    )
+    parser.add_argument("--tokenizer", help="its tokenizer, if not under the same name")
+    parser.add_argument("--device", help="a torch device (CUDA, Apple's or the CPU, as found)")
+    parser.add_argument("--horizon", type=int, default=10, help="bars to come (%(default)s)")
+    parser.add_argument(
+        "--lookback", type=int, help="bars seen (as many as leave the model room for the horizon)"
+    )
+    parser.add_argument("--paths", type=int, default=100, help="futures drawn (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--quantiles",
+        type=float,
+        nargs="+",
+        default=list(QUANTILES),
+        metavar="Q",
+        help=f"of the close ({' '.join(map(str, QUANTILES))})",
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
+    )
+    parser.add_argument("--encoding", default="utf-8", help="of a CSV file (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("forecast.csv"), help="the table (%(default)s)"
+    )
+    parser.add_argument("--picture", type=Path, help="(--out's name, ending in .png)")
+    parser.add_argument("--overwrite", action="store_true", help="replace older results")
+    parser.set_defaults(command=forecast)
+
+
+def forecast(arguments: argparse.Namespace) -> None:
+    picture = arguments.picture or arguments.out.with_suffix(".png")
+    if not all(0 <= level <= 1 for level in arguments.quantiles):
+        raise ConfigError(f"--quantiles lie in 0 to 1, got {arguments.quantiles}")
+    _check_targets(arguments, picture)
+    bars, notes = _bars_of(arguments)
+    import pandas as pd
+
+    from kronos_qlib.evaluation.candles import candle_figure
+
+    predictor = _load(arguments)
+    context = predictor.max_context
+    window = bars.tail(_lookback(arguments, len(bars), context))
+    _check_bars(window, arguments.source)
+    found: Forecast = predictor.predict_paths(
+        [window],
+        [window["date"]],
+        pred_len=arguments.horizon,
+        T=arguments.temperature,
+        top_p=arguments.top_p,
+        sample_count=arguments.paths,
+        verbose=False,
+        seed=arguments.seed,
+        exchange=arguments.exchange,
+        freq=arguments.freq,
+        keys=[window["symbol"].iloc[0]],
+    )[0]
+    levels = sorted(set(arguments.quantiles))
+    quantiles = pd.DataFrame(found.quantiles(levels)["close"])
+    _table(found, quantiles).to_csv(arguments.out, index=False, lineterminator="\n")
+    candle_figure(
+        window.set_index("date").tail(CANDLES), found.mean, quantiles, _title(found, arguments)
+    ).savefig(picture)
+    for note in notes:
+        print(f"note: {note}")
+    print(_summary(bars, window, found, arguments, context))
+    print(f"{arguments.out} and {picture}")
+
+
+def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
+    from kronos_qlib.data.tables import check_apart
+
+    if arguments.out.suffix.lower() != ".csv":
+        raise ConfigError(f"--out {arguments.out}: expected a name ending in .csv")
+    if picture.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--picture {picture}: expected a name ending in .png, .pdf or .svg")
+    for target in (arguments.out, picture):
+        check_apart(target, arguments.source)
+        if target.exists() and not arguments.overwrite:
+            raise ConfigError(f"{target} exists; name another file or say --overwrite")
+        if not target.parent.is_dir():
+            raise ConfigError(f"{target.parent} is no folder to write {target.name} in")
+
+
+def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The bars of the instrument asked for, in order, and what was said in reading."""
+    from kronos_qlib.data.tables import columns_from_pairs, read_bars
+
+    table = read_bars(
+        arguments.source,
+        columns=columns_from_pairs(arguments.columns),
+        encoding=arguments.encoding,
+    )
+    symbols = table.bars["symbol"].unique().tolist()
+    some = ", ".join(symbols[:5]) + (f" and {len(symbols) - 5} more" if len(symbols) > 5 else "")
+    if arguments.symbol is None and len(symbols) > 1:
+        raise ConfigError(f"{arguments.source} holds {some}; say which with --symbol")
+    symbol = symbols[0] if arguments.symbol is None else arguments.symbol.upper()
+    if symbol not in symbols:
+        raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
+    return table.bars[table.bars["symbol"] == symbol], table.notes
+
+
+def _load(arguments: argparse.Namespace) -> KronosPredictor:
+    from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.model.tokenizer import KronosTokenizer
+    from kronos_qlib.model.transformer import Kronos
+
+    tokenizer = KronosTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    model = Kronos.from_pretrained(arguments.model)
+    # Weights that do not say how much they have seen at once are taken for published ones.
+    published = model.origin.max_context if model.origin else None
+    return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
+
+
+def _lookback(arguments: argparse.Namespace, bars: int, context: int) -> int:
+    """How many bars are seen; by default as many as leave room for the bars to come."""
+    if arguments.horizon < 1:
+        raise ConfigError(f"--horizon must be at least 1, got {arguments.horizon}")
+    if arguments.lookback is None:
+        room: int = max(context - arguments.horizon, context // 2)
+        return min(bars, room)
+    lookback: int = arguments.lookback
+    if not 2 <= lookback <= bars:
+        raise ConfigError(
+            f"--lookback must lie in 2 to {bars}, the bars of {arguments.source}, got {lookback}"
+        )
+    return lookback
+
+
+def _check_bars(window: pd.DataFrame, source: Path) -> None:
+    """Refuse bars that the forecast would be made of and that cannot be."""
+    from kronos_qlib.data.bars import check_bars, describe_report, errors_of
+
+    errors = errors_of(check_bars(window, find_gaps=False))
+    if len(errors):
+        raise BarDataError(
+            f"{source}: {len(errors)} errors in the lookback: {describe_report(errors)}; "
+            "`kronos-qlib data check` lists and repairs them"
+        )
+
+
+def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
+    """A row per bar to come: the mean of the paths, quantiles of the close, share that rose."""
+    table = found.mean.rename_axis("date").reset_index()
+    for level in quantiles:
+        table[f"close_q{level:g}"] = quantiles[level].to_numpy()
+    chance = found.prob("close > last_close")
+    table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
+    table.insert(0, "symbol", found.name)
+    return table
+
+
+def _title(found: Forecast, arguments: argparse.Namespace) -> str:
+    return (
+        f"{found.name}: {arguments.horizon} bars ahead, {arguments.paths} paths of "
+        f"{arguments.model}"
+    )
+
+
+def _summary(
+    bars: pd.DataFrame,
+    window: pd.DataFrame,
+    found: Forecast,
+    arguments: argparse.Namespace,
+    context: int,
+) -> str:
+    from kronos_qlib.data.bars import show_time
+
+    seen = min(len(window), context)
+    first, last = (show_time(window["date"].iloc[place]) for place in (-seen, -1))
+    ahead = found.mean.index
+    moves = found.returns()
+    lines = [
+        f"{found.name}: {len(bars)} bars read, the last {seen} seen, {first} to {last}",
+        f"{arguments.model} sees {context} bars at once",
+    ]
+    if len(window) > context:
+        lines[-1] += f": of the lookback of {len(window)} the older ones count for nothing"
+    if seen + arguments.horizon > context:
+        lines[-1] += "; with the bars to come it slides along, which is exact and slow"
+    low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
+    lines += [
+        f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "
+        f"{arguments.exchange or arguments.freq}",
+        f"return from {found.last_close:.6g} to the last of them, {arguments.paths} paths: median "
+        f"{middle}, 90 % within {low} and {high}, mean {moves.mean():+.2%}, up in "
+        f"{(moves > 0).mean():.0%}",
+    ]
+    return "\n".join(lines)
+
+
+def _quantiles(values: object, levels: tuple[float, ...]) -> list[float]:
+    import numpy as np
+
+    return [float(each) for each in np.quantile(np.asarray(values), levels)]
