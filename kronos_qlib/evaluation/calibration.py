@@ -43,9 +43,9 @@ class Calibration:
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> last_close = np.full(500, 10.0)  # of 500 windows
-    >>> paths = last_close[:, None, None] * np.exp(rng.normal(0, 0.01, (500, 50, 1)))
-    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (500, 1)))  # twice as wild
+    >>> last_close = np.full(2000, 10.0)  # of 2000 windows
+    >>> paths = last_close[:, None, None] * np.exp(rng.normal(0, 0.01, (2000, 50, 1)))
+    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (2000, 1)))  # twice as wild
     >>> calibration = Calibration.fit(paths, last_close, came)
     >>> print([round(factor, 1) for factor in calibration.factors])
     [2.0]

@@ -100,6 +100,7 @@ def judge(
     earlier: Outcomes,
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
+    draws: int = 5000,
 ) -> ForecastQuality:
     """Measure paths as they are and calibrated on an earlier segment, beside the baselines.
 
@@ -111,6 +112,7 @@ def judge(
         earlier_closes, earlier: the same of the segment that calibration is fitted on.
         levels: central intervals.
         seed: of ranks within ties and of the bootstrap.
+        draws: of the bootstrap.
 
     Raises:
         BarDataError, ConfigError, UndefinedMetricError: as the parts raise them.
@@ -141,7 +143,7 @@ def judge(
     return ForecastQuality(
         scores=score_table(losses, outcomes),
         coverage=coverage_table(intervals, outcomes),
-        differences=difference_table(losses, outcomes, PAIRS, seed=seed),
+        differences=difference_table(losses, outcomes, PAIRS, draws, seed),
         pit=pit_table(
             {name: one.pit(outcomes.returns, rng) for name, one in distributions.items()}
         ),
@@ -219,6 +221,7 @@ def difference_table(
     losses: Mapping[str, Mapping[str, Floats]],
     outcomes: Outcomes,
     pairs: Sequence[tuple[str, str]],
+    draws: int = 5000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How much better one forecaster is than another on the same days, and how surely.
@@ -226,7 +229,7 @@ def difference_table(
     Args:
         losses: of each forecaster, as `losses_of` gives them.
         pairs: (forecaster, baseline), names in `losses`.
-        seed: of the bootstrap.
+        draws, seed: of the bootstrap.
 
     Returns:
         On (forecaster, baseline, measure, horizon), for each of `LOSSES`: value and baseline_value,
@@ -249,7 +252,7 @@ def difference_table(
                 if np.ptp((ours - theirs).to_numpy()) > 0:
                     lags = _lags(outcomes, horizon)
                     if horizon == ALL:
-                        both = paired_difference(ours, theirs, lags=lags, seed=seed)
+                        both = paired_difference(ours, theirs, lags=lags, draws=draws, seed=seed)
                         found, drawn = both.difference, both.bootstrap
                     else:
                         found, drawn = daily_mean(ours - theirs, lags), (np.nan, np.nan)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-
 from qlib.log import get_module_logger
 
 from kronos_qlib.data.dataset import WindowDataset

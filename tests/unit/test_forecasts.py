@@ -316,7 +316,7 @@ def test_a_difference_is_told_with_its_error_and_its_sign():
         "paths": losses_of(PathDistribution(drawn, outcomes.last_close), outcomes),
         "last": losses_of(LastPrice(*outcomes.closes.shape), outcomes),
     }
-    table = difference_table(losses, outcomes, [("paths", "last"), ("last", "last")])
+    table = difference_table(losses, outcomes, [("paths", "last"), ("last", "last")], 500)
     row = table.loc[("paths", "last", "crps", ALL)]
     assert row["difference"] == pytest.approx(row["value"] - row["baseline_value"])
     assert row["skill"] == pytest.approx(1 - row["value"] / row["baseline_value"])
@@ -337,7 +337,7 @@ def test_a_difference_is_told_with_its_error_and_its_sign():
 def judged():
     valid = simulated(10, too_sure=2.0)
     test = simulated(11, too_sure=2.0, start="2024-06-03")
-    return judge(*test, *valid, levels=(0.5, 0.9)), valid, test
+    return judge(*test, *valid, levels=(0.5, 0.9), draws=100), valid, test
 
 
 def test_calibration_mends_paths_that_are_too_sure(judged):
@@ -356,7 +356,7 @@ def test_nothing_of_the_reported_segment_reaches_the_calibration(judged):
     found, (valid_paths, valid), (paths, outcomes) = judged
     closes = outcomes.closes * np.array([1.0, 1.1, 1.2])
     later = Outcomes(outcomes.times, outcomes.past, closes, outcomes.until)
-    again = judge(paths, later, valid_paths, valid, levels=(0.5, 0.9))
+    again = judge(paths, later, valid_paths, valid, levels=(0.5, 0.9), draws=100)
     assert again.calibration == found.calibration
     assert (again.conformal.offsets == found.conformal.offsets).all()
     assert (again.walk_factors == found.walk_factors).all()
