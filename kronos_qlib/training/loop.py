@@ -15,7 +15,7 @@ import torch
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.log import progress
-from kronos_qlib.model.crew import Crew
+from kronos_qlib.model.crew import Crew, Piecewise, working_as
 from kronos_qlib.training.batches import Ints
 from kronos_qlib.training.steps import Losses, Step, TrainingData, check_losses, exploded
 from kronos_qlib.training.store import RunStore
@@ -225,12 +225,14 @@ class _Run:
         """One step down the loss of a batch, in as many parts as it is accumulated from."""
         self.optimizer.zero_grad(set_to_none=True)
         pieces = min(getattr(self.config, "accumulation", 1), len(which))
-        losses: dict[str, Tensor] = {}
-        shares = self._shares(which, pieces)
-        for place, share in enumerate(shares):
-            found = self._backward(which[place::pieces], share)
-            for name, value in found.items():
-                losses[name] = losses[name] + value * share if name in losses else value * share
+        if pieces > 1 and getattr(self.team.steps[0], "looks_twice", False):
+            losses = self._backward_looking_twice(which, pieces)
+        else:
+            losses = {}
+            for place, share in enumerate(self._shares(which, pieces)):
+                found = self._backward(which[place::pieces], share)
+                for name, value in found.items():
+                    losses[name] = losses[name] + value * share if name in losses else value * share
         self.team.share_gradients()
         norm = self.team.accelerator.clip_grad_norm_(self.team.trained, self.config.clip_norm)
         losses["gradient_norm"] = norm.detach()
@@ -262,16 +264,41 @@ class _Run:
         """Gradients of a piece of a batch; its losses, the same for all members."""
 
         def work(step: Any, member: Crew) -> Losses:
-            if member.rank not in self.rooms:
-                self.rooms[member.rank] = self.training.memory(-(-self.largest // member.size))
-            room = self.rooms[member.rank]
-            batch = self.training.batch(which, self.device, room, part_of(member))
-            losses: Losses = step.losses(batch, member.rng)
+            losses: Losses = step.losses(self._batch(which, member), member.rng)
             check_losses(losses)
             self.team.accelerator.backward(losses["loss"] * share)
             return {name: value.detach() for name, value in losses.items()}
 
         return self.team.each(work)[0]
+
+    def _backward_looking_twice(self, which: Ints, pieces: int) -> Losses:
+        """Gradients and losses of a batch in pieces, each learned from beside the sums of all."""
+
+        def work(step: Any, member: Crew) -> Losses:
+            one = Piecewise(member)
+            chance = member.rng.get_state() if member.rng is not None else None
+            with working_as(one):
+                with torch.no_grad():
+                    for place in range(pieces):
+                        one.begin()
+                        step.losses(self._batch(which[place::pieces], member), member.rng)
+                one.is_known = True
+                if member.rng is not None and chance is not None:
+                    member.rng.set_state(chance)
+                losses: Losses = {}
+                for place in range(pieces):
+                    one.begin()
+                    losses = step.losses(self._batch(which[place::pieces], member), member.rng)
+                    self.team.accelerator.backward(losses["loss"])
+            return {name: value.detach() for name, value in losses.items()}
+
+        return self.team.each(work)[0]
+
+    def _batch(self, which: Ints, member: Crew) -> Any:
+        """A member's part of the chosen windows, in room that its next batch takes again."""
+        if member.rank not in self.rooms:
+            self.rooms[member.rank] = self.training.memory(-(-self.largest // member.size))
+        return self.training.batch(which, self.device, self.rooms[member.rank], part_of(member))
 
     def settle(self) -> None:
         """Turn what the device still owes into numbers, and stop if they are none.

@@ -119,6 +119,11 @@ class TokenizerStep:
         """Whether the parts of a batch add up to its losses: it is not known of others' parts."""
         return self.criterion is reconstruction_losses and not self.net.replaced
 
+    @property
+    def looks_twice(self) -> bool:
+        """Whether parts are worked through beside the sums of all: an entropy is no mean."""
+        return self.splits
+
     def targets(self, batch: TrainingBatch) -> Tensor:
         """Bars that the losses are means over: those that count."""
         return batch.counted.sum()
@@ -299,7 +304,8 @@ class Step(Protocol):
     """What the loop trains: a network, its losses on a batch, its worth on a segment.
 
     One with a true attribute `splits` is a dataclass, and its losses are those of the whole batch
-    of a crew: then several threads of a CPU may share it.
+    of a crew: then several threads of a CPU may share it. One with a true `looks_twice` is
+    accumulated from parts as `crew.Piecewise` does it, at the price of one more forward pass.
     """
 
     @property

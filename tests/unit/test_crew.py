@@ -200,10 +200,34 @@ def test_freed_memory_is_given_back_after_training(monkeypatch):
     assert asked == [(-3, 2**25), (-1, 2**26), "trim"]
 
 
-def test_parts_of_a_batch_make_its_step(alone, make_pair):
-    step, segments, config = make_run(make_pair, "predictor")
-    report = train(step, *segments, replace(config, accumulation=3), log_every=2)
-    assert_same(outcome(report, step), alone["predictor"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["tokenizer", "predictor"])
+def test_parts_of_a_batch_make_its_step(alone, make_pair, kind, threads, monkeypatch):
+    """Also where the loss is no mean over windows: a codebook's entropy is that of the batch."""
+    monkeypatch.setattr(team, "LEAST_WINDOWS", 1)
+    step, segments, config = make_run(make_pair, kind)
+    config = replace(config, accumulation=3)
+    report = train(step, *segments, config, log_every=2, threads=threads)
+    assert_same(outcome(report, step), alone[kind])
+
+
+def test_a_part_that_is_looked_at_twice_has_the_same_dropout_twice(make_pair):
+    step, segments, config = make_run(make_pair, "tokenizer", dropout=0.3)
+    losses, seen = type(step).losses, []
+
+    def watched(self, batch, rng=None):
+        if self.net.training:
+            seen.append((torch.is_grad_enabled(), rng.get_state()))
+        return losses(self, batch, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(step), "losses", watched)
+        train(step, *segments, replace(config, accumulation=2, epochs=1), threads=1)
+    for first in range(0, len(seen), 4):
+        looked, learned = seen[first : first + 2], seen[first + 2 : first + 4]
+        for (has_gradient, before), (learns, again) in zip(looked, learned, strict=True):
+            assert learns and not has_gradient
+            assert torch.equal(before, again)
 
 
 def test_a_batch_smaller_than_the_crew_is_shared_too(make_pair, monkeypatch):
