@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -135,11 +136,24 @@ def test_a_workflow_file_is_taken_as_it_is(provider, tmp_path, monkeypatch):
     assert Kronos.from_pretrained(tmp_path / "out").origin is not None
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """nano without dropout, which two processes draw otherwise than one."""
+    folder = tmp_path_factory.mktemp("steady")
+    net, tokenizer = Kronos.from_pretrained("nano"), KronosTokenizer.from_pretrained("nano")
+    sizes = asdict(net.config)
+    still = Kronos(**{key: 0.0 if key.endswith("_p") else sizes[key] for key in sizes})
+    still.load_state_dict(net.state_dict())
+    still.save_pretrained(folder / "predictor", tokenizer)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "n_processes"])
-def test_launched_processes_end_with_the_weights_of_one(file, tmp_path, launcher):
+def test_launched_processes_end_with_the_weights_of_one(file, steady, tmp_path, launcher):
     """torchrun on the same command, and `n_processes` from inside: gloo, two on this CPU."""
     training = {"predictor": {**STAGE, "learning_rate": 1e-3}}
-    config = written(tmp_path, file, {"training": training})
+    config = written(tmp_path, file, {"checkpoint": str(steady), "training": training})
     assert main(["finetune", str(config), "--out", str(tmp_path / "one")]) == 0
     command = ["finetune", str(config), "--out", str(tmp_path / "two")]
     if launcher == "torchrun":
@@ -156,14 +170,13 @@ def test_launched_processes_end_with_the_weights_of_one(file, tmp_path, launcher
         assert done.stdout.count("saved in") == 1, "only the first process speaks"
     else:
         assert main([*command, "--set", "n_processes=2"]) == 0
-    one, two = (Kronos.from_pretrained(tmp_path / name) for name in ("one", "two"))
-    start = Kronos.from_pretrained("nano")
-    for (name, own), other, first in zip(
-        one.named_parameters(), two.parameters(), start.parameters(), strict=True
-    ):
-        # nano has dropout of its own, which two processes draw differently.
-        moved = (own - first).norm()
-        assert (own - other).norm() < 1.2 * moved + 1e-6, name
+    last = [Kronos.from_pretrained(tmp_path / name / "last") for name in ("one", "two")]
+    own, other, first = (
+        torch.cat([weight.detach().flatten() for weight in net.parameters()])
+        for net in (*last, Kronos.from_pretrained(steady))
+    )
+    # Adam makes a step of the sign of a gradient that is nearly nothing.
+    assert (own - other).norm() < 0.02 * (own - first).norm()
     assert (tmp_path / "two" / "last" / "predictor" / "model.safetensors").exists()
 
 
@@ -234,16 +247,14 @@ def test_a_head_is_refused_by_another_predictor(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ["lora", "whole"])
-def test_a_backbone_is_trained_with_its_head(dataset, backbone):
+def test_a_backbone_is_trained_with_its_head(dataset, backbone, tmp_path):
     settings = {**ALPHA, "backbone": backbone, "backbone_learning_rate": 1e-3, "lora_rank": 2}
     model = KronosModel(training={"alpha": settings}, **QUIET)
     model.fit(dataset)
-    if not model.history["alpha"][1]["valid_rank_ic"] > model.history["alpha"][0]["valid_rank_ic"]:
-        model._last_weights = {}
+    model.save_pretrained(str(tmp_path))
     start = Kronos.from_pretrained("nano").state_dict()
-    last = model._with_weights(model._last_weights).predictor.model.state_dict()
-    if model._last_weights:
-        moved = {name for name in start if not torch.equal(start[name], last[name])}
-        assert any(name.startswith("transformer.") for name in moved)
-        assert not any(name.startswith(("head.", "dep_layer.")) for name in moved)
+    last = Kronos.from_pretrained(tmp_path / "last").state_dict()  # whichever was the best
+    moved = {name for name in start if not torch.equal(start[name], last[name])}
+    assert any(name.startswith("transformer.") for name in moved)
+    assert not any(name.startswith(("head.", "dep_layer.")) for name in moved)
     assert np.isfinite(model.predict(dataset)).all()
