@@ -101,10 +101,17 @@ def _check_optimizer(config: TrainingConfig | AlphaConfig) -> None:
     )
 
 
+_PUBLISHED_LENGTH = {"epochs": 30, "windows_per_epoch": 100_000, "validation_windows": 20_000}
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "published": {
-        "tokenizer": {"learning_rate": 2e-4, "clip_norm": 2.0},
-        "predictor": {"learning_rate": 4e-5, "clip_norm": 3.0, "teacher_forcing": False},
+        "tokenizer": {**_PUBLISHED_LENGTH, "learning_rate": 2e-4, "clip_norm": 2.0},
+        "predictor": {
+            **_PUBLISHED_LENGTH,
+            "learning_rate": 4e-5,
+            "clip_norm": 3.0,
+            "teacher_forcing": False,
+        },
         "alpha": {},
     },
     "gentle": {
@@ -113,8 +120,9 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "alpha": {"backbone": "lora", "backbone_learning_rate": 1e-5},
     },
 }
-"""Defaults of the stages by preset. "published" is the authors' finetuning, in everything that
-differs from `TrainingConfig` (AdamW .9/.95, decay .1, one cycle with 3 % warm-up, batches of 50);
+"""Defaults of the stages by preset. "published" is the authors' finetuning (finetune/config.py of
+their repository), in everything that differs from `TrainingConfig` (AdamW .9/.95, decay .1, one
+cycle with 3 % warm-up, batches of 50), its 30 epochs included;
 "gentle" what they advise since users found whole markets at 1e-4 worse than no finetuning."""
 
 

@@ -224,6 +224,9 @@ def test_published_weights_are_moved_gently_unless_told_otherwise():
     assert (published.predictor.learning_rate, published.predictor.lora_rank) == (4e-5, None)
     assert (published.tokenizer.learning_rate, published.tokenizer.clip_norm) == (2e-4, 2.0)
     assert not published.predictor.teacher_forcing
+    stage = published.tokenizer
+    assert (stage.epochs, stage.windows_per_epoch, stage.batch_size) == (30, 2000 * 50, 50)
+    assert published.predictor.epochs == 2, "what is given stands"
     own = KronosModel("small", training={"predictor": {"learning_rate": 1e-3, "lora_rank": None}})
     assert (own.training.predictor.learning_rate, own.training.predictor.lora_rank) == (1e-3, None)
     assert KronosModel("nano", training=stages).training.preset is None
