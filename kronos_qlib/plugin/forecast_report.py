@@ -93,6 +93,7 @@ class ForecastReportRecord(RecordTemp):
         calibration_segment: Segment = "valid",
         volatility_bars: int = VOLATILITY_BARS,
         seed: int = 0,
+        draws: int = 5000,
         title: str | None = None,
     ) -> None:
         """
@@ -107,10 +108,12 @@ class ForecastReportRecord(RecordTemp):
                 the latter is to lie before.
             volatility_bars: past bars that make the historical volatility.
             seed: of the sample of windows, the paths, and the bootstrap.
+            draws: samples of the bootstrap.
             title: above the figures; None takes the experiment's name.
         """
         super().__init__(recorder=recorder)
-        for name, value in (("windows", windows), ("calibration_windows", calibration_windows)):
+        counts = {"windows": windows, "calibration_windows": calibration_windows, "draws": draws}
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
         if not levels or not all(0 < level < 1 for level in levels):
@@ -125,6 +128,7 @@ class ForecastReportRecord(RecordTemp):
         self.calibration_segment = calibration_segment
         self.volatility_bars = volatility_bars
         self.seed = seed
+        self.draws = draws
         self.title = title
 
     def list(self) -> list[str]:
@@ -164,6 +168,7 @@ class ForecastReportRecord(RecordTemp):
             earlier.outcomes,
             self.levels,
             self.seed,
+            self.draws,
         )
         self._save(found, drawn, paths, len(earlier.windows))
         counts = {

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from qlib.log import get_module_logger
 
 from kronos_qlib.data.dataset import WindowDataset
@@ -65,10 +66,11 @@ def _suspect(
     is_bar = calendar[np.minimum(place, len(calendar) - 1)] == moments
     counts = np.where(is_bar, traded[np.minimum(place, len(calendar) - 1)], 0)
     fewest = int(counts.argmin())
+    when = pd.Timestamp(moments[fewest])
     return (
         f"{left_out} of {windows} windows lack one of the calendar's next bars, which leaves a "
-        f"peculiar sample; the calendar's moment with the fewest bars is {moments[fewest]}, with "
-        f"{counts[fewest]} of {len(source.table.instruments)} instruments: is it a trading day?"
+        f"peculiar sample; the calendar's moment with the fewest bars is {when:%Y-%m-%d %H:%M}, "
+        f"with {counts[fewest]} of {len(source.table.instruments)} names: is it a trading day?"
     )
 
 

@@ -1,0 +1,284 @@
+"""ForecastReportRecord on a small market: what it leaves, which windows it takes, and refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from qlib.workflow.recorder import MLflowRecorder
+
+from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.calibration import Calibration
+from kronos_qlib.plugin import forecast_windows
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.forecast_report import FIGURES, ForecastReportRecord
+from kronos_qlib.plugin.forecast_windows import (
+    draw_closes,
+    known_windows,
+    outcomes_of,
+    sample_windows,
+)
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
+from kronos_qlib.schema import CLOSE
+
+pytestmark = pytest.mark.integration
+
+SEGMENTS = {
+    "train": ("2020-01-01", "2020-07-31"),
+    "valid": ("2020-08-03", "2020-09-30"),
+    "test": ("2020-10-01", "2020-12-30"),
+}
+LOOKBACK, HORIZON = 25, 3
+SETTINGS = {"windows": 120, "calibration_windows": 100, "levels": [0.5, 0.8], "draws": 100}
+
+
+@pytest.fixture(scope="module")
+def dataset(provider):
+    import qlib
+    from qlib.data.cache import H
+
+    qlib.init(
+        provider_uri=str(provider), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
+    )
+    H.clear()
+    handler = {"class": "KronosHandler", "module_path": "kronos_qlib.plugin.dataset"}
+    return KronosDataset(handler, SEGMENTS, lookback=LOOKBACK, horizon=HORIZON)
+
+
+def model_of(**sampling):
+    how = {"paths": 9, "temperature": 1.0, "top_p": 1.0, **sampling}
+    return KronosModel(sampling=how, device="cpu", show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
+    return uri
+
+
+@pytest.fixture
+def recorder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
+    before = mlflow.get_tracking_uri()
+    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
+    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
+    recorder.start_run()
+    yield recorder
+    recorder.end_run("FINISHED")
+    mlflow.set_tracking_uri(before)
+
+
+def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
+    record = ForecastReportRecord(recorder, model_of(), dataset, **SETTINGS)
+    found = record.generate()
+    await_metrics(recorder)
+    logged = recorder.list_metrics()
+    expected = {f"forecast.{name}": value for name, value in found.metrics().items()}
+    assert {name: logged[name] for name in expected} == pytest.approx(expected)
+    for name in (
+        "forecast.crps_last_price",
+        "forecast.crps_historical_volatility",
+        "forecast.coverage_80",
+        "forecast.coverage_80_calibrated",
+        "forecast.coverage_80_conformal",
+        "forecast.volatility_r2",
+    ):
+        assert np.isfinite(logged[name])
+    RunCheckRecord(recorder, metrics=sorted(expected)).generate()
+    counts = {name: logged[f"forecast.{name}"] for name in ("windows", "paths")}
+    assert counts == {"windows": 120, "paths": 9}
+
+    def read(name, **how):
+        return pd.read_csv(recorder.download_artifact(f"forecast_report/{name}"), **how)
+
+    scores = read("scores.csv", index_col=["measure", "horizon"])
+    assert scores.loc[("crps", "all"), "kronos"] == pytest.approx(logged["forecast.crps"])
+    assert set(scores.index.get_level_values("horizon")) == {"1", "2", "3", "all"}
+    sample = read("windows.csv", parse_dates=["datetime"])
+    # The horizon lies in the segment: the last bar seen may be the one before it.
+    assert sample["datetime"].min() >= pd.Timestamp("2020-09-30")
+    assert sample["datetime"].max() < pd.Timestamp("2020-12-28")
+    file = recorder.download_artifact("forecast_report/calibration.json")
+    assert Calibration.load(file) == found.calibration
+    assert json.loads(Path(file).read_text(encoding="utf-8"))["windows"] == 100
+    for name in FIGURES:
+        picture = Path(recorder.download_artifact(f"forecast_report/{name}"))
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+    left = {name.split("/")[-1] for name in recorder.list_artifacts("forecast_report")}
+    assert left == set(record.list())
+
+
+def test_the_saved_model_and_dataset_give_the_same_report(recorder, dataset):
+    model = model_of()
+    model.fit(dataset)
+    given = ForecastReportRecord(recorder, model, dataset, **SETTINGS).generate()
+    recorder.save_objects(**{"params.pkl": model, "dataset": dataset})
+    saved = ForecastReportRecord(recorder, **SETTINGS).generate()
+    assert saved.metrics() == given.metrics()
+
+
+def test_a_run_that_saved_nothing_says_what_to_give(recorder, dataset):
+    with pytest.raises(MissingArtifactError, match=r"not saved params\.pkl; .*<MODEL>"):
+        ForecastReportRecord(recorder).generate()
+    with pytest.raises(MissingArtifactError, match=r"not saved dataset"):
+        ForecastReportRecord(recorder, model=model_of()).generate()
+
+
+def test_other_models_and_datasets_are_refused(recorder, dataset):
+    from qlib.contrib.model.gbdt import LGBModel
+
+    with pytest.raises(ConfigError, match="run's model is a LGBModel: it gives scores"):
+        ForecastReportRecord(recorder, LGBModel(), dataset).generate()
+    with pytest.raises(ConfigError, match="KronosDataset, and the run has a dict"):
+        ForecastReportRecord(recorder, model_of(), {}).generate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": [0.9], "paths": 18}, "level 0.9 needs 19 paths a window at least, got 18"),
+        ({"levels": [0.9]}, "needs 19 paths a window at least, got 9"),
+        ({"levels": [1.0]}, "levels lie between 0 and 1"),
+        ({"windows": 0}, "windows must be a whole number above 0"),
+        ({"volatility_bars": LOOKBACK}, "volatility_bars must lie from 1 to 24"),
+        ({"calibration_segment": "test", "segment": "valid"}, "must end before the other begins"),
+        ({"calibration_segment": "test"}, "must end before the other begins"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(recorder, dataset, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        settings = {"levels": [0.5], "windows": 20, "calibration_windows": 20, **settings}
+        ForecastReportRecord(recorder, model_of(), dataset, **settings).generate()
+
+
+def test_a_segment_without_such_windows_is_named(recorder, dataset):
+    with pytest.raises(BarDataError, match=r"2020-12-30.*no window with 25 bars seen"):
+        segment = ("2020-12-29", "2020-12-30")
+        ForecastReportRecord(
+            recorder, model_of(), dataset, segment=segment, levels=[0.5]
+        ).generate()
+
+
+# Which windows.
+
+
+def table_of(closes, missing=()):
+    """A bar a day for each instrument, but for (instrument, place) in `missing`."""
+    days = pd.bdate_range("2024-01-01", periods=len(next(iter(closes.values()))))
+    rows = []
+    for name, prices in closes.items():
+        for place, (day, price) in enumerate(zip(days, prices, strict=True)):
+            if (name, place) not in missing:
+                rows.append((name, day, price, price, price, price, 100.0, 100.0 * price))
+    columns = ["symbol", "date", "open", "high", "low", "close", "volume", "amount"]
+    return BarTable.from_bars(pd.DataFrame(rows, columns=columns)), days
+
+
+def test_a_window_into_a_suspension_is_left_out_and_counted():
+    """Its bars came, but not when the model was told they would."""
+    walk = np.linspace(10, 12, 12)
+    table, days = table_of({"A": walk, "B": walk}, missing={("B", 8)})
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
+    windows, left_out = known_windows(source, "all")
+    ends = {name: [] for name in "AB"}
+    for moment, name in windows.index:
+        ends[name].append(days.get_loc(moment))
+    assert ends["A"] == [2, 3, 4, 5, 6, 7, 8, 9]
+    # B's windows that end on places 6 and 7 would have had the 8th next, or next but one.
+    assert ends["B"] == [2, 3, 4, 5, 9]
+    assert left_out == 2
+
+
+def test_a_stray_bar_on_a_holiday_is_warned_of(caplog, monkeypatch):
+    """One instrument's bar on a Saturday makes it a day of the calendar: all others lack it."""
+    monkeypatch.setattr(forecast_windows.logger, "warning", logging.getLogger("seen").warning)
+    walk = np.linspace(10, 12, 9)
+    missing = {(name, 5) for name in "ABC"}
+    table, days = table_of(dict.fromkeys("ABCD", walk), missing)
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=3)
+    with caplog.at_level("WARNING"):
+        _, left_out = known_windows(source, "all")
+    assert left_out == 9  # A, B and C have three windows each, and all look ahead to place 5
+    assert f"fewest bars is {days[5]:%Y-%m-%d}" in caplog.text
+    assert "with 1 of 4 names: is it a trading day?" in caplog.text
+
+
+def test_the_sample_is_even_in_time_and_by_lot_among_instruments(dataset):
+    windows, _ = known_windows(dataset.source, "test")
+    sample = sample_windows(windows, 120, seed=0)
+    again = sample_windows(windows, 120, seed=0)
+    assert sample.index.equals(again.index)
+    assert not sample.index.equals(sample_windows(windows, 120, seed=1).index)
+    assert len(sample.index.unique()) == 120
+    assert sample.index.isin(windows.index).all()
+    assert (np.diff(sample.times) >= np.timedelta64(0)).all()
+    of_day = pd.Series(1, index=sample.index).groupby(level="datetime").sum()
+    assert len(of_day) == len(np.unique(windows.times)), "every day has its part"
+    assert of_day.max() <= 3
+    names = sample.index.get_level_values("instrument").value_counts()
+    assert len(names) == len(set(windows.index.get_level_values("instrument")))
+    assert names.max() < 2.5 * names.min()
+    assert sample_windows(windows, 10**6, seed=0) is windows
+
+
+def test_outcomes_are_the_bars_seen_and_those_that_came(dataset, bars):
+    source = dataset.source
+    windows = sample_windows(known_windows(source, "test")[0], 30, 0)
+    outcomes = outcomes_of(source, windows, 20)
+    for place in (0, 13, 29):
+        moment, name = windows.index[place]
+        own = bars[bars["symbol"] == name].set_index("date")["close"]
+        at = own.index.get_loc(moment)
+        assert outcomes.past[place] == pytest.approx(own.iloc[at - 20 : at + 1], rel=1e-6)
+        assert outcomes.closes[place] == pytest.approx(own.iloc[at + 1 : at + 4], rel=1e-6)
+        assert list(outcomes.until[place]) == list(own.index[at + 1 : at + 4])
+
+
+def test_paths_are_those_of_predict_paths(dataset, bars):
+    """Coherent, keyed by instrument and moment, and each window's independent of each other."""
+    source = dataset.source
+    windows = sample_windows(known_windows(source, "test")[0], 6, 0)
+    model = model_of(stratified=True)
+    closes = draw_closes(model, source, windows, 9, seed=5)
+    moment, name = windows.index[2]
+    own = bars[(bars["symbol"] == name) & (bars["date"] <= moment)].tail(LOOKBACK)
+    ahead = pd.Series(source.future_times(windows)[2])
+    (forecast,) = model.predictor.predict_paths(
+        [own], [own["date"]], [ahead], HORIZON, T=1.0, top_p=1.0, sample_count=9, seed=5,
+        verbose=False, keys=[f"{name} {moment.isoformat()}"],
+    )  # fmt: skip
+    assert closes[2] == pytest.approx(forecast.paths[..., CLOSE], rel=1e-4)
+
+
+def test_windows_of_several_lengths_are_drawn_too(bars):
+    table = BarTable.from_bars(bars[bars["date"] >= "2020-09-01"])
+    source = WindowDataset(
+        table=table, segments={"all": (None, "2020-10-15")}, lookback=30, min_bars=24, horizon=2
+    )
+    windows, _ = known_windows(source, "all")
+    assert windows.lengths is not None
+    assert len(set(windows.lengths.tolist())) > 1
+    closes = draw_closes(model_of(), source, windows, 3, 0)
+    assert closes.shape == (len(windows), 3, 2)
+    ratio = closes[:, 0, 0] / windows.last_close
+    assert ((ratio > 0.7) & (ratio < 1.4)).all(), "each window has its own paths"
+
+
+def test_a_price_that_has_no_return_is_named():
+    walk = np.linspace(10, 12, 10)
+    walk[7] = 0
+    table, _ = table_of({"A": walk})
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
+    windows, _ = known_windows(source, "all")
+    with pytest.raises(BarDataError, match=r"window of A at 2024-01-08 .* has a close of 0"):
+        outcomes_of(source, windows, 2)
