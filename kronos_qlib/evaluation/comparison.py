@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
+from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL, daily_ic, to_wide
 from kronos_qlib.evaluation.uncertainty import (
     DailyMean,
     PairedDifference,
     daily_mean,
     paired_difference,
+    usual_lags,
 )
-
-LEVEL = 0.95
-"""Confidence of every interval."""
 
 DRAWS = 2000
 """Bootstrap samples of a test: their percentiles are steady to about a twentieth of a width."""
@@ -87,14 +86,18 @@ class SignalComparison:
     own_rows: Mapping[str, int]
     """Rows with a score, of each run by itself."""
     times_left_out: int
-    """Common times at which some run ranks nothing: one name only, or all scores the same."""
+    """Common times at which some run ranks nothing: too few names, or all scores the same."""
 
 
-def compare_signals(signals: Mapping[str, Signal], *, seed: int = 0) -> SignalComparison:
+def compare_signals(
+    signals: Mapping[str, Signal], *, label_bars: int = 1, seed: int = 0
+) -> SignalComparison:
     """Judge several signals on the same rows.
 
     Args:
         signals: by the runs' names, at least one.
+        label_bars: bars that the label's return runs over. Those of neighbouring bars overlap,
+            and errors count at least so many days back.
         seed: of the bootstrap.
 
     Returns:
@@ -106,39 +109,41 @@ def compare_signals(signals: Mapping[str, Signal], *, seed: int = 0) -> SignalCo
             rows that runs share; or no row, or no day with a ranking, is common to all.
     """
     common = _common_rows(signals)
-    label = _matrix(common.pop("label"))
-    ranked = {name: _ranks(_matrix(common[name])) for name in signals}
-    ranks = list(ranked.values())
-    by_time = pd.DataFrame(
-        {name: _row_correlation(rank, _ranks(label)) for name, rank in ranked.items()},
-        index=label.index,
-    )
-    is_ranked = by_time.notna().all(axis=1).to_numpy()
+    label = to_wide(common["label"])
+    wide = {name: to_wide(common[name]) for name in signals}
+    by_time = pd.DataFrame({name: _rank_ic(score, label) for name, score in wide.items()})
+    is_ranked = by_time.notna().all(axis=1)
     if not is_ranked.any():
         flat = [str(name) for name in by_time if by_time[name].isna().all()]
         raise ConfigError(
             "no day on which every run ranks the instruments: "
-            f"{', '.join(flat or list(signals))} gives all of them the same score, or there is one "
-            "instrument only"
+            f"{', '.join(flat or list(signals))} gives all of them the same score, or fewer than "
+            f"{LEAST_PAIRS} instruments are common"
         )
     daily = _by_day(by_time[is_ranked])
+    label_days = math.ceil(label_bars * len(daily) / int(is_ranked.sum()))  # of several bars each
+    ranks = {name: score.rank(axis=1, pct=True) for name, score in wide.items()}
     blends = []
-    for places in _blended(len(ranks)):
-        blend = sum((ranks[place] for place in places), np.zeros_like(ranks[0]))
-        values = _row_correlation(_ranks(pd.DataFrame(blend)), _ranks(label))
-        found = _by_day(pd.DataFrame({"blend": values}, index=label.index)[is_ranked])["blend"]
-        blends.append(_blend(daily, [daily.columns[place] for place in places], found, seed))
+    for members in _blended(list(wide)):
+        mixed = sum((ranks[name] for name in members[1:]), ranks[members[0]])
+        found = _rank_ic(mixed, label)[is_ranked].rename(" + ".join(members))
+        blends.append(
+            _blend(daily, members, _by_day(found.to_frame()).iloc[:, 0], label_days, seed)
+        )
     correlation = pd.DataFrame(
-        [[np.mean(_row_correlation(one, other)[is_ranked]) for other in ranks] for one in ranks],
+        {
+            name: [float(_rank_ic(other, score)[is_ranked].mean()) for other in wide.values()]
+            for name, score in wide.items()
+        },
         index=daily.columns,
-        columns=daily.columns,
     )
     return SignalComparison(
         daily=daily,
-        means=_means(daily),
+        means=_means(daily, label_days),
         correlation=correlation,
         pairs=tuple(
-            pair_of(daily[one], daily[other], seed=seed) for one, other in combinations(daily, 2)
+            pair_of(daily[one], daily[other], label_days=label_days, seed=seed)
+            for one, other in combinations(daily, 2)
         ),
         blends=tuple(blends),
         rows=len(common),
@@ -153,15 +158,34 @@ def check_comparable(signals: Mapping[str, Signal]) -> None:
     _common_rows(signals)
 
 
-def pair_of(one: pd.Series[float], other: pd.Series[float], *, seed: int = 0) -> Pair:
-    """Test two daily series of the same days, named by the runs; see `paired_difference`."""
+def pair_of(
+    one: pd.Series[float], other: pd.Series[float], *, label_days: int = 1, seed: int = 0
+) -> Pair:
+    """Test two daily series of the same days, named by the runs.
+
+    See `paired_difference`; `label_days` are what labels of neighbouring days overlap over.
+    """
     names = (str(one.name), str(other.name))
     if np.allclose(one, other, rtol=0, atol=1e-12):
         return Pair(*names, None, "the two rank alike on every day")
     try:
-        return Pair(*names, paired_difference(one, other, level=LEVEL, draws=DRAWS, seed=seed))
+        found = paired_difference(
+            one,
+            other,
+            lags=_lags(len(one), label_days),
+            level=LEVEL,
+            draws=DRAWS,
+            seed=seed,
+            least_block=label_days,
+        )
     except UndefinedMetricError as refusal:
         return Pair(*names, None, str(refusal))
+    return Pair(*names, found)
+
+
+def _lags(days: int, label_days: int) -> int | None:
+    """As many as usual, and as labels overlap; None where there are too few days for any."""
+    return max(usual_lags(days), label_days - 1) if days > label_days else None
 
 
 def _common_rows(signals: Mapping[str, Signal]) -> pd.DataFrame:
@@ -216,31 +240,10 @@ def _reach(series: pd.Series) -> str:
     return f"{names} instruments from {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
 
 
-def _matrix(rows: pd.Series) -> pd.DataFrame:
-    """(times, instruments), NaN where there is no row."""
-    table: pd.DataFrame = rows.unstack("instrument")
-    return table
-
-
-def _ranks(matrix: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Percentile ranks within each row, ties sharing their mean; NaN stays."""
-    return matrix.rank(axis=1, pct=True).to_numpy(dtype=np.float64)
-
-
-def _row_correlation(
-    one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """(times,) correlation within each row of two arrays with the same holes; NaN if undefined."""
-    seen = np.isfinite(one)
-    count = seen.sum(axis=1, keepdims=True)
-    a, b = (np.where(seen, values, 0.0) for values in (one, other))
-    a, b = (
-        np.where(seen, values - values.sum(axis=1, keepdims=True) / count, 0.0) for values in (a, b)
-    )
-    square = (a**2).sum(axis=1) * (b**2).sum(axis=1)
-    # Ranks that are all the same leave rounding behind, not zero.
-    defined = square > 1e-18
-    return np.where(defined, (a * b).sum(axis=1) / np.sqrt(np.where(defined, square, 1.0)), np.nan)
+def _rank_ic(score: pd.DataFrame, label: pd.DataFrame) -> pd.Series[float]:
+    """Spearman's correlation over the names of each time; NaN where one of them orders nothing."""
+    found: pd.Series[float] = daily_ic(score, label)["rank_ic"]
+    return found
 
 
 def _by_day(by_time: pd.DataFrame) -> pd.DataFrame:
@@ -249,34 +252,35 @@ def _by_day(by_time: pd.DataFrame) -> pd.DataFrame:
     return by_time.groupby(days).mean().rename_axis("datetime")
 
 
-def _means(daily: pd.DataFrame) -> dict[str, DailyMean]:
+def _means(daily: pd.DataFrame, label_days: int) -> dict[str, DailyMean]:
     found = {}
     for name in daily:
         try:
-            found[str(name)] = daily_mean(daily[name])
+            found[str(name)] = daily_mean(daily[name], _lags(len(daily), label_days))
         except UndefinedMetricError:
             continue  # the page shows the mean without an interval
     return found
 
 
-def _blended(runs: int) -> list[tuple[int, ...]]:
-    """Places of the members of each blend: every pair, and all where that is another."""
-    everyone = [tuple(range(runs))] if runs > 2 else []
-    return [*combinations(range(runs), 2), *everyone]
+def _blended(runs: Sequence[str]) -> list[tuple[str, ...]]:
+    """The members of each blend: every pair, and all where that is another."""
+    everyone = [tuple(runs)] if len(runs) > 2 else []
+    return [*combinations(runs, 2), *everyone]
 
 
 def _blend(
-    daily: pd.DataFrame, members: Sequence[str], found: pd.Series[float], seed: int
+    daily: pd.DataFrame,
+    members: tuple[str, ...],
+    found: pd.Series[float],
+    label_days: int,
+    seed: int,
 ) -> Blend:
-    name = " + ".join(members)
-    found = found.rename(name)
-    best = daily[list(members)].mean().idxmax()
+    best = str(daily[list(members)].mean().idxmax())
     rank_ic = float(found.mean())
     if found.isna().any():  # members that cancel each other rank nothing
-        gone = int(found.isna().sum())
-        reason = f"the blend ranks nothing on {gone} of {len(found)} days"
-        return Blend(tuple(members), rank_ic, Pair(name, str(best), None, reason))
-    return Blend(tuple(members), rank_ic, pair_of(found, daily[best], seed=seed))
+        reason = f"the blend ranks nothing on {int(found.isna().sum())} of {len(found)} days"
+        return Blend(members, rank_ic, Pair(str(found.name), best, None, reason))
+    return Blend(members, rank_ic, pair_of(found, daily[best], label_days=label_days, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)

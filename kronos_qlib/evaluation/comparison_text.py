@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from kronos_qlib.evaluation.comparison import LEVEL, Blend, Comparison, Pair
+from kronos_qlib.evaluation.comparison import Blend, Comparison, Pair
+from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL
 
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "ic": ("IC", "{:.4f}".format),
     "icir": ("ICIR", "{:.4f}".format),
     "rank_ic": ("Rank IC", "{:.4f}".format),
     "rank_icir": ("Rank ICIR", "{:.4f}".format),
+    "rank_ic_t": ("t of Rank IC, Newey-West", "{:.2f}".format),
+    "oracle_share": ("Share of the oracle's Rank IC", "{:.0%}".format),
     "excess_return": ("Excess return a year, after cost", "{:.2%}".format),
     "information_ratio": ("Information ratio, after cost", "{:.2f}".format),
     "annual_return": ("Return a year, after cost", "{:.2%}".format),
     "sharpe": ("Sharpe ratio, after cost", "{:.2f}".format),
+    "deflated_sharpe": ("Deflated Sharpe ratio", "{:.0%}".format),
     "max_drawdown": ("Maximum drawdown, after cost", "{:.2%}".format),
     "turnover": ("Turnover a day", "{:.2%}".format),
     "wall_seconds": ("Wall time", "{:.1f} s".format),
@@ -43,6 +47,14 @@ DEFINITIONS = (
     "very days, which favours the member.",
 )
 """What every comparison says of its numbers."""
+
+MORE_DEFINITIONS = {
+    "oracle_share": "The oracle knows the planted effect of a simulated market; no score does "
+    "better in the long run.",
+    "deflated_sharpe": "The deflated Sharpe ratio is the chance that a Sharpe ratio is more than "
+    "the luck of the best of all signals tried.",
+}
+"""What is said where the table has such a column."""
 
 
 def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
@@ -161,14 +173,17 @@ def notes_of(comparison: Comparison) -> list[str]:
         if signals.times_left_out:
             notes.append(
                 f"{signals.times_left_out} common times are left out, on which some run gives "
-                "every instrument the same score, or only one instrument is there."
+                f"every instrument the same score, or fewer than {LEAST_PAIRS} instruments are "
+                "common."
             )
     if tests > 2:
         notes.append(
             f"{tests} tests at {LEVEL:.0%}: with nothing to find, about one in "
             f"{1 / (1 - LEVEL):.0f} is told from zero by chance."
         )
-    return [*notes, *DEFINITIONS]
+    shown = [column for column in comparison.table if comparison.table[column].notna().any()]
+    asides = [said for column, said in MORE_DEFINITIONS.items() if column in shown]
+    return [*notes, *DEFINITIONS, *asides]
 
 
 def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:

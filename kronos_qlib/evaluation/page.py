@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_qlib.evaluation.comparison import LEVEL, Comparison, Equity, Pair, SignalComparison
+from kronos_qlib.evaluation.comparison import Comparison, Equity, Pair, SignalComparison
 from kronos_qlib.evaluation.comparison_text import (
     blend_rows,
     common_sentence,
@@ -19,6 +19,7 @@ from kronos_qlib.evaluation.comparison_text import (
     pair_rows,
     verdict,
 )
+from kronos_qlib.evaluation.ic import LEVEL
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -202,6 +203,8 @@ def _curves(
     import plotly.graph_objects as go
 
     form = ".2%" if percent else ".3f"
+    is_daily = bool((lines.index == pd.DatetimeIndex(lines.index).normalize()).all())
+    form_of_time = "%Y-%m-%d" if is_daily else "%Y-%m-%d %H:%M"
     figure = go.Figure()
     drawn: list[tuple[str, Any, dict[str, Any]]] = [
         (str(name), lines[name], {"color": colors[str(name)], "width": 2}) for name in lines
@@ -211,7 +214,7 @@ def _curves(
     for name, values, style in drawn:
         figure.add_scatter(
             # As text, so that the page shows the days and not the machine's idea of their zone.
-            x=[f"{day:%Y-%m-%d}" for day in values.index],
+            x=[f"{time:{form_of_time}}" for time in values.index],
             y=values.round(6).tolist(),
             name=f"{escape(name)} ({values.iloc[-1]:{'+.1%' if percent else '.2f'}})",
             mode="lines",

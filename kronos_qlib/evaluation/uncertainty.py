@@ -119,6 +119,7 @@ def paired_difference(
     level: float = 0.95,
     draws: int = 5000,
     seed: int = 0,
+    least_block: int = 1,
 ) -> PairedDifference:
     """How much higher the mean of `one` is than `other`'s on the same days.
 
@@ -130,6 +131,7 @@ def paired_difference(
         level: confidence of the intervals.
         draws: bootstrap samples.
         seed: of these samples.
+        least_block: mean days of a block at least; labels of h days overlap over h - 1.
 
     Raises:
         UndefinedMetricError: as of `daily_mean`, or the days are not the same.
@@ -151,7 +153,7 @@ def paired_difference(
     apart = one - other
     found = daily_mean(apart, lags)
     values: Floats = np.asarray(apart, dtype=np.float64)
-    length = _block_days(values)
+    length = min(max(_block_days(values), least_block), len(values) // 2)
     bootstrap = StationaryBootstrap(length, values, seed=np.random.default_rng(seed))
     low, high = bootstrap.conf_int(_mean, draws, method="percentile", size=level).ravel().tolist()
     return PairedDifference(found, level, found.interval(level), (low, high), length)

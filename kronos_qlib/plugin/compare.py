@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +31,13 @@ CORE = {"ic": "IC", "icir": "ICIR", "rank_ic": "Rank IC", "rank_icir": "Rank ICI
 """Columns that every run must have, and the MLflow metric behind each."""
 
 COMPARED = CORE | {
+    "rank_ic_t": "rank_ic.t",
+    "oracle_share": "oracle_share",
     "excess_return": "1day.excess_return_with_cost.annualized_return",
     "information_ratio": "1day.excess_return_with_cost.information_ratio",
     "annual_return": "annual_return",
     "sharpe": "sharpe",
+    "deflated_sharpe": "deflated_sharpe",
     "max_drawdown": "max_drawdown",
     "turnover": "turnover",
 }
@@ -42,10 +46,14 @@ COMPARED = CORE | {
 `excess_return` and `information_ratio` are Qlib's: returns summed, not compounded, and 238 days
 to a year; at another frequency than `1day` they bear that instead. `annual_return` is compounded;
 it, `sharpe` and the rest are PortfolioReportRecord's, with 252 unless its workflow says otherwise.
+`rank_ic_t` and `oracle_share` are SignalReportRecord's.
 """
 
 PREDICTIONS, LABELS, REPORT, TASK = "pred.pkl", "label.pkl", "portfolio_report/daily.csv", "task"
 """Artifacts of a run that a comparison reads."""
+
+AHEAD = re.compile(r",\s*-(\d+)\s*\)")
+"""How far a part of a label's expression looks ahead, as in Ref($close, -2)."""
 
 # MLflow's SQL stores keep no infinity: they write the largest float64 in its place.
 LARGEST_STORED = 1.7e308
@@ -140,9 +148,8 @@ def comparison_of(
             )
         if not equity.same_bench:
             said.append("The runs' benchmarks differ; the curves show the first run's.")
-    settings = pd.DataFrame(
-        {name: settings_of(read_task(client, run)) for name, run in runs.items()}
-    ).fillna("")
+    tasks = {name: read_task(client, run) for name, run in runs.items()}
+    settings = pd.DataFrame({name: settings_of(task) for name, task in tasks.items()}).fillna("")
     unequal = [
         name
         for name in settings.index
@@ -153,9 +160,15 @@ def comparison_of(
             f"The runs were not asked alike: {', '.join(unequal).lower()} is not the same for all, "
             "so the table's numbers answer different questions."
         )
+    label_bars = max(map(label_bars_of, tasks.values()))
+    if label_bars > 1:
+        said.append(
+            f"The label runs over {label_bars} bars, so neighbours overlap; errors look back "
+            "as far at least, and bootstrap blocks are as long."
+        )
     return Comparison(
         table=table,
-        signals=compare_signals(signals) if signals else None,
+        signals=compare_signals(signals, label_bars=label_bars) if signals else None,
         equity=equity,
         settings=settings,
         notes=tuple(said),
@@ -299,7 +312,6 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     handler = (handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
     segments = data.get("segments") or {}
     trade = _trading(task)
-    label = handler.get("label")
     found = {
         "Model": model.get("class"),
         "Checkpoint": kwargs.get("checkpoint"),
@@ -309,7 +321,7 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
         "Lookback, bars": data.get("lookback"),
         "Horizon, bars": data.get("horizon"),
         "Universe": handler.get("instruments"),
-        "Label": label[0] if isinstance(label, list | tuple) and len(label) == 1 else label,
+        "Label": label_of(task),
         "Training segment": _span(segments.get("train")),
         "Test segment": _span(segments.get("test")),
         "Names held": trade.get("topk"),
@@ -320,6 +332,25 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
         "Benchmark": trade.get("benchmark"),
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+
+def label_of(task: Mapping[str, Any]) -> str | None:
+    """The expression of the task's label, the first if it has several; None if it names none."""
+    found: Any = task.get("dataset")
+    for key in ("kwargs", "handler", "kwargs", "label"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    while isinstance(found, list | tuple) and found:  # Alpha158 writes [[expressions], [names]]
+        found = found[0]
+    return found if isinstance(found, str) else None
+
+
+def label_bars_of(task: Mapping[str, Any]) -> int:
+    """Bars that the label's return runs over, from tomorrow's price to its furthest `Ref`.
+
+    Read off the text, since Qlib, which could parse it, need not be initialised to compare.
+    """
+    ahead = [int(bars) for bars in AHEAD.findall(label_of(task) or "")]
+    return max(1, max(ahead, default=1) - 1)
 
 
 def _trading(task: Mapping[str, Any]) -> dict[str, Any]:

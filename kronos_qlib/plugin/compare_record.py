@@ -77,7 +77,7 @@ class CompareRecord(RecordTemp):
         name = client.get_experiment(self.recorder.experiment_id).name
         runs, notes = {name: mine}, []
         try:
-            signal = read_signal(client, mine)
+            signals = {name: read_signal(client, mine)}
         except MissingArtifactError as lacking:
             raise MissingArtifactError(f"CompareRecord: {lacking}; list one before it") from lacking
         for experiment in self.experiments:
@@ -85,12 +85,13 @@ class CompareRecord(RecordTemp):
             try:
                 other = latest_finished(client, experiment)
                 row_of(label, other)
-                check_comparable({name: signal, label: read_signal(client, other)})
+                found = {**signals, label: read_signal(client, other)}
+                check_comparable(found)
             except (ConfigError, MissingArtifactError) as reason:
                 notes.append(f"{label} is left out: {reason}.")
                 logger.warning(notes[-1])
             else:
-                runs[label] = other
+                runs[label], signals = other, found
         comparison = comparison_of(client, runs, notes)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)

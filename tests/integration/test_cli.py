@@ -178,7 +178,7 @@ def test_a_model_is_cached_when_both_halves_are(tmp_path, monkeypatch):
 def test_a_forecast_is_a_table_and_a_picture(csv, capsys):
     assert main(ask(csv, "--exchange", "XSHG")) == 0
     said = capsys.readouterr().out
-    assert "columns read under another name: date from '日期'" in said
+    assert "date from '日期', open from '开盘'" in said
     assert "600001: 40 bars read, the last 20 seen, 2023-12-01 to 2023-12-28" in said
     assert "nano sees 100 bars at once" in said
     assert "3 bars to come, 2023-12-29 to 2024-01-03, by XSHG" in said

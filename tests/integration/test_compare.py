@@ -12,13 +12,20 @@ from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
-from kronos_qlib.plugin.compare import COMPARED, compare, compare_runs, settings_of, sqlite_path
+from kronos_qlib.plugin.compare import (
+    COMPARED,
+    compare,
+    compare_runs,
+    label_bars_of,
+    settings_of,
+    sqlite_path,
+)
 from kronos_qlib.plugin.compare_record import CompareRecord
 
 pytestmark = pytest.mark.integration
 
 NOON = 1_700_000_000_000  # ms
-VALUES = [0.05, 0.4, 0.06, 0.5, 0.123, 1.1, 0.11, 1.2, -0.08, 0.4]
+VALUES = [0.05, 0.4, 0.06, 0.5, 2.5, 0.8, 0.123, 1.1, 0.11, 1.2, 0.9, -0.08, 0.4]
 METRICS = dict(zip(COMPARED.values(), VALUES, strict=True))
 
 
@@ -100,7 +107,10 @@ def test_a_run_without_a_backtest_shows_dashes_and_a_note_says_so(store, capsys)
     assert main(["compare", "--tracking-uri", store[0], "kronos", "signal"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Sharpe ratio, after cost +1\.20 +-\n", printed)
-    assert "signal logged no 1day.excess_return_with_cost.annualized_return, " in printed
+    assert (
+        "signal logged no rank_ic.t, oracle_share, 1day.excess_return_with_cost.annualized_return, "
+        in printed
+    )
     assert main(["compare", "--tracking-uri", store[0], "signal"]) == 0
     assert "Sharpe ratio, after cost " not in capsys.readouterr().out, "no run has it"
 
@@ -139,6 +149,8 @@ def test_the_command_prints_an_aligned_table(store, capsys):
     assert lines[0].split() == ["kronos", "lightgbm"]
     table = {line[:34].strip(): line[34:].split() for line in lines[2:]}
     assert table["IC"] == ["0.0500", "0.0500"]
+    assert table["t of Rank IC, Newey-West"] == ["2.50", "2.50"]
+    assert any("planted effect" in line for line in printed)
     assert table["Excess return a year, after cost"] == ["12.30%", "12.30%"]
     assert table["Maximum drawdown, after cost"] == ["-8.00%", "-8.00%"]
     assert len({len(line) for line in lines}) == 1, "right edges differ"
@@ -300,6 +312,20 @@ def test_settings_are_found_in_the_records_of_an_older_workflow():
         "Benchmark": "B",
     }
     assert settings_of({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "bars"),
+    [
+        (["Ref($close, -2) / Ref($close, -1) - 1"], 1),
+        ([["Ref($close, -11)/Ref($close, -1) - 1"], ["LABEL0"]], 10),
+        ("Ref($open,-6) / Ref($open,-1) - 1", 5),
+        (None, 1),
+    ],
+)
+def test_the_bars_of_a_label_are_read_off_its_expression(label, bars):
+    task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
+    assert label_bars_of(task) == bars
 
 
 # The record: the run it stands in has not finished.

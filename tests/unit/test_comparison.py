@@ -129,6 +129,15 @@ def test_a_flat_day_is_left_out_for_all_and_counted():
     assert found.times_left_out == 1 and DAYS[3] not in found.daily.index
 
 
+def test_labels_that_overlap_make_errors_look_back_as_far():
+    found = compare_signals({"a": signal(1), "b": signal(2)}, label_bars=10)
+    (pair,) = found.pairs
+    assert pair.difference.difference.lags == 9 and pair.difference.block_days >= 10
+    assert found.means["a"].lags == 9
+    usual = compare_signals({"a": signal(1), "b": signal(2)}).pairs[0]
+    assert usual.difference.difference.lags == 3
+
+
 def test_too_few_days_are_no_test_but_a_reason():
     few = series(1, DAYS[:6]).rename("a"), series(2, DAYS[:6]).rename("b")
     pair = pair_of(*few)
