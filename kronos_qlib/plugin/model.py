@@ -138,7 +138,6 @@ class KronosModel(ModelFT):
         self.training = from_mapping(StagesConfig, self._with_preset(training), where="training")
         self.alpha_head = alpha_head
         self.signal_settings = from_mapping(SignalsConfig, signals or {}, where="signals")
-        self._check_signals()
         self.n_processes = n_processes
         self.log_every = log_every
         self.device = device
@@ -168,6 +167,7 @@ class KronosModel(ModelFT):
         """Digest of the weights of both halves as first loaded from their checkpoints."""
         self.history: dict[str, list[dict[str, float]]] = {}
         """Losses of each stage, a row per epoch."""
+        self._check_signals()
 
     @property
     def predictor(self) -> KronosPredictor:
