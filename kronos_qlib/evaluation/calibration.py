@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
 
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.evaluation.forecasts import (
@@ -36,10 +37,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A factor on the spread of paths, for each bar of the horizon.
+    """A factor on the spread of paths, for each bar of the horizon, and one on their median.
 
-    In log returns from the last close, of a bar: median of the paths + factor x (path - median).
-    The median stays, and no price becomes negative.
+    In log returns from the last close: centre x median of the paths + factor x (path - median).
+    Without centres the median stays. No price becomes negative.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -64,16 +65,27 @@ class Calibration:
     """(H,) above 1 where paths were too sure."""
     windows: int
     """That it was fitted on."""
+    centres: tuple[float, ...] | None = None
+    """(H,) below 1 where medians went too far from the last close; None: all 1."""
 
     def __post_init__(self) -> None:
         if not self.factors or not all(0 < factor < np.inf for factor in self.factors):
             raise ConfigError(f"factors of a calibration are positive, got {self.factors}")
+        if self.centres is not None and (
+            len(self.centres) != len(self.factors) or not np.isfinite(self.centres).all()
+        ):
+            raise ConfigError(
+                f"expected {len(self.factors)} finite centres, as many as factors, got "
+                f"{self.centres}"
+            )
 
     @classmethod
-    def fit(cls, closes: Floats, last_close: Floats, came: Floats) -> Calibration:
-        """For each bar, the factor of the least mean CRPS, of log returns.
+    def fit(
+        cls, closes: Floats, last_close: Floats, came: Floats, *, centre: bool = False
+    ) -> Calibration:
+        """For each bar, the factor (and centre) of the least mean CRPS, of log returns.
 
-        As a function of the factor that is convex: there is one least. CRPS is here that of the
+        As a function of both that is convex: there is one least. CRPS is here that of the
         paths' empirical distribution. Since paths are scaled around their own median, which is off
         the true one, the fair estimator would choose factors too large: 10 % with 20 normal
         paths, 4 % with 50. This one is within 2 %, and intervals cover what they should.
@@ -82,6 +94,8 @@ class Calibration:
             closes: (N, P, H) of paths, in money, at least 2 a window.
             last_close: (N,) of windows whose future is known.
             came: (N, H) the closes that came.
+            centre: fit the factor on the median too. A drift that a segment happened to have is
+                learned with it.
 
         Raises:
             BarDataError: shapes do not agree, or a close is not positive.
@@ -91,7 +105,6 @@ class Calibration:
         count = paths.shape[1]
         if count < 2:
             raise ConfigError("one path has no spread to calibrate: draw 2 at least")
-        centre = np.median(paths, axis=1)
         # Half the mean difference of two paths of a window, itself included, from their order.
         weights = (2 * np.arange(1, count + 1) - count - 1) / count**2
         spread = np.einsum("p,nph->h", weights, np.sort(paths, axis=1)) / len(paths)
@@ -100,18 +113,12 @@ class Calibration:
                 f"the paths of bar {int(spread.argmin()) + 1} are all the same in every window: "
                 "there is no spread to calibrate; sample at a temperature above 0"
             )
-        factors = []
-        for bar in range(paths.shape[2]):
-            away = paths[:, :, bar] - centre[:, None, bar]
-            missed = (truth[:, bar] - centre[:, bar])[:, None]
-
-            def crps(
-                factor: float, away: Floats = away, missed: Floats = missed, bar: int = bar
-            ) -> float:
-                return float(np.abs(factor * away - missed).mean() - factor * spread[bar])
-
-            factors.append(best_factor(crps))
-        return cls(tuple(factors), len(paths))
+        fitted = [
+            _least_crps(paths[..., bar], truth[:, bar], float(spread[bar]), centre)
+            for bar in range(paths.shape[2])
+        ]
+        factors, centres = zip(*fitted, strict=True)
+        return cls(factors, len(paths), centres if centre else None)
 
     def apply(
         self, paths: npt.NDArray[np.floating[Any]], last_close: npt.ArrayLike
@@ -150,8 +157,11 @@ class Calibration:
             )
         check_positive(closes, "a path's close")
         logs = np.log(closes / start[..., None, None])
-        away = logs - np.median(logs, axis=-2, keepdims=True)
-        moved = np.exp((np.array(self.factors[:horizon]) - 1) * away)
+        middle = np.median(logs, axis=-2, keepdims=True)
+        change = (np.array(self.factors[:horizon]) - 1) * (logs - middle)
+        if self.centres is not None:
+            change += (np.array(self.centres[:horizon]) - 1) * middle
+        moved = np.exp(change)
         if not has_columns:
             return np.asarray(closes * moved, dtype=paths.dtype)
         result = np.asarray(paths * moved[..., None], dtype=paths.dtype)
@@ -171,7 +181,12 @@ class Calibration:
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(map(float, found["factors"])), int(found["windows"]))
+            centres = found["centres"]
+            return cls(
+                tuple(map(float, found["factors"])),
+                int(found["windows"]),
+                None if centres is None else tuple(map(float, centres)),
+            )
         except (ValueError, TypeError, KeyError) as bad:
             raise ConfigError(f"{path} holds no calibration: {bad!r}") from bad
 
@@ -255,6 +270,29 @@ class ConformalIntervals:
         more = self.offsets[self.levels.index(level), :horizon] * (high - low)
         start = np.asarray(last_close, dtype=np.float64)[:, None]
         return np.asarray(start * np.exp(low - more)), np.asarray(start * np.exp(high + more))
+
+
+def _least_crps(
+    paths: Floats, truth: Floats, spread: float, has_centre: bool
+) -> tuple[float, float]:
+    """Factor and centre of one bar: paths (N, P), what came (N,), half the mean difference."""
+    middle = np.median(paths, axis=1)
+    away = paths - middle[:, None]
+
+    def crps(factor: float, centre: float) -> float:
+        missed = (truth - centre * middle)[:, None]
+        return float(np.abs(factor * away - missed).mean() - factor * spread)
+
+    factor = best_factor(lambda factor: crps(factor, 1.0))
+    if not has_centre:
+        return factor, 1.0
+    found = minimize(
+        lambda tried: crps(float(np.exp(tried[0])), float(tried[1])),
+        (np.log(factor), 1.0),
+        method="Nelder-Mead",
+        options={"xatol": 1e-4, "fatol": 1e-9},
+    )
+    return float(np.exp(found.x[0])), float(found.x[1])
 
 
 def _ends(paths: Floats, level: float) -> tuple[Floats, Floats]:

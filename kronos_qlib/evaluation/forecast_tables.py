@@ -78,6 +78,8 @@ class ForecastQuality:
         the difference, below 0 where Kronos is better.
         """
         found = {"spread_factor": float(np.mean(self.calibration.factors))}
+        if self.calibration.centres is not None:
+            found["centre_factor"] = float(np.mean(self.calibration.centres))
         for measure, values in _of_all_bars(self.scores).items():
             found |= {f"{measure}{_suffix(name)}": value for name, value in values.items()}
         for (name, level), row in _of_all_bars(self.coverage).items():
@@ -101,6 +103,7 @@ def judge(
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
     draws: int = 5000,
+    calibrate_centre: bool = False,
 ) -> ForecastQuality:
     """Measure paths as they are and calibrated on an earlier segment, beside the baselines.
 
@@ -113,18 +116,26 @@ def judge(
         levels: central intervals.
         seed: of ranks within ties and of the bootstrap.
         draws: of the bootstrap.
+        calibrate_centre: fit a factor on the paths' median too, see `Calibration.fit`.
 
     Raises:
         BarDataError, ConfigError, UndefinedMetricError: as the parts raise them.
     """
-    calibration = Calibration.fit(earlier_closes, earlier.last_close, earlier.closes)
+    calibration = Calibration.fit(
+        earlier_closes, earlier.last_close, earlier.closes, centre=calibrate_centre
+    )
     conformal = ConformalIntervals.fit(earlier_closes, earlier.last_close, earlier.closes, levels)
     walk_factors = VolatilityWalk.of(earlier).fit(earlier.returns).scale
     last_close = outcomes.last_close
     calibrated = np.asarray(calibration.apply(closes, last_close), dtype=np.float64)
     distributions: dict[str, Distribution] = {
         KRONOS: PathDistribution(closes, last_close),
-        CALIBRATED: PathDistribution(calibrated, last_close, np.array(calibration.factors)),
+        CALIBRATED: PathDistribution(
+            calibrated,
+            last_close,
+            np.array(calibration.factors),
+            None if calibration.centres is None else np.array(calibration.centres),
+        ),
         LAST_PRICE: LastPrice(*outcomes.closes.shape),
         WALK: VolatilityWalk.of(outcomes),
         WALK_CALIBRATED: VolatilityWalk.of(outcomes, walk_factors),

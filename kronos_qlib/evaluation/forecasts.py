@@ -150,9 +150,11 @@ class PathDistribution:
     last_close: Floats
     """(N,) in money."""
     factors: Floats | None = None
-    """(H,) that a `Calibration` has scaled the spread by, around the median of these paths. Paths
-    with a factor above 1 lie further apart than independent ones spread as wide: without this the
-    fair estimator would flatter them (20 paths scaled by 1.7: by 1.7 %)."""
+    centres: Floats | None = None
+    """(H,) that a `Calibration` has scaled the spread and the median of these paths by: their own
+    median, which they share. Paths with a factor above 1 lie further apart than independent ones
+    spread as wide, and the fair estimator would flatter them (20 paths scaled by 1.7: by 1.7 %).
+    """
 
     def __post_init__(self) -> None:
         shape = self.closes.shape
@@ -188,14 +190,14 @@ class PathDistribution:
     def _independence(self) -> Floats:
         """(H,) mean difference of independent paths over that of scaled ones of one window.
 
-        With median m, x' = m + k (x - m). Of normal x with variance 1 the median's is about
-        pi / 2P and its covariance with each x is 1 / P: x' has the variance
-        k^2 - (2 k (k - 1) - pi / 2 (k - 1)^2) / P, while two of them differ by 2 k^2.
+        With median m, x' = k x + d m, where d = centre - k. Of normal x with variance 1 the
+        median's is about pi / 2P and its covariance with each x is 1 / P: x' has the variance
+        k^2 + (2 k d + pi / 2 d^2) / P, while the difference of two of them has 2 k^2.
         """
         assert self.factors is not None
-        more = self.factors - 1
-        lost = (2 * self.factors * more - np.pi / 2 * more**2) / self.returns.shape[-1]
-        return np.asarray(np.sqrt(1 - lost / self.factors**2))
+        apart = (1 if self.centres is None else self.centres) - self.factors
+        more = (2 * self.factors * apart + np.pi / 2 * apart**2) / self.returns.shape[-1]
+        return np.asarray(np.sqrt(1 + more / self.factors**2))
 
     def quantile(self, level: float) -> Floats:
         return sample_quantile(self.returns, level)

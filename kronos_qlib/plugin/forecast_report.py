@@ -94,6 +94,7 @@ class ForecastReportRecord(RecordTemp):
         volatility_bars: int = VOLATILITY_BARS,
         seed: int = 0,
         draws: int = 5000,
+        calibrate_centre: bool = False,
         title: str | None = None,
     ) -> None:
         """
@@ -109,6 +110,7 @@ class ForecastReportRecord(RecordTemp):
             volatility_bars: past bars that make the historical volatility.
             seed: of the sample of windows, the paths, and the bootstrap.
             draws: samples of the bootstrap.
+            calibrate_centre: calibrate the paths' median too, not their spread alone.
             title: above the figures; None takes the experiment's name.
         """
         super().__init__(recorder=recorder)
@@ -129,6 +131,7 @@ class ForecastReportRecord(RecordTemp):
         self.volatility_bars = volatility_bars
         self.seed = seed
         self.draws = draws
+        self.calibrate_centre = calibrate_centre
         self.title = title
 
     def list(self) -> list[str]:
@@ -169,6 +172,7 @@ class ForecastReportRecord(RecordTemp):
             self.levels,
             self.seed,
             self.draws,
+            self.calibrate_centre,
         )
         self._save(found, drawn, paths, len(earlier.windows))
         counts = {

@@ -127,6 +127,14 @@ def test_the_saved_model_and_dataset_give_the_same_report(recorder, dataset):
     assert saved.metrics() == given.metrics()
 
 
+def test_the_centre_is_calibrated_where_asked(recorder, dataset):
+    settings = {"windows": 40, "calibration_windows": 60, "levels": [0.5], "draws": 50}
+    record = ForecastReportRecord(recorder, model_of(), dataset, calibrate_centre=True, **settings)
+    found = record.generate()
+    assert found.calibration.centres is not None
+    assert found.metrics()["centre_factor"] == np.mean(found.calibration.centres)
+
+
 def test_a_run_that_saved_nothing_says_what_to_give(recorder, dataset):
     with pytest.raises(MissingArtifactError, match=r"not saved params\.pkl; .*<MODEL>"):
         ForecastReportRecord(recorder).generate()

@@ -79,6 +79,24 @@ def test_the_median_stays_and_spreads_multiply():
     assert ratio == pytest.approx(np.tile([2.0, 0.5], (5, 1)))
 
 
+def test_a_median_that_goes_too_far_is_drawn_back_where_asked():
+    rng = np.random.default_rng(4)
+    last, windows = np.full(3000, 10.0), 3000
+    drift = rng.normal(0, 0.05, (windows, 1, 1))
+    closes = 10 * np.exp(2 * drift + rng.normal(0, 0.02, (windows, 50, 1)))
+    came = 10 * np.exp(drift[:, 0] + rng.normal(0, 0.02, (windows, 1)))
+    both = Calibration.fit(closes, last, came, centre=True)
+    assert both.centres == pytest.approx((0.5,), abs=0.02)
+    assert both.factors == pytest.approx((1.0,), rel=0.04)
+    alone = Calibration.fit(closes, last, came)
+    assert alone.centres is None
+    assert alone.factors[0] > 1.5, "a spread has to make up for what the median misses"
+    moved = np.log(Calibration((1.0,), 1, (0.5,)).apply(closes, last) / 10)
+    before = np.log(closes / 10)
+    assert np.median(moved, axis=1) == pytest.approx(np.median(before, axis=1) / 2)
+    assert np.ptp(moved, axis=1) == pytest.approx(np.ptp(before, axis=1))
+
+
 def test_bars_stay_bars():
     rng = np.random.default_rng(3)
     raw = (10 + rng.normal(0, 0.5, (4, 30, 2, 6))).astype(np.float32)
@@ -115,9 +133,10 @@ def test_the_docstrings_example_runs():
 
 
 def test_it_comes_back_from_its_file(tmp_path):
-    found = Calibration.fit(*too_sure(windows=50))
-    found.save(tmp_path / "calibration.json")
-    assert Calibration.load(tmp_path / "calibration.json") == found
+    for centre in (False, True):
+        found = Calibration.fit(*too_sure(windows=50), centre=centre)
+        found.save(tmp_path / "calibration.json")
+        assert Calibration.load(tmp_path / "calibration.json") == found
     (tmp_path / "other.json").write_text('{"factors": "wide"}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"other\.json holds no calibration"):
         Calibration.load(tmp_path / "other.json")
@@ -183,6 +202,8 @@ def test_what_cannot_be_calibrated_says_why():
         Calibration.fit(-closes, last, came)
     with pytest.raises(ConfigError, match="positive"):
         Calibration((0.0,), 1)
+    with pytest.raises(ConfigError, match="expected 1 finite centres"):
+        Calibration((1.0,), 1, (1.0, 1.0))
 
 
 def test_what_it_is_applied_to_must_fit():

@@ -157,21 +157,22 @@ def test_crps_does_not_depend_on_the_number_of_paths():
         assert found == pytest.approx(true, rel=0.02)
 
 
-@pytest.mark.parametrize("factor", [0.6, 1.7])
-def test_crps_of_scaled_paths_is_that_of_one_path_not_of_what_they_share(factor):
+@pytest.mark.parametrize(("factor", "centre"), [(0.6, 1.0), (1.7, 1.0), (1.3, 0.2)])
+def test_crps_of_scaled_paths_is_that_of_one_path_not_of_what_they_share(factor, centre):
     """Scaled around their own median, paths repel or attract each other."""
     rng = np.random.default_rng(3)
     windows, paths = 40_000, 20
     drawn = rng.normal(0, 0.02 / factor, (windows, paths))
     middle = np.median(drawn, axis=1, keepdims=True)
-    scaled = middle + factor * (drawn - middle)
+    scaled = centre * middle + factor * (drawn - middle)
     came = rng.normal(0, 0.02, (windows, 1))
     strangers = np.mean([np.abs(scaled - np.roll(scaled, by, 0)).mean() for by in (1, 2, 3)])
     true = np.abs(scaled - came).mean() - strangers / 2
     closes, last = 1 + scaled[:, :, None], np.ones(windows)
-    with_share = PathDistribution(closes, last, np.array([factor])).crps(came).mean()
+    with_share = PathDistribution(closes, last, np.array([factor]), np.array([centre]))
+    with_share = with_share.crps(came).mean()
     without = PathDistribution(closes, last).crps(came).mean()
-    assert with_share == pytest.approx(true, rel=0.006)
+    assert with_share == pytest.approx(true, rel=0.008)
     assert abs(without / true - 1) > 0.012
 
 
