@@ -7,6 +7,7 @@ bar: each moment has an IC of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +153,7 @@ def summarise(
     }
 
 
-def by_year(daily: pd.Series[float], **how: float) -> pd.DataFrame:
+def by_year(daily: pd.Series[float], **how: Any) -> pd.DataFrame:
     """`summarise` for each calendar year; a year of too few days has its mean alone.
 
     Args:
@@ -160,22 +161,12 @@ def by_year(daily: pd.Series[float], **how: float) -> pd.DataFrame:
         how: as of `summarise`.
 
     Returns:
-        A row a year, SUMMARY as columns; NaN where fewer than LEAST_DAYS say nothing of an error.
+        A row a year, SUMMARY as columns; NaN where too few days say nothing of an error.
     """
     years = pd.DatetimeIndex(daily.index).year
     rows = {}
     for year in sorted(set(years)):
-        of_year = daily[years == year]
-        known = of_year.dropna()
-        if len(known) >= LEAST_DAYS + int(how.get("horizon", 1)) - 1:
-            rows[year] = summarise(of_year, **how)  # type: ignore[arg-type]
-        else:
-            rows[year] = {
-                **dict.fromkeys(SUMMARY, np.nan),
-                "mean": float(known.mean()),
-                "days": float(len(known)),
-                "left_out": float(len(of_year) - len(known)),
-            }
+        rows[year] = _summarise_if_enough(daily[years == year], **how)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("year")
 
 
@@ -244,10 +235,24 @@ def group_returns(score: pd.DataFrame, returns: pd.DataFrame, groups: int = 10) 
     )
 
 
+def best_less_worst(daily: pd.DataFrame) -> pd.Series[float]:
+    """Each day's return of the highest group that holds a name less that of the lowest.
+
+    Args:
+        daily: of `group_returns`. Where ties leave the outer groups empty, the next ones count; a
+            score of two values still has two groups.
+    """
+    lowest = daily.bfill(axis=1).iloc[:, 0]
+    highest = daily.ffill(axis=1).iloc[:, -1]
+    return (highest - lowest).rename("spread")
+
+
 def group_table(
     daily: pd.DataFrame, *, horizon: int = 1, draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """The mean of each group over the days, with its error: rows 1 … groups, SUMMARY as columns.
+
+    A group that ties leave empty on most days has its mean alone, if that.
 
     Args:
         daily: of `group_returns`.
@@ -255,7 +260,8 @@ def group_table(
         draws, seed: of the bootstrap.
     """
     rows = {
-        group: summarise(daily[group], horizon=horizon, draws=draws, seed=seed) for group in daily
+        group: _summarise_if_enough(daily[group], horizon=horizon, draws=draws, seed=seed)
+        for group in daily
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
@@ -278,26 +284,36 @@ def monotonicity(
             than higher.
 
     Returns:
-        The figure, from -1 to 1, and the ends of its interval.
+        The figure, from -1 to 1, over the groups that are filled on LEAST_DAYS or more, and the
+        ends of its interval.
+
+    Raises:
+        UndefinedMetricError: there are not two such groups.
     """
-    whole = daily.dropna()
-    if len(whole) < LEAST_DAYS:
+    filled = daily.loc[:, daily.notna().sum() >= LEAST_DAYS]
+    if filled.shape[1] < 2:
         raise UndefinedMetricError(
-            f"{len(whole)} of {len(daily)} days fill all {daily.shape[1]} groups; ask for fewer "
-            "groups, or a score with fewer ties"
+            f"{filled.shape[1]} of {daily.shape[1]} groups hold a name on {LEAST_DAYS} days or "
+            "more; ask for fewer groups, or a score with fewer ties"
         )
-    number = np.arange(daily.shape[1], dtype=np.float64)
-    number -= number.mean()
+    groups = filled.shape[1]
+    there = filled.notna().astype(float)
 
     def order(values: Floats) -> float:
-        ranks = rankdata(values.mean(axis=0))
+        total, count = values[:, :groups].sum(axis=0), values[:, groups:].sum(axis=0)
+        drawn = count > 0  # a group seldom filled may be missing from a sample
+        ranks = rankdata(total[drawn] / count[drawn])
         ranks -= ranks.mean()
-        return float(number @ ranks / (np.linalg.norm(number) * np.linalg.norm(ranks)))
+        number = np.arange(drawn.sum()) - (drawn.sum() - 1) / 2
+        norm = np.linalg.norm(number) * np.linalg.norm(ranks)
+        return float(number @ ranks / norm) if norm else 0.0
 
+    both = pd.concat([filled.fillna(0.0), there], axis=1, keys=["total", "count"])
+    both.columns = pd.RangeIndex(2 * groups)
     low, high = bootstrap_statistic(
-        whole, order, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
+        both, order, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
     )
-    return order(whole.to_numpy()), low, high
+    return order(both.to_numpy()), low, high
 
 
 def rank_correlation(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]:
@@ -374,6 +390,19 @@ def coverage(score: pd.DataFrame, labels: pd.DataFrame) -> float:
     if not total:
         raise UndefinedMetricError("no name has a label on any day: check the label's expression")
     return float((labelled & scored).to_numpy().sum() / total)
+
+
+def _summarise_if_enough(daily: pd.Series[float], **how: Any) -> dict[str, float]:
+    """`summarise`, or the mean alone where the days are too few for an error."""
+    known = daily.dropna()
+    if len(known) >= LEAST_DAYS + how.get("horizon", 1) - 1 and np.ptp(known.to_numpy()) > 0:
+        return summarise(daily, **how)
+    return {
+        **dict.fromkeys(SUMMARY, np.nan),
+        "mean": float(known.mean()),
+        "days": float(len(known)),
+        "left_out": float(len(daily) - len(known)),
+    }
 
 
 def _paired(score: pd.DataFrame, returns: pd.DataFrame) -> tuple[Floats, Floats]:

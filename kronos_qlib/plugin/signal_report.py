@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.ic import (
     SUMMARY,
+    best_less_worst,
     by_year,
     coverage,
     daily_ic,
@@ -109,7 +110,8 @@ class SignalReportRecord(ACRecordTemp):
             `evaluation.ic.daily_ic`).
         rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
             and its t with lags enough for the overlap. `rank_ic.y2022`: of a calendar year.
-        spread, spread_t: mean return of the best tenth less the worst tenth's, a bar, before cost.
+        spread, spread_t: mean return of the best tenth less the worst tenth's, a bar, before cost
+            (of the outermost that hold a name, where many scores are equal).
         monotonicity, …_low, …_high: Spearman of the tenth's number and its mean return.
         autocorrelation.lag5: mean correlation of ranks with those of 5 bars before.
         top_turnover: share of the best tenth that is new at every bar.
@@ -189,8 +191,7 @@ class SignalReportRecord(ACRecordTemp):
         parted = group_returns(score, labels, self.groups)
         groups = group_table(parted, **how)
         order = monotonicity(parted, **how)
-        # A day whose ties leave an outer group empty has no spread.
-        spread = (parted[self.groups] - parted[1]).dropna()
+        spread = best_less_worst(parted)
         apart = daily_mean(spread, max(usual_lags(len(spread)), overlap - 1))
         memory = rank_autocorrelation(score, [lag for lag in LAGS if lag < len(score)])
         renewed = float(top_turnover(score, self.top).mean())

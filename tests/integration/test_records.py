@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,28 +11,37 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import qlib
+from qlib.backtest.position import Position
+from qlib.data import D
+from qlib.data.cache import H
 from qlib.workflow.recorder import MLflowRecorder
 
-from kronos_qlib.errors import MissingArtifactError
+from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.costs import break_even_cost, cost_table
 from kronos_qlib.evaluation.metrics import (
     PORTFOLIO_METRICS,
     UndefinedMetricError,
+    deflated_sharpe,
     portfolio_metrics,
 )
 from kronos_qlib.plugin.compare import compare_runs
 from kronos_qlib.plugin.records import (
+    SEARCH_AND_COST_METRICS,
     SIGNAL_METRICS,
     PortfolioReportRecord,
     RunCheckRecord,
     expected_metrics,
+    position_changes,
 )
+from kronos_qlib.plugin.storage import write_provider
 
 pytestmark = pytest.mark.integration
 
 WORKFLOW = Path(__file__).parents[2] / "workflows" / "workflow_lightgbm.yaml"
 
 
-# Records by themselves, on a run of their own. Qlib's recorder needs no qlib.init.
+# Records by themselves, on a run of their own.
 
 
 @pytest.fixture(scope="module")
@@ -55,36 +65,182 @@ def recorder(store, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(before)
 
 
+def open_provider(folder, freq="day"):
+    qlib.init(
+        provider_uri={freq: str(folder)},
+        region="us",
+        clear_mem_cache=True,
+        skip_if_reg=False,
+        kernels=1,
+    )
+    H.clear()
+
+
 @pytest.fixture
-def report():
+def report(provider):
+    open_provider(provider)
     rng = np.random.default_rng(5)
+    days = D.calendar()[100:160]
     bench = rng.normal(0, 0.01, 60)
-    columns = {"return": bench + 0.001, "bench": bench, "cost": 0.0004, "turnover": 0.4}
-    days = pd.bdate_range("2022-07-01", periods=60, name="datetime")
-    return pd.DataFrame(columns, index=days)
+    columns = {
+        "account": 1e6,
+        "return": bench + rng.normal(0.001, 0.003, 60),
+        "bench": bench,
+        "cost": 0.0004,
+        "turnover": 0.4,
+    }
+    return pd.DataFrame(columns, index=pd.DatetimeIndex(days, name="datetime"))
 
 
-def save_report(recorder, report):
-    """What PortAnaRecord leaves, as far as we read it."""
-    recorder.save_objects(artifact_path="portfolio_analysis", **{"report_normal_1day.pkl": report})
+def positions_on(days, one="SYM0001", two="SYM0003"):
+    """1000 shares of one name from the first day, from the sixth 500 of it and 100 of another."""
+    first, later = ({one: 1000.0}, {one: 500.0, two: 100.0})
+    held = [first] * 5 + [later] * (len(days) - 5)
+    return {
+        day: Position(1e6, {name: {"amount": n, "price": 1.0} for name, n in names.items()})
+        for day, names in zip(days, held, strict=True)
+    }
+
+
+def save_report(recorder, report, freq="1day", names=("SYM0001", "SYM0003")):
+    """What the backtest leaves, as far as we read it."""
+    recorder.save_objects(
+        artifact_path="portfolio_analysis",
+        **{
+            f"report_normal_{freq}.pkl": report,
+            f"positions_normal_{freq}.pkl": positions_on(report.index, *names),
+        },
+    )
+
+
+def read_csv(recorder, path, **how):
+    return pd.read_csv(recorder.download_artifact(path), **how)
 
 
 def test_the_report_record_logs_metrics_and_leaves_table_and_figure(recorder, report):
     save_report(recorder, report)
     PortfolioReportRecord(recorder, days_per_year=240).generate()
-    RunCheckRecord(recorder, metrics=PORTFOLIO_METRICS).generate()  # waits for the writing thread
+    names = (*PORTFOLIO_METRICS, *SEARCH_AND_COST_METRICS, "capacity")
+    RunCheckRecord(recorder, metrics=names).generate()  # waits for the writing thread
 
     expected = portfolio_metrics(report, days_per_year=240)
     logged = recorder.list_metrics()
     assert {name: logged[name] for name in PORTFOLIO_METRICS} == pytest.approx(expected)
-    assert recorder.load_object("portfolio_report/portfolio_metrics.pkl").to_dict() == expected
-    daily = pd.read_csv(
-        recorder.download_artifact("portfolio_report/daily.csv"), index_col="datetime"
-    )
+    kept = recorder.load_object("portfolio_report/portfolio_metrics.pkl")
+    assert {name: kept[name] for name in names} == pytest.approx({n: logged[n] for n in names})
+    daily = read_csv(recorder, "portfolio_report/daily.csv", index_col="datetime")
     assert daily["net_return"].to_numpy() == pytest.approx(report["return"] - report["cost"])
     assert daily["drawdown"].min() == pytest.approx(expected["max_drawdown"])
-    figure = Path(recorder.download_artifact("portfolio_report/equity.png"))
-    assert figure.read_bytes()[:4] == b"\x89PNG"
+    assert daily["drawdown_before_cost"].min() > daily["drawdown"].min()
+    for name in ("equity", "costs"):
+        figure = Path(recorder.download_artifact(f"portfolio_report/{name}.png"))
+        assert figure.read_bytes()[:4] == b"\x89PNG"
+
+    assert logged["sharpe_trials"] == 1, "the run kept no signal beside its score"
+    net = report["return"] - report["cost"]
+    assert logged["deflated_sharpe"] == pytest.approx(deflated_sharpe(net, 1).probability)
+    assert logged["cost_paid_bp"] == pytest.approx(10)
+    assert logged["break_even_cost_bp"] == pytest.approx(break_even_cost(report))
+    costs = read_csv(recorder, "portfolio_report/costs.csv", index_col="cost_bp")
+    assert costs.index.to_list() == [0, 5, 10, 15, 20, 30]
+    expected_costs = cost_table(report, days_per_year=240)
+    assert costs["sharpe"].to_numpy() == pytest.approx(expected_costs["sharpe"], rel=1e-4)
+    assert costs.loc[10, "sharpe"] == pytest.approx(logged["sharpe"], rel=1e-4)
+
+
+def test_a_sharpe_ratio_is_deflated_by_the_signals_kept(recorder, report, tmp_path):
+    save_report(recorder, report)
+    net = report["return"] - report["cost"]
+
+    def told(**settings):
+        PortfolioReportRecord(recorder, **settings).generate()
+        kept = recorder.load_object("portfolio_report/portfolio_metrics.pkl")
+        return kept["sharpe_trials"], kept["deflated_sharpe"]
+
+    rng = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([report.index, ["A", "B"]], names=["datetime", "instrument"])
+    score = rng.normal(size=len(index))
+    signals = {"score": score, "expected_return": score, "skew": score**2, "range": score + 1}
+    pd.DataFrame(signals, index=index).to_parquet(tmp_path / "signals.parquet")
+    recorder.save_objects(local_path=str(tmp_path / "signals.parquet"), artifact_path="signals")
+    recorder.save_objects(**{"pred.pkl": pd.DataFrame({"score": score}, index=index)})
+    # The score and expected_return are one trial.
+    assert told() == (3, pytest.approx(deflated_sharpe(net, 3).probability))
+    found = deflated_sharpe(net, 50, trial_variance=0.2)
+    assert told(trials=50, trial_variance=0.2) == (50, pytest.approx(found.probability))
+    with pytest.raises(ConfigError, match="1 or more, got 0"):
+        PortfolioReportRecord(recorder, trials=0)
+
+
+def test_capacity_is_told_from_orders_and_the_money_traded(recorder, report, bars):
+    changes = position_changes(positions_on(report.index))
+    first, later = report.index[[0, 5]]
+    assert changes.to_dict() == {
+        (first, "SYM0001"): 1000,
+        (later, "SYM0001"): 500,
+        (later, "SYM0003"): 100,
+    }
+    save_report(recorder, report)
+    PortfolioReportRecord(recorder).generate()
+    table = read_csv(recorder, "portfolio_report/capacity.csv", index_col="share")
+    here = bars.set_index(["date", "symbol"])
+    load = [
+        shares * here.loc[at, "close"] / 1e6 / here.loc[at, "amount"]
+        for at, shares in changes.items()
+    ]
+    assert table.loc[0.05, "median"] == pytest.approx(0.05 / np.median(load), rel=1e-4)
+    assert table.loc[0.1, "95 %"] == pytest.approx(0.1 / np.quantile(load, 0.95), rel=1e-4)
+    assert table["traded"].to_list() == ["$amount"] * 3
+    assert table["unknown"].to_list() == [0, 0, 0]
+
+
+def test_capacity_that_is_not_to_be_had_is_called_unknown(recorder, report, provider, tmp_path):
+    """No amount: volume x close. Neither: the word, and no metric that looks like a figure."""
+    folder = tmp_path / "market"
+    shutil.copytree(provider, folder)
+    for lost, source in (("amount", "$volume * $close"), ("volume", "unknown")):
+        for path in folder.glob(f"features/*/{lost}.day.bin"):
+            path.unlink()
+        open_provider(folder)
+        save_report(recorder, report)
+        PortfolioReportRecord(recorder).generate()
+        table = read_csv(recorder, "portfolio_report/capacity.csv", dtype=str)
+        assert table["traded"].to_list() == [source] * 3
+    assert table["median"].to_list() == ["unknown"] * 3
+    assert "capacity" not in recorder.load_object("portfolio_report/portfolio_metrics.pkl")
+
+
+def test_a_report_of_minutes_is_told_by_days(recorder, make_minutes, tmp_path):
+    bars = make_minutes(instruments=2, days=12)
+    write_provider(bars, tmp_path / "minutes", freq="5min", benchmark="BENCH")
+    open_provider(tmp_path / "minutes", "5min")
+    times = pd.DatetimeIndex(D.calendar(freq="5min"), name="datetime")
+    rng = np.random.default_rng(2)
+    columns = {
+        "account": 1e6,
+        "return": rng.normal(0, 0.001, len(times)),
+        "bench": rng.normal(0, 0.001, len(times)),
+        "cost": 0.00001,
+        "turnover": 0.01,
+    }
+    report = pd.DataFrame(columns, index=times)
+    save_report(recorder, report, freq="5min", names=("SH600000", "SH600001"))
+    PortfolioReportRecord(recorder).generate()
+    daily = read_csv(recorder, "portfolio_report/daily.csv", index_col="datetime")
+    assert len(daily) == 12
+    assert (1 + daily["return"]).prod() == pytest.approx((1 + report["return"]).prod())
+    assert daily["turnover"].to_numpy() == pytest.approx(0.48)  # 48 bars a day
+    kept = recorder.load_object("portfolio_report/portfolio_metrics.pkl")
+    assert np.isfinite(kept["capacity"])
+    RunCheckRecord(recorder, metrics=PORTFOLIO_METRICS).generate()
+    with pytest.raises(MissingArtifactError, match=r"without IC, .*, 5min\.excess_return_without"):
+        RunCheckRecord(recorder).generate()
+
+
+def test_a_report_without_its_positions_is_incomplete(recorder, report):
+    recorder.save_objects(artifact_path="portfolio_analysis", **{"report_normal_1day.pkl": report})
+    with pytest.raises(MissingArtifactError, match=r"reads .*positions_normal_1day\.pkl"):
+        PortfolioReportRecord(recorder).generate()
 
 
 def test_the_record_knows_what_it_left(recorder, report):
@@ -98,7 +254,7 @@ def test_the_record_knows_what_it_left(recorder, report):
 
 def test_a_missing_backtest_names_the_record_to_list(recorder):
     with pytest.raises(
-        MissingArtifactError, match=r"has nothing in portfolio_analysis; list .*Port"
+        MissingArtifactError, match=r"has nothing in portfolio_analysis; list .*BacktestRecord"
     ):
         PortfolioReportRecord(recorder).generate()
 
@@ -107,6 +263,9 @@ def test_a_backtest_at_another_frequency_is_missing_too(recorder, report):
     save_report(recorder, report)
     with pytest.raises(MissingArtifactError, match=r"_30minute\.pkl, .* has .*_1day\.pkl in"):
         PortfolioReportRecord(recorder, freq="30minute").generate()
+    save_report(recorder, report, freq="30minute")
+    with pytest.raises(ConfigError, match="reports of 1day, 30minute: set freq to one"):
+        PortfolioReportRecord(recorder).generate()
 
 
 def test_a_strategy_that_never_traded_leaves_nothing(recorder, report):
@@ -116,12 +275,14 @@ def test_a_strategy_that_never_traded_leaves_nothing(recorder, report):
     assert recorder.list_artifacts("portfolio_report") == []
 
 
-def test_a_full_run_passes_its_check(recorder):
+def test_a_full_run_passes_its_check(recorder, report):
+    save_report(recorder, report)
     recorder.log_metrics(**dict.fromkeys(expected_metrics(), 0.5))
     RunCheckRecord(recorder).generate()
 
 
-def test_the_check_names_every_missing_metric(recorder):
+def test_the_check_names_every_missing_metric(recorder, report):
+    save_report(recorder, report)
     names = [name for name in expected_metrics() if name not in ("ICIR", "sharpe")]
     recorder.log_metrics(**dict.fromkeys(names, 0.5))
     with pytest.raises(MissingArtifactError, match="ends without ICIR, sharpe;"):
@@ -245,11 +406,12 @@ def test_the_lightgbm_workflow_is_green_with_all_its_metrics(market):
 def test_a_run_without_its_metrics_fails(market):
     """Take SigAnaRecord out: Qlib alone would finish, exit 0 and show a green run without IC."""
     folder, settings = market
-    text = WORKFLOW.read_text(encoding="utf-8")
-    short, cuts = re.subn(r"    - class: SigAnaRecord\n(      .*\n)+", "", text)
+    base = WORKFLOW.with_name("workflow_base.yaml").read_text(encoding="utf-8")
+    short, cuts = re.subn(r"    - class: SigAnaRecord.*\n(      .*\n)+", "", base)
     assert cuts == 1
+    (folder / "workflow_base.yaml").write_text(short, encoding="utf-8")
     workflow = folder / "short.yaml"
-    workflow.write_text(short, encoding="utf-8")
+    workflow.write_text(WORKFLOW.read_text(encoding="utf-8"), encoding="utf-8")
 
     done = qrun(workflow, folder, settings | {"KRONOS_LIGHTGBM_EXPERIMENT": "short"})
 

@@ -63,7 +63,7 @@ def assert_nothing_is_clipped(figure):
         texts += labels_in_view(axes.get_xticklabels(), 0, axes.get_xlim())
     page = figure.bbox
     written = [text for text in texts if text.get_text() and text.get_visible()]
-    assert len(written) > 10
+    assert len(written) > 8
     for text in written:
         box = text.get_window_extent()
         inside = box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1

@@ -8,6 +8,7 @@ from scipy.stats import pearsonr, spearmanr
 from kronos_qlib.errors import UndefinedMetricError
 from kronos_qlib.evaluation.ic import (
     SUMMARY,
+    best_less_worst,
     by_year,
     coverage,
     daily_ic,
@@ -165,6 +166,14 @@ def test_ties_share_a_group_instead_of_being_split_by_the_alphabet():
     np.testing.assert_allclose(found, [[np.nan, 3.5 - 5.5, np.nan, 7.5 - 5.5, 9.5 - 5.5]])
 
 
+def test_the_spread_is_of_the_outermost_groups_that_hold_a_name():
+    daily = pd.DataFrame([[1.0, 2.0, 5.0], [np.nan, 2.0, 7.0], [1.0, 4.0, np.nan]])
+    assert best_less_worst(daily).to_list() == [4, 5, 3]
+    two_values = wide([[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]] * 2)
+    returns = wide([[0, 0, 0, 0, 0, 0, 0, 0, 0, 10]] * 2)
+    assert best_less_worst(group_returns(two_values, returns)).to_list() == pytest.approx([10, 10])
+
+
 def test_days_that_cannot_be_parted_are_left_out():
     score, returns = noisy(days=4, names=12)
     score.iloc[0, 3:] = np.nan
@@ -192,10 +201,17 @@ def test_the_order_of_the_groups():
     assert high - low > 1, "what knows nothing has no order to be sure of"
 
 
-def test_groups_that_ties_leave_empty_have_no_order():
-    daily = group_returns(wide([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1]] * 20), wide([range(10)] * 20), 5)
-    with pytest.raises(UndefinedMetricError, match="0 of 20 days fill all 5 groups"):
-        monotonicity(daily)
+def test_groups_that_ties_leave_empty_are_left_out_of_the_order():
+    score, returns = noisy(days=60, names=20, knowledge=0.6)
+    daily = group_returns(score.clip(lower=0.5), returns, 5)  # most names are tied at the bottom
+    few = daily.columns[daily.notna().sum() < 10]
+    assert 0 < len(few) < 4
+    assert monotonicity(daily)[0] == pytest.approx(1.0)
+    table = group_table(daily)
+    assert table.loc[few, "t"].isna().all()
+    assert table.loc[few, "days"].to_list() == daily[few].notna().sum().to_list()
+    with pytest.raises(UndefinedMetricError, match="1 of 2 groups hold a name on 10 days"):
+        monotonicity(daily[[1, 5]])
 
 
 def test_autocorrelation_by_scipy():

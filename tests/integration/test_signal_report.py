@@ -1,0 +1,252 @@
+"""SignalReportRecord on a market whose truth is known, on minutes, and on runs that lack a part."""
+
+import io
+import logging
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import qlib
+from qlib.data import D
+from qlib.data.cache import H
+from qlib.workflow.record_temp import SigAnaRecord
+from qlib.workflow.recorder import MLflowRecorder
+
+from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
+from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
+from kronos_qlib.plugin.signal_report import (
+    FILES,
+    SIGNAL_REPORT_METRICS,
+    SignalReportRecord,
+    label_bars_of,
+)
+from kronos_qlib.plugin.storage import write_provider
+
+pytestmark = pytest.mark.integration
+
+LABEL = "Ref($close, -2) / Ref($close, -1) - 1"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
+    return uri
+
+
+@pytest.fixture
+def recorder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
+    before = mlflow.get_tracking_uri()
+    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
+    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
+    recorder.start_run()
+    yield recorder
+    recorder.end_run("FINISHED")
+    mlflow.set_tracking_uri(before)
+
+
+def open_provider(folder, freq="day"):
+    qlib.init(
+        provider_uri={freq: str(folder)},
+        region="us",
+        clear_mem_cache=True,
+        skip_if_reg=False,
+        kernels=1,
+    )
+    H.clear()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A market with an effect twice the usual, 24 names and a year; its oracle lies beside it."""
+    config = MarketConfig(instruments=24, years=1.0, effect=0.2, seed=1)
+    market = make_market(config)
+    folder = tmp_path_factory.mktemp("planted") / "qlib"
+    write_provider(
+        market.bars, folder, benchmark="BENCH", beside={"oracle": market.oracle.to_frame()}
+    )
+    return folder, market.oracle
+
+
+def labels_of(names, freq="day"):
+    frame = D.features(names, [LABEL], freq=freq)
+    return frame.swaplevel().sort_index().set_axis(["LABEL0"], axis=1)
+
+
+def save_run(recorder, pred, label, signals=None, tmp_path=None):
+    recorder.save_objects(**{"pred.pkl": pred, "label.pkl": label})
+    if signals is not None:
+        signals.to_parquet(tmp_path / "signals.parquet")
+        recorder.save_objects(local_path=str(tmp_path / "signals.parquet"), artifact_path="signals")
+
+
+def read_csv(recorder, name):
+    return pd.read_csv(recorder.download_artifact(f"signal_report/{name}.csv"), index_col=0)
+
+
+def test_the_report_on_a_market_whose_truth_is_known(recorder, planted, tmp_path):
+    folder, oracle = planted
+    open_provider(folder)
+    rng = np.random.default_rng(0)
+    seen = oracle[oracle.index.get_level_values("datetime") >= "2020-06-01"]
+    score = (seen + rng.normal(scale=seen.std(), size=len(seen))).rename("score")
+    label = labels_of(sorted(seen.index.get_level_values("instrument").unique()))
+    label = label[label.index.get_level_values("datetime") >= "2020-06-01"]
+    signals = pd.DataFrame(
+        {
+            "score": score,
+            "expected_return": score,
+            "truth": seen,
+            "noise": rng.normal(size=len(seen)),
+            "flat": 0.0,
+        }
+    )
+    save_run(recorder, score.to_frame(), label, signals, tmp_path)
+    SigAnaRecord(recorder).generate()
+    record = SignalReportRecord(recorder)
+    record.generate()
+    record.check(include_self=True)
+    RunCheckRecord(recorder, metrics=SIGNAL_REPORT_METRICS).generate()
+
+    logged = recorder.list_metrics()
+    # Whatever Qlib measures too is the same.
+    for ours, qlibs in (
+        ("ic.mean", "IC"),
+        ("ic.ratio", "ICIR"),
+        ("rank_ic.mean", "Rank IC"),
+        ("rank_ic.ratio", "Rank ICIR"),
+    ):
+        assert logged[ours] == pytest.approx(logged[qlibs], rel=1e-6)
+    # The usual label is the return over one bar.
+    assert logged["rank_ic.h1"] == pytest.approx(logged["rank_ic.mean"])
+    assert logged["rank_ic.y2020"] == pytest.approx(logged["rank_ic.mean"])
+    assert 0 < logged["rank_ic.low"] < logged["rank_ic.mean"] < logged["rank_ic.high"]
+    # Noise as large as the truth leaves 1 / sqrt(2) of what the truth reaches.
+    assert 0.5 < logged["oracle_share"] < 0.9
+    assert logged["oracle_rank_ic"] == pytest.approx(
+        logged["rank_ic.mean"] / logged["oracle_share"], rel=0.01
+    )
+    assert logged["signals_tried"] == 4, "expected_return is the score"
+    assert logged["monotonicity"] > 0.5
+    assert logged["coverage"] == pytest.approx(
+        (score.index.intersection(label.dropna().index)).size / label["LABEL0"].notna().sum()
+    )
+
+    daily = pd.read_parquet(recorder.download_artifact("signal_report/daily_ic.parquet"))
+    assert list(daily) == ["ic", "rank_ic", "pairs"]
+    assert daily.index.name == "datetime"
+    assert daily["rank_ic"].mean() == pytest.approx(logged["rank_ic.mean"])
+    table = read_csv(recorder, "signals")
+    assert table.index.to_list() == list(signals)
+    assert table.loc["score", "rank_ic"] == pytest.approx(logged["rank_ic.mean"], rel=1e-4)
+    assert table.loc["truth", "rank_ic"] > table.loc["score", "rank_ic"]
+    assert table.loc["truth", "with_score"] == pytest.approx(0.7, abs=0.1)
+    assert table.loc["noise", "p_holm"] >= table.loc["noise", "p"] > 0.01
+    assert table.loc["score", "p_holm"] <= 3 * table.loc["score", "p"] * 1.001
+    assert np.isnan(table.loc["flat", "rank_ic"])
+    assert table.loc["flat", "left_out"] == len(daily)
+    assert len(read_csv(recorder, "groups")) == 10
+    assert read_csv(recorder, "by_horizon").index.to_list() == [1, 2, 5, 10]
+    assert (
+        read_csv(recorder, "by_horizon").loc[10, "days"]
+        == read_csv(recorder, "by_horizon").loc[1, "days"] - 9
+    ), "the last nine days have no return over ten bars yet"
+    for name in FILES:
+        if name.endswith(".png"):
+            path = recorder.download_artifact(f"signal_report/{name}")
+            assert io.FileIO(path).read(4) == b"\x89PNG"
+
+
+def test_a_score_that_never_varies_fails_the_run(recorder, planted):
+    folder, oracle = planted
+    open_provider(folder)
+    label = labels_of(["SYM0001", "SYM0002", "SYM0003", "SYM0004", "SYM0005"])
+    save_run(recorder, oracle.to_frame("score") * 0, label)
+    with pytest.raises(UndefinedMetricError, match=r"none of \d+ days has a value"):
+        SignalReportRecord(recorder).generate()
+    assert recorder.list_artifacts("signal_report") == []
+
+
+def test_a_truth_of_nothing_has_no_share(recorder, planted, tmp_path, caplog):
+    """With no effect planted the oracle says 0 of every name, and no share of it can be had."""
+    folder, oracle = planted
+    open_provider(folder)
+    pred = oracle.to_frame("score")
+    label = labels_of(sorted(oracle.index.get_level_values("instrument").unique()))
+    record = SignalReportRecord(recorder)
+    from kronos_qlib.evaluation.ic import to_wide
+
+    score, labels = to_wide(pred["score"]), to_wide(label["LABEL0"])
+    found = record._against_oracle(pred, labels, score)
+    assert found["oracle_share"] == pytest.approx(1.0)
+    assert "oracle_share" not in record._against_oracle(pred, -labels, score)
+    truth = folder / "oracle.parquet"
+    kept = truth.read_bytes()
+    try:
+        with caplog.at_level(logging.INFO, "kronos_qlib.plugin.signal_report"):
+            (oracle * 0).to_frame().to_parquet(truth)
+            assert record._against_oracle(pred, labels, score) == {}
+        assert "nothing was planted" in caplog.text
+        truth.unlink()
+        assert record._against_oracle(pred, labels, score) == {}
+    finally:
+        truth.write_bytes(kept)
+
+
+def test_bars_of_five_minutes(recorder, make_minutes, tmp_path):
+    bars = make_minutes(instruments=10, days=3)
+    write_provider(bars, tmp_path / "minutes", freq="5min", benchmark="BENCH")
+    open_provider(tmp_path / "minutes", "5min")
+    names = [f"SH60000{number}" for number in range(10)]
+    label = labels_of(names, "5min")
+    rng = np.random.default_rng(0)
+    score = label["LABEL0"].fillna(0) + rng.normal(scale=0.002, size=len(label))
+    save_run(recorder, score.to_frame("score"), label)
+    SignalReportRecord(recorder, groups=2, top=3, horizons=[1, 4]).generate()
+    await_metrics(recorder)
+    logged = recorder.list_metrics()
+    assert logged["rank_ic.mean"] > 0.3
+    assert logged["rank_ic.h1"] == pytest.approx(logged["rank_ic.mean"], abs=0.01)
+    assert logged["rank_ic.h4"] < logged["rank_ic.h1"]
+    assert 140 <= logged["rank_ic.days"] + logged["rank_ic.days_left_out"] <= 144
+    assert logged["signals_tried"] == 1
+    assert "oracle_ic" not in logged
+
+
+def test_a_run_without_labels_or_scores_says_so(recorder):
+    with pytest.raises(MissingArtifactError, match=r"SignalReportRecord reads pred\.pkl"):
+        SignalReportRecord(recorder).generate()
+    index = pd.MultiIndex.from_product(
+        [pd.bdate_range("2024-01-01", periods=3), ["A"]], names=["datetime", "instrument"]
+    )
+    recorder.save_objects(**{"pred.pkl": pd.DataFrame({"score": 1.0}, index=index)})
+    with pytest.raises(MissingArtifactError, match=r"reads label\.pkl, .*KronosSignalRecord"):
+        SignalReportRecord(recorder).generate()
+
+
+def test_settings_that_cannot_work(recorder):
+    with pytest.raises(ConfigError, match="horizons count bars"):
+        SignalReportRecord(recorder, horizons=[0, 5])
+    with pytest.raises(ConfigError, match="label_bars must be 1"):
+        SignalReportRecord(recorder, label_bars=0)
+
+
+@pytest.mark.parametrize(
+    ("label", "bars"),
+    [
+        (LABEL, 1),
+        ("Ref($close, -6) / Ref($close, -1) - 1", 5),
+        (["Ref($close, -6) / Ref($close, -1) - 1"], 5),
+        ([["Ref($close, -11) / Ref($close, -1) - 1"], ["LABEL0"]], 10),
+        (None, 1),
+    ],
+)
+def test_how_far_a_label_runs_is_read_from_the_task(label, bars):
+    """Alpha158 takes a list, or lists of expressions and names."""
+    task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
+    assert label_bars_of(task) == bars
+    assert label_bars_of({}) == 1
