@@ -109,7 +109,8 @@ def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
 
 def blend_rows(blends: Sequence[Blend]) -> list[list[str]]:
     """A line per blend and its test against the better member."""
-    rows = [["", "Rank IC", "better member", "adds", "Newey-West", "bootstrap", "t", "told"]]
+    test = ["Newey-West", "bootstrap", "t", "told from zero"]
+    rows = [["", "Rank IC", "better member", "adds", *test]]
     for blend in blends:
         first = [" + ".join(blend.members), f"{blend.rank_ic:.4f}", blend.test.other]
         rows.append([*first, *_test_cells(blend.test)])

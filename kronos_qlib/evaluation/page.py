@@ -48,8 +48,10 @@ p { margin: 6px 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px; text-align: right; border-top: 1px solid #eceef1; }
 thead th { border-top: 0; background: #fafbfc; font-weight: 600; white-space: nowrap; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; font-weight: 400; }
-.words td { text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 140px; }
+.words td { white-space: normal; text-align: left; vertical-align: top; min-width: 140px;
+  overflow-wrap: anywhere; }
 .words thead th { text-align: left; }
 .differs td { background: #fff8e6; }
 ol { padding-left: 22px; color: #3d454d; font-size: 14px; }

@@ -149,7 +149,8 @@ def comparison_of(
         if not equity.same_bench:
             said.append("The runs' benchmarks differ; the curves show the first run's.")
     tasks = {name: read_task(client, run) for name, run in runs.items()}
-    settings = pd.DataFrame({name: settings_of(task) for name, task in tasks.items()}).fillna("")
+    settings = pd.DataFrame({name: settings_of(task) for name, task in tasks.items()})
+    settings = settings[(settings != "").any(axis=1)]
     unequal = [
         name
         for name in settings.index
@@ -304,7 +305,7 @@ MUST_AGREE = (
 
 
 def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
-    """What a workflow's task asked for, in words; only what it says."""
+    """What a workflow's task asked for, in words; "" where it says nothing."""
     model = task.get("model", {})
     kwargs = model.get("kwargs") or {}
     data = task.get("dataset", {}).get("kwargs") or {}
@@ -331,7 +332,7 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
         "Cost to sell": trade.get("close_cost"),
         "Benchmark": trade.get("benchmark"),
     }
-    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+    return {name: "" if value is None else str(value) for name, value in found.items()}
 
 
 def label_of(task: Mapping[str, Any]) -> str | None:

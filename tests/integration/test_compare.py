@@ -304,14 +304,14 @@ def test_settings_are_found_in_the_records_of_an_older_workflow():
         "backtest": {"benchmark": "B", "exchange_kwargs": exchange},
     }
     found = settings_of({"record": [{"class": "PortAnaRecord", "kwargs": {"config": config}}]})
-    assert found == {
+    assert {name: value for name, value in found.items() if value} == {
         "Names held": "7",
         "Replaced a day": "2",
         "Deal price": "close",
         "Cost to buy": "0.1",
         "Benchmark": "B",
     }
-    assert settings_of({}) == {}
+    assert set(settings_of({}).values()) == {""}
 
 
 @pytest.mark.parametrize(
