@@ -131,7 +131,7 @@ class BlendModel(Model):
         """Fit each member on its data set; what it logs is under its name in MLflow."""
         for name, model in self.members.items():
             logger.info(f"blend: fitting {name}")
-            with _metrics_under(name):
+            with _logged_under(name):
                 fit = auto_filter_kwargs(model.fit)
                 fit(self._dataset_of(name, dataset), reweighter=reweighter)
 
@@ -181,19 +181,22 @@ MODEL_KEYS = ("class", "module_path", "kwargs")
 
 
 @contextmanager
-def _metrics_under(name: str) -> Iterator[None]:
-    """Whatever is logged to the open run meanwhile goes under `name.`: members log alike names."""
+def _logged_under(name: str) -> Iterator[None]:
+    """What is logged to the open run meanwhile goes under the name: members log alike names."""
     if not has_active_run():
         yield
         return
     recorder = R.get_recorder()
-    log = recorder.log_metrics
+    log_metrics, log_figure = recorder.log_metrics, recorder.client.log_figure
 
-    def log_under(step: int | None = None, **metrics: float) -> None:
-        log(step, **{f"{name}.{key}": value for key, value in metrics.items()})
+    def metrics_under(step: int | None = None, **metrics: float) -> None:
+        log_metrics(step, **{f"{name}.{key}": value for key, value in metrics.items()})
 
-    recorder.log_metrics = log_under
+    def figure_under(run_id: str, figure: Any, artifact_file: str, **how: Any) -> None:
+        log_figure(run_id, figure, f"{name}/{artifact_file}", **how)
+
+    recorder.log_metrics, recorder.client.log_figure = metrics_under, figure_under
     try:
         yield
     finally:
-        del recorder.log_metrics
+        del recorder.log_metrics, recorder.client.log_figure

@@ -21,6 +21,7 @@ from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.signals import (
     exposures_from_windows,
+    members_of,
     scores_from_alpha,
     signals_from_paths,
 )
@@ -187,11 +188,13 @@ class KronosModel(ModelFT):
         """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
 
         Raises:
-            ConfigError: a reweighter is given, which no stage uses.
+            ConfigError: a reweighter is given, which no stage uses; or `signals` asks for more
+                bars than the data set's windows have.
             TrainingError: a segment has no windows, or a loss is not finite.
         """
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
+        self._check_windows(_source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
         self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
@@ -346,6 +349,13 @@ class KronosModel(ModelFT):
                 "signals names 'alpha', and there is no alpha head: train one (training.alpha), or "
                 "name the folder of one (alpha_head)"
             )
+
+    def _check_windows(self, source: WindowDataset) -> None:
+        """What would fail after the training fails before it."""
+        settings = self.signal_settings
+        named = [*(settings.keep or ()), *([settings.score] if settings.score else [])]
+        check_signals((name for name in named if name != ALPHA), source.horizon)
+        members_of(settings.ensemble, self.sampling, source.lookback)
 
     def _check_signals(self) -> None:
         """Before anything is read or trained."""

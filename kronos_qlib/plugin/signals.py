@@ -99,7 +99,7 @@ def signals_from_paths(
         CalendarError: the calendar does not reach a horizon past the last window.
         ConfigError: a name or a lookback of the ensemble cannot work.
     """
-    check_signals(names)
+    check_signals(names, source.horizon)
     members = members_of(ensemble, sampling, source.lookback)
     days = windows.moments()
     newest = windows.take(np.array([day.start for day in days], dtype=np.int64))

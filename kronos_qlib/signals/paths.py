@@ -69,9 +69,6 @@ class PathReturns:
         return np.asarray(self.last.std(axis=1))
 
     def at(self, bar: float) -> Doubles:
-        horizon = self.returns.shape[2]
-        if bar > horizon:
-            raise ConfigError(f"return_at@{bar:g}: the paths have {horizon} bars; horizon is short")
         return np.asarray(self.returns[..., int(bar) - 1].mean(axis=1))
 
     def range(self) -> Doubles:
@@ -187,14 +184,19 @@ DEFAULT_SIGNALS = (
 """What is kept unless told otherwise; quantile@0.5 would be median_return again."""
 
 
-def check_signals(names: Iterable[str]) -> None:
+def check_signals(names: Iterable[str], horizon: int | None = None) -> None:
     """Whether each is a signal, with its number where it takes one.
+
+    Args:
+        horizon: bars that the paths will have, where that is known already.
 
     Raises:
         ConfigError: a name is unknown (with the nearest known one), or its number cannot work.
     """
     for name in names:
-        _parse(name)
+        signal, number = _parse(name)
+        if horizon is not None and signal is SIGNALS["return_at"] and (number or 0) > horizon:
+            raise ConfigError(f"{name}: the paths have {horizon} bars; raise the horizon")
 
 
 def signals_of(
@@ -227,6 +229,7 @@ def signals_of(
     if broken:
         place, what = broken
         raise BarDataError(f"window {place}: {what}")
+    check_signals(chosen, paths.shape[2])
     found = PathReturns(paths, closes)
     return {
         name: signal.find(found) if number is None else signal.find(found, number)

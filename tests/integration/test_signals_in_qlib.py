@@ -195,6 +195,10 @@ def test_an_ensemble_pools_the_paths_of_its_members(dataset, frame):
 def test_a_lookback_beyond_the_windows_is_refused(dataset):
     with pytest.raises(ConfigError, match=r"lookback of 60 bars.*windows have 30"):
         model_of({"ensemble": {"lookbacks": [60]}}).predict(dataset)
+    with pytest.raises(ConfigError, match=r"lookback of 60 bars"):
+        model_of({"ensemble": {"lookbacks": [60]}}).fit(dataset)
+    with pytest.raises(ConfigError, match="return_at@4: the paths have 3 bars"):
+        model_of({"keep": ["return_at@4"]}).fit(dataset)
 
 
 def test_shaped_scores_are_of_the_windows_own_exposures(dataset, frame, bars, tmp_path):
