@@ -19,7 +19,7 @@ SIXTEEN_BITS = 2**16
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x**2) + eps) in float32, back in x's type, times weight."""
+    """x / sqrt(mean(x**2) + eps) in float32 at least, back in x's type, times weight."""
     out: Tensor = _RMSNorm.apply(  # type: ignore[no-untyped-call]
         x, weight, eps
     )
@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rate = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         rate = rate.div_(x.shape[-1]).add_(eps).rsqrt_()
         normed = (wide * rate).to(x.dtype)
@@ -41,7 +41,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, rate, weight = ctx.saved_tensors
-        grad, wide = grads[0].float(), normed.float()
+        grad, wide = grads[0].to(rate.dtype), normed.to(rate.dtype)
         to_weight = (grad * wide).flatten(0, -2).sum(dim=0)
         to_x = grad * weight
         share = torch.linalg.vecdot(to_x, wide).unsqueeze(-1).div_(wide.shape[-1])

@@ -23,7 +23,7 @@ TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 1
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 whatever the input's type."""
+    """Root-mean-square norm, computed in float32 at least, whatever the input's type."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Written-out gradients against autograd's, in float64, and dropout against its definition."""
+"""Written-out gradients against autograd's and finite differences; dropout by its definition."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def test_gradients_are_autograds(kind, tolerance):
     )
     gate, up = draw(3, 8, kind=kind), draw(3, 8, seed=2, kind=kind)
     assert_alike(swiglu, lambda gate, up: F.silu(gate) * up, (gate, up), tolerance)
+
+
+def test_gradients_are_the_slopes_in_float64():
+    """Against finite differences: nothing of torch's own formulas is in between."""
+    x, weight = draw(2, 3, 6, kind=torch.float64), draw(6, seed=1, kind=torch.float64)
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), (x, weight))
+    angles = torch.arange(3.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.1])
+    assert torch.autograd.gradcheck(lambda x: rotate(x, angles.cos(), angles.sin()), (x,))
+    assert torch.autograd.gradcheck(swiglu, (x, draw(2, 3, 6, seed=2, kind=torch.float64)))
 
 
 def test_dropout_keeps_its_share_and_the_mean():
