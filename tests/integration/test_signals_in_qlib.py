@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
-from kronos_qlib.plugin.baselines import BaselineModel, BlendModel
+from kronos_qlib.plugin.baselines import BaselineModel, BlendModel, _logged_under
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
@@ -341,6 +341,17 @@ def test_a_blend_is_the_mean_of_ranks_and_its_members_log_apart(provider, run):
     assert set(found.index) <= set(windows.index), "the baseline's own data set decides its rows"
     again = pickle.loads(pickle.dumps(blend))
     np.testing.assert_array_equal(again.predict(dataset), found["score"])
+
+
+def test_a_members_figures_lie_apart_too(run):
+    from matplotlib.figure import Figure
+
+    for name in ("one", "other"):
+        with _logged_under(name):
+            run.client.log_figure(run.id, Figure(), "training/predictor.png")
+    run.client.log_figure(run.id, Figure(), "training/predictor.png")
+    for folder in ("one/training", "other/training", "training"):
+        assert run.list_artifacts(folder) == [f"{folder}/predictor.png"]
 
 
 PARTS = ("train", "valid")
