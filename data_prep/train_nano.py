@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bars", type=Path, required=True, help="long table of bars (Parquet)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two halves")
     parser.add_argument("--tokenizer-windows", type=int, default=200_000)
-    parser.add_argument("--predictor-windows", type=int, default=400_000)
+    parser.add_argument("--predictor-windows", type=int, default=240_000)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak")
     parser.add_argument("--dropout", type=float, default=PREDICTOR["ffn_dropout_p"])
     parser.add_argument("--tokenizer", help="alias or folder of one to keep instead of a new one")
