@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,10 +21,9 @@ from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.schema import TIME_FIELDS
-from kronos_qlib.training.batches import Segment, TrainingBatch
+from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import Losses, PredictorStep, Step, TokenizerStep
+from kronos_qlib.training.steps import PredictorStep, Step, TokenizerStep
 from kronos_qlib.training.store import RunStore
 
 LOOKBACK, HORIZON = 90, 10
@@ -43,26 +41,6 @@ PREDICTOR = {
     "ffn_dropout_p": 0.1, "attn_dropout_p": 0.0, "resid_dropout_p": 0.1, "token_dropout_p": 0.0,
     "learn_te": True,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ShiftedDates(PredictorStep):
-    """Trains each window as if it had happened at another time of the year.
-
-    Weekday, month and day of the month together name nearly every date of two years, and what the
-    market did on it could be learned by heart. Weekday and time of day stay; validation sees the
-    true dates.
-    """
-
-    def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
-        if self.net.training:
-            stamps = batch.stamps.clone()
-            for field, most in (("day", 31), ("month", 12)):
-                place = TIME_FIELDS.index(field)
-                shift = torch.randint(most, (len(stamps), 1), generator=rng)
-                stamps[..., place] = (stamps[..., place] - 1 + shift) % most + 1
-            batch = replace(batch, stamps=stamps)
-        return super().losses(batch, rng)
 
 
 def run_stage(
@@ -129,8 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer.save_pretrained(args.out / "tokenizer")
     if not args.predictor_windows:
         return 0
-    predicting = PredictorStep if args.true_dates else ShiftedDates
-    step = predicting(predictor, tokenizer)
+    step = PredictorStep(predictor, tokenizer, shift_dates=not args.true_dates)
     run_stage(step, training, validation, args, args.predictor_windows)
     predictor.save_pretrained(args.out / "predictor", tokenizer, max_context=LOOKBACK + HORIZON)
     return 0

@@ -263,6 +263,10 @@ class TrainingConfig:
     teacher_forcing: bool = True
     """Predictor: feed the s2 head the true next s1. False feeds one sampled from the model's own
     distribution, as published."""
+    shift_dates: bool = False
+    """Predictor: train each window under the days and months of another part of the year. A few
+    years' dates can be learned by heart, and what the market did on each: nano's validation loss
+    was 2.154 with true dates and 2.098 with shifted ones. What the seasons tell is lost."""
     loss_bars: str = "all"
     """Bars whose tokens are targets: "all" of a window, or its "horizon" only."""
     lora_rank: int | None = None
@@ -286,7 +290,7 @@ class TrainingConfig:
         _check_number(self, "lora_alpha")
         _check_known(self, loss_bars=("all", "horizon"), precision=PRECISIONS)
         _check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
-        _check_choice(self, "teacher_forcing")
+        _check_choice(self, "teacher_forcing", "shift_dates")
         _check_optimizer(self)
 
     @property

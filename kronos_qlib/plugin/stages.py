@@ -61,6 +61,8 @@ class StagesConfig:
                 object.__setattr__(self, name, stage)
         if self.tokenizer is not None and not self.tokenizer.teacher_forcing:
             raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
+        if self.tokenizer is not None and self.tokenizer.shift_dates:
+            raise ConfigError("shift_dates belongs to training.predictor: no tokenizer reads dates")
         if self.tokenizer is not None and self.predictor is None:
             raise ConfigError(
                 "training.tokenizer without training.predictor would leave a predictor that reads "
@@ -266,7 +268,9 @@ def _train_tokens(stages: StagesConfig, work: _Work) -> None:
     parts[1] = with_tokens(parts[1].to_judge_by(config), tokenizer, predictor.device)
     if is_worth_it(parts[0], tokenizer, config):
         parts[0] = with_tokens(parts[0], tokenizer, predictor.device, work.show_progress)
-    predicting = PredictorStep(net, tokenizer, config.teacher_forcing)
+    predicting = PredictorStep(
+        net, tokenizer, config.teacher_forcing, shift_dates=config.shift_dates
+    )
     _train_half("predictor", config, predicting, parts, work)
 
 

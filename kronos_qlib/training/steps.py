@@ -19,7 +19,7 @@ from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.crew import crew
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 from kronos_qlib.training.batches import Segment, TrainingBatch
 
 Losses = dict[str, Tensor]
@@ -155,6 +155,8 @@ class PredictorStep:
     tokenizer: KronosTokenizer
     teacher_forcing: bool = True
     criterion: NextTokenLoss = next_token_losses
+    shift_dates: bool = False
+    """Whether to train each window under the dates of another part of the year."""
 
     @property
     def splits(self) -> bool:
@@ -173,10 +175,12 @@ class PredictorStep:
         next_s1 = s1[:, 1:]
         # Validation is teacher-forced whatever training does: a likelihood, and deterministic.
         forced = self.teacher_forcing or not self.net.training
+        is_shifted = self.shift_dates and self.net.training
+        stamps = shifted_dates(batch.stamps, rng) if is_shifted else batch.stamps
         s1_logits, s2_logits = self.net(
             s1[:, :-1],
             s2[:, :-1],
-            batch.stamps[:, :-1],
+            stamps[:, :-1],
             use_teacher_forcing=forced,
             s1_targets=next_s1 if forced else None,
             rng=rng,
@@ -187,6 +191,27 @@ class PredictorStep:
         self, segment: Segment, config: TrainingConfig, device: torch.device | str
     ) -> dict[str, float]:
         return evaluate(self, segment, config, device)
+
+
+DATE_FIELDS = (("day", 31), ("month", 12))
+"""The fields of a stamp that name a date within the year, and how many values each has."""
+
+
+def shifted_dates(stamps: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Stamps with the day of the month and the month of each window turned by a chance amount.
+
+    Weekday, day and month together name nearly every date of a few years, and what the market did
+    on it would be learned by heart. Weekday and time of day stay.
+
+    Args:
+        stamps: (B, T, 5) int64, left as they are.
+    """
+    shifted = stamps.clone()
+    for field, count in DATE_FIELDS:
+        place = TIME_FIELDS.index(field)
+        turn = torch.randint(count, (len(stamps), 1), generator=rng, device=stamps.device)
+        shifted[..., place] = (stamps[..., place] - 1 + turn) % count + 1
+    return shifted
 
 
 @torch.inference_mode()

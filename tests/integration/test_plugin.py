@@ -322,6 +322,8 @@ def test_the_saved_halves_are_what_was_trained(provider, tmp_path):
 def test_settings_that_could_not_take_effect_are_refused(provider):
     with pytest.raises(ConfigError, match="teacher_forcing belongs to"):
         model_of(training={"tokenizer": {"teacher_forcing": False}, "predictor": {}})
+    with pytest.raises(ConfigError, match="shift_dates belongs to"):
+        model_of(training={"tokenizer": {"shift_dates": True}, "predictor": {}})
     with pytest.raises(ConfigError, match="max_context 300 is more than the 100 bars"):
         model_of(max_context=300).fit(dataset_of(provider))
 

@@ -17,7 +17,7 @@ from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment
 from kronos_qlib.training.loop import is_better, one_cycle, train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep, evaluate
+from kronos_qlib.training.steps import PredictorStep, TokenizerStep, evaluate, shifted_dates
 from kronos_qlib.training.tokens import is_worth_it, with_tokens
 
 CPU = torch.device("cpu")
@@ -308,3 +308,27 @@ def test_windows_of_unequal_length_learn_as_each_would_alone(table, make_pair, k
     for name in set(together) - {"loss", "bsq"}:  # the entropy of a batch is no mean over bars
         mean = sum(losses[name] * weight for losses, weight in alone) / count
         assert together[name] == pytest.approx(mean, rel=1e-5)
+
+
+def test_shifted_dates_keep_weekday_and_time_and_one_turn_a_window():
+    stamps = torch.tensor([[[30, 10, 4, 31, 12], [0, 15, 0, 1, 1]]] * 200)
+    turned = shifted_dates(stamps, torch.Generator().manual_seed(0))
+    assert torch.equal(turned[..., :3], stamps[..., :3])
+    days, months = turned[..., 3], turned[..., 4]
+    assert set(days.flatten().tolist()) == set(range(1, 32))
+    assert set(months.flatten().tolist()) == set(range(1, 13))
+    assert ((days[:, 1] - days[:, 0]) % 31 == 1).all()  # the day after stays the day after
+    assert ((months[:, 1] - months[:, 0]) % 12 == 1).all()
+    assert stamps[0, 0, 3] == 31, "the caller's stamps are left alone"
+
+
+def test_dates_are_shifted_in_training_and_true_in_validation(tiny_pair, segments):
+    """nano once learned two years' dates by heart."""
+    tokenizer, model = tiny_pair
+    plain = PredictorStep(model, tokenizer)
+    step = PredictorStep(model, tokenizer, shift_dates=True)
+    batch = segments[0].batch(np.arange(4), CPU)
+    model.train()
+    losses = [float(step.losses(batch, torch.Generator().manual_seed(n))["loss"]) for n in (0, 1)]
+    assert losses[0] != losses[1] != float(plain.losses(batch)["loss"])
+    assert evaluate(step, segments[1], QUICK, CPU) == evaluate(plain, segments[1], QUICK, CPU)
