@@ -327,6 +327,9 @@ class AlphaConfig:
     """Share of inputs and hidden units left out in training."""
     epochs: int = 3
     """Passes over the days."""
+    validation_days: int | None = None
+    """At most so many days, evenly spaced over the validation segment, judge an epoch; None takes
+    all. A trained backbone reads each of their windows anew after every epoch."""
     windows_per_day: int | None = None
     """Windows of each day that a step sees, 5 at least, drawn anew each epoch; None takes all."""
     learning_rate: float = 1e-3
@@ -347,8 +350,9 @@ class AlphaConfig:
     def __post_init__(self) -> None:
         _check_whole(self, "epochs", "hidden", "lora_rank")
         _check_whole(self, "seed", "context_width", least=0)
-        if self.patience is not None:
-            _check_whole(self, "patience")
+        for name in ("patience", "validation_days"):
+            if getattr(self, name) is not None:
+                _check_whole(self, name)
         if self.windows_per_day is not None:
             _check_whole(self, "windows_per_day", least=5)
         _check_dropouts(self, "dropout")

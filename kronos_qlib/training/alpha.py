@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -128,8 +128,12 @@ class AlphaSegment:
         return DaySampler(self, seed=config.seed, windows_per_day=config.windows_per_day)
 
     def to_judge_by(self, config: AlphaConfig) -> AlphaSegment:
-        """All of its days."""
-        return self
+        """Its days, or so many of them, evenly spaced: always the same ones."""
+        most = config.validation_days
+        if most is None or len(self.days) <= most:
+            return self
+        which = np.linspace(0, len(self.days) - 1, most).round().astype(int)
+        return replace(self, days=[self.days[place] for place in which])
 
     def memory(self, size: int) -> WindowBatch | None:
         """Room for the bars of up to `size` windows; none is needed beside contexts."""

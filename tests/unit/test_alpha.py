@@ -289,3 +289,12 @@ def test_a_segment_without_a_cross_section_is_refused(frame):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         AlphaConfig(**settings)
+
+
+def test_few_evenly_spaced_days_may_judge_an_epoch(windows):
+    segment = AlphaSegment.of(windows, ReturnLabel())
+    few = segment.to_judge_by(AlphaConfig(validation_days=3))
+    assert [few.days[0], few.days[-1]] == [segment.days[0], segment.days[-1]]
+    assert len(few.days) == 3 < len(segment.days)
+    assert segment.to_judge_by(AlphaConfig(validation_days=10_000)) is segment
+    assert segment.to_judge_by(AlphaConfig()) is segment
