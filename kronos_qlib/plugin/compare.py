@@ -357,8 +357,7 @@ def label_bars_of(task: Mapping[str, Any]) -> int:
 def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
     """The strategy's and the exchange's settings, wherever a workflow has them."""
     found: dict[str, Any] = {}
-    records = task.get("record") or []
-    for record in [records] if isinstance(records, Mapping) else records:
+    for record in _records(task):
         kwargs = record.get("kwargs") or {}
         config = kwargs.get("config")
         if isinstance(config, Mapping):  # PortAnaRecord's
@@ -370,6 +369,17 @@ def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(task.get("backtest"), Mapping):
         found = {**task["backtest"], **found}
     return found
+
+
+def _records(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The task's records; `<records.of_paths>` says where in the task they are, as Qlib reads it."""
+    records: Any = task.get("record") or []
+    if isinstance(records, str):
+        found: Any = task
+        for key in records.strip("<>").split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        records = found or []
+    return [records] if isinstance(records, Mapping) else list(records)
 
 
 def _pairs(values: Any) -> str | None:
