@@ -372,7 +372,7 @@ def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _records(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The task's records; `<records.of_paths>` says where in the task they are, as Qlib reads it."""
+    """The task's records; `<records.of_paths>` says, as to Qlib, where in the task they are."""
     records: Any = task.get("record") or []
     if isinstance(records, str):
         found: Any = task
