@@ -188,11 +188,17 @@ def decay(
     Returns:
         A row per horizon, SUMMARY as columns. The later days of a long horizon have no return
         yet, so rows may count different days.
+
+    Raises:
+        UndefinedMetricError: as of `summarise` (names the horizon).
     """
-    rows = {
-        horizon: summarise(daily_ic(score, returns[horizon])["rank_ic"], horizon=horizon, seed=seed)
-        for horizon in sorted(returns)
-    }
+    rows = {}
+    for horizon in sorted(returns):
+        daily = daily_ic(score, returns[horizon])["rank_ic"]
+        try:
+            rows[horizon] = summarise(daily, horizon=horizon, seed=seed)
+        except UndefinedMetricError as problem:
+            raise UndefinedMetricError(f"returns over {horizon} bars: {problem}") from problem
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("horizon")
 
 
@@ -395,6 +401,66 @@ def coverage(score: pd.DataFrame, labels: pd.DataFrame) -> float:
     if not total:
         raise UndefinedMetricError("no name has a label on any day: check the label's expression")
     return float((labelled & scored).to_numpy().sum() / total)
+
+
+def paired_rank_ic(score: pd.DataFrame, other: pd.DataFrame, returns: pd.DataFrame) -> pd.DataFrame:
+    """Daily Rank IC of two scores on the rows that both have, so that neither has easier names.
+
+    Args:
+        score, other, returns: days by names.
+
+    Returns:
+        As `daily_ic` on the days of `score`: `score`, `other`, and `pairs` of both with a return.
+    """
+    there = other.reindex(index=score.index, columns=score.columns)
+    common = pd.DataFrame(
+        np.isfinite(score.to_numpy()) & np.isfinite(there.to_numpy()), score.index, score.columns
+    )
+    ours, theirs = daily_ic(score.where(common), returns), daily_ic(there.where(common), returns)
+    return pd.DataFrame(
+        {"score": ours["rank_ic"], "other": theirs["rank_ic"], "pairs": ours["pairs"]}
+    )
+
+
+def summarise_difference(
+    one: pd.Series[float], other: pd.Series[float], **how: Any
+) -> dict[str, float]:
+    """`summarise` of the daily differences: what moves both alike cancels.
+
+    Args:
+        one, other: of the same days, NaN on days that have none; a day counts that has both.
+        how: as of `summarise`.
+
+    Returns:
+        SUMMARY. The mean, its t and intervals are those of `uncertainty.paired_difference`. Two
+        series that are one and the same differ by 0, surely: low and high are 0, and t is NaN.
+
+    Raises:
+        UndefinedMetricError: as of `summarise`.
+    """
+    apart = one - other
+    known = apart.dropna()
+    if len(known) < LEAST_DAYS or known.any():
+        return summarise(apart, **how)
+    return nothing_for_sure(len(known), len(apart) - len(known))
+
+
+def nothing_for_sure(days: int, left_out: int) -> dict[str, float]:
+    """SUMMARY of what is 0 on every day, by its nature and not by chance."""
+    sure = dict.fromkeys(("mean", "std", "low", "high"), 0.0)
+    counts = {"days": float(days), "left_out": float(left_out)}
+    return {**dict.fromkeys(SUMMARY, np.nan), **sure, **counts}
+
+
+def full_days(score: pd.DataFrame, least: int = LEAST_PAIRS) -> pd.DataFrame:
+    """The days on which a score has so many names.
+
+    A calendar may hold a stray day, a Saturday on which two names traded: next to it all names
+    but two would seem new, and the best of the day before gone.
+    """
+    many = np.isfinite(score.to_numpy(dtype=np.float64)).sum(axis=1) >= least
+    kept: pd.DataFrame = score.loc[many]
+    return kept
 
 
 def _summarise_if_enough(daily: pd.Series[float], **how: Any) -> dict[str, float]:

@@ -54,19 +54,30 @@ def load_signals(recorder: Recorder) -> pd.DataFrame | None:
     return pd.read_parquet(recorder.download_artifact(path))
 
 
-def same_as_score(pred: pd.DataFrame, signals: pd.DataFrame) -> list[str]:
-    """Kept signals that are the score under another name, `score` itself among them."""
-    score = pred.iloc[:, 0].reindex(signals.index).to_numpy()
-    same = (np.array_equal(signals[name], score, equal_nan=True) for name in signals)
-    return [str(name) for name, is_same in zip(signals, same, strict=True) if is_same]
+def first_of_equals(pred: pd.DataFrame, signals: pd.DataFrame | None) -> dict[str, str]:
+    """Each kept signal, and the first column with the very same numbers: one and the same trial.
+
+    "score" goes before all and is the run's own, pred.pkl's first column; it is often a kept
+    signal too, under that one's name.
+    """
+    first = {"score": "score"}
+    if signals is None:
+        return first
+    score = pred.iloc[:, 0].reindex(signals.index).to_numpy(dtype=np.float64)
+    seen = {"score": score}
+    for name in signals:
+        if name == "score":
+            continue
+        values = signals[name].to_numpy(dtype=np.float64)
+        twins = (one for one in seen if np.array_equal(seen[one], values, equal_nan=True))
+        first[str(name)] = next(twins, str(name))
+        seen.setdefault(first[str(name)], values)
+    return first
 
 
 def count_signals(pred: pd.DataFrame, signals: pd.DataFrame | None) -> int:
     """How many different signals the run's score was, or could have been, chosen from."""
-    if signals is None:
-        return 1
-    others = {str(name) for name in signals} - {"score"}
-    return 1 + len(others - set(same_as_score(pred, signals)))
+    return len(set(first_of_equals(pred, signals).values()))
 
 
 def load_task(recorder: Recorder) -> dict[str, Any]:

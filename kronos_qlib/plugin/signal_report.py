@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ from statsmodels.stats.multitest import multipletests
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.ic import (
+    LEAST_PAIRS,
     SUMMARY,
     best_less_worst,
     by_year,
     coverage,
     daily_ic,
     decay,
+    full_days,
     group_returns,
     group_table,
     monotonicity,
+    nothing_for_sure,
+    paired_rank_ic,
     rank_autocorrelation,
     rank_correlation,
     summarise,
+    summarise_difference,
     to_wide,
     top_turnover,
 )
@@ -38,18 +43,22 @@ from kronos_qlib.evaluation.signal_figures import (
     group_figure,
     ic_figure,
 )
-from kronos_qlib.evaluation.uncertainty import daily_mean, usual_lags
+from kronos_qlib.evaluation.signal_text import signal_page
+from kronos_qlib.evaluation.uncertainty import LEAST_DAYS, daily_mean, usual_lags
 from kronos_qlib.plugin.artifacts import (
     count_signals,
     features_at,
+    first_of_equals,
     frequency_of,
     load_needed,
     load_predictions,
     load_signals,
     load_task,
     provider_folder,
-    same_as_score,
 )
+from kronos_qlib.plugin.baseline_scores import baselines_at
+from kronos_qlib.signals.baselines import BASELINES
+from kronos_qlib.signals.shaping import Neutralise
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +87,24 @@ SIGNAL_REPORT_METRICS = (
     "top_turnover",
     "coverage",
     "signals_tried",
+    *(
+        f"{before}{name}{after}"
+        for name in ("momentum", "reversal", "low_volatility")
+        for before, after in (
+            ("baseline.", ".rank_ic"),
+            ("baseline.", ".with_score"),
+            ("rank_ic.less_", ""),
+            ("rank_ic.less_", "_low"),
+            ("rank_ic.less_", "_high"),
+        )
+    ),
+    *(f"rank_ic.neutralised{end}" for end in ("", "_low", "_high")),
 )
-"""What SignalReportRecord logs with its usual settings; see there."""
+"""What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
+among them: not every provider tells what was traded."""
 
 FILES = (
+    "summary.md",
     "daily_ic.parquet",
     "summary.csv",
     "by_year.csv",
@@ -89,6 +112,7 @@ FILES = (
     "groups.csv",
     "autocorrelation.csv",
     "signals.csv",
+    "baselines.csv",
     "ic.png",
     "decay.png",
     "groups.png",
@@ -119,12 +143,21 @@ class SignalReportRecord(ACRecordTemp):
         signals_tried: how many different signals the run kept, its score included. The best of
             many looks good by luck: in signals.csv `p_holm` is each p-value after Holm's
             correction for that number.
+        baseline.reversal.rank_ic, rank_ic.less_reversal, …_low, …_high, …_t: the Rank IC of a
+            signal that costs nothing (of `signals.baselines.BASELINES`, from Qlib's bars up to the
+            score's), and what the score's is above it, day by day, on the rows that have both.
+            `baseline.reversal.with_score`: mean rank correlation of the two.
+        rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
+            after least squares on the ranks of all baselines; 0 for a score made of them alone.
+            A t is not logged where there is no chance to measure by.
         oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
             (a simulated market: the label's true expected value), what the truth itself reaches on
             the rows that the score has, and the score's Rank IC as a share of it.
 
-    Leaves FILES in the folder `signal_report` of the run; daily_ic.parquet has `ic`, `rank_ic`
-    and `pairs` on datetime.
+    Leaves FILES in the folder `signal_report` of the run, summary.md to be read first;
+    daily_ic.parquet has `ic`, `rank_ic` and `pairs` on datetime. Days on which fewer than
+    LEAST_PAIRS names have a score are stray (a Saturday): the log counts them, and what compares
+    neighbouring days passes over them.
     """
 
     artifact_path = "signal_report"
@@ -137,6 +170,7 @@ class SignalReportRecord(ACRecordTemp):
         groups: int = 10,
         top: float = 0.1,
         price: str = "$close",
+        baselines: Sequence[str] = tuple(BASELINES),
         label_bars: int | None = None,
         title: str | None = None,
         seed: int = 0,
@@ -148,6 +182,8 @@ class SignalReportRecord(ACRecordTemp):
             groups: parts that a day's names are divided into by score.
             top: best names whose turnover is told: a share below 1, else a number.
             price: Qlib expression of what returns are taken of.
+            baselines: what stands beside the score; none: []. They read whole bars, `$open` to
+                `$close` and volume.
             label_bars: over which the label's return runs, so that neighbouring days overlap; None
                 reads the label's expression in the run's task, and takes Qlib's usual 1 where the
                 task has none.
@@ -159,10 +195,14 @@ class SignalReportRecord(ACRecordTemp):
             raise ConfigError(f"horizons count bars, each 1 or more, got {list(horizons)}")
         if label_bars is not None and label_bars < 1:
             raise ConfigError(f"label_bars must be 1 or more, got {label_bars}")
+        strange = [name for name in baselines if name not in BASELINES]
+        if strange:
+            raise ConfigError(f"baselines are {', '.join(BASELINES)}, got {', '.join(strange)}")
         self.horizons = tuple(sorted(set(horizons)))
         self.groups = groups
         self.top = top
         self.price = price
+        self.baselines = tuple(baselines)
         self.label_bars = label_bars
         self.title = title
         self.seed = seed
@@ -181,10 +221,19 @@ class SignalReportRecord(ACRecordTemp):
             self.recorder, "label.pkl", reader=who, writer="KronosSignalRecord"
         ).iloc[:, 0]
         score, labels = to_wide(pred.iloc[:, 0]), to_wide(label)
+        whole = full_days(score)
+        if len(whole) < len(score):
+            logger.warning(
+                "%d of %d days have fewer than %d scores and are left out",
+                len(score) - len(whole),
+                len(score),
+                LEAST_PAIRS,
+            )
         overlap = self.label_bars or label_bars_of(load_task(self.recorder))
         how: dict[str, Any] = {"horizon": overlap, "seed": self.seed}
 
         daily = daily_ic(score, labels)
+        self._refuse_short(daily, overlap)
         found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
         years = by_year(daily["rank_ic"], **how)
         horizons = decay(score, self._later_returns(pred.index), seed=self.seed)
@@ -193,9 +242,13 @@ class SignalReportRecord(ACRecordTemp):
         order = monotonicity(parted, **how)
         spread = best_less_worst(parted)
         apart = daily_mean(spread, max(usual_lags(len(spread)), overlap - 1))
-        memory = rank_autocorrelation(score, [lag for lag in LAGS if lag < len(score)])
-        renewed = float(top_turnover(score, self.top).mean())
-        signals = self._signal_table(pred, labels, **how)
+        memory = rank_autocorrelation(whole, [lag for lag in LAGS if lag < len(whole)])
+        renewed = float(top_turnover(whole, self.top).mean())
+        signals, tried = self._signal_table(pred, labels, **how)
+        beside, differences = self._beside_baselines(pred.iloc[:, 0], labels, **how)
+        if len(beside):
+            rows = beside.assign(kind="baseline").reindex(columns=list(signals))
+            signals = pd.concat([signals, rows]).rename_axis("signal")
 
         metrics = {
             f"{kind}.{name}": found[kind][name]
@@ -220,16 +273,31 @@ class SignalReportRecord(ACRecordTemp):
             "signals_tried": float(count_signals(pred, load_signals(self.recorder))),
             **self._against_oracle(pred, labels, score),
         }
+        metrics |= baseline_metrics(beside, differences)
 
         title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
         tables = {
-            "summary": pd.DataFrame.from_dict(found, orient="index").rename_axis("correlation"),
+            "summary": pd.DataFrame.from_dict(
+                {**found, **differences}, orient="index", columns=list(SUMMARY)
+            ).rename_axis("correlation"),
             "by_year": years,
             "by_horizon": horizons,
             "groups": groups,
             "autocorrelation": memory,
             "signals": signals,
+            "baselines": beside,
         }
+        page = signal_page(
+            title,
+            tables["summary"],
+            years,
+            horizons,
+            signals,
+            beside,
+            {name: BASELINES[name].definition for name in BASELINES},
+            tried=tried,
+            label_bars=overlap,
+        )
         figures = {
             "ic": ic_figure(daily["rank_ic"], found["rank_ic"], f"{title}: Rank IC of the score"),
             "decay": decay_figure(horizons, f"{title}: how long the score knows"),
@@ -240,6 +308,7 @@ class SignalReportRecord(ACRecordTemp):
         }
         with tempfile.TemporaryDirectory() as folder:
             daily.to_parquet(Path(folder, "daily_ic.parquet"))
+            Path(folder, "summary.md").write_text(page, encoding="utf-8")
             for name, table in tables.items():
                 table.to_csv(Path(folder, f"{name}.csv"), float_format="%.6g")
             for name, figure in figures.items():
@@ -247,6 +316,58 @@ class SignalReportRecord(ACRecordTemp):
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
         self.recorder.log_metrics(**{name: float(value) for name, value in metrics.items()})
         return {}
+
+    def _refuse_short(self, daily: pd.DataFrame, overlap: int) -> None:
+        """Say what is lacking before anything is measured, and which setting would help."""
+        longest = max(*self.horizons, overlap)
+        known = int(daily["rank_ic"].notna().sum())
+        # A horizon of h bars loses up to h - overlap of these days where the calendar ends.
+        needed = max(LEAST_DAYS, longest + 1)
+        if 0 < known < needed:
+            raise UndefinedMetricError(
+                f"SignalReportRecord: {known} days of {len(daily)} have a Rank IC, and {needed} "
+                f"are the fewest that tell an error of returns over {longest} bars; test on a "
+                "longer segment"
+                + (", or set shorter `horizons`" if known >= max(LEAST_DAYS, overlap + 1) else "")
+            )
+
+    def _beside_baselines(
+        self, score: pd.Series[float], labels: pd.DataFrame, **how: Any
+    ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+        """baselines.csv, a row each, and rows of summary.csv: differences, and what is left."""
+        score = score[np.isfinite(score)].rename("score").sort_index()
+        known = baselines_at(score.index, self.baselines) if self.baselines else pd.DataFrame()
+        if known.empty:
+            return pd.DataFrame(), {}
+        wide, rows, found = to_wide(score), {}, {}
+        everything = int(daily_ic(wide, labels)["pairs"].sum())
+        for name in known:
+            other = to_wide(known[name])
+            daily = paired_rank_ic(wide, other, labels)
+            pairs = int(daily["pairs"].sum())
+            both = daily[["score", "other"]].dropna()
+            rows[name] = {
+                **signal_row(other, wide, labels, self.top, **how),
+                "score_rank_ic": float(both["score"].mean()),
+                "pairs": pairs,
+                "pairs_left_out": everything - pairs,
+            }
+            found[f"rank_ic.less_{name}"] = _or_unknown(
+                f"the score less {name}",
+                summarise_difference,
+                daily["score"],
+                daily["other"],
+                how=how,
+            )
+        left = neutralised(score, known)
+        daily = daily_ic(to_wide(left), labels) if len(left) else pd.DataFrame({"rank_ic": []})
+        made_of_them = len(left) and (left == 0).all() and daily["pairs"].max() > known.shape[1] + 1
+        found["rank_ic.neutralised"] = (
+            nothing_for_sure(len(daily), 0)
+            if made_of_them
+            else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
+        )
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
 
     def _later_returns(self, index: pd.Index) -> dict[int, pd.DataFrame]:
         """By horizon, returns from the close of the bar after the score, days by names."""
@@ -259,8 +380,13 @@ class SignalReportRecord(ACRecordTemp):
             horizon: to_wide(frame.iloc[:, place]) for place, horizon in enumerate(self.horizons)
         }
 
-    def _signal_table(self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any) -> pd.DataFrame:
-        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles."""
+    def _signal_table(
+        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any
+    ) -> tuple[pd.DataFrame, int]:
+        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles.
+
+        The other is how many different signals the p-values were corrected for.
+        """
         kept = load_signals(self.recorder)
         columns = {"score": pred.iloc[:, 0]}
         if kept is not None:
@@ -271,14 +397,14 @@ class SignalReportRecord(ACRecordTemp):
             for name, values in columns.items()
         }
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("signal")
-        # The score is often a kept signal under its own name: one and the same trial.
-        twin = [] if kept is None else [n for n in same_as_score(pred, kept) if n != "score"]
-        tried = table.drop(index=twin)["p"].dropna()
+        # A signal that is another under a new name, as the score often is, is no second trial.
+        first = first_of_equals(pred, kept)
+        tried = table.loc[[name for name in table.index if first[name] == name], "p"].dropna()
         corrected = pd.Series(multipletests(tried, method="holm")[1], index=tried.index)
-        for name in twin:
-            corrected[name] = corrected["score"]
-        table.insert(list(table).index("p") + 1, "p_holm", corrected.reindex(table.index))
-        return table
+        corrected = corrected.reindex([first[name] for name in table.index]).set_axis(table.index)
+        table.insert(list(table).index("p") + 1, "p_holm", corrected)
+        table.insert(0, "kind", ["score", *["signal"] * (len(table) - 1)])
+        return table, len(tried)
 
     def _against_oracle(
         self, pred: pd.DataFrame, labels: pd.DataFrame, score: pd.DataFrame
@@ -306,6 +432,57 @@ class SignalReportRecord(ACRecordTemp):
             )
             return metrics
         return {**metrics, "oracle_share": float(daily_ic(ours, labels)["rank_ic"].mean()) / best}
+
+
+def neutralised(score: pd.Series[float], baselines: pd.DataFrame) -> pd.Series[float]:
+    """What baselines do not explain of a score's order.
+
+    Ranks on ranks, so that neither a heavy tail nor the score's unit matters.
+
+    Args:
+        score: on (datetime, instrument), finite, sorted.
+        baselines: on the same index, NaN where not known.
+
+    Returns:
+        The day's residuals of the score's percentile ranks after least squares on those of all
+        baselines that are known anywhere, over the rows on which all of these are.
+    """
+    known = baselines.dropna(axis=1, how="all")
+    both = pd.concat([score.rename("score"), known], axis=1).dropna()
+    ranks = both.groupby(level="datetime").rank(pct=True)
+    step = Neutralise(tuple(map(str, known)))
+    left = [
+        step.of_day(day["score"].to_numpy(dtype=np.float64), day)
+        for _, day in ranks.groupby(level="datetime", sort=False)
+    ]
+    return pd.Series(np.concatenate(left) if left else [], index=ranks.index, dtype=np.float64)
+
+
+def baseline_metrics(
+    beside: pd.DataFrame, differences: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """Names and numbers as MLflow gets them; what is not known is not logged."""
+    found = {
+        f"baseline.{name}.{what}": float(row[what])
+        for name, row in beside.iterrows()
+        for what in ("rank_ic", "with_score")
+    }
+    for name, row in differences.items():
+        found[name] = row["mean"]
+        found |= {f"{name}_{end}": row[end] for end in ("low", "high", "t")}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _or_unknown(
+    what: str, measure: Callable[..., dict[str, float]], *series: Any, how: Mapping[str, Any]
+) -> dict[str, float]:
+    """SUMMARY, or NaN and a warning where too few days have what is compared."""
+    try:
+        return measure(*series, **how)
+    except UndefinedMetricError as reason:
+        logger.warning("%s is not known: %s", what, reason)
+        days = float(pd.concat(list(series), axis=1).notna().all(axis=1).sum())
+        return {**dict.fromkeys(SUMMARY, np.nan), "days": days, "left_out": len(series[0]) - days}
 
 
 def signal_row(
@@ -336,13 +513,17 @@ def signal_row(
             "left_out": float(daily["rank_ic"].isna().sum()),
         }
         ic = ic_t = np.nan
+    whole = full_days(signal)
+    has_neighbours = len(whole) > 1
     return {
         "ic": ic,
         "ic_t": ic_t,
         "rank_ic": ranked["mean"],
         **{name: ranked[name] for name in SUMMARY if name != "mean"},
-        "autocorrelation": float(rank_autocorrelation(signal, [1])["mean"].iloc[0]),
-        "turnover": float(top_turnover(signal, top).mean()),
+        "autocorrelation": float(rank_autocorrelation(whole, [1])["mean"].iloc[0])
+        if has_neighbours
+        else np.nan,
+        "turnover": float(top_turnover(whole, top).mean()) if has_neighbours else np.nan,
         "with_score": float(rank_correlation(signal, score).mean()),
         "coverage": coverage(signal, labels),
     }

@@ -23,6 +23,7 @@ from kronos_qlib.plugin.signal_report import (
     label_bars_of,
 )
 from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.signals.baselines import BASELINES
 
 pytestmark = pytest.mark.integration
 
@@ -141,7 +142,9 @@ def test_the_report_on_a_market_whose_truth_is_known(recorder, planted, tmp_path
     assert daily.index.name == "datetime"
     assert daily["rank_ic"].mean() == pytest.approx(logged["rank_ic.mean"])
     table = read_csv(recorder, "signals")
-    assert table.index.to_list() == list(signals)
+    assert table.index.to_list() == [*signals, *BASELINES]
+    assert table["kind"].to_list() == ["score", *["signal"] * 4, *["baseline"] * 4]
+    assert table.loc[list(BASELINES), "p_holm"].isna().all(), "they were not tried"
     assert table.loc["score", "rank_ic"] == pytest.approx(logged["rank_ic.mean"], rel=1e-4)
     assert table.loc["truth", "rank_ic"] > table.loc["score", "rank_ic"]
     assert table.loc["truth", "with_score"] == pytest.approx(0.7, abs=0.1)

@@ -1,0 +1,225 @@
+"""What a score knew on one page: the verdict first, then every number beside its baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.evaluation.comparison_text import DASH, format_rows
+from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL
+
+Rows = dict[str, dict[str, float]]
+
+DEFINITIONS = (
+    "IC and Rank IC: mean over days of the correlation, within a day, of score and return over the "
+    "instruments, by value and by rank. For bars of minutes a day is a bar. A day with fewer than "
+    f"{LEAST_PAIRS} names, or on which score or return is the same for all, is left out.",
+    "t: the mean in Newey-West standard errors, which mind that neighbouring days resemble each "
+    f"other. Intervals: {LEVEL:.0%}, by stationary block bootstrap. Ratio: mean by standard "
+    "deviation of a day, not annualised.",
+    "Told from zero: the interval leaves zero out, and p by that t is below "
+    f"{1 - LEVEL:.2f}; for the score after Holm's correction for all signals that the run tried. "
+    "Other runs, and other settings tried before, are not known here.",
+    "Baselines are computed from the bars up to the score's own, for the score's rows; where one "
+    "is not known (a young name) the row counts for neither. A difference pairs the days.",
+    "Neutralised: what is left of a day's ranks of the score after least squares on the ranks of "
+    "all baselines. It costs nothing to hold the baselines, so this is what a model adds to them.",
+    "Nothing on this page is after cost: see portfolio_report for that.",
+)
+"""What every page says of its numbers."""
+
+
+def is_told(row: Mapping[str, float]) -> bool:
+    """Whether what SUMMARY describes is told from zero, by its p-value and by its interval."""
+    return row["p"] < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0)
+
+
+def signal_page(
+    title: str,
+    summary: pd.DataFrame,
+    years: pd.DataFrame,
+    horizons: pd.DataFrame,
+    signals: pd.DataFrame,
+    baselines: pd.DataFrame,
+    definitions: Mapping[str, str],
+    *,
+    tried: int = 1,
+    label_bars: int = 1,
+) -> str:
+    """The page, as Markdown.
+
+    Args:
+        title: of the run.
+        summary: SUMMARY as columns; the rows ic, rank_ic, and with baselines
+            `rank_ic.less_NAME` and `rank_ic.neutralised`.
+        years, horizons: of `ic.by_year` and `ic.decay`.
+        signals: signals.csv of SignalReportRecord; the first row is the score's.
+        baselines: on their names, `rank_ic` and `score_rank_ic` on common rows, `with_score`,
+            `pairs` and `pairs_left_out`; empty where there is none.
+        definitions: of the baselines, by name.
+        tried: signals that Holm's correction was made for.
+        label_bars: bars of the label's return.
+    """
+    own = signals[signals["kind"] != "baseline"].drop(columns="kind")
+    found = _rows(summary)
+    parts = [
+        f"# {title}: what the score knew",
+        _verdict(found, years, own, baselines, tried, label_bars),
+        "## The score against its label",
+        format_rows(
+            [
+                ["", "mean", f"{LEVEL:.0%} interval", "t", "ratio", "days", "left out"],
+                *(
+                    [word, *_cells(row), f"{row['ratio']:+.3f}", *_counts(row)]
+                    for word, row in (("IC", found["ic"]), ("Rank IC", found["rank_ic"]))
+                ),
+            ],
+            markdown=True,
+        ),
+    ]
+    if len(baselines):
+        parts += ["## Beside baselines, on the same rows", _baseline_table(found, baselines)]
+    parts += [
+        "## By year",
+        _plain_table("Rank IC", years),
+        "## By bars of the return, from the bar after the score",
+        _plain_table("Rank IC", horizons),
+        "## Signals tried",
+        format_rows(
+            [
+                ["", "Rank IC", f"{LEVEL:.0%} interval", "t", "p, Holm", "like the score", "new"],
+                *(_signal_cells(name, row) for name, row in _rows(own).items()),
+            ],
+            markdown=True,
+        ),
+        "Like the score: mean rank correlation with it. New: share of the best that were not among "
+        "the best a bar before.",
+        "## What the numbers mean",
+        "\n".join(f"- {line}" for line in DEFINITIONS),
+    ]
+    if len(baselines):
+        parts.append("\n".join(f"- {name}: {definitions[str(name)]}." for name in baselines.index))
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(
+    found: Rows,
+    years: pd.DataFrame,
+    own: pd.DataFrame,
+    baselines: pd.DataFrame,
+    tried: int,
+    label_bars: int,
+) -> str:
+    score, corrected = found["rank_ic"], own["p_holm"].iloc[0]
+    told = is_told({**score, "p": corrected})
+    order = "orders returns" if score["mean"] > 0 else "orders returns the wrong way round"
+    lines = [
+        f"**The score {order}, and that is more than chance.**"
+        if told
+        else "**That the score knows anything of returns is not told from chance.**",
+        f"Its Rank IC is {score['mean']:+.4f} a day ({_interval(score)}, t {score['t']:+.1f}, "
+        f"{score['days']:.0f} days; p {corrected:.3f} after Holm's correction for "
+        f"{tried} signal{'s' if tried > 1 else ''}).",
+    ]
+    means = years["mean"].dropna()
+    if len(means) > 1:
+        lines.append(f"It is above zero in {(means > 0).sum()} of {len(means)} calendar years.")
+    by_outcome: dict[str, list[str]] = {}
+    for name in map(str, baselines.index):
+        by_outcome.setdefault(_outcome(found[f"rank_ic.less_{name}"]), []).append(name)
+    lines += [f"It is {outcome} {_listed(names)}." for outcome, names in by_outcome.items()]
+    if len(baselines):
+        left = found["rank_ic.neutralised"]
+        if math.isnan(left["mean"]):
+            lines.append("What is left of it without the baselines is not known.")
+        elif left["low"] == left["high"] == 0:
+            lines.append("Without the baselines nothing is left of it: it is made of them.")
+        else:
+            lines.append(
+                f"Neutralised against {_listed(list(map(str, baselines.index)))}, "
+                f"{left['mean']:+.4f} is left ({_interval(left)}, t {left['t']:+.1f}), "
+                f"{'' if is_told(left) else 'not '}told from zero."
+            )
+        alike = baselines["with_score"].dropna()
+        if len(alike):
+            most = int(alike.abs().argmax())
+            lines.append(
+                f"Of the baselines it resembles {alike.index[most]} most: rank correlation "
+                f"{alike.iloc[most]:+.2f}."
+            )
+    if label_bars > 1:
+        lines.append(
+            f"Labels run over {label_bars} bars and overlap: of scores without knowledge more than "
+            f"the promised {1 - LEVEL:.0%} would pass these tests (over 10 bars some 12 %)."
+        )
+    return " ".join(lines)
+
+
+def _outcome(less: Mapping[str, float]) -> str:
+    """How a score stands to a baseline, by the daily differences of their Rank IC."""
+    if math.isnan(less["mean"]):
+        return "on too few common days to be compared with"
+    if not is_told(less):
+        return "not told apart from"
+    return "told to be better than" if less["mean"] > 0 else "told to be WORSE than"
+
+
+def _baseline_table(found: Rows, baselines: pd.DataFrame) -> str:
+    head = ["", "Rank IC", "score's there", "score less it", f"{LEVEL:.0%} interval", "t"]
+    rows = [[*head, "like the score", "rows", "left out"]]
+    for name, row in _rows(baselines).items():
+        own = [name, _number(row["rank_ic"]), _number(row["score_rank_ic"])]
+        counts = [f"{row['pairs']:.0f}", f"{row['pairs_left_out']:.0f}"]
+        less = _cells(found[f"rank_ic.less_{name}"])
+        rows.append([*own, *less, _number(row["with_score"], "{:+.2f}"), *counts])
+    left = found["rank_ic.neutralised"]
+    told = (
+        f"Rank IC of the score neutralised against all of them: {_number(left['mean'])} "
+        f"({_interval(left)}, t {_number(left['t'], '{:+.1f}')}, {left['days']:.0f} days)."
+    )
+    return f"{format_rows(rows, markdown=True)}\n\n{told}"
+
+
+def _signal_cells(name: str, row: Mapping[str, float]) -> list[str]:
+    alike, new = _number(row["with_score"], "{:+.2f}"), _number(row["turnover"], "{:.0%}")
+    cells = _cells({**row, "mean": row["rank_ic"]})
+    return [name, *cells, _number(row["p_holm"], "{:.3f}"), alike, new]
+
+
+def _rows(table: pd.DataFrame) -> Rows:
+    """A table of numbers by the names of its rows and columns."""
+    return {
+        str(name): dict(zip(map(str, table.columns), values, strict=True))
+        for name, values in zip(table.index, table.to_numpy(dtype=np.float64).tolist(), strict=True)
+    }
+
+
+def _plain_table(name: str, table: pd.DataFrame) -> str:
+    rows = [["", name, f"{LEVEL:.0%} interval", "t", "days", "left out"]]
+    rows += [[key, *_cells(row), *_counts(row)] for key, row in _rows(table).items()]
+    return format_rows(rows, markdown=True)
+
+
+def _cells(row: Mapping[str, float]) -> list[str]:
+    return [_number(row["mean"]), _interval(row), _number(row["t"], "{:+.2f}")]
+
+
+def _counts(row: Mapping[str, float]) -> list[str]:
+    return [f"{row['days']:.0f}", f"{row['left_out']:.0f}"]
+
+
+def _interval(row: Mapping[str, float]) -> str:
+    if math.isnan(row["low"]):
+        return DASH
+    return f"{row['low']:+.4f} to {row['high']:+.4f}"
+
+
+def _number(value: float, how: str = "{:+.4f}") -> str:
+    return DASH if math.isnan(value) else how.format(value)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
