@@ -13,7 +13,8 @@ from kronos_qlib.errors import UndefinedMetricError
 from kronos_qlib.evaluation.metrics import TRADING_DAYS, check_report
 
 COSTS = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0)
-"""Basis points of the money traded, bought or sold."""
+"""Basis points of the money traded, each side by itself: of what is bought, and of what is sold.
+To replace one name by another trades its money twice and pays twice."""
 SHARES = (0.01, 0.05, 0.10)
 """Of the money that all traders together turn over in a name and bar."""
 ORDERS = {"median": 0.5, "95 %": 0.95}
@@ -29,8 +30,10 @@ def cost_table(
     """The same trades at other costs.
 
     Args:
-        report: daily, with REPORT_COLUMNS. Its own cost is left aside.
-        costs: basis points of the money traded, whether bought or sold.
+        report: daily, with REPORT_COLUMNS. Its own cost is left aside. Qlib's turnover is the
+            money bought plus the money sold, over the account of the day before.
+        costs: basis points of the money traded, each side by itself. A book that is replaced
+            altogether has a turnover of 2 and pays 2 x cost.
         days_per_year: what daily figures are scaled to a year by.
 
     Returns:
@@ -56,7 +59,7 @@ def cost_table(
 
 
 def break_even_cost(report: pd.DataFrame) -> float:
-    """Basis points of the money traded at which nothing is left of the excess over the benchmark.
+    """Basis points of the money traded, each side, that leave nothing over the benchmark.
 
     Below 0 where the excess is negative even without cost.
     """
@@ -68,7 +71,10 @@ def break_even_cost(report: pd.DataFrame) -> float:
 
 
 def cost_paid(report: pd.DataFrame) -> float:
-    """Basis points of the money traded that the backtest paid on the whole."""
+    """Basis points of the money traded that the backtest paid on the whole.
+
+    With 5 bp to buy, 15 bp to sell and as much bought as sold it is 10, plus what minimum fees add.
+    """
     check_report(report)
     traded = float(report["turnover"].sum())
     if traded == 0:

@@ -135,7 +135,7 @@ def cost_figure(table: pd.DataFrame, paid: float, break_even: float, title: str)
 
     Args:
         table: of `costs.cost_table`.
-        paid, break_even: basis points of the money traded; see `evaluation.costs`.
+        paid, break_even: basis points of the money traded, each side; see `evaluation.costs`.
         title: a line above the figure.
     """
     figure = new_figure(title, height=4.4)
@@ -157,7 +157,7 @@ def cost_figure(table: pd.DataFrame, paid: float, break_even: float, title: str)
         )
     axes.axhline(0, color="black", linewidth=0.6)
     axes.axvline(paid, color=FALL, linewidth=1.0, linestyle=":", label=f"Paid here: {paid:.1f} bp")
-    axes.set_xlabel("Cost, basis points of the money traded")
+    axes.set_xlabel("Cost of a side: basis points of the money bought, and of the money sold")
     axes.set_ylabel("A year, daily mean x days")
     axes.set_title(f"nothing over the benchmark at {break_even:.1f} bp", loc="left", fontsize=9.5)
     dress_percent(axes)

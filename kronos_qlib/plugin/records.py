@@ -78,7 +78,8 @@ class PortfolioReportRecord(ACRecordTemp):
         deflated_sharpe: the chance that the Sharpe ratio is better than the luckiest of so many
             trials without skill; `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
         cost_paid_bp, break_even_cost_bp: basis points of the money traded that were paid, and at
-            which nothing is left of the excess over the benchmark.
+            which nothing is left of the excess over the benchmark. Money bought and money sold
+            both count: 5 bp to buy and 15 bp to sell are 10 on the whole.
         capacity: money in an account of which 95 % of orders take 5 % or less of what is traded
             in their bar; not logged where the provider does not tell that.
 
