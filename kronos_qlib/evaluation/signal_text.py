@@ -121,7 +121,7 @@ def _verdict(
         if told
         else "**That the score knows anything of returns is not told from chance.**",
         f"Its Rank IC is {score['mean']:+.4f} a day ({_interval(score)}, t {score['t']:+.1f}, "
-        f"{score['days']:.0f} days; p {corrected:.3f} after Holm's correction for "
+        f"{score['days']:.0f} days; p {_p(corrected)} after Holm's correction for "
         f"{tried} signal{'s' if tried > 1 else ''}).",
     ]
     means = years["mean"].dropna()
@@ -186,7 +186,7 @@ def _baseline_table(found: Rows, baselines: pd.DataFrame) -> str:
 def _signal_cells(name: str, row: Mapping[str, float]) -> list[str]:
     alike, new = _number(row["with_score"], "{:+.2f}"), _number(row["turnover"], "{:.0%}")
     cells = _cells({**row, "mean": row["rank_ic"]})
-    return [name, *cells, _number(row["p_holm"], "{:.3f}"), alike, new]
+    return [name, *cells, _p(row["p_holm"]), alike, new]
 
 
 def _rows(table: pd.DataFrame) -> Rows:
@@ -219,6 +219,10 @@ def _interval(row: Mapping[str, float]) -> str:
 
 def _number(value: float, how: str = "{:+.4f}") -> str:
     return DASH if math.isnan(value) else how.format(value)
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else _number(value, "{:.3f}")
 
 
 def _listed(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,12 +16,18 @@ from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
+from kronos_qlib.evaluation.ic import rank_correlation, to_wide
+from kronos_qlib.plugin.artifacts import count_signals, first_of_equals
+from kronos_qlib.plugin.baseline_scores import baselines_at
+from kronos_qlib.plugin.baselines import BaselineModel
+from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
 from kronos_qlib.plugin.signal_report import (
     FILES,
     SIGNAL_REPORT_METRICS,
     SignalReportRecord,
     label_bars_of,
+    neutralised,
 )
 from kronos_qlib.plugin.storage import write_provider
 from kronos_qlib.signals.baselines import BASELINES
@@ -181,8 +188,6 @@ def test_a_truth_of_nothing_has_no_share(recorder, planted, tmp_path, caplog):
     pred = oracle.to_frame("score")
     label = labels_of(sorted(oracle.index.get_level_values("instrument").unique()))
     record = SignalReportRecord(recorder)
-    from kronos_qlib.evaluation.ic import to_wide
-
     score, labels = to_wide(pred["score"]), to_wide(label["LABEL0"])
     found = record._against_oracle(pred, labels, score)
     assert found["oracle_share"] == pytest.approx(1.0)
@@ -253,3 +258,110 @@ def test_how_far_a_label_runs_is_read_from_the_task(label, bars):
     task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
     assert label_bars_of(task) == bars
     assert label_bars_of({}) == 1
+
+
+def test_baselines_at_rows_are_those_of_the_model(provider, bars):
+    """One definition: what stands beside a score is what BaselineModel scores."""
+    open_provider(provider)
+    handler = KronosHandler("all", end_time="2020-12-31")
+    dataset = KronosDataset(handler, {"test": ("2020-06-01", "2020-09-30")}, 22, 2)
+    for kind in BASELINES:
+        scored = BaselineModel(kind).predict(dataset)
+        index = scored.sample(frac=1, random_state=0).index
+        found = baselines_at(index, [kind])[kind]
+        assert found.index.equals(index)
+        np.testing.assert_array_equal(found.sort_index(), scored.sort_index())
+
+
+def test_a_baseline_is_unknown_before_its_bars_and_on_a_day_without_one(provider):
+    open_provider(provider)
+    calendar = D.calendar()
+    names = D.list_instruments(D.instruments("all"), as_list=True)
+    every = D.features(names, ["$close"])["$close"].unstack("instrument")
+    name = every.isna().sum().idxmax()
+    closes = every[name].dropna()
+    index = pd.MultiIndex.from_product(
+        [calendar, [name, "NOBODY"]], names=["datetime", "instrument"]
+    )
+    found = baselines_at(index)
+    assert found.xs("NOBODY", level=1).isna().all(axis=None)
+    own = found.xs(name, level=1)
+    assert own["reversal"].first_valid_index() == closes.index[5]
+    assert own["momentum"].first_valid_index() == closes.index[21]
+    assert own["low_amount"].first_valid_index() == closes.index[19]
+    suspended = calendar[~np.isin(calendar, closes.index)]
+    assert len(suspended)
+    assert own.loc[suspended].isna().all(axis=None)
+    day = closes.index[60]
+    assert own.loc[day, "reversal"] == pytest.approx(1 - closes.iloc[60] / closes.iloc[55])
+
+
+def test_a_score_that_is_a_baseline_has_nothing_of_its_own(recorder, planted, tmp_path):
+    folder, oracle = planted
+    open_provider(folder)
+    names = sorted(oracle.index.get_level_values("instrument").unique())
+    label = labels_of(names)
+    label = label[label.index.get_level_values("datetime") >= "2020-06-01"]
+    score = baselines_at(label.index, ["reversal"])["reversal"].dropna()
+    save_run(recorder, (10 * score + 3).to_frame("score"), label)
+    SignalReportRecord(recorder, horizons=[1]).generate()
+    await_metrics(recorder)
+    logged = recorder.list_metrics()
+    for name in ("rank_ic.less_reversal", "rank_ic.neutralised"):
+        assert [logged[name], logged[f"{name}_low"], logged[f"{name}_high"]] == [0, 0, 0]
+        assert f"{name}_t" not in logged
+    assert logged["baseline.reversal.rank_ic"] == pytest.approx(logged["rank_ic.mean"])
+    assert logged["baseline.reversal.with_score"] == pytest.approx(1)
+    assert logged["rank_ic.less_momentum_low"] < logged["rank_ic.less_momentum"]
+    page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
+    assert "Without the baselines nothing is left of it" in page
+    assert "It is not told apart from" in page
+    for heading in ("Beside baselines", "By year", "By bars of the return", "Signals tried"):
+        assert f"## {heading}" in page
+    assert "nan" not in page
+
+
+def test_knowledge_beyond_the_baselines_is_left_by_neutralising(recorder, planted):
+    folder, oracle = planted
+    open_provider(folder)
+    index = oracle[oracle.index.get_level_values("datetime") >= "2020-06-01"].index
+    known = baselines_at(index)
+    rng = np.random.default_rng(0)
+    extra = pd.Series(rng.normal(size=len(index)), index=index)
+    left = neutralised((100 * known["momentum"] + extra).sort_index(), known.sort_index())
+    for kind in BASELINES:
+        alike = rank_correlation(to_wide(left), to_wide(known[kind])).mean()
+        assert abs(alike) < 0.05, kind
+    assert rank_correlation(to_wide(left), to_wide(extra)).mean() > 0.3
+
+
+def test_a_segment_that_is_too_short_says_what_would_help(recorder, planted):
+    folder, oracle = planted
+    open_provider(folder)
+    names = sorted(oracle.index.get_level_values("instrument").unique())
+    days = oracle.index.get_level_values("datetime").unique()[100:110]
+    pred = oracle[oracle.index.get_level_values("datetime").isin(days)].to_frame("score")
+    label = labels_of(names)
+    save_run(recorder, pred, label)
+    with pytest.raises(UndefinedMetricError, match=r"10 days of 10 .*, or set shorter `horizons`"):
+        SignalReportRecord(recorder).generate()
+    label.loc[label.index.get_level_values("datetime") >= days[-2]] = np.nan
+    recorder.save_objects(**{"label.pkl": label})
+    with pytest.raises(UndefinedMetricError, match=r"8 days of 8 .* longer segment$"):
+        SignalReportRecord(recorder, horizons=[1]).generate()
+
+
+def test_a_column_under_two_names_is_one_trial():
+    index = pd.MultiIndex.from_product(
+        [pd.bdate_range("2024-01-01", periods=2), ["A", "B"]], names=["datetime", "instrument"]
+    )
+    one = pd.Series([1.0, np.nan, 3, 4], index=index)
+    signals = pd.DataFrame(
+        {"score": one, "expected_return": one, "last_return": -one, "return_at@10": -one}
+    )
+    pred = one.to_frame("score")
+    first = first_of_equals(pred, signals)
+    assert first["expected_return"] == "score"
+    assert first["return_at@10"] == "last_return"
+    assert count_signals(pred, signals) == 2
+    assert count_signals(pred, None) == 1

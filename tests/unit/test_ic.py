@@ -13,16 +13,19 @@ from kronos_qlib.evaluation.ic import (
     coverage,
     daily_ic,
     decay,
+    full_days,
     group_returns,
     group_table,
     monotonicity,
+    paired_rank_ic,
     rank_autocorrelation,
     rank_correlation,
     summarise,
+    summarise_difference,
     to_wide,
     top_turnover,
 )
-from kronos_qlib.evaluation.uncertainty import daily_mean
+from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference, usual_lags
 
 NAMES = list("ABCDEFGHIJ")
 
@@ -252,3 +255,54 @@ def test_two_scores_by_their_ranks():
     score, _ = noisy(days=3)
     assert rank_correlation(score, np.exp(score)).to_list() == pytest.approx([1.0] * 3)
     assert rank_correlation(score, -score).to_list() == pytest.approx([-1.0] * 3)
+
+
+def test_two_scores_are_compared_on_the_rows_that_both_have():
+    score = wide([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]])
+    other = wide([[6, 5, 4, 3, 2, np.nan], [np.nan] * 6])
+    returns = wide([[1, 2, 3, 4, 5, -99], [1, 2, 3, 4, 5, 6]])
+    found = paired_rank_ic(score, other, returns)
+    # The sixth name, which would spoil the score's day, is unknown to the other; so is a day.
+    assert found["score"].to_list() == [pytest.approx(1)]
+    assert found["other"].to_list() == [pytest.approx(-1)]
+    assert found["pairs"].to_list() == [5]
+
+
+def test_a_difference_is_the_paired_one():
+    one, returns = noisy(seed=1)
+    other, _ = noisy(seed=2, knowledge=0.1)
+    both = paired_rank_ic(one, other, returns)
+    found = summarise_difference(both["score"], both["other"], horizon=5)
+    lags = max(usual_lags(len(both)), 4)
+    paired = paired_difference(
+        both["score"], both["other"], lags=lags, draws=2000, least_block=5, seed=0
+    )
+    assert found["mean"] == pytest.approx(paired.difference.mean)
+    assert found["t"] == pytest.approx(paired.difference.t)
+    assert (found["low"], found["high"]) == pytest.approx(paired.bootstrap, abs=0.01)
+
+
+def test_a_score_less_itself_is_nothing_for_sure():
+    one, returns = noisy()
+    daily = daily_ic(one, returns)["rank_ic"]
+    found = summarise_difference(daily, daily)
+    assert (found["mean"], found["low"], found["high"]) == (0, 0, 0)
+    assert np.isnan(found["t"])
+    assert found["days"] == len(daily)
+    with pytest.raises(UndefinedMetricError, match="has 9 days"):
+        summarise_difference(daily[:9], daily[:9])
+
+
+def test_a_stray_day_makes_no_name_new():
+    days = [[1, 2, 3, 4, 5, 6], [np.nan, 9, np.nan, np.nan, np.nan, np.nan], [1, 2, 3, 4, 5, 6]]
+    score = wide(days)
+    assert top_turnover(score, 2).iloc[-1] > 0
+    whole = full_days(score)
+    assert whole.index.to_list() == score.index[[0, 2]].to_list()
+    assert top_turnover(whole, 2).to_list() == [0]
+
+
+def test_a_horizon_with_too_few_days_is_named():
+    one, returns = noisy(days=12)
+    with pytest.raises(UndefinedMetricError, match=r"^returns over 13 bars: "):
+        decay(one, {1: returns, 13: returns})
