@@ -8,13 +8,19 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	--config-settings editable_mode=compat --editable
 
-.PHONY: demo test lint types tests
+.PHONY: demo notebooks test lint types tests
 
 demo: $(VENV)/demo.ready
 	$(BIN)/python data_prep/make_demo_market.py demo/market --overwrite
 	$(BIN)/qrun workflows/workflow_kronos.yaml
+	$(BIN)/qrun workflows/workflow_kronos_alpha.yaml
 	$(BIN)/qrun workflows/workflow_lightgbm.yaml
-	$(BIN)/kronos-qlib compare kronos lightgbm
+	$(BIN)/kronos-qlib compare kronos kronos_alpha lightgbm --html demo/comparison.html
+
+# Runs each from top to bottom and keeps what it shows; a few minutes.
+notebooks: $(VENV)/demo.ready
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 test: lint types tests
 
