@@ -16,8 +16,8 @@ Rows = dict[str, dict[str, float]]
 DEFINITIONS = (
     "IC and Rank IC: mean over days of the correlation, within a day, of score and return over the "
     "instruments, by value and by rank. For bars of minutes a day is a bar. A day with fewer than "
-    f"{LEAST_PAIRS} names, or on which score or return is the same for all, is left out. Days on which "
-    "no name has a return (the last ones, and those before a stray day of trade) are in no count.",
+    f"{LEAST_PAIRS} names, or on which score or return is the same for all, is left out. Days "
+    "on which no name has a return (the last, those before a stray day of trade) do not count.",
     "t: the mean in Newey-West standard errors, which mind that neighbouring days resemble each "
     f"other. Intervals: {LEVEL:.0%}, by stationary block bootstrap. Ratio: mean by standard "
     "deviation of a day, not annualised.",
