@@ -33,3 +33,7 @@ class UndefinedMetricError(KronosError, ValueError):
 
 class MissingArtifactError(KronosError, RuntimeError):
     """A record needs what an earlier record was to leave behind."""
+
+
+class LookaheadError(KronosError, RuntimeError):
+    """A score changes when bars that come after it do: it has seen the future."""
