@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError
@@ -19,7 +20,13 @@ RISE, FALL, FAN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 
 
 def candle_figure(
-    past: pd.DataFrame, mean: pd.DataFrame, quantiles: pd.DataFrame, title: str
+    past: pd.DataFrame,
+    mean: pd.DataFrame,
+    quantiles: pd.DataFrame,
+    title: str,
+    *,
+    paths: npt.NDArray[np.floating[Any]] | None = None,
+    came: pd.Series[float] | None = None,
 ) -> Figure:
     """Draw bars seen as candles and what was sampled of the bars to come.
 
@@ -31,12 +38,15 @@ def candle_figure(
         quantiles: (H rows) of the close; columns are levels in [0, 1], such as 0.05. Levels q and
             1 - q make a band of the fan; 0.5 is drawn as a line.
         title: a line above the figure.
+        paths: (P, H) closes of some paths, drawn thin, in the same unit.
+        came: (H,) closes that came, where they are known.
 
     Returns:
         A figure on an Agg canvas, ready for `savefig`.
 
     Raises:
-        ConfigError: no bars, or rows of `mean` and `quantiles` that are not the same.
+        ConfigError: no bars, or rows of `mean` and `quantiles` that are not the same; `paths` or
+            `came` of another number of bars.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,6 +56,11 @@ def candle_figure(
             f"expected bars seen, and a mean and quantiles of the same bars to come, got "
             f"{len(past)}, {len(mean)} and {len(quantiles)} rows"
         )
+    for name, lines in (("paths", paths), ("came", came)):
+        if lines is not None and lines.shape[-1] != len(mean):
+            raise ConfigError(
+                f"{name}: expected {len(mean)} bars as of the mean, got {lines.shape[-1]}"
+            )
     has_volume = bool((past["volume"] > 0).any())
     figure = Figure(figsize=(10.4, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,6 +71,18 @@ def candle_figure(
     )
     _draw_candles(panels[0], past)
     _draw_fan(panels[0], past, mean, quantiles)
+    _draw_lines(panels[0], past, paths, came)
+    # Above the axes: inside it would sooner or later hide a candle.
+    panels[0].legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=7,
+        frameon=False,
+        fontsize=9,
+        borderpad=0.2,
+        handlelength=1.3,
+        columnspacing=1.2,
+    )
     if has_volume:
         _draw_volume(panels[1], past, mean)
     times = past.index.append(mean.index)
@@ -135,11 +162,35 @@ def _draw_fan(axes: Axes, past: pd.DataFrame, mean: pd.DataFrame, quantiles: pd.
         label=f"last close {last:.6g}",
     )
     axes.set_ylabel("Price")
-    # Above the axes: inside it would sooner or later hide a candle.
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, fontsize=9, borderpad=0.2
-    )
     axes.margins(y=0.05)
+
+
+def _draw_lines(
+    axes: Axes,
+    past: pd.DataFrame,
+    paths: npt.NDArray[np.floating[Any]] | None,
+    came: pd.Series[float] | None,
+) -> None:
+    """Single paths, and what came, from the last close seen."""
+    last = float(past["close"].iloc[-1])
+    drawn = np.empty((0, 0)) if paths is None else paths
+    for place, path in enumerate(drawn):
+        axes.plot(
+            len(past) - 1 + np.arange(len(path) + 1),
+            np.concatenate(([last], path)),
+            color=FAN,
+            alpha=0.35,
+            linewidth=0.6,
+            label=f"{'_' * place}{len(drawn)} of them",  # a legend leaves out what begins with _
+        )
+    if came is not None:
+        axes.plot(
+            len(past) - 1 + np.arange(len(came) + 1),
+            np.concatenate(([last], came.to_numpy(dtype=float))),
+            color=FALL,
+            linewidth=1.9,
+            label="what came",
+        )
 
 
 def _draw_volume(axes: Axes, past: pd.DataFrame, mean: pd.DataFrame) -> None:
