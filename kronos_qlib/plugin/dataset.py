@@ -139,6 +139,17 @@ class KronosHandler(DataHandlerLP):
             self.end_time = bare_end
         return self.__dict__[name]
 
+    def fetch(self, selector: Any = slice(None, None), *args: Any, **kwargs: Any) -> Any:
+        """Qlib's, but a bare date ends minute bars with its day.
+
+        SignalRecord reads labels past `KronosDataset._prepare_seg`, as of a plain DatasetH.
+        """
+        if isinstance(selector, (tuple, list)) and len(selector) == 2:
+            selector = slice(*selector)
+        if isinstance(selector, slice):
+            selector = slice(selector.start, whole_day(selector.stop, self.freq))
+        return super().fetch(selector, *args, **kwargs)
+
     @property
     def bars(self) -> BarTable:
         """Bars of the universe's instruments, those before they joined it too."""
