@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.cli.data_demo import USUAL
+from kronos_qlib.cli.main import main
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS
 
 pytestmark = pytest.mark.integration
@@ -159,6 +159,19 @@ def test_workflows_of_the_demo_market_run_on_equal_terms():
     assert alone["kwargs"] == beside["kwargs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "freq"), [("kronos", "day"), ("kronos_zero_shot", "day"), ("kronos_5min", "5min")]
+)
+def test_default_dates_lie_in_the_demo_market(name, freq):
+    settings, market = rendered(WORKFLOWS / f"workflow_{name}.yaml"), USUAL[freq]
+    first = pd.Timestamp(market.start)
+    last = pd.offsets.BDay().rollback(first + pd.Timedelta(days=round(market.years * 365.25) - 1))
+    ends = [pd.Timestamp(day) for segment in settings["segments"].values() for day in segment]
+    assert first <= min(ends)
+    assert max(ends) <= last
+    assert settings["task"]["backtest"]["topk"] <= market.instruments / 4
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_windows_path_survives_the_template(name):
     """In double quotes YAML reads the backslashes of C:\\Users\\new as escapes."""
@@ -171,24 +184,10 @@ def test_a_windows_path_survives_the_template(name):
 def finished(tmp_path_factory):
     """The folder with MLflow's store after all workflows, and the failures by workflow."""
     folder = tmp_path_factory.mktemp("workflows")
-    days = make_market(MarketConfig(instruments=30, sectors=3, years=1.25, effect=0.3, seed=1))
-    minutes = make_market(
-        MarketConfig(
-            instruments=12, sectors=3, start="2024-01-01", years=0.2, freq="5min", effect=0.3
-        )
-    )
-    few = minutes.bars[minutes.bars["date"] < "2024-01-10"]
-    for name, bars, market, freq in (
-        ("market", days.bars, days, "day"),
-        ("minutes", few, minutes, "5min"),
-    ):
-        write_provider(
-            bars,
-            folder / name,
-            freq=freq,
-            benchmark="BENCHMARK",
-            beside={"oracle": market.oracle.to_frame()},
-        )
+    small = ["--instruments", "30", "--years", "1.25", "--effect", "0.3", "--seed", "1"]
+    assert main(["data", "demo", str(folder / "market"), *small]) == 0
+    few = ["--instruments", "12", "--years", "0.2", "--effect", "0.3", "--freq", "5min"]
+    assert main(["data", "demo", str(folder / "minutes"), *few]) == 0
     runs = {
         name: (str(WORKFLOWS / f"workflow_{name}.yaml"), settings)
         for name, settings in RUNS.items()
