@@ -74,7 +74,7 @@ from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.signals import contexts_of
 from kronos_qlib.training.alpha import LEAST_WINDOWS, correlations
 
-FEW = {"epochs": 3, "windows_per_day": 64, "validation_days": 24}
+FEW = {"epochs": 2, "windows_per_day": 48, "validation_days": 16}
 
 SETTINGS: dict[str, Any] = {
     "region": MARKET["KRONOS_REGION"],
