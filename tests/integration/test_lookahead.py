@@ -167,9 +167,7 @@ def test_what_a_whole_period_says_is_caught_on_its_first_day(markets):
         score = prices(folder, "$close / Ref($close, 5) - 1")
         return (score - score.mean()) / score.std()
 
-    with pytest.raises(
-        LookaheadError, match=r"SYM0001 at 2020-06-01 00:00:00 changes: \w+ turns"
-    ):
+    with pytest.raises(LookaheadError, match=r"SYM0001 at 2020-06-01 00:00:00 changes: \w+ turns"):
         check_lookahead(markets["day"], standardised, MOMENTS[:1])
 
 
