@@ -20,7 +20,8 @@ demo: $(VENV)/demo.ready
 # Runs each from top to bottom and keeps what it shows; a few minutes.
 notebooks: $(VENV)/demo.ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
 test: lint types tests
 
