@@ -44,7 +44,7 @@ REDUCED = {
     "KRONOS_PATHS": "2",
     "KRONOS_FORECAST_WINDOWS": "100",
     "KRONOS_EPOCHS": "1",
-    "KRONOS_WINDOWS_PER_EPOCH": "600",
+    "KRONOS_WINDOWS_PER_EPOCH": "1200",
     "KRONOS_VALIDATION_WINDOWS": "32",
     "KRONOS_TOPK": "6",
     "KRONOS_N_DROP": "2",
@@ -60,9 +60,11 @@ MINUTES = REDUCED | {
     "KRONOS_TRAIN_START": "2024-01-01",
     "KRONOS_TRAIN_END": "2024-01-04",
     "KRONOS_VALID_START": "2024-01-05",
-    "KRONOS_VALID_END": "2024-01-05",
-    "KRONOS_TEST_START": "2024-01-08",
-    "KRONOS_TEST_END": "2024-01-08",
+    "KRONOS_VALID_END": "2024-01-08",
+    "KRONOS_TEST_START": "2024-01-09",
+    "KRONOS_TEST_END": "2024-01-23",  # errors of forecasts are told from 10 days on
+    "KRONOS_LOOKBACK": "24",
+    "KRONOS_HORIZON": "2",
     "KRONOS_BEYOND": "weekdays",
 }
 # Those that others are compared with run first.
