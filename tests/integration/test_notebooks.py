@@ -49,6 +49,8 @@ SETTINGS = {
     "KRONOS_TOPK": "4",
     "KRONOS_N_DROP": "1",
     "KRONOS_THREADS": "1",
+    "KRONOS_LAMBDA_L1": "5",  # held back for the whole market, few names teach nothing
+    "KRONOS_LAMBDA_L2": "50",
 }
 """,
 }
