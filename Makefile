@@ -34,7 +34,7 @@ types: $(VENV)/test.ready
 	$(BIN)/mypy
 
 tests: $(VENV)/test.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/python.ready:
 	$(PYTHON) -m venv $(VENV)
