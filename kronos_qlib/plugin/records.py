@@ -218,12 +218,13 @@ def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
     Returns:
         On (datetime, instrument), a row for each name whose amount changed.
     """
-    held = pd.DataFrame.from_dict(
-        {
-            time: {name: position.get_stock_amount(name) for name in position.get_stock_list()}
-            for time, position in positions.items()
-        },
-        orient="index",
+    # Of a dict of dicts pandas 2 would leave out bars without a position, and shuffle the others.
+    held = pd.DataFrame(
+        [
+            {name: position.get_stock_amount(name) for name in position.get_stock_list()}
+            for position in positions.values()
+        ],
+        index=pd.Index(positions),
     ).fillna(0.0)
     moved = held.diff().fillna(held).abs().to_numpy()
     row, column = np.nonzero(moved)

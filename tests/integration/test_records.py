@@ -195,6 +195,25 @@ def test_capacity_is_told_from_orders_and_the_money_traded(recorder, report, bar
     assert table["unknown"].to_list() == [0, 0, 0]
 
 
+def test_orders_follow_the_bars_whatever_was_held_between_them():
+    """All sold and bought again; a name that comes while another is away."""
+    times = pd.date_range("2024-01-01", periods=6)
+    amounts = [{}, {"A": 10}, {}, {"B": 7}, {"B": 9}, {"A": 10}]
+    held = [{name: {"amount": amount} for name, amount in each.items()} for each in amounts]
+    changes = position_changes(
+        {at: Position(position_dict=each) for at, each in zip(times, held, strict=True)}
+    )
+    found = [(at.day, name, shares) for (at, name), shares in changes.items()]
+    assert found == [
+        (2, "A", 10),
+        (3, "A", 10),
+        (4, "B", 7),
+        (5, "B", 2),
+        (6, "A", 10),
+        (6, "B", 9),
+    ]
+
+
 def test_capacity_that_is_not_to_be_had_is_called_unknown(recorder, report, provider, tmp_path):
     """No amount: volume x close. Neither: the word, and no metric that looks like a figure."""
     folder = tmp_path / "market"
