@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kronos_qlib.cli.parsers import describe
-from kronos_qlib.data.synthetic import SESSIONS, MarketConfig, make_market
+from kronos_qlib.data.synthetic import SESSIONS, MarketConfig
 from kronos_qlib.errors import KronosError
-
-BENCHMARK = "BENCHMARK"
 
 USUAL = {
     "day": MarketConfig(),
@@ -58,17 +56,9 @@ def make_demo(chosen: argparse.Namespace) -> None:
     config = replace(
         USUAL[chosen.freq], **{name: value for name, value in asked.items() if value is not None}
     )
-    from kronos_qlib.plugin.storage import write_provider  # imports qlib: not for --help
+    from kronos_qlib.plugin.demo import BENCHMARK, write_demo  # imports qlib: not for --help
 
-    market = make_market(config)
-    summary = write_provider(
-        market.bars,
-        chosen.target,
-        freq=config.freq,
-        benchmark=BENCHMARK,
-        beside={"bars": market.bars, "oracle": market.oracle.to_frame()},
-        overwrite=chosen.overwrite,
-    )
+    summary = write_demo(chosen.target, config, overwrite=chosen.overwrite)
     times = "days" if config.freq == "day" else f"bars of {config.freq}"
     print(
         f"{chosen.target}: {summary.instruments} instruments, {summary.times} {times} from "

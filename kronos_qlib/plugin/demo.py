@@ -1,4 +1,4 @@
-"""The simulated market of the demo, opened in Qlib with one call: what notebooks begin with."""
+"""The simulated market of the demo: written, and opened in Qlib, with one call each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,29 @@ import qlib
 
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.storage import ProviderSummary, write_provider
 
 BENCHMARK = "BENCHMARK"
 """Instrument of the market's equal-weight mean."""
+
+
+def write_demo(
+    folder: str | Path, config: MarketConfig, overwrite: bool = False
+) -> ProviderSummary:
+    """Simulate a market into a Qlib folder, with bars.parquet and oracle.parquet beside.
+
+    Raises:
+        ConfigError: the folder is there and is not to be written over.
+    """
+    market = make_market(config)
+    return write_provider(
+        market.bars,
+        folder,
+        freq=config.freq,
+        benchmark=BENCHMARK,
+        beside={"bars": market.bars, "oracle": market.oracle.to_frame()},
+        overwrite=overwrite,
+    )
 
 
 def open_demo(folder: str | Path, config: MarketConfig | None = None) -> pd.DataFrame:
@@ -31,13 +50,7 @@ def open_demo(folder: str | Path, config: MarketConfig | None = None) -> pd.Data
     """
     folder = Path(folder)
     if not folder.exists():
-        market = make_market(config or MarketConfig())
-        write_provider(
-            market.bars,
-            folder,
-            benchmark=BENCHMARK,
-            beside={"bars": market.bars, "oracle": market.oracle.to_frame()},
-        )
+        write_demo(folder, config or MarketConfig())
     bars = folder / "bars.parquet"
     if not bars.is_file():
         raise ConfigError(

@@ -18,6 +18,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from qlib.data import D
+from qlib.data.cache import H
 
 from kronos_qlib.data.synthetic import MarketConfig
 from kronos_qlib.errors import ConfigError
@@ -142,3 +144,14 @@ def test_a_demo_market_is_made_once(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match=r"no bars\.parquet"):
         open_demo(tmp_path / "other", small)
+
+
+@pytest.mark.integration
+def test_a_demo_market_of_minutes_is_opened_as_one(tmp_path):
+    config = MarketConfig(instruments=3, sectors=1, start="2024-01-01", years=0.25, freq="5min")
+    bars = open_demo(tmp_path / "market", config)
+    H.clear()
+    closes = D.features(["SYM0001"], ["$close"], freq="5min")["$close"].dropna()
+    expected = bars.loc[bars["symbol"] == "SYM0001", "close"]
+    assert len(closes) == len(expected) > 1000
+    assert closes.to_numpy() == pytest.approx(expected.to_numpy())
