@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.evaluation.figures import BENCHMARK, FALL, STRATEGY, dress, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's: told apart without red and green. A rise is hollow besides, a fall filled.
-RISE, FALL, FAN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+# Told apart without red and green. A rise is hollow besides, a fall filled.
+RISE, FAN, GREY = STRATEGY, "#009E73", BENCHMARK
 
 
 def candle_figure(
@@ -48,9 +49,6 @@ def candle_figure(
         ConfigError: no bars, or rows of `mean` and `quantiles` that are not the same; `paths` or
             `came` of another number of bars.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if past.empty or mean.empty or not mean.index.equals(quantiles.index):
         raise ConfigError(
             f"expected bars seen, and a mean and quantiles of the same bars to come, got "
@@ -62,9 +60,7 @@ def candle_figure(
                 f"{name}: expected {len(mean)} bars as of the mean, got {lines.shape[-1]}"
             )
     has_volume = bool((past["volume"] > 0).any())
-    figure = Figure(figsize=(10.4, 6.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure = new_figure(title, height=6.0, width=10.4)
     ratios = [3.4, 1.0] if has_volume else [1.0]
     panels = list(
         figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
@@ -88,10 +84,7 @@ def candle_figure(
     times = past.index.append(mean.index)
     for axes in panels:
         axes.axvline(len(past) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
-        axes.grid(True, color="#E3E3E3", linewidth=0.5)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+        dress(axes)
         axes.set_xlim(-1, len(times))
     _label_times(panels[-1], pd.DatetimeIndex(times))
     return figure

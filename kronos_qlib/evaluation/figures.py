@@ -43,12 +43,12 @@ def equity_figure(report: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def new_figure(title: str, height: float = 6.0) -> Figure:
-    """An empty figure on an Agg canvas, its title at the left; heights are inches."""
+def new_figure(title: str, height: float = 6.0, width: float = 9.6) -> Figure:
+    """An empty figure on an Agg canvas, its title at the left; sizes are inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.evaluation.figures import BEFORE_COST, BENCHMARK, FALL, STRATEGY
+from kronos_qlib.evaluation.figures import (
+    BEFORE_COST,
+    BENCHMARK,
+    FALL,
+    STRATEGY,
+    dress,
+    dress_percent,
+    new_figure,
+)
 from kronos_qlib.evaluation.forecast_tables import (
     ALL,
     CALIBRATED,
@@ -50,14 +58,14 @@ def crps_figure(scores: pd.DataFrame, differences: pd.DataFrame, title: str) -> 
     Returns:
         A figure on an Agg canvas, ready for `savefig`.
     """
-    figure = _figure((9.6, 4.6), title)
+    figure = new_figure(title, height=4.6)
     level, skill = figure.subplots(1, 2)
     crps = _bars_only(scores.xs("crps", level="measure"))
     for name in crps:
         level.plot(crps.index, crps[name], **_look(str(name)))
     level.set_title("CRPS, in return; lower is better", loc="left", fontsize=10)
     level.set_ylim(bottom=0)
-    _percent(level)
+    dress_percent(level)
     ours = differences.xs((CALIBRATED, "crps"), level=("forecaster", "measure"))
     for name in (LAST_PRICE, WALK, WALK_CALIBRATED):
         rows = _bars_only(ours.xs(name, level="baseline"))
@@ -68,7 +76,7 @@ def crps_figure(scores: pd.DataFrame, differences: pd.DataFrame, title: str) -> 
         skill.fill_between(rows.index, low, high, color=look["color"], alpha=0.15, linewidth=0)
     skill.axhline(0, color="black", linewidth=0.6)
     skill.set_title("Skill of calibrated Kronos against each, with 95 %", loc="left", fontsize=10)
-    _percent(skill)
+    dress_percent(skill)
     for axes in (level, skill):
         _dress(axes)
     _legend_below(figure, level)
@@ -86,7 +94,7 @@ def coverage_figure(coverage: pd.DataFrame, title: str) -> Figure:
         A figure on an Agg canvas, ready for `savefig`.
     """
     levels = coverage.index.get_level_values("level").unique()
-    figure = _figure((9.6, 4.4), title)
+    figure = new_figure(title, height=4.4)
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
     for axes, level in zip(panels, levels, strict=True):
         for name in (WALK, WALK_CALIBRATED, KRONOS, CALIBRATED, CONFORMAL):
@@ -104,7 +112,7 @@ def coverage_figure(coverage: pd.DataFrame, title: str) -> Figure:
                 )
         axes.axhline(level, color="black", linewidth=0.9)
         axes.set_title(f"{level:.0%} intervals", loc="left", fontsize=10)
-        _percent(axes)
+        dress_percent(axes)
         _dress(axes)
     panels[0].set_ylabel("Share of what came that lay within")
     _legend_below(figure, panels[0])
@@ -121,7 +129,7 @@ def pit_figure(pit: pd.DataFrame, title: str) -> Figure:
     Returns:
         A figure on an Agg canvas, ready for `savefig`.
     """
-    figure = _figure((9.6, 3.9), title)
+    figure = new_figure(title, height=3.9)
     panels = figure.subplots(1, 3, sharey=True)
     of_all = pit.xs(ALL, level="horizon")
     shares = of_all.drop(columns=["mean", "spread", "distance"])
@@ -166,7 +174,7 @@ def fan_figure(
         A figure on an Agg canvas, ready for `savefig`.
     """
     rows = -(-len(examples) // 2)
-    figure = _figure((9.6, 0.9 + 2.9 * rows), title)
+    figure = new_figure(title, height=0.9 + 2.9 * rows)
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     for axes in panels[len(examples) :]:
         axes.set_axis_off()
@@ -201,16 +209,6 @@ def fan_figure(
     return figure
 
 
-def _figure(size: tuple[float, float], title: str) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    return figure
-
-
 def _look(name: str) -> dict[str, Any]:
     return {"linewidth": 1.4, **LOOKS[name]}
 
@@ -222,24 +220,16 @@ def _bars_only(table: pd.DataFrame | pd.Series[float]) -> pd.DataFrame:
     return rows.set_axis(rows.index.astype(int))
 
 
-def _percent(axes: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-
-
 def _legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
 
 
 def _dress(axes: Axes) -> None:
+    """`dress`, and whole numbers of bars along the horizontal axis."""
     from matplotlib.ticker import MaxNLocator
 
+    dress(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not axes.get_xlabel():
         axes.set_xlabel("Bar of the horizon", fontsize=9)
-    axes.grid(True, color="#D9D9D9", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
