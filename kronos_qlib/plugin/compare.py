@@ -241,8 +241,13 @@ def latest_finished(client: MlflowClient, experiment: str) -> Run:
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:
     """One run by its id, or by the beginning of it that is printed, if it finished."""
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    found = [run for run in client.search_runs(experiments) if run.info.run_id.startswith(run_id)]
+    known = [each.experiment_id for each in client.search_experiments()]
+    found: list[Run] = []
+    page: str | None = None
+    while page != "":
+        runs = client.search_runs(known, page_token=page)  # a thousand at a time
+        found += [run for run in runs if run.info.run_id.startswith(run_id)]
+        page = runs.token or ""
     if len(found) != 1:
         raise ConfigError(
             f"no MLflow run {run_id!r}"
@@ -346,12 +351,13 @@ def label_of(task: Mapping[str, Any]) -> str | None:
 
 
 def label_bars_of(task: Mapping[str, Any]) -> int:
-    """Bars that the label's return runs over, from tomorrow's price to its furthest `Ref`.
+    """Bars that the label's return runs over, from its nearest `Ref` to its furthest; of a single
+    one, from the score's own bar. 1 where the task names no label: Qlib's usual.
 
     Read off the text, since Qlib, which could parse it, need not be initialised to compare.
     """
     ahead = [int(bars) for bars in AHEAD.findall(label_of(task) or "")]
-    return max(1, max(ahead, default=1) - 1)
+    return (max(ahead) - min(ahead) or max(ahead)) if ahead else 1
 
 
 def _trading(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from qlib.data.data import ExpressionD
 from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
 from qlib.workflow.recorder import Recorder
 from statsmodels.stats.multitest import multipletests
@@ -57,6 +56,7 @@ from kronos_qlib.plugin.artifacts import (
     provider_folder,
 )
 from kronos_qlib.plugin.baseline_scores import baselines_at
+from kronos_qlib.plugin.compare import label_bars_of
 from kronos_qlib.signals.baselines import BASELINES
 from kronos_qlib.signals.shaping import Neutralise
 
@@ -527,19 +527,3 @@ def signal_row(
         "with_score": float(rank_correlation(signal, score).mean()),
         "coverage": coverage(signal, labels),
     }
-
-
-def label_bars_of(task: Mapping[str, Any]) -> int:
-    """Bars that the label's return runs over, by its expression in the task; 1 if it has none.
-
-    A label from the next bar's price, as Qlib's, that looks h + 1 bars ahead runs over h.
-    """
-    found = task.get("dataset", {})
-    for key in ("kwargs", "handler", "kwargs", "label"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    while isinstance(found, Sequence) and not isinstance(found, str) and len(found):
-        found = found[0]  # Alpha158 writes [[expressions], [names]]
-    if not isinstance(found, str):
-        return 1
-    ahead = ExpressionD.get_expression_instance(found).get_extended_window_size()[1]
-    return max(1, int(ahead) - 1)

@@ -120,6 +120,19 @@ def test_a_backtest_at_another_frequency_is_found(store):
     assert table.loc["minutes", "excess_return"] == METRICS[COMPARED["excess_return"]]
 
 
+def test_a_run_is_named_by_a_beginning_and_found_beyond_the_first_page(store, monkeypatch):
+    uri, runs = store
+    search = mlflow.MlflowClient.search_runs
+    monkeypatch.setattr(
+        mlflow.MlflowClient,
+        "search_runs",
+        lambda client, *asked, **how: search(client, *asked, **{"max_results": 1, **how}),
+    )
+    for name in ("old", "lightgbm"):
+        table = compare_runs(tracking_uri=uri, run_ids=[runs[name][:10]])
+        assert table["run_id"].to_list() == [runs[name]]
+
+
 def test_a_named_run_must_exist_and_have_finished(store):
     uri, runs = store
     with pytest.raises(ConfigError, match="no MLflow run 'nope'"):
@@ -319,13 +332,16 @@ def test_settings_are_found_in_the_records_of_an_older_workflow():
     [
         (["Ref($close, -2) / Ref($close, -1) - 1"], 1),
         ([["Ref($close, -11)/Ref($close, -1) - 1"], ["LABEL0"]], 10),
+        (["Ref($open,-6) / Ref($open,-1) - 1"], 5),
         ("Ref($open,-6) / Ref($open,-1) - 1", 5),
+        ("Ref($close, -5) / $close - 1", 5),
         (None, 1),
     ],
 )
 def test_the_bars_of_a_label_are_read_off_its_expression(label, bars):
     task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
     assert label_bars_of(task) == bars
+    assert label_bars_of({}) == 1
 
 
 # The record: the run it stands in has not finished.

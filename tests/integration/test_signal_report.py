@@ -26,7 +26,6 @@ from kronos_qlib.plugin.signal_report import (
     FILES,
     SIGNAL_REPORT_METRICS,
     SignalReportRecord,
-    label_bars_of,
     neutralised,
 )
 from kronos_qlib.plugin.storage import write_provider
@@ -243,23 +242,6 @@ def test_settings_that_cannot_work(recorder):
         SignalReportRecord(recorder, label_bars=0)
 
 
-@pytest.mark.parametrize(
-    ("label", "bars"),
-    [
-        (LABEL, 1),
-        ("Ref($close, -6) / Ref($close, -1) - 1", 5),
-        (["Ref($close, -6) / Ref($close, -1) - 1"], 5),
-        ([["Ref($close, -11) / Ref($close, -1) - 1"], ["LABEL0"]], 10),
-        (None, 1),
-    ],
-)
-def test_how_far_a_label_runs_is_read_from_the_task(label, bars):
-    """Alpha158 takes a list, or lists of expressions and names."""
-    task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
-    assert label_bars_of(task) == bars
-    assert label_bars_of({}) == 1
-
-
 def test_baselines_at_rows_are_those_of_the_model(provider, bars):
     """One definition: what stands beside a score is what BaselineModel scores."""
     open_provider(provider)
@@ -289,7 +271,7 @@ def test_a_baseline_is_unknown_before_its_bars_and_on_a_day_without_one(provider
     assert own["reversal"].first_valid_index() == closes.index[5]
     assert own["momentum"].first_valid_index() == closes.index[21]
     assert own["low_amount"].first_valid_index() == closes.index[19]
-    suspended = calendar[~np.isin(calendar, closes.index)]
+    suspended = pd.DatetimeIndex(calendar).difference(closes.index)
     assert len(suspended)
     assert own.loc[suspended].isna().all(axis=None)
     day = closes.index[60]
