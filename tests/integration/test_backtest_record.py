@@ -1,54 +1,20 @@
 """BacktestRecord: the same trades as Qlib's own config, from a few settings, at any frequency."""
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.data import D
-from qlib.data.cache import H
 from qlib.workflow.record_temp import PortAnaRecord
-from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.artifacts import frequency_of
 from kronos_qlib.plugin.backtest_record import BacktestConfig, BacktestRecord, qlib_config
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.storage import write_provider
 
 pytestmark = pytest.mark.integration
 
 SETTINGS = {"benchmark": "BENCH", "topk": 3, "n_drop": 1, "account": 1e6}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
-    return uri
-
-
-@pytest.fixture
-def recorder(store, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
-    before = mlflow.get_tracking_uri()
-    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
-    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
-    recorder.start_run()
-    yield recorder
-    recorder.end_run("FINISHED")
-    mlflow.set_tracking_uri(before)
-
-
-def open_provider(folder, freq="day"):
-    qlib.init(
-        provider_uri={freq: str(folder)},
-        region="us",
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-    )
-    H.clear()
 
 
 def scores_on(times, names, seed=0):

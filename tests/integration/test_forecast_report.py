@@ -6,11 +6,9 @@ import json
 import logging
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.dataset import WindowDataset
@@ -56,26 +54,6 @@ def dataset(provider):
 def model_of(**sampling):
     how = {"paths": 9, "temperature": 1.0, "top_p": 1.0, **sampling}
     return KronosModel(sampling=how, device="cpu", show_progress=False)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
-    return uri
-
-
-@pytest.fixture
-def recorder(store, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
-    before = mlflow.get_tracking_uri()
-    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
-    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
-    recorder.start_run()
-    yield recorder
-    recorder.end_run("FINISHED")
-    mlflow.set_tracking_uri(before)
 
 
 def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):

@@ -11,11 +11,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.backtest.position import Position
 from qlib.data import D
-from qlib.data.cache import H
-from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.costs import break_even_cost, cost_paid, cost_table
@@ -27,6 +24,7 @@ from kronos_qlib.evaluation.metrics import (
 )
 from kronos_qlib.plugin.backtest_record import BacktestRecord
 from kronos_qlib.plugin.compare import compare_runs
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records import (
     SEARCH_AND_COST_METRICS,
     SIGNAL_METRICS,
@@ -43,38 +41,6 @@ WORKFLOW = Path(__file__).parents[2] / "workflows" / "workflow_lightgbm.yaml"
 
 
 # Records by themselves, on a run of their own.
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A tracking URI with one experiment; creating the database is what takes the time."""
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
-    return uri
-
-
-@pytest.fixture
-def recorder(store, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
-    before = mlflow.get_tracking_uri()
-    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
-    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
-    recorder.start_run()
-    yield recorder
-    recorder.end_run("FINISHED")
-    mlflow.set_tracking_uri(before)
-
-
-def open_provider(folder, freq="day"):
-    qlib.init(
-        provider_uri={freq: str(folder)},
-        region="us",
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-    )
-    H.clear()
 
 
 @pytest.fixture

@@ -4,15 +4,11 @@ import io
 import logging
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.data import D
-from qlib.data.cache import H
 from qlib.workflow.record_temp import SigAnaRecord
-from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
@@ -21,6 +17,7 @@ from kronos_qlib.plugin.artifacts import count_signals, first_of_equals
 from kronos_qlib.plugin.baseline_scores import baselines_at
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
 from kronos_qlib.plugin.signal_report import (
     FILES,
@@ -34,37 +31,6 @@ from kronos_qlib.signals.baselines import BASELINES
 pytestmark = pytest.mark.integration
 
 LABEL = "Ref($close, -2) / Ref($close, -1) - 1"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    mlflow.MlflowClient(uri).create_experiment("demo", (folder / "artifacts").as_uri())
-    return uri
-
-
-@pytest.fixture
-def recorder(store, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # Qlib records `git diff` of where it stands
-    before = mlflow.get_tracking_uri()
-    experiment = mlflow.MlflowClient(store).get_experiment_by_name("demo")
-    recorder = MLflowRecorder(experiment.experiment_id, store, "a run")
-    recorder.start_run()
-    yield recorder
-    recorder.end_run("FINISHED")
-    mlflow.set_tracking_uri(before)
-
-
-def open_provider(folder, freq="day"):
-    qlib.init(
-        provider_uri={freq: str(folder)},
-        region="us",
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-    )
-    H.clear()
 
 
 @pytest.fixture(scope="module")
