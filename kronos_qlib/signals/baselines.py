@@ -1,6 +1,8 @@
-"""What any forecast has to beat: signals and paths from past bars alone, without a network.
+"""What any score has to beat: signals of past bars alone, without a network.
 
-Shape letters: N windows, T bars seen, P paths, H bars to come.
+What any forecast's distribution has to beat is in `evaluation.forecasts`.
+
+Shape letters: N windows, T bars seen.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def _reversal(bars: Floats, count: int, skip: int) -> Doubles:
 
 
 def _low_volatility(bars: Floats, count: int, skip: int) -> Doubles:
-    return -historical_volatility(_cut(bars, count, skip)[..., CLOSE])
+    closes = _cut(bars, count, skip)[..., CLOSE].astype(np.float64)
+    return np.asarray(-np.diff(np.log(closes), axis=1).std(axis=1))
 
 
 def _low_amount(bars: Floats, count: int, skip: int) -> Doubles:
@@ -72,7 +75,7 @@ BASELINES = MappingProxyType(
     }
 )
 """Signals of past bars by name. The last price (a random walk) is none: it says the same of every
-instrument, and has a distribution only, see `last_price_paths`."""
+instrument, and is a distribution only."""
 
 
 def baseline_of(
@@ -94,8 +97,8 @@ def baseline_of(
     """
     if kind == "last_price":
         raise ConfigError(
-            "the last price says the same of every instrument: it cannot rank them, only "
-            "last_price_paths and random_walk_paths stand beside a forecast's distribution"
+            "the last price says the same of every instrument: it cannot rank them; "
+            "ForecastReportRecord sets it beside a forecast's distribution"
         )
     if kind not in BASELINES:
         raise ConfigError(f"baselines are {', '.join(BASELINES)}, got {kind!r}")
@@ -126,44 +129,6 @@ def bars_needed(kind: str, count: int | None = None, skip: int | None = None) ->
     baseline = BASELINES[kind]
     reach = (baseline.bars if count is None else count) + (baseline.skip if skip is None else skip)
     return reach if kind == "low_amount" else reach + 1
-
-
-def historical_volatility(closes: npt.NDArray[np.floating]) -> Doubles:
-    """(N,) standard deviation of log returns from close to close, per bar, of (N, T) closes."""
-    return np.asarray(np.diff(np.log(closes.astype(np.float64)), axis=1).std(axis=1))
-
-
-def last_price_paths(closes: npt.NDArray[np.floating], horizon: int) -> Doubles:
-    """The last price as a forecast: (N, 1, H) closes, every one the last of (N, T) seen."""
-    last = closes[:, -1].astype(np.float64)
-    return np.broadcast_to(last[:, None, None], (len(last), 1, horizon)).copy()
-
-
-def random_walk_paths(
-    closes: npt.NDArray[np.floating], horizon: int, paths: int, rng: np.random.Generator
-) -> Doubles:
-    """A random walk of the window's own volatility, from its last close, with no drift.
-
-    Log returns are normal with the deviation of those seen, less half their variance a bar, so that
-    a price is expected to stay where it is.
-
-    Args:
-        closes: (N, T) seen, positive, T at least 2.
-        rng: chance; windows share none.
-
-    Returns:
-        (N, P, H) closes, in the money of those seen.
-
-    Raises:
-        BarDataError: a close is not positive (names the window by place).
-    """
-    unpriced = ~(closes > 0).all(axis=1)
-    if unpriced.any():
-        raise BarDataError(f"window {int(unpriced.argmax())}: closes are to be positive")
-    spread = historical_volatility(closes)[:, None, None]
-    moves = spread * rng.standard_normal((len(closes), paths, horizon)) - spread**2 / 2
-    last = closes[:, -1].astype(np.float64)[:, None, None]
-    return np.asarray(last * np.exp(np.cumsum(moves, axis=2)))
 
 
 def _cut(bars: Floats, count: int, skip: int) -> Floats:

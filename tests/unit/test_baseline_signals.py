@@ -11,9 +11,6 @@ from kronos_qlib.signals.baselines import (
     BASELINES,
     bars_needed,
     baseline_of,
-    historical_volatility,
-    last_price_paths,
-    random_walk_paths,
 )
 
 
@@ -76,26 +73,3 @@ def test_what_cannot_work_is_refused():
         baseline_of("low_volatility", bars_of(1, 1), 1)
     with pytest.raises(BarDataError, match="window 0: closes are to be positive"):
         baseline_of("reversal", bars_of(1, 0, 1))
-    with pytest.raises(BarDataError, match="window 0: closes are to be positive"):
-        random_walk_paths(np.array([[1.0, -1.0]]), 2, 2, np.random.default_rng(0))
-
-
-def test_the_last_price_stays():
-    paths = last_price_paths(np.array([[1.0, 2.0], [5.0, 4.0]]), 3)
-    assert paths.shape == (2, 1, 3)
-    assert (paths[0] == 2).all() and (paths[1] == 4).all()
-
-
-def test_the_random_walk_has_the_windows_own_volatility_and_no_drift():
-    closes = np.array([[100, 100 * np.exp(0.02), 100], [50, 50 * np.exp(0.01), 50]])
-    assert historical_volatility(closes) == pytest.approx([0.02, 0.01])
-    paths = random_walk_paths(closes, 4, 50_000, np.random.default_rng(0))
-    assert paths.shape == (2, 50_000, 4)
-    moves = np.log(paths / np.array([100, 50])[:, None, None])
-    for bar in range(4):
-        grown = np.sqrt(bar + 1)
-        assert moves[0, :, bar].std() == pytest.approx(0.02 * grown, rel=0.02)
-        assert moves[1, :, bar].std() == pytest.approx(0.01 * grown, rel=0.02)
-        # Four standard errors of the mean of 50,000.
-        assert abs(paths[0, :, bar].mean() / 100 - 1) < 4 * 0.02 * grown / np.sqrt(50_000)
-    assert abs(np.corrcoef(moves[0, :, 0], moves[1, :, 0])[0, 1]) < 0.02, "no chance is shared"
