@@ -100,7 +100,7 @@ def group_figure(table: pd.DataFrame, order: tuple[float, float, float], title: 
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(list(basis.index))
     axes.set_xlabel("Names by score, 1 the lowest")
-    axes.set_ylabel("Return less the day's mean, bp a bar")
+    axes.set_ylabel("Label's return less the day's mean, bp")
     axes.set_title(
         f"monotonicity {order[0]:+.2f}, 95 % interval {order[1]:+.2f} to {order[2]:+.2f}",
         loc="left",

@@ -69,8 +69,9 @@ class ForecastReportRecord(RecordTemp):
 
     Paths are those that users get: coherent bars (`predict_paths(coherent=True)`), drawn as the
     model's `sampling` says, except that the paths of a window are independent of each other
-    (neither `stratified` nor `common`), because CRPS, coverage and ranks take them for that. With
-    an alpha head they are the predictor's below it.
+    (neither `stratified` nor `common`), because CRPS, coverage and ranks take them for that, and
+    of the whole window: not those of `signals.ensemble`. With an alpha head they are the
+    predictor's below it.
 
     Metrics are named `forecast.crps`, `forecast.crps_calibrated`, `forecast.crps_last_price`,
     `forecast.coverage_90` and so on, see `ForecastQuality.metrics`. Leaves in `forecast_report`

@@ -134,8 +134,9 @@ class SignalReportRecord(ACRecordTemp):
             `evaluation.ic.daily_ic`).
         rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
             and its t with lags enough for the overlap. `rank_ic.y2022`: of a calendar year.
-        spread, spread_t: mean return of the best tenth less the worst tenth's, a bar, before cost
-            (of the outermost that hold a name, where many scores are equal).
+        spread, spread_t: mean label of the best tenth less the worst tenth's, a return over the
+            label's bars, before cost (of the outermost that hold a name, where many scores are
+            equal).
         monotonicity, …_low, …_high: Spearman of the tenth's number and its mean return.
         autocorrelation.lag5: mean correlation of ranks with those of 5 bars before.
         top_turnover: share of the best tenth that is new at every bar.
