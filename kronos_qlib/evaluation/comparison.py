@@ -108,18 +108,8 @@ def compare_signals(
         ConfigError: an index is not (datetime, instrument) with each row once; labels differ on
             rows that runs share; or no row, or no day with a ranking, is common to all.
     """
-    common = _common_rows(signals)
-    label = to_wide(common["label"])
-    wide = {name: to_wide(common[name]) for name in signals}
-    by_time = pd.DataFrame({name: _rank_ic(score, label) for name, score in wide.items()})
+    label, wide, by_time = _rank_ics(signals)
     is_ranked = by_time.notna().all(axis=1)
-    if not is_ranked.any():
-        flat = [str(name) for name in by_time if by_time[name].isna().all()]
-        raise ConfigError(
-            "no day on which every run ranks the instruments: "
-            f"{', '.join(flat or list(signals))} gives all of them the same score, or fewer than "
-            f"{LEAST_PAIRS} instruments are common"
-        )
     daily = _by_day(by_time[is_ranked])
     label_days = math.ceil(label_bars * len(daily) / int(is_ranked.sum()))  # of several bars each
     ranks = {name: score.rank(axis=1, pct=True) for name, score in wide.items()}
@@ -146,7 +136,7 @@ def compare_signals(
             for one, other in combinations(daily, 2)
         ),
         blends=tuple(blends),
-        rows=len(common),
+        rows=int(label.notna().to_numpy().sum()),
         instruments=label.shape[1],
         own_rows={name: int(each.score.notna().sum()) for name, each in signals.items()},
         times_left_out=int((~is_ranked).sum()),
@@ -155,7 +145,7 @@ def compare_signals(
 
 def check_comparable(signals: Mapping[str, Signal]) -> None:
     """Refuse signals that cannot be judged side by side; raises as `compare_signals` does."""
-    _common_rows(signals)
+    _rank_ics(signals)
 
 
 def pair_of(
@@ -186,6 +176,28 @@ def pair_of(
 def _lags(days: int, label_days: int) -> int | None:
     """As many as usual, and as labels overlap; None where there are too few days for any."""
     return max(usual_lags(days), label_days - 1) if days > label_days else None
+
+
+def _rank_ics(
+    signals: Mapping[str, Signal],
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame]:
+    """On the rows that all have, times by names: the label, each score; and times by runs: Rank IC.
+
+    Raises:
+        ConfigError: as of `compare_signals`.
+    """
+    common = _common_rows(signals)
+    label = to_wide(common["label"])
+    wide = {name: to_wide(common[name]) for name in signals}
+    by_time = pd.DataFrame({name: _rank_ic(score, label) for name, score in wide.items()})
+    if not by_time.notna().all(axis=1).any():
+        flat = [str(name) for name in by_time if by_time[name].isna().all()]
+        raise ConfigError(
+            "no day on which every run ranks the instruments: "
+            f"{', '.join(flat or list(signals))} gives all of them the same score, or fewer than "
+            f"{LEAST_PAIRS} instruments are common"
+        )
+    return label, wide, by_time
 
 
 def _common_rows(signals: Mapping[str, Signal]) -> pd.DataFrame:

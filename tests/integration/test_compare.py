@@ -255,6 +255,7 @@ def signals(database, tmp_path_factory):
     add("blind", SCORES["blind"], report_of(-0.001).iloc[5:], task=costly)
     add("twin", SCORES["twin"].swaplevel().sort_index())
     add("weekly", SCORES["good"], label=LABEL * 1.5)
+    add("flat", SCORES["good"] * 0)
     later = INDEX.set_levels(DAYS + pd.Timedelta(days=365), level="datetime")
     add("later", SCORES["good"].set_axis(later), label=LABEL.set_axis(later))
     return uri
@@ -367,12 +368,13 @@ def test_the_record_puts_the_running_run_beside_others(recorder, tmp_path, caplo
     save_artifacts(
         recorder.client, recorder.id, tmp_path / "mine", SCORES["good"], report=report_of(0.0)
     )
-    asked = ["blind", "absent", "weekly", "mine"]
+    asked = ["blind", "absent", "weekly", "flat", "mine"]
     with caplog.at_level(logging.WARNING):
         CompareRecord(recorder, asked).generate()
 
     assert "absent is left out: no MLflow experiment 'absent'" in caplog.text
     assert "weekly is left out: 'mine' and 'weekly' are judged by different labels" in caplog.text
+    assert "flat is left out: no day on which every run ranks the instruments: flat" in caplog.text
     assert "mine (before) is left out: experiment 'mine' has no finished run" in caplog.text
     left = recorder.list_artifacts("comparison")
     assert sorted(left) == [
