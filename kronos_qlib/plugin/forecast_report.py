@@ -24,7 +24,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.segments import Segment
 from kronos_qlib.data.windows import Windows
-from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
 from kronos_qlib.evaluation.forecast_figures import (
     coverage_figure,
     crps_figure,
@@ -33,6 +33,7 @@ from kronos_qlib.evaluation.forecast_figures import (
 )
 from kronos_qlib.evaluation.forecast_tables import ForecastQuality, judge
 from kronos_qlib.evaluation.forecasts import LEVELS, VOLATILITY_BARS, Outcomes
+from kronos_qlib.evaluation.uncertainty import LEAST_DAYS
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.forecast_windows import (
     draw_closes,
@@ -155,10 +156,10 @@ class ForecastReportRecord(RecordTemp):
                 f"ForecastReportRecord: an interval of level {max(self.levels):g} needs {needed} "
                 f"paths a window at least, got {paths}; set `paths`"
             )
+        drawn = self._draw(model, source, self.segment, self.windows, paths)
         earlier = self._draw(
             model, source, self.calibration_segment, self.calibration_windows, paths
         )
-        drawn = self._draw(model, source, self.segment, self.windows, paths)
         if earlier.outcomes.until.max() >= drawn.outcomes.until.min():
             raise ConfigError(
                 "the calibration segment must end before the other begins: its windows' horizons "
@@ -224,6 +225,13 @@ class ForecastReportRecord(RecordTemp):
             "whose instrument did not trade on each of the calendar's next bars"
         )
         outcomes = outcomes_of(source, windows, self.volatility_bars)
+        days = outcomes.days.nunique()
+        if segment == self.segment and days < LEAST_DAYS:  # before paths are drawn in vain
+            raise UndefinedMetricError(
+                f"ForecastReportRecord: the windows of {segment} lie on {days} days, and "
+                f"{LEAST_DAYS} are the fewest that tell an error; test on a longer segment, or set "
+                "more `windows`"
+            )
         closes = draw_closes(model, source, windows, paths, self.seed)
         return Drawn(windows, closes, outcomes, left_out)
 

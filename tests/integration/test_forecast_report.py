@@ -12,7 +12,12 @@ import pytest
 
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.dataset import WindowDataset
-from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.errors import (
+    BarDataError,
+    ConfigError,
+    MissingArtifactError,
+    UndefinedMetricError,
+)
 from kronos_qlib.evaluation.calibration import Calibration
 from kronos_qlib.plugin import forecast_windows
 from kronos_qlib.plugin.dataset import KronosDataset
@@ -145,6 +150,15 @@ def test_settings_that_cannot_work_are_refused(recorder, dataset, settings, mess
     with pytest.raises(ConfigError, match=message):
         settings = {"levels": [0.5], "windows": 20, "calibration_windows": 20, **settings}
         ForecastReportRecord(recorder, model_of(), dataset, **settings).generate()
+
+
+def test_a_segment_of_too_few_days_is_named_before_paths_are_drawn(recorder, dataset, monkeypatch):
+    monkeypatch.setattr("kronos_qlib.plugin.forecast_report.draw_closes", None)
+    segment = ("2020-12-14", "2020-12-28")  # 11 days, and a horizon of 3
+    with pytest.raises(UndefinedMetricError, match=r"2020-12-28.* lie on 9 days, and 10 are"):
+        ForecastReportRecord(
+            recorder, model_of(), dataset, segment=segment, levels=[0.5]
+        ).generate()
 
 
 def test_a_segment_without_such_windows_is_named(recorder, dataset):
