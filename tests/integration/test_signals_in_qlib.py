@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from qlib.contrib.model.linear import LinearModel
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.baselines import BaselineModel, BlendModel, _logged_under
@@ -413,6 +414,19 @@ def test_kronos_features_stand_beside_the_tables(features, frame, run):
     used = dict(zip(train["feature"].columns, model.model.feature_importance(), strict=True))
     assert sum(used[name] for name in columns) > 0, "the trees do read them"
     assert model.predict(features).index.equals(test.index)
+
+
+def test_a_linear_model_scores_what_has_every_feature(features, run):
+    """Qlib's, as it is: of a row without a window it says NaN, and the record keeps that."""
+    model = LinearModel()
+    model.fit(features)
+    KronosSignalRecord(model, features, run).generate()
+    table = features.prepare("test", col_set="feature", data_key="infer")
+    lacking = table.isna().any(axis=1)
+    assert lacking.any()
+    scores = read_signals(run)["score"].reindex(table.index)
+    assert scores.isna().equals(lacking)
+    assert scores[~lacking].groupby(level="datetime").nunique().min() > 1
 
 
 def test_features_are_computed_once_and_travel_without_their_numbers(features, monkeypatch):
