@@ -217,7 +217,7 @@ TASK = {
             "lookback": 90,
         }
     },
-    "backtest": {"topk": 10, "open_cost": 0.0005},
+    "backtest": {"topk": 10, "open_cost": 0.0005, "hold_thresh": 1},
 }
 
 
@@ -249,7 +249,7 @@ def signals(database, tmp_path_factory):
         run_id = add_run(client, name)
         save_artifacts(client, run_id, folder / name, score, report=report, **kwargs)
 
-    costly = TASK | {"backtest": {"topk": 10, "open_cost": 0.002}}
+    costly = TASK | {"backtest": {"topk": 10, "open_cost": 0.002, "hold_thresh": 5}}
     # Twenty more rows, as LightGBM has where Kronos has no whole window.
     add("good", SCORES["good"].iloc[20:], report_of(0.001))
     add("blind", SCORES["blind"], report_of(-0.001).iloc[5:], task=costly)
@@ -270,7 +270,7 @@ def test_signals_are_judged_on_common_rows(signals):
     assert len(found.equity.net) == 55 and found.equity.own_days == {"good": 60, "blind": 55}
     said = " ".join(found.notes)
     assert "55 are common: good 60" in said
-    assert "not asked alike: cost to buy is not the same" in said
+    assert "not asked alike: bars held at least, cost to buy is not the same" in said
     assert found.settings.loc["Label", "good"] == "Ref($close, -1)"
     assert found.settings.loc["Cost to buy"].to_list() == ["0.0005", "0.002"]
 
@@ -314,13 +314,14 @@ def test_a_page_that_cannot_be_written_is_one_line(signals, tmp_path, capsys):
 def test_settings_are_found_in_the_records_of_an_older_workflow():
     exchange = {"open_cost": 0.1, "deal_price": "close"}
     config = {
-        "strategy": {"kwargs": {"topk": 7, "n_drop": 2}},
+        "strategy": {"kwargs": {"topk": 7, "n_drop": 2, "hold_thresh": 5}},
         "backtest": {"benchmark": "B", "exchange_kwargs": exchange},
     }
     found = settings_of({"record": [{"class": "PortAnaRecord", "kwargs": {"config": config}}]})
     assert {name: value for name, value in found.items() if value} == {
         "Names held": "7",
-        "Replaced a day": "2",
+        "Replaced a bar": "2",
+        "Bars held at least": "5",
         "Deal price": "close",
         "Cost to buy": "0.1",
         "Benchmark": "B",
