@@ -95,8 +95,9 @@ class Neutralise:
 class Smooth:
     """Mean of an instrument's scores on this day and the `days` - 1 before it.
 
-    Days are the market's: a day on which it had no score counts for nothing. With `halflife`, in
-    days, a score weighs half as much as one that many days younger.
+    Days are the market's, and bars where bars are of minutes: one on which it had no score counts
+    for nothing. With `halflife`, in days, a score weighs half as much as one that many days
+    younger.
     """
 
     days: int
