@@ -55,6 +55,7 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.html:
         from kronos_qlib.evaluation.page import comparison_page
 
+        arguments.html.parent.mkdir(parents=True, exist_ok=True)
         arguments.html.write_text(comparison_page(found), encoding="utf-8")
         print(f"\nThe page is {arguments.html}")
     print(f"\nTo look closer: mlflow ui --backend-store-uri {arguments.tracking_uri}")
