@@ -87,6 +87,7 @@ def forecast(arguments: argparse.Namespace) -> None:
     context = predictor.max_context
     window = bars.tail(_lookback(arguments, len(bars), context))
     _check_bars(window, arguments.source)
+    _check_frequency(window, arguments.freq)
     found: Forecast = predictor.predict_paths(
         [window],
         [window["date"]],
@@ -185,6 +186,27 @@ def _check_bars(window: pd.DataFrame, source: Path) -> None:
         )
 
 
+def _check_frequency(window: pd.DataFrame, freq: str | None) -> None:
+    """Refuse days ahead of bars of minutes, and minutes ahead of days: a bar moves as bars did."""
+    import pandas as pd
+    from pandas.tseries.frequencies import to_offset
+
+    if freq is None:
+        return
+    try:
+        offset = to_offset(freq)
+    except ValueError:
+        return  # the predictor says what is known
+    day = pd.Timedelta(days=1)
+    usual = window["date"].diff().median()
+    is_minutes = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset.nanos) < day
+    if is_minutes != (usual < day):
+        raise ConfigError(
+            f"--freq {freq} does not fit bars that come every {usual}: the bars to come would be "
+            "of another size than those seen"
+        )
+
+
 def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
     """A row per bar to come: the mean of the paths, quantiles of the close, share that rose."""
     table = found.mean.rename_axis("date").reset_index()
@@ -223,7 +245,10 @@ def _summary(
     if len(window) > context:
         lines[-1] += f": of the lookback of {len(window)} the older ones count for nothing"
     if seen + arguments.horizon > context:
-        lines[-1] += "; with the bars to come it slides along, which is exact and slow"
+        lines[-1] += (
+            f"; {seen} seen and {arguments.horizon} to come are more than it was trained on, so "
+            "it slides along over its own bars: slow, and the later ones are not to be trusted"
+        )
     low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
         f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "

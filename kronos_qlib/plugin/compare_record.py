@@ -80,16 +80,25 @@ class CompareRecord(RecordTemp):
             signals = {name: read_signal(client, mine)}
         except MissingArtifactError as lacking:
             raise MissingArtifactError(f"CompareRecord: {lacking}; list one before it") from lacking
+
+        def leave_out(label: str, reason: Exception) -> None:
+            notes.append(f"{label} is left out: {str(reason).rstrip('.?')}.")
+            logger.warning(notes[-1])
+
         for experiment in self.experiments:
             label = f"{name} (before)" if experiment == name else experiment
             try:
                 other = latest_finished(client, experiment)
+            except (ConfigError, MissingArtifactError) as reason:
+                if experiment != name:  # the first run of its own has none before it
+                    leave_out(label, reason)
+                continue
+            try:
                 row_of(label, other)
                 found = {**signals, label: read_signal(client, other)}
                 check_comparable(found)
             except (ConfigError, MissingArtifactError) as reason:
-                notes.append(f"{label} is left out: {reason}.")
-                logger.warning(notes[-1])
+                leave_out(label, reason)
             else:
                 runs[label], signals = other, found
         comparison = comparison_of(client, runs, notes)

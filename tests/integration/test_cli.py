@@ -301,3 +301,11 @@ def test_data_convert_and_demo_write_folders(csv, capsys):
     assert main(["data", "demo", str(market), *small]) == 0
     assert (market / "oracle.parquet").exists()
     assert main(["data", "demo", str(market), *small]) == 2
+
+
+@pytest.mark.parametrize("freq", ["5min", "h"])
+def test_minutes_ahead_of_daily_bars_are_refused(csv, capsys, freq):
+    """Days' moves under the names of minutes look like a forecast, and are none."""
+    assert main(ask(csv, "--freq", freq)) == 2
+    assert f"--freq {freq} does not fit bars that come every 1 days" in capsys.readouterr().err
+    assert not csv.with_name("forecast.csv").exists()
