@@ -198,7 +198,7 @@ def _check_frequency(window: pd.DataFrame, freq: str | None) -> None:
     except ValueError:
         return  # the predictor says what is known
     day = pd.Timedelta(days=1)
-    usual = window["date"].diff().median()
+    usual = pd.Timedelta(window["date"].diff().median())
     is_minutes = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset.nanos) < day
     if is_minutes != (usual < day):
         raise ConfigError(
