@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-# On Python 3.10 some pins have no build; constraints.txt leaves those open there.
+# constraints.txt has pins of its own for Python 3.10, where newer builds do not exist.
 # compat: a path entry. The default finder loses to a folder named kronos_qlib, such as this
 # clone, in the working directory of a script.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt \
