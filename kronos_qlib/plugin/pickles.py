@@ -24,8 +24,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -44,6 +45,25 @@ LONGEST_RANGE = 2**26
 """Rows of an index that is written as its two ends."""
 DEEPEST = 100
 """Containers within containers."""
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+)
+"""What bytes that are no such pickle make of the reading."""
 
 Pair = tuple[str, str]
 
@@ -72,7 +92,7 @@ class Inert:
 
 
 class _OfAnyClass(Inert):
-    """For an object that only its name is wanted of: whatever a pickle does to it, nothing comes."""
+    """For an object of which only the name is wanted: whatever is done to it, nothing comes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Inert:
         return self
@@ -130,25 +150,14 @@ def load_pickle(path: Path, where: str, *, any_class: bool = False) -> Any:
         return _Converter(len(data), any_class=any_class).value(stand_in)
     except _RefusedError as refused:
         raise UnsafeArtifactError(
-            f"{where} is a pickle that calls {_short(refused)}: only tables of pandas and numpy and plain "
-            "containers are read, since anything else may run what its writer likes. Run its "
-            "workflow again with KronosSignalRecord, which keeps scores, labels and task as "
-            "Parquet and JSON"
+            f"{where} is a pickle that calls {_short(refused)}: only tables of pandas and numpy "
+            "and plain containers are read, since anything else may run what its writer likes. "
+            "Run its workflow again with KronosSignalRecord, which keeps scores, labels and task "
+            "as Parquet and JSON"
         ) from None
     except _TooLargeError as problem:
         raise MissingArtifactError(f"{where} is not read: {problem}") from None
-    except (
-        *(
-            pickle.UnpicklingError,
-            EOFError,
-            zlib.error,
-            lzma.LZMAError,
-            zipfile.BadZipFile,
-            OSError,
-        ),
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError),
-        *(RecursionError, MemoryError, NotImplementedError),
-    ) as problem:
+    except UNREADABLE as problem:
         raise MissingArtifactError(
             f"{where} cannot be read: it is damaged, or no pickle of a table or of plain "
             f"containers ({type(problem).__name__}: {_short(problem)})"
@@ -248,7 +257,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             _check_key(key)
         super().load_frozenset()
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch}  # type: ignore[attr-defined]
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
@@ -274,10 +283,13 @@ class _Converter:
         self.any_class = any_class
         self.depth = 0
 
-    def value(self, given: Any) -> Any:
-        self.left -= 1
+    def spend(self, what: int) -> None:
+        self.left -= what
         if self.left < 0:
             raise _TooLargeError("it unfolds to far more than its bytes")
+
+    def value(self, given: Any) -> Any:
+        self.spend(1)
         self.depth += 1
         if self.depth > DEEPEST:
             raise _TooLargeError(f"containers lie {DEEPEST} deep and more")
@@ -362,6 +374,7 @@ class _Converter:
                 return self.bytes(given.args[0]) if given.args else b""
             raise ValueError(f"{'.'.join(given.pair)} instead of bytes")
         if isinstance(given, bytes | bytearray):
+            self.spend(len(given))
             return bytes(given)
         raise ValueError(f"a {type(given).__name__} instead of bytes")
 
@@ -369,6 +382,7 @@ class _Converter:
         text, how = given.args
         if not isinstance(text, str) or how not in ("latin1", "latin-1"):
             raise ValueError("bytes as text of another encoding than latin1")
+        self.spend(len(text))
         return text.encode("latin1")
 
     # Parts of pandas'.
@@ -385,6 +399,7 @@ class _Converter:
     def index(self, given: Any) -> pd.Index[Any]:
         if not isinstance(given, Inert) or given.pair not in CONVERTERS:
             raise ValueError(f"a {type(given).__name__} instead of an index")
+        self.spend(1)
         kind, parts = given.args
         kind = getattr(kind, "pair", ("", ""))[1]
         name = self.value(parts.get("name"))
@@ -398,6 +413,7 @@ class _Converter:
             ends = range(*(int(parts[end]) for end in ("start", "stop", "step")))
             if len(ends) > LONGEST_RANGE:
                 raise _TooLargeError(f"its index has {len(ends):,} rows")
+            self.spend(len(ends) // 1000)
             return pd.RangeIndex(ends, name=name)
         found = pd.Index(self.values(parts["data"]), name=name)
         if (zone := parts.get("tz")) is not None and isinstance(found, pd.DatetimeIndex):
@@ -487,7 +503,11 @@ def _pyx_backed(convert: _Converter, given: Inert) -> Any:
 def _categorical(convert: _Converter, given: Inert) -> Any:
     dtype, codes = _backed(given)
     names = ("categories", "ordered")
-    state = dtype.state if isinstance(dtype.state, Mapping) else dict(zip(names, dtype.args))
+    state = (
+        dtype.state
+        if isinstance(dtype.state, Mapping)
+        else dict(zip(names, dtype.args, strict=False))
+    )
     return pd.Categorical.from_codes(
         convert.array(codes), convert.index(state["categories"]), ordered=bool(state["ordered"])
     )
@@ -531,7 +551,7 @@ def _arrow(convert: _Converter, given: Any) -> np.ndarray[Any, Any]:
     if mask is not None:
         bits = np.unpackbits(np.frombuffer(convert.bytes(mask), np.uint8), bitorder="little")
         known = bits[offset : offset + length].astype(bool)
-    for place, (start, stop) in enumerate(zip(at[:-1], at[1:], strict=True)):
+    for place, (start, stop) in enumerate(pairwise(at.tolist())):
         found[place] = data[start:stop].decode("utf-8") if known[place] else None
     return found
 
@@ -559,7 +579,7 @@ def _timedelta(convert: _Converter, given: Inert) -> Any:
 def _date(convert: _Converter, given: Inert) -> Any:
     kind = {"date": dt.date, "time": dt.time, "datetime": dt.datetime}[given.pair[1]]
     first, *rest = given.args
-    if isinstance(first, Inert) or isinstance(first, bytes):
+    if isinstance(first, Inert | bytes):
         rest = [convert.value(zone) for zone in rest]
         return kind(convert.bytes(first), *rest)
     return kind(*(convert.value(one) for one in given.args))
