@@ -26,7 +26,7 @@ from kronos_qlib.plugin.plain import read_task as read_kept_task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def compare(
         ConfigError: the runs are judged by different labels, or share no row or no day.
     """
     client = open_tracking(tracking_uri)
-    return comparison_of(client, _asked(client, experiments, run_ids))
+    runs = _asked(client, experiments, run_ids)
+    return comparison_of(client, runs, unfinished_notes(client, experiments))
 
 
 def compare_runs(
@@ -256,10 +257,38 @@ def latest_finished(client: MlflowClient, experiment: str) -> Run:
         max_results=1,
     )
     if not runs:
+        last = "".join(f" (its last run {told})" for told in _unfinished(client, found, 0)[:1])
         raise MissingArtifactError(
-            f"experiment {experiment!r} has no finished run; run its workflow to the end first"
+            f"experiment {experiment!r} has no finished run{last}; run its workflow to the end "
+            "first"
         )
     return runs[0]
+
+
+def unfinished_notes(client: MlflowClient, experiments: Sequence[str]) -> list[str]:
+    """Which runs began after the one that is compared and did not finish: a note for each
+    experiment that has such."""
+    notes = []
+    for name in dict.fromkeys(experiments):
+        since = latest_finished(client, name).info.start_time
+        told = _unfinished(client, client.get_experiment_by_name(name), since)
+        if told:
+            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+            notes.append(
+                f"{name}: not compared, as unfinished: run {', run '.join(told[:3])}{more}."
+            )
+    return notes
+
+
+def _unfinished(client: MlflowClient, experiment: Experiment, since: int) -> list[str]:
+    """Runs that began at this time (ms) or later and did not finish, the last first: id, status."""
+    runs = client.search_runs(
+        [experiment.experiment_id],
+        filter_string=f"attributes.status != 'FINISHED' AND attributes.start_time >= {since}",
+        order_by=["attributes.start_time DESC"],
+        max_results=100,
+    )
+    return [f"{run.info.run_id[:8]} is {run.info.status}" for run in runs]
 
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:

@@ -15,6 +15,7 @@ from qlib.workflow.record_temp import SignalRecord
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.plugin.artifacts import load_task
 from kronos_qlib.plugin.plain import LABELS, SCORES, TASK, task_json, write_table
+from kronos_qlib.plugin.runs import claim_run
 
 logger = get_module_logger(__name__)
 
@@ -38,6 +39,7 @@ class KronosSignalRecord(SignalRecord):
                 "KronosSignalRecord reads labels from a Qlib DatasetH such as KronosDataset, got "
                 f"{type(self.dataset).__name__}"
             )
+        claim_run(self.recorder)
         frame = signals_frame(self.model, self.dataset)
         label = self.generate_label(self.dataset)
         if label is None:
