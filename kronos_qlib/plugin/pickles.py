@@ -19,6 +19,7 @@ import io
 import lzma
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ UNREADABLE = (
     pickle.UnpicklingError,
     EOFError,
     OSError,
+    struct.error,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
@@ -112,6 +114,16 @@ class _Getattr(Inert):
         if getattr(target, "pair", None) == ZONE and name == "_unpickle":
             return target
         raise _RefusedError("builtins.getattr")
+
+
+class _Reconstructor(Inert):
+    """`copyreg._reconstructor(cls, object, None)`, by which protocols 0 and 1 make an object."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+        kind = args[0] if args else None
+        if isinstance(kind, type) and issubclass(kind, Inert):
+            return kind()
+        raise pickle.UnpicklingError("an object of no class")
 
 
 @dataclass(frozen=True)
@@ -218,18 +230,18 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             if pair not in CONVERTERS and not self.any_class:
                 raise _RefusedError(f"{module}.{name}")
             base: type[Inert] = Inert
-            if self.any_class and pair not in SETTINGS:
+            if pair in STEPS and not self.any_class:
+                base = STEPS[pair]
+            elif self.any_class and pair not in SETTINGS:
                 base = _OfAnyClass
-            elif pair == ("builtins", "getattr"):
-                base = _Getattr
             self.found[pair] = type("Inert", (base,), {"pair": pair})
         return self.found[pair]
 
     def get_extension(self, code: int) -> None:
-        raise _RefusedError(f"the extension {code} of copyreg's registry")
+        raise pickle.UnpicklingError(f"an extension of copyreg's registry, {code}")
 
     def persistent_load(self, pid: Any) -> None:
-        raise _RefusedError("a persistent id")
+        raise pickle.UnpicklingError("a persistent id")
 
     # Python follows a deep key with its own stack when it hashes it: such keys end the process.
 
@@ -610,16 +622,6 @@ def _ordered(convert: _Converter, given: Inert) -> dict[Any, Any]:
     return {convert.value(key): convert.value(one) for key, one in pairs}
 
 
-def _reconstructed(convert: _Converter, given: Inert) -> Any:
-    """`copyreg._reconstructor(cls, object, None)`, of protocols 0 and 1."""
-    kind = given.args[0]
-    if not (isinstance(kind, type) and issubclass(kind, Inert)):
-        raise ValueError("an object of no class")
-    made = kind()
-    made.state = given.state
-    return convert.value(made)
-
-
 def _unread(convert: _Converter, given: Inert) -> Any:
     raise ValueError(f"{'.'.join(given.pair)} where a table or a setting is expected")
 
@@ -654,6 +656,8 @@ def _short(problem: BaseException) -> str:
 ZONE = ("zoneinfo", "ZoneInfo")
 ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "pathlib._local": "pathlib"}
 """Names of modules in Python 2, which protocols 0 to 2 write, and in Python 3.13."""
+STEPS = {("builtins", "getattr"): _Getattr, ("copyreg", "_reconstructor"): _Reconstructor}
+"""Names that are not values but ways to one."""
 DTYPE = re.compile(r"[<>|=]?(b1|i[1248]|u[1248]|f[248]|f16|c8|c16|O8?|M8|m8|[SU]\d{1,6})")
 UNITS = ("D", "h", "m", "s", "ms", "us", "ns")
 RESOLUTIONS = {4: "D", 5: "h", 6: "m", 7: "s", 8: "ms", 9: "us", 10: "ns"}
@@ -691,7 +695,6 @@ SETTINGS: dict[Pair, Rule] = {
     ("builtins", "range"): lambda convert, given: range(*convert.value(given.args)),
     ("builtins", "complex"): lambda convert, given: complex(*convert.value(given.args)),
     ("collections", "OrderedDict"): _ordered,
-    ("copyreg", "_reconstructor"): _reconstructed,
     ("datetime", "date"): _date,
     ("datetime", "datetime"): _date,
     ("datetime", "time"): _date,
@@ -716,6 +719,7 @@ SETTINGS: dict[Pair, Rule] = {
 CONVERTERS: dict[Pair, Rule] = {
     **SETTINGS,
     ("builtins", "getattr"): _unread,
+    ("copyreg", "_reconstructor"): _unread,
     ("builtins", "object"): _unread,
     ("numpy", "ndarray"): _unread,
     ("numpy", "dtype"): _unread,

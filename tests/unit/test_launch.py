@@ -121,7 +121,7 @@ def test_errors_of_ours_come_first_then_kills_then_what_followed(tmp_path):
 
 
 def test_an_error_travels_as_text_and_its_kind(tmp_path):
-    """It was a pickle. One that cannot be made from a text, or is no kind of ours, keeps its text."""
+    """It was a pickle. What cannot be made from a text, or is no kind of ours, keeps its text."""
 
     class OwnError(Exception):
         pass
