@@ -316,42 +316,6 @@ def test_a_page_that_cannot_be_written_is_one_line(signals, tmp_path, capsys):
     assert said.startswith("kronos-qlib: ") and "taken" in said and said.count("\n") <= 2
 
 
-class Harm:
-    """Pickled, it makes a file when it is read."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return open, (self.marker, "w")
-
-
-@pytest.mark.parametrize("name", ["pred.pkl", "label.pkl", "task"])
-def test_a_strangers_pickles_run_nothing(signals, recorder, tmp_path, capsys, caplog, name):
-    """A shared store's owner ran code in whoever compared its runs."""
-    client, marker, experiment = mlflow.MlflowClient(signals), tmp_path / "ran", f"harm in {name}"
-    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
-    run_id = add_run(client, experiment)
-    save_artifacts(client, run_id, tmp_path / "harm", SCORES["blind"], report=report_of(0.0))
-    harm = {"model": Harm(marker)} if name == "task" else [Harm(marker)]
-    (tmp_path / "harm" / name).write_bytes(pickle.dumps(harm))
-    client.log_artifacts(run_id, tmp_path / "harm")
-
-    found = compare([experiment, "good"], tracking_uri=signals)
-    refused = [note for note in found.notes if "is a pickle that calls" in note]
-    assert len(refused) == 1 and run_id in refused[0] and f"{name} of run" in refused[0]
-    assert re.search(r"calls \w+\.open", refused[0])
-    assert main(["compare", "--tracking-uri", signals, experiment, "good"]) == 0
-    assert f"{name} of run {run_id} is a pickle that calls" in capsys.readouterr().out
-
-    recorder.log_metrics(**METRICS)
-    save_artifacts(client, recorder.id, tmp_path / "mine", SCORES["good"])
-    CompareRecord(recorder, [experiment], html=False).generate()
-    if name != "task":
-        assert f"{experiment} is left out: {name} of run {run_id} is a pickle that" in caplog.text
-    assert not marker.exists()
-
-
 def keep_plain(client, run_id, folder, score, label=LABEL, task=TASK):
     """What KronosSignalRecord leaves beside the pickles in the folder."""
     for kept, values in ((SCORES_KEPT, score), (LABELS_KEPT, label)):
@@ -521,3 +485,42 @@ def test_the_record_needs_predictions_and_writes_alone_what_it_can(recorder, tmp
     assert len(recorder.list_artifacts("comparison")) == 3
     with pytest.raises(ConfigError, match="a list of names, got 'lightgbm'"):
         CompareRecord(recorder, "lightgbm")
+
+
+# The runs of a stranger: after the record's, whose first must be its experiment's first.
+
+
+class Harm:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+@pytest.mark.parametrize("name", ["pred.pkl", "label.pkl", "task"])
+def test_a_strangers_pickles_run_nothing(signals, recorder, tmp_path, capsys, caplog, name):
+    """A shared store's owner ran code in whoever compared its runs."""
+    client, marker, experiment = mlflow.MlflowClient(signals), tmp_path / "ran", f"harm in {name}"
+    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+    run_id = add_run(client, experiment)
+    save_artifacts(client, run_id, tmp_path / "harm", SCORES["blind"], report=report_of(0.0))
+    harm = {"model": Harm(marker)} if name == "task" else [Harm(marker)]
+    (tmp_path / "harm" / name).write_bytes(pickle.dumps(harm))
+    client.log_artifacts(run_id, tmp_path / "harm")
+
+    found = compare([experiment, "good"], tracking_uri=signals)
+    refused = [note for note in found.notes if "is a pickle that calls" in note]
+    assert len(refused) == 1 and run_id in refused[0] and f"{name} of run" in refused[0]
+    assert re.search(r"calls \w+\.open", refused[0])
+    assert main(["compare", "--tracking-uri", signals, experiment, "good"]) == 0
+    assert f"{name} of run {run_id} is a pickle that calls" in capsys.readouterr().out
+
+    recorder.log_metrics(**METRICS)
+    save_artifacts(client, recorder.id, tmp_path / "mine", SCORES["good"])
+    CompareRecord(recorder, [experiment], html=False).generate()
+    if name != "task":
+        assert f"{experiment} is left out: {name} of run {run_id} is a pickle that" in caplog.text
+    assert not marker.exists()

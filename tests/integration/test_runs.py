@@ -35,6 +35,7 @@ with R.start(experiment_name="some"):
 @pytest.fixture
 def begin(provider, tmp_path):
     uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).create_experiment("some", (tmp_path / "artifacts").as_uri())
     begun = []
 
     def start(how):
