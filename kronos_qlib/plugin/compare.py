@@ -477,7 +477,11 @@ def _read_column(client: MlflowClient, run: Run, kept: Kept) -> pd.Series:
     """The first column of a table, on (datetime, instrument)."""
     column = read_table(client, run.info.run_id, kept).iloc[:, 0]
     where = f"{kept.plain} or {kept.pickled} of run {run.info.run_id}"
-    if not isinstance(column.index.levels[0], pd.DatetimeIndex) or column.index.has_duplicates:
+    if (
+        not isinstance(column.index, pd.MultiIndex)
+        or not isinstance(column.index.levels[0], pd.DatetimeIndex)
+        or column.index.has_duplicates
+    ):
         raise MissingArtifactError(
             f"{where} has other than times in its index, or a name twice at a time; run its "
             "workflow again"

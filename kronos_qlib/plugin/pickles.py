@@ -109,7 +109,7 @@ class _OfAnyClass(Inert):
 class _Getattr(Inert):
     """`getattr(ZoneInfo, "_unpickle")`, the only one that is read."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         target, name = args if len(args) == 2 else (None, None)
         if getattr(target, "pair", None) == ZONE and name == "_unpickle":
             return target
@@ -119,7 +119,7 @@ class _Getattr(Inert):
 class _Reconstructor(Inert):
     """`copyreg._reconstructor(cls, object, None)`, by which protocols 0 and 1 make an object."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         kind = args[0] if args else None
         if isinstance(kind, type) and issubclass(kind, Inert):
             return kind()
@@ -213,7 +213,11 @@ def _at_most(file: Any, most: int) -> bytes:
     return data
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+PythonUnpickler: Any = pickle._Unpickler
+"""Undocumented, and with no change from Python 3.8 to 3.13."""
+
+
+class _Reader(PythonUnpickler):
     """Python's own unpickler in Python, with stand-ins for every name.
 
     The one in C would reserve memory for the largest number that a memo is given.
@@ -269,7 +273,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             _check_key(key)
         super().load_frozenset()
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch}  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = {**PythonUnpickler.dispatch}
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
@@ -338,7 +342,7 @@ class _Converter:
         text = given.args[0]
         if not isinstance(text, str) or not DTYPE.fullmatch(text):
             raise ValueError(f"an array of dtype {text!r:.40}")
-        state = given.state or ()
+        state: tuple[Any, ...] = given.state or ()
         order = _text(state[1]) if len(state) > 1 else ""
         if text[0] in "Mm":
             unit = _text(state[8][1][0])
@@ -346,7 +350,9 @@ class _Converter:
                 raise ValueError(f"times in {unit!r:.20}")
             text = f"{text[0]}8[{unit}]"
         found = np.dtype(text)
-        return found.newbyteorder(order) if order in ("<", ">") else found
+        return (
+            found.newbyteorder("<" if order == "<" else ">") if order in "<>" and order else found
+        )
 
     def array(self, given: Any) -> np.ndarray[Any, Any]:
         """Of an array's stand-in; of a slice's, None or a list not."""
@@ -372,18 +378,18 @@ class _Converter:
     def _filled(
         self, raw: Any, dtype: np.dtype[Any], shape: Any, fortran: bool
     ) -> np.ndarray[Any, Any]:
-        data = self.bytes(raw)
+        data = self.raw(raw)
         if dtype.hasobject or not dtype.itemsize or len(data) != _count(shape) * dtype.itemsize:
             raise ValueError(f"{len(data)} bytes for an array of {dtype} and shape {shape!r:.40}")
         flat = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
         return flat.reshape(shape, order="F" if fortran else "C").copy()
 
-    def bytes(self, given: Any) -> bytes:
+    def raw(self, given: Any) -> bytes:
         if isinstance(given, Inert):
             if given.pair == ("_codecs", "encode"):  # protocol 2 has no bytes
                 return self._encoded(given)
             if given.pair in (("builtins", "bytearray"), ("pyarrow.lib", "py_buffer")):
-                return self.bytes(given.args[0]) if given.args else b""
+                return self.raw(given.args[0]) if given.args else b""
             raise ValueError(f"{'.'.join(given.pair)} instead of bytes")
         if isinstance(given, bytes | bytearray):
             self.spend(len(given))
@@ -416,9 +422,11 @@ class _Converter:
         kind = getattr(kind, "pair", ("", ""))[1]
         name = self.value(parts.get("name"))
         if kind == "MultiIndex":
+            levels: Any = [self.index(level) for level in parts["levels"]]
+            codes: Any = [self.array(each) for each in parts["codes"]]
             return pd.MultiIndex(
-                levels=[self.index(level) for level in parts["levels"]],
-                codes=[self.array(codes) for codes in parts["codes"]],
+                levels=levels,
+                codes=codes,
                 names=self.value(list(parts["names"])),
             )
         if kind == "RangeIndex":
@@ -553,15 +561,15 @@ def _arrow(convert: _Converter, given: Any) -> np.ndarray[Any, Any]:
         return np.concatenate(chunks) if chunks else np.empty(0, dtype=object)
     kind, length, _, offset, (mask, ends, texts), *_ = given.args[0]
     width = {"string": "<i4", "utf8": "<i4", "large_string": "<i8", "large_utf8": "<i8"}
-    at = np.frombuffer(convert.bytes(ends), width[kind.args[0]])[offset : offset + length + 1]
-    data = convert.bytes(texts) if texts is not None else b""
+    at = np.frombuffer(convert.raw(ends), width[kind.args[0]])[offset : offset + length + 1]
+    data = convert.raw(texts) if texts is not None else b""
     at = at if length else np.zeros(1, dtype=np.int64)
     if len(at) != length + 1 or at[0] < 0 or (np.diff(at) < 0).any() or at[-1] > len(data):
         raise ValueError("strings that lie outside their data")
     found = np.empty(length, dtype=object)
     known = np.ones(length, dtype=bool)
     if mask is not None:
-        bits = np.unpackbits(np.frombuffer(convert.bytes(mask), np.uint8), bitorder="little")
+        bits = np.unpackbits(np.frombuffer(convert.raw(mask), np.uint8), bitorder="little")
         known = bits[offset : offset + length].astype(bool)
     for place, (start, stop) in enumerate(pairwise(at.tolist())):
         found[place] = data[start:stop].decode("utf-8") if known[place] else None
@@ -572,20 +580,21 @@ def _scalar(convert: _Converter, given: Inert) -> Any:
     dtype = convert.dtype(given.args[0])
     if dtype.hasobject:
         return convert.value(given.args[1])
-    return np.frombuffer(convert.bytes(given.args[1]), dtype)[0]
+    return np.frombuffer(convert.raw(given.args[1]), dtype)[0]
 
 
 def _timestamp(convert: _Converter, given: Inert) -> Any:
     value, *rest = given.args
-    unit = RESOLUTIONS[rest[2] if len(rest) > 2 else 10]
+    unit: Any = RESOLUTIONS[rest[2] if len(rest) > 2 else 10]
     found = pd.Timestamp(np.datetime64(int(value), unit))
     zone = rest[1] if len(rest) > 1 else None
     return found if zone is None else found.tz_localize("UTC").tz_convert(convert.value(zone))
 
 
 def _timedelta(convert: _Converter, given: Inert) -> Any:
-    value, unit = given.args
-    return pd.Timedelta(np.timedelta64(int(value), RESOLUTIONS[unit]))
+    value, number = given.args
+    unit: Any = RESOLUTIONS[number]
+    return pd.Timedelta(np.timedelta64(int(value), unit))
 
 
 def _date(convert: _Converter, given: Inert) -> Any:
@@ -593,7 +602,7 @@ def _date(convert: _Converter, given: Inert) -> Any:
     first, *rest = given.args
     if isinstance(first, Inert | bytes):
         rest = [convert.value(zone) for zone in rest]
-        return kind(convert.bytes(first), *rest)
+        return kind(convert.raw(first), *rest)
     return kind(*(convert.value(one) for one in given.args))
 
 
@@ -688,7 +697,7 @@ def _pairs(names: Mapping[str, Sequence[str]]) -> list[Pair]:
 
 SETTINGS: dict[Pair, Rule] = {
     ("_codecs", "encode"): lambda convert, given: convert._encoded(given),
-    ("builtins", "bytearray"): lambda convert, given: convert.bytes(given),
+    ("builtins", "bytearray"): lambda convert, given: convert.raw(given),
     ("builtins", "set"): lambda convert, given: set(*convert.value(given.args)),
     ("builtins", "frozenset"): lambda convert, given: frozenset(*convert.value(given.args)),
     ("builtins", "slice"): lambda convert, given: slice(*convert.value(given.args)),
