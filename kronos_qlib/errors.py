@@ -35,5 +35,9 @@ class MissingArtifactError(KronosError, RuntimeError):
     """A record needs what an earlier record was to leave behind."""
 
 
+class UnsafeArtifactError(MissingArtifactError):
+    """A run's file can be read only by running code that its writer put there: it is not read."""
+
+
 class LookaheadError(KronosError, RuntimeError):
     """A score changes when bars that come after it do: it has seen the future."""

@@ -20,6 +20,7 @@ from kronos_qlib.evaluation.figures import (
     small_legend,
 )
 from kronos_qlib.evaluation.ic import LEVEL
+from kronos_qlib.evaluation.markup import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def interval_figure(table: pd.DataFrame, title: str, what: str) -> Figure:
         color = STRATEGY if low > 0 else FALL if high < 0 else BENCHMARK
         axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot([mean], [place], color=color, marker="o", markersize=6.5)
-    _dress_rows(axes, [str(name) for name in table.index], what)
+    _dress_rows(axes, [figure_text(str(name)) for name in table.index], what)
     return figure
 
 
@@ -84,7 +85,7 @@ def comparison_figure(comparison: Comparison, title: str) -> Figure:
     colors = dict(zip(comparison.table.index, COLORS * len(comparison.table), strict=False))
     total = signals.daily.cumsum()
     for name in total:
-        label = f"{name}, {signals.daily[name].mean():.3f} a day"
+        label = f"{figure_text(str(name))}, {signals.daily[name].mean():.3f} a day"
         ranks.plot(total.index, total[name], color=colors[name], linewidth=1.7, label=label)
     ranks.set_title("Daily Rank IC, summed", loc="left", fontsize=10)
     for axes in wealths:
@@ -103,7 +104,7 @@ def _draw_wealth(
 ) -> None:
     wealth = (1 + net).cumprod() - 1
     for name in wealth:
-        label = f"{name} ({wealth[name].iloc[-1]:+.1%})"
+        label = f"{figure_text(str(name))} ({wealth[name].iloc[-1]:+.1%})"
         axes.plot(wealth.index, wealth[name], color=colors[name], linewidth=1.7, label=label)
     grown = (1 + bench).cumprod() - 1
     label = f"benchmark ({grown.iloc[-1]:+.1%})"
@@ -121,7 +122,7 @@ def _draw_tests(axes: Axes, tested: list[Pair]) -> None:
         axes.plot(pair.difference.interval, row, color=color, linewidth=6, alpha=0.4)
         axes.plot(pair.difference.bootstrap, row, color=color, linewidth=1.6)
         axes.plot([pair.difference.difference.mean], [place], color=color, marker="o", markersize=7)
-    names = [f"{pair.one}\nless {pair.other}" for pair in tested]
+    names = [f"{figure_text(pair.one)}\nless {figure_text(pair.other)}" for pair in tested]
     what = f"Mean daily difference of Rank IC, {LEVEL:.0%}: thick Newey-West, thin bootstrap"
     _dress_rows(axes, names, what)
 

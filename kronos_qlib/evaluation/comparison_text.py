@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from kronos_qlib.evaluation.comparison import Blend, Comparison, Pair
 from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL
+from kronos_qlib.evaluation.markup import inline_markdown, one_line
+from kronos_qlib.evaluation.markup import markdown as as_markdown
 
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "ic": ("IC", "{:.4f}".format),
@@ -58,21 +60,26 @@ MORE_DEFINITIONS = {
 
 
 def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
-    """The whole comparison: aligned columns for a terminal, or the same as Markdown tables."""
+    """The whole comparison: aligned columns for a terminal, or the same as Markdown tables.
+
+    Names are others' choice: nothing in them becomes Markdown, or a command to the terminal.
+    """
+    line = as_markdown if markdown else one_line
     parts = [format_rows(measure_rows(comparison), markdown=markdown)]
     signals = comparison.signals
     if signals is not None and len(signals.daily.columns) > 1:
         heading = "## {}".format if markdown else "{}".format
         parts += [heading("Rank IC on the same rows"), common_sentence(comparison)]
         parts.append(format_rows(mean_rows(comparison), markdown=markdown))
-        parts.append("\n".join(verdict(pair) for pair in signals.pairs))
+        parts.append("\n".join(line(verdict(pair)) for pair in signals.pairs))
         parts.append(heading("What an equal-weight blend adds to its better member"))
         parts.append(format_rows(blend_rows(signals.blends), markdown=markdown))
         parts.append(heading("Mean daily rank correlation of the signals"))
         parts.append(format_rows(correlation_rows(comparison), markdown=markdown))
     notes = notes_of(comparison)
     if notes:
-        parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)))
+        numbered = enumerate(notes, start=1)
+        parts.append("\n".join(f"{number}. {line(note)}" for number, note in numbered))
     return "\n\n".join(parts)
 
 
@@ -189,8 +196,8 @@ def notes_of(comparison: Comparison) -> list[str]:
 
 def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
     """Rows of equal length, the first the heading: aligned, or as a Markdown table."""
-    if markdown:
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    cleaned = inline_markdown if markdown else one_line
+    rows = [[cleaned(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *values in rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from kronos_qlib.evaluation.markup import figure_text
 from kronos_qlib.evaluation.metrics import check_report, drawdown, net_returns
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def new_figure(title: str, height: float = 6.0, width: float = 9.6) -> Figure:
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(figure_text(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
 
 

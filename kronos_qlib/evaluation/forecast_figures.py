@@ -28,6 +28,7 @@ from kronos_qlib.evaluation.forecast_tables import (
     WALK_CALIBRATED,
 )
 from kronos_qlib.evaluation.forecasts import sample_quantile, tail_levels
+from kronos_qlib.evaluation.markup import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,7 +201,7 @@ def fan_figure(
         path = np.concatenate((seen[-1:], came))
         axes.plot(ahead, path, color=FALL, linewidth=1.6, label="What came")
         axes.axvline(0, color="black", linewidth=0.6)
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(figure_text(name), loc="left", fontsize=10)
         _dress(axes)
         axes.set_xlabel("")
     for axes in panels[max(0, len(examples) - 2) : len(examples)]:

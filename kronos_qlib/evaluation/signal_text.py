@@ -10,6 +10,7 @@ import pandas as pd
 
 from kronos_qlib.evaluation.comparison_text import DASH, format_rows
 from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL
+from kronos_qlib.evaluation.markup import markdown
 
 Rows = dict[str, dict[str, float]]
 
@@ -67,7 +68,7 @@ def signal_page(
     own = signals[signals["kind"] != "baseline"].drop(columns="kind")
     found = _rows(summary)
     parts = [
-        f"# {title}: what the score knew",
+        f"# {markdown(title)}: what the score knew",
         _verdict(found, years, own, baselines, tried, label_bars),
         "## The score against its label",
         format_rows(

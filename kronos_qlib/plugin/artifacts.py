@@ -13,6 +13,8 @@ from qlib.utils.time import Freq
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.plugin.pickles import load_pickle
+from kronos_qlib.plugin.plain import artifact, read_task
 
 
 def has_artifact(recorder: Recorder, path: str) -> bool:
@@ -22,12 +24,17 @@ def has_artifact(recorder: Recorder, path: str) -> bool:
 
 
 def load_needed(recorder: Recorder, path: str, *, reader: str, writer: str) -> Any:
-    """An object that an earlier record pickled.
+    """A table or plain containers that an earlier record pickled; nothing in it is run.
 
     Raises:
-        MissingArtifactError: it is not there, or is None; says which record to list before.
+        MissingArtifactError: it is not there, is None, or is damaged; says which record to list
+            before.
+        UnsafeArtifactError: it is a pickle of something else.
     """
-    found = recorder.load_object(path) if has_artifact(recorder, path) else None
+    found = None
+    if has_artifact(recorder, path):
+        with artifact(recorder.client, recorder.id, path) as file:
+            found = load_pickle(file, f"{path} of run {recorder.id}")
     if found is None:
         raise MissingArtifactError(
             f"{reader} reads {path}, which the run does not have; list {writer} before it"
@@ -82,8 +89,8 @@ def count_signals(pred: pd.DataFrame, signals: pd.DataFrame | None) -> int:
 
 def load_task(recorder: Recorder) -> dict[str, Any]:
     """The run's task as its workflow file gave it; empty for a run that Qlib's trainer did not
-    begin."""
-    return dict(recorder.load_object("task")) if has_artifact(recorder, "task") else {}
+    begin. Objects in it are named by their class, and not made."""
+    return read_task(recorder.client, recorder.id, any_class=True)
 
 
 def frequency_of(index: pd.Index) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import pickle
 import re
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +20,15 @@ from kronos_qlib.evaluation.comparison import (
     common_equity,
     compare_signals,
 )
+from kronos_qlib.evaluation.markup import one_line
+from kronos_qlib.plugin.plain import LABELS, SCORES, Kept, artifact, artifacts, read_table
+from kronos_qlib.plugin.plain import read_task as read_kept_task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
+
+logger = logging.getLogger(__name__)
 
 CORE = {"ic": "IC", "icir": "ICIR", "rank_ic": "Rank IC", "rank_icir": "Rank ICIR"}
 """Columns that every run must have, and the MLflow metric behind each."""
@@ -49,8 +52,14 @@ it, `sharpe` and the rest are PortfolioReportRecord's, with 252 unless its workf
 `rank_ic_t` and `oracle_share` are SignalReportRecord's.
 """
 
-PREDICTIONS, LABELS, REPORT, TASK = "pred.pkl", "label.pkl", "portfolio_report/daily.csv", "task"
-"""Artifacts of a run that a comparison reads."""
+REPORT = "portfolio_report/daily.csv"
+"""A run's backtest by days."""
+REPORT_COLUMNS = ("net_return", "excess_return", "bench")
+"""Of it, what is compared."""
+LARGEST_REPORT = 2**26
+"""Bytes."""
+LONGEST_SETTING = 300
+"""Letters of a setting that are shown."""
 
 AHEAD = re.compile(r",\s*-(\d+)\s*\)")
 """How far a part of a label's expression looks ahead, as in Ref($close, -2)."""
@@ -72,7 +81,8 @@ def compare(
         ConfigError: the runs are judged by different labels, or share no row or no day.
     """
     client = open_tracking(tracking_uri)
-    return comparison_of(client, _asked(client, experiments, run_ids))
+    runs = _asked(client, experiments, run_ids)
+    return comparison_of(client, runs, unfinished_notes(client, experiments))
 
 
 def compare_runs(
@@ -125,13 +135,19 @@ def comparison_of(
             signals[name] = read_signal(client, run)
         except MissingArtifactError as reason:
             said.append(f"{name} is not in the tests: {reason}.")
-    found = {name: read_report(client, run) for name, run in runs.items()}
-    reports = {name: report for name, report in found.items() if report is not None}
-    said += [
-        f"{name} has no curve: the run has no {REPORT}, which PortfolioReportRecord leaves."
-        for name in runs
-        if name not in reports
-    ]
+    reports = {}
+    for name, run in runs.items():
+        try:
+            report = read_report(client, run)
+        except MissingArtifactError as reason:
+            said.append(f"{name} has no curve: {reason}.")
+            continue
+        if report is not None:
+            reports[name] = report
+        else:
+            said.append(
+                f"{name} has no curve: the run has no {REPORT}, which PortfolioReportRecord leaves."
+            )
     equity = None
     if reports:
         try:
@@ -148,7 +164,15 @@ def comparison_of(
             )
         if not equity.same_bench:
             said.append("The runs' benchmarks differ; the curves show the first run's.")
-    tasks = {name: read_task(client, run) for name, run in runs.items()}
+    tasks = {}
+    for name, run in runs.items():
+        try:
+            tasks[name] = read_task(client, run)
+        except MissingArtifactError as reason:
+            tasks[name] = {}
+            said.append(
+                f"{name}'s settings are not shown, and its label's bars not known: {reason}."
+            )
     settings = pd.DataFrame({name: settings_of(task) for name, task in tasks.items()})
     settings = settings[(settings != "").any(axis=1)]
     unequal = [
@@ -233,10 +257,38 @@ def latest_finished(client: MlflowClient, experiment: str) -> Run:
         max_results=1,
     )
     if not runs:
+        last = "".join(f" (its last run {told})" for told in _unfinished(client, found, 0)[:1])
         raise MissingArtifactError(
-            f"experiment {experiment!r} has no finished run; run its workflow to the end first"
+            f"experiment {experiment!r} has no finished run{last}; run its workflow to the end "
+            "first"
         )
     return runs[0]
+
+
+def unfinished_notes(client: MlflowClient, experiments: Sequence[str]) -> list[str]:
+    """Which runs began after the one that is compared and did not finish: a note for each
+    experiment that has such."""
+    notes = []
+    for name in dict.fromkeys(experiments):
+        since = latest_finished(client, name).info.start_time
+        told = _unfinished(client, client.get_experiment_by_name(name), since)
+        if told:
+            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+            notes.append(
+                f"{name}: not compared, as unfinished: run {', run '.join(told[:3])}{more}."
+            )
+    return notes
+
+
+def _unfinished(client: MlflowClient, experiment: Experiment, since: int) -> list[str]:
+    """Runs that began at this time (ms) or later and did not finish, the last first: id, status."""
+    runs = client.search_runs(
+        [experiment.experiment_id],
+        filter_string=f"attributes.status != 'FINISHED' AND attributes.start_time >= {since}",
+        order_by=["attributes.start_time DESC"],
+        max_results=100,
+    )
+    return [f"{run.info.run_id[:8]} is {run.info.status}" for run in runs]
 
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:
@@ -312,17 +364,16 @@ MUST_AGREE = (
 
 def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     """What a workflow's task asked for, in words; "" where it says nothing."""
-    model = task.get("model", {})
-    kwargs = model.get("kwargs") or {}
-    data = task.get("dataset", {}).get("kwargs") or {}
-    handler = data.get("handler", {})
-    handler = (handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
-    segments = data.get("segments") or {}
+    model = _mapping(task.get("model")) or {"class": task.get("model")}
+    kwargs = _mapping(model.get("kwargs"))
+    data = _mapping(_mapping(task.get("dataset")).get("kwargs"))
+    handler = _mapping(_mapping(data.get("handler")).get("kwargs"))
+    segments = _mapping(data.get("segments"))
     trade = _trading(task)
     found = {
         "Model": model.get("class"),
         "Checkpoint": kwargs.get("checkpoint"),
-        "Training": ", ".join(kwargs["training"]) if kwargs.get("training") else None,
+        "Training": ", ".join(map(str, _mapping(kwargs.get("training")))) or None,
         "Sampling": _pairs(kwargs.get("sampling")),
         "Seed": kwargs.get("seed"),
         "Lookback, bars": data.get("lookback"),
@@ -339,7 +390,18 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
         "Cost to sell": trade.get("close_cost"),
         "Benchmark": trade.get("benchmark"),
     }
-    return {name: "" if value is None else str(value) for name, value in found.items()}
+    return {name: "" if value is None else _shown(value) for name, value in found.items()}
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    """What is there, if it is a mapping: a task is as its writer made it."""
+    return found if isinstance(found, Mapping) else {}
+
+
+def _shown(value: Any) -> str:
+    """A setting in a line that a page can hold."""
+    text = one_line(str(value))
+    return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 1]}…"
 
 
 def label_of(task: Mapping[str, Any]) -> str | None:
@@ -366,17 +428,13 @@ def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
     """The strategy's and the exchange's settings, wherever a workflow has them."""
     found: dict[str, Any] = {}
     for record in _records(task):
-        kwargs = record.get("kwargs") or {}
-        config = kwargs.get("config")
-        if isinstance(config, Mapping):  # PortAnaRecord's
-            backtest = config.get("backtest") or {}
-            found |= (config.get("strategy") or {}).get("kwargs") or {}
-            found |= {**backtest, **(backtest.get("exchange_kwargs") or {})}
-        if isinstance(kwargs.get("backtest"), Mapping):  # BacktestRecord's
-            found |= kwargs["backtest"]
-    if isinstance(task.get("backtest"), Mapping):
-        found = {**task["backtest"], **found}
-    return found
+        kwargs = _mapping(record.get("kwargs"))
+        config = _mapping(kwargs.get("config"))  # PortAnaRecord's
+        backtest = _mapping(config.get("backtest"))
+        found |= _mapping(_mapping(config.get("strategy")).get("kwargs"))
+        found |= {**backtest, **_mapping(backtest.get("exchange_kwargs"))}
+        found |= _mapping(kwargs.get("backtest"))  # BacktestRecord's
+    return {**_mapping(task.get("backtest")), **found}
 
 
 def _records(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -387,7 +445,12 @@ def _records(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         for key in records.strip("<>").split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
         records = found or []
-    return [records] if isinstance(records, Mapping) else list(records)
+    records = [records] if isinstance(records, Mapping) else records
+    return [each for each in records if isinstance(each, Mapping)] if _listed(records) else []
+
+
+def _listed(found: Any) -> bool:
+    return isinstance(found, list | tuple)
 
 
 def _pairs(values: Any) -> str | None:
@@ -397,61 +460,68 @@ def _pairs(values: Any) -> str | None:
 
 
 def _span(segment: Any) -> str | None:
-    return " to ".join(str(each)[:10] for each in segment) if segment else None
+    return " to ".join(str(each)[:10] for each in segment[:2]) if _listed(segment) else None
 
 
 def read_signal(client: MlflowClient, run: Run) -> Signal:
     """A run's predictions and labels.
 
     Raises:
-        MissingArtifactError: the run does not have both.
+        MissingArtifactError: the run does not have both, or one of them is no table of numbers.
+        UnsafeArtifactError: one of them can be read only by running its writer's code.
     """
-    found = _artifacts(client, run)
-    for name in (PREDICTIONS, LABELS):
-        if name not in found:
-            raise MissingArtifactError(
-                f"run {run.info.run_id} has no {name}, which SignalRecord and KronosSignalRecord "
-                "leave"
-            )
-    return Signal(_read_column(client, run, PREDICTIONS), _read_column(client, run, LABELS))
+    return Signal(*(_read_column(client, run, kept) for kept in (SCORES, LABELS)))
 
 
-def _read_column(client: MlflowClient, run: Run, name: str) -> pd.Series:
-    """The first column of a pickled table, on (datetime, instrument)."""
-    with _artifact(client, run, name) as path:
-        table = pd.read_pickle(path)
-    column: pd.Series = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else table
-    if list(column.index.names) == ["instrument", "datetime"]:
-        column = column.swaplevel()
-    return column.astype("float64")
+def _read_column(client: MlflowClient, run: Run, kept: Kept) -> pd.Series:
+    """The first column of a table, on (datetime, instrument)."""
+    column = read_table(client, run.info.run_id, kept).iloc[:, 0]
+    where = f"{kept.plain} or {kept.pickled} of run {run.info.run_id}"
+    if (
+        not isinstance(column.index, pd.MultiIndex)
+        or not isinstance(column.index.levels[0], pd.DatetimeIndex)
+        or column.index.has_duplicates
+    ):
+        raise MissingArtifactError(
+            f"{where} has other than times in its index, or a name twice at a time; run its "
+            "workflow again"
+        )
+    try:
+        return column.astype("float64")
+    except (TypeError, ValueError) as problem:
+        raise MissingArtifactError(
+            f"{where} has no numbers in its first column, {column.name!r:.80}"
+        ) from problem
 
 
 def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
-    """PortfolioReportRecord's daily table; None if the run has none."""
-    if REPORT not in _artifacts(client, run, str(Path(REPORT).parent)):
+    """PortfolioReportRecord's daily table; None if the run has none.
+
+    Raises:
+        MissingArtifactError: it is damaged, or other than that record writes.
+    """
+    run_id = run.info.run_id
+    if REPORT not in artifacts(client, run_id, REPORT.rpartition("/")[0]):
         return None
-    with _artifact(client, run, REPORT) as path:
-        return pd.read_csv(path, index_col=0, parse_dates=True)
+    with artifact(client, run_id, REPORT, LARGEST_REPORT) as path:
+        try:
+            report = pd.read_csv(path, index_col=0, parse_dates=True)
+            report.index = pd.DatetimeIndex(report.index)
+            return report.astype(dict.fromkeys(REPORT_COLUMNS, "float64"))
+        except (ValueError, KeyError, TypeError) as problem:
+            raise MissingArtifactError(
+                f"{REPORT} of run {run_id} is no table of days with the columns "
+                f"{', '.join(REPORT_COLUMNS)} ({_one_line(problem)})"
+            ) from problem
 
 
 def read_task(client: MlflowClient, run: Run) -> dict[str, Any]:
-    """The workflow's task as Qlib keeps it with the run; {} for a run made otherwise."""
-    if TASK not in _artifacts(client, run):
-        return {}
-    with _artifact(client, run, TASK) as path, path.open("rb") as file:
-        found = pickle.load(file)
-    return dict(found) if isinstance(found, Mapping) else {}
+    """The workflow's task as it was kept with the run; {} for a run made otherwise.
 
-
-def _artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> list[str]:
-    return [each.path for each in client.list_artifacts(run.info.run_id, folder)]
-
-
-@contextmanager
-def _artifact(client: MlflowClient, run: Run, name: str) -> Iterator[Path]:
-    """A copy of a run's file, gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(client.download_artifacts(run.info.run_id, name, folder))
+    Raises:
+        MissingArtifactError, UnsafeArtifactError: as of `plain.read_task`.
+    """
+    return read_kept_task(client, run.info.run_id)
 
 
 def is_stored_finite(value: float) -> bool:

@@ -24,7 +24,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.segments import Segment
 from kronos_qlib.data.windows import Windows
-from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
+from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.forecast_figures import (
     coverage_figure,
     crps_figure,
@@ -101,8 +101,8 @@ class ForecastReportRecord(RecordTemp):
     ) -> None:
         """
         Args:
-            model, dataset: `<MODEL>` and `<DATASET>` of the workflow; None takes what the run has
-                saved, `params.pkl` and `dataset`.
+            model, dataset: `<MODEL>` and `<DATASET>` of the workflow. Of a run that is over they
+                are yours to load: they are pickles, which run what their writer put there.
             windows, calibration_windows: at most so many of each segment.
             paths: drawn for each window; None: as many as the model's `sampling`. An interval of
                 level q needs 2 / (1 - q) - 1 of them at least: 19 for 90 %.
@@ -143,8 +143,8 @@ class ForecastReportRecord(RecordTemp):
         """Draw, judge, log and save.
 
         Raises:
-            ConfigError: the model is no KronosModel, or a setting cannot work.
-            MissingArtifactError: the run has not saved its model or its data set.
+            ConfigError: no model or data set is given, the model is no KronosModel, or a setting
+                cannot work.
             BarDataError: a segment has no window whose horizon has come.
             UndefinedMetricError: too few days to tell an error.
         """
@@ -190,7 +190,7 @@ class ForecastReportRecord(RecordTemp):
         return found
 
     def _model(self) -> KronosModel:
-        model = self._saved("params.pkl") if self.model is None else self.model
+        model = self._given("model", self.model)
         if not isinstance(model, KronosModel):
             raise ConfigError(
                 "ForecastReportRecord judges the paths of a KronosModel, and the run's model is a "
@@ -199,7 +199,7 @@ class ForecastReportRecord(RecordTemp):
         return model
 
     def _source(self) -> WindowDataset:
-        dataset = self._saved("dataset") if self.dataset is None else self.dataset
+        dataset = self._given("dataset", self.dataset)
         if not isinstance(dataset, KronosDataset):
             raise ConfigError(
                 "ForecastReportRecord reads windows from a KronosDataset, and the run has a "
@@ -207,13 +207,14 @@ class ForecastReportRecord(RecordTemp):
             )
         return dataset.source
 
-    def _saved(self, name: str) -> Any:
-        if name not in self.recorder.list_artifacts():
-            raise MissingArtifactError(
-                f"ForecastReportRecord: the run has not saved {name}; give it model: <MODEL> and "
-                "dataset: <DATASET>"
+    def _given(self, name: str, found: Any) -> Any:
+        if found is None:
+            raise ConfigError(
+                "ForecastReportRecord: give it model: <MODEL> and dataset: <DATASET>. A run keeps "
+                'both as pickles, and reading one (recorder.load_object("params.pkl")) runs what '
+                f"its writer put there, so that is left to you; got no {name}"
             )
-        return self.recorder.load_object(name)
+        return found
 
     def _draw(
         self, model: KronosModel, source: WindowDataset, segment: Segment, count: int, paths: int

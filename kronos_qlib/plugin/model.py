@@ -19,6 +19,7 @@ from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.runs import claim_active_run
 from kronos_qlib.plugin.signals import (
     exposures_from_windows,
     members_of,
@@ -194,6 +195,7 @@ class KronosModel(ModelFT):
         """
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
+        claim_active_run()
         self._check_windows(_source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None

@@ -140,7 +140,12 @@ class PortfolioReportRecord(ACRecordTemp):
     def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
         who = type(self).__name__
         freq = report_frequency_of(self.recorder, who, self.freq)
-        bars = self.load(f"report_normal_{freq}.pkl")
+        bars = load_needed(
+            self.recorder,
+            PortAnaRecord.get_path(f"report_normal_{freq}.pkl"),
+            reader=who,
+            writer="BacktestRecord",
+        )
         report = to_days(bars)
         metrics = portfolio_metrics(report, days_per_year=self.days_per_year)
         deflated = deflated_sharpe(

@@ -9,9 +9,13 @@ from typing import Any
 import pandas as pd
 from qlib.data.dataset import DatasetH
 from qlib.log import get_module_logger
+from qlib.utils.serial import Serializable
 from qlib.workflow.record_temp import SignalRecord
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.plugin.artifacts import load_task
+from kronos_qlib.plugin.plain import LABELS, SCORES, TASK, task_json, write_table
+from kronos_qlib.plugin.runs import claim_run
 
 logger = get_module_logger(__name__)
 
@@ -24,8 +28,9 @@ class KronosSignalRecord(SignalRecord):
 
     A model that has `signals(dataset, segment)` (KronosModel, BlendModel) is asked for its frame;
     of any other the frame is its score. All come from one pass: `pred.pkl` holds the frame's
-    column "score". Unlike Qlib's, it raises where labels are not to be had: what reads them later
-    would be skipped without a word.
+    column "score". Scores, labels and the task are kept as Parquet and JSON too, for readers who
+    must not run what a pickle's writer likes (`kronos-qlib compare`). Unlike Qlib's, it raises
+    where labels are not to be had: what reads them later would be skipped without a word.
     """
 
     def generate(self, **kwargs: Any) -> None:
@@ -34,23 +39,29 @@ class KronosSignalRecord(SignalRecord):
                 "KronosSignalRecord reads labels from a Qlib DatasetH such as KronosDataset, got "
                 f"{type(self.dataset).__name__}"
             )
+        claim_run(self.recorder)
         frame = signals_frame(self.model, self.dataset)
         label = self.generate_label(self.dataset)
         if label is None:
             raise MissingArtifactError(
                 "the handler keeps no raw label (drop_raw=True): leave drop_raw at false"
             )
-        self.save(**{"pred.pkl": frame[["score"]], "label.pkl": label})
         with tempfile.TemporaryDirectory() as folder:
-            name = Path(SIGNALS_FILE).name
-            frame.to_parquet(Path(folder, name))
-            self.recorder.save_objects(
-                local_path=str(Path(folder, name)), artifact_path=str(Path(SIGNALS_FILE).parent)
-            )
+            place = Path(folder)
+            for kept, table in ((SCORES, frame[["score"]]), (LABELS, label)):
+                Serializable.general_dump(table, place / kept.pickled)
+                pickled = (place / kept.pickled).read_bytes()
+                write_table(table, place / kept.plain, pickled)
+            if task := load_task(self.recorder):
+                (place / TASK.plain).write_text(task_json(task), encoding="utf-8")
+            signals = place / SIGNALS_FILE
+            signals.parent.mkdir()
+            frame.to_parquet(signals)
+            self.recorder.save_objects(local_path=folder)
         logger.info(f"{len(frame)} rows of {', '.join(map(str, frame.columns))} in {SIGNALS_FILE}")
 
     def list(self) -> list[str]:
-        return ["pred.pkl", "label.pkl", SIGNALS_FILE]
+        return ["pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE]
 
 
 def signals_frame(model: Any, dataset: Any, segment: str = "test") -> pd.DataFrame:

@@ -2,37 +2,48 @@
 
 Workers are plain commands, `python -m kronos_qlib.training.worker FOLDER`, so nothing depends on
 how the parent was started and no `if __name__ == "__main__"` is asked of anyone. The windows lie in
-files that all workers map: there is one copy of them, in the page cache.
+files that all workers map: there is one copy of them, in the page cache. These files are in a
+folder that only this user can read, which goes when training ends, by an error or by SIGTERM too;
+after SIGKILL the next training of this user removes it.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import logging
 import os
-import pickle
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import joblib
 import torch
 
+from kronos_qlib import errors
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import ConfigError, KronosError, TrainingError
+from kronos_qlib.owners import is_free, lock_of
 from kronos_qlib.training.loop import OnEpoch, OnSteps, TrainingReport
 from kronos_qlib.training.steps import Step, TrainingData
 from kronos_qlib.training.store import RunStore
 
 logger = logging.getLogger(__name__)
 
-JOB, EVENTS, RESULT, PROBLEM = "job.joblib", "events.jsonl", "result.pt", "problem-{rank}.pickle"
+JOB, EVENTS, RESULT, PROBLEM = "job.joblib", "events.jsonl", "result.pt", "problem-{rank}.json"
+FOLDER, OWNER = "kronos-work-", ".owner"
+"""Beginning of a work folder's name, and in it the lock of the process that made it."""
 POLL_SECONDS = 0.1
 LAST_WORDS_SECONDS = 5.0
 """How long other workers may go on when one has failed: the first may say why."""
@@ -72,7 +83,8 @@ def train_in_processes(
 
     Raises:
         ConfigError: there are fewer GPUs, or the device cannot be shared.
-        TrainingError: as of `train`; or a worker ended without a word.
+        TrainingError: as of `train`; or a worker was killed (says which and by what), or ended
+            without an error.
     """
     device = torch.device(device)
     if device.type == "cuda" and processes > torch.cuda.device_count():
@@ -84,8 +96,7 @@ def train_in_processes(
     step.net.to("cpu")
     if tokenizer := getattr(step, "tokenizer", None):
         tokenizer.to("cpu")
-    with tempfile.TemporaryDirectory(prefix="kronos-") as name:
-        folder = Path(name)
+    with work_folder() as folder:
         job = Job(step, training, validation, config, device.type, show_progress, log_every, store)
         joblib.dump(job, folder / JOB)
         workers = _start(folder, processes, device)
@@ -94,15 +105,74 @@ def train_in_processes(
                 call = on_epoch if kind == "epoch" else on_steps
                 if call:
                     call(number, row)
+            codes = [worker.poll() for worker in workers]
         finally:
             _stop(workers)
-        _check(folder, workers)
+        _check(folder, workers, codes, resumes=store is not None)
         result = torch.load(folder / RESULT, map_location="cpu", weights_only=True)
     step.net.load_state_dict(result["best"])
     step.net.to(device).eval()
     if tokenizer:
         tokenizer.to(device)
     return TrainingReport(result["history"], result["best_epoch"], result["steps"], result["last"])
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder of this process in the machine's temporary one, readable by this user alone.
+
+    Those that killed processes left are removed first. Within, a signal that asks this process to
+    end (SIGTERM, SIGHUP) is an exit, so that what was begun is ended.
+    """
+    remove_abandoned()
+    with _signals_as_exits():
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER))  # mode 0700
+        lock = lock_of(folder / OWNER)
+        try:
+            yield folder
+        finally:
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned() -> None:
+    """Remove work folders whose process is gone; of a process that lives, none."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        try:
+            mine = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+        except OSError:
+            continue
+        if mine and folder.is_dir() and not folder.is_symlink() and is_free(folder / OWNER):
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning("removed %s, which a killed training left", folder)
+
+
+@contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """Within, signals that would end this process without another line of Python raise SystemExit.
+
+    Elsewhere than in the main thread Python takes no signals, and this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough: ending takes some seconds
+        if callable(before[number]):
+            before[number](number, frame)
+        raise SystemExit(128 + number)
+
+    try:
+        for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, leave)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(folder: Path, processes: int, device: torch.device) -> list[subprocess.Popen[bytes]]:
@@ -173,19 +243,78 @@ def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.stdin.close()
 
 
-def _check(folder: Path, workers: list[subprocess.Popen[bytes]]) -> None:
-    """Raise what the workers met: an error of ours first, since others may follow from it."""
-    problems = []
-    for rank in range(len(workers)):
+def write_problem(folder: Path, rank: int, problem: BaseException) -> None:
+    """Leave for the parent what a worker met."""
+    told = {"kind": type(problem).__name__, "text": str(problem)}
+    (folder / PROBLEM.format(rank=rank)).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _read_problem(file: Path) -> Exception:
+    """The same as an error: of our kinds and Python's own; of others the text."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        kind, text = str(told["kind"]), str(told["text"])
+    except (OSError, ValueError, KeyError, TypeError) as cut_short:  # by a full disk
+        return TrainingError(f"a training process failed, and its error was lost: {cut_short}")
+    found = getattr(errors, kind, None) or getattr(builtins, kind, None)
+    if isinstance(found, type) and issubclass(found, Exception):
+        with suppress(TypeError):  # some take more than a text
+            return found(text)
+    return RuntimeError(f"{kind}: {text}")
+
+
+def _check(
+    folder: Path,
+    workers: Sequence[subprocess.Popen[bytes]],
+    codes: Sequence[int | None],
+    *,
+    resumes: bool,
+) -> None:
+    """Raise what the workers met: an error of ours first, then a kill, since others follow from it.
+
+    Args:
+        codes: exit codes before any worker was stopped from here; None of one that still ran.
+    """
+    problems: list[Exception] = []
+    silent = {}
+    for rank, code in enumerate(codes):
         file = folder / PROBLEM.format(rank=rank)
         if file.exists():
-            problems.append(pickle.loads(file.read_bytes()))  # our own worker wrote it
-    for problem in sorted(problems, key=lambda one: not isinstance(one, KronosError)):
-        raise problem
-    codes = {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode}
-    if codes:
-        told = ", ".join(f"{rank} with exit code {code}" for rank, code in codes.items())
-        raise TrainingError(
-            f"training processes ended without a word: {told}; a negative code is a signal, and -9 "
-            "most often means that memory ran out"
+            problems.append(_read_problem(file))
+        elif code:
+            silent[rank] = code
+    for problem in problems:
+        if isinstance(problem, KronosError):
+            raise problem
+    if silent:
+        told = "; ".join(
+            f"process {rank} of {len(workers)} (pid {workers[rank].pid}) {how_it_ended(code)}"
+            for rank, code in silent.items()
         )
+        again = " Start it again: it goes on from its last state." if resumes else ""
+        raise TrainingError(f"training ended before its time: {told}.{again}")
+    for problem in problems:
+        raise problem
+    if not (folder / RESULT).exists():
+        raise TrainingError("training processes ended without a result and without an error")
+
+
+def how_it_ended(code: int) -> str:
+    """What an exit code says of a process that left no error.
+
+    >>> how_it_ended(3)
+    'ended with exit code 3 and without an error'
+    """
+    if code > 0xFFFF:  # Windows tells what killed a process as a large number
+        return f"was killed, exit code {code:#x}"
+    if code > 0:
+        return f"ended with exit code {code} and without an error"
+    try:
+        name = f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        name = f"signal {-code}"
+    memory = (
+        " (by hand, or by the system because memory ran out: the kernel's log, dmesg, tells; a "
+        "smaller batch_size or fewer n_processes need less)"
+    )
+    return f"was killed by {name}{memory if -code == getattr(signal, 'SIGKILL', 9) else ''}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import joblib
 import torch
 
-from kronos_qlib.training.launch import EVENTS, JOB, PROBLEM, RESULT, Job
+from kronos_qlib.training.launch import EVENTS, JOB, RESULT, Job, write_problem
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.team import process_rank
 
@@ -25,11 +24,7 @@ def main(folder: Path) -> int:
     try:
         work(folder)
     except Exception as problem:
-        try:
-            told = pickle.dumps(problem)
-        except Exception:  # an error that cannot travel is told by its text
-            told = pickle.dumps(RuntimeError(f"{type(problem).__name__}: {problem}"))
-        (folder / PROBLEM.format(rank=process_rank())).write_bytes(told)
+        write_problem(folder, process_rank(), problem)
         return 1
     return 0
 

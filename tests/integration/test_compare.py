@@ -21,6 +21,9 @@ from kronos_qlib.plugin.compare import (
     sqlite_path,
 )
 from kronos_qlib.plugin.compare_record import CompareRecord
+from kronos_qlib.plugin.plain import LABELS as LABELS_KEPT
+from kronos_qlib.plugin.plain import SCORES as SCORES_KEPT
+from kronos_qlib.plugin.plain import task_json, write_table
 
 pytestmark = pytest.mark.integration
 
@@ -313,6 +316,83 @@ def test_a_page_that_cannot_be_written_is_one_line(signals, tmp_path, capsys):
     assert said.startswith("kronos-qlib: ") and "taken" in said and said.count("\n") <= 2
 
 
+def keep_plain(client, run_id, folder, score, label=LABEL, task=TASK):
+    """What KronosSignalRecord leaves beside the pickles in the folder."""
+    for kept, values in ((SCORES_KEPT, score), (LABELS_KEPT, label)):
+        table = values.to_frame(kept.plain)
+        write_table(table, folder / kept.plain, (folder / kept.pickled).read_bytes())
+    (folder / "task.json").write_text(task_json(task), encoding="utf-8")
+    client.log_artifacts(run_id, folder)
+
+
+def test_parquet_and_json_are_read_and_pickles_written_later_instead(signals, tmp_path, caplog):
+    """Qlib's online update writes pred.pkl anew and knows nothing of what stands beside it."""
+    client = mlflow.MlflowClient(signals)
+    client.create_experiment("plain", (tmp_path / "artifacts").as_uri())
+    run_id = add_run(client, "plain")
+    folder = tmp_path / "plain"
+    dated = TASK | {"model": {"class": "LGBModel", "kwargs": {"seed": np.int64(7)}}}
+    save_artifacts(client, run_id, folder, SCORES["blind"])
+    keep_plain(client, run_id, folder, SCORES["good"], task=dated)
+    found = compare(["plain", "good"], tracking_uri=signals)
+    assert found.signals.correlation.loc["plain", "good"] == pytest.approx(1), "Parquet is read"
+    assert found.settings.loc["Model", "plain"] == "LGBModel"
+    assert found.settings.loc["Seed", "plain"] == "7"
+
+    (SCORES["blind"] * 2).to_frame("score").to_pickle(folder / "pred.pkl")
+    client.log_artifact(run_id, folder / "pred.pkl")
+    found = compare(["plain", "good"], tracking_uri=signals)
+    assert found.signals.correlation.loc["plain", "good"] < 0.9
+    assert "pred.pkl was written anew after scores.parquet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("scores.parquet", b"PAR1 nothing PAR1", "scores.parquet of run .* cannot be read"),
+        ("labels.parquet", b"", "labels.parquet of run .* cannot be read"),
+        ("task.json", b"[" * 200_000, "task.json of run .* is no JSON"),
+        ("task.json", b"\xff\xfe", "task.json of run .* is no JSON"),
+        ("portfolio_report/daily.csv", b"a,b\n1,2\n", "no table of days with the columns"),
+        ("pred.pkl", pickle.dumps("no table"), "holds no table of scores but str"),
+        ("pred.pkl", pickle.dumps(pd.Series([1.0])), "is not on datetime and instrument"),
+    ],
+)
+def test_a_damaged_file_costs_its_run_the_tests_and_no_more(signals, tmp_path, name, data, words):
+    client = mlflow.MlflowClient(signals)
+    experiment = tmp_path.name
+    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+    run_id = add_run(client, experiment)
+    folder = tmp_path / "files"
+    save_artifacts(client, run_id, folder, SCORES["blind"], report=report_of(0.0))
+    if "pickle" not in name and not name.startswith("pred"):
+        keep_plain(client, run_id, folder, SCORES["blind"])
+    (folder / name).write_bytes(data)
+    client.log_artifacts(run_id, folder)
+    found = compare([experiment, "good"], tracking_uri=signals)
+    assert any(re.search(words, note) for note in found.notes), found.notes
+
+
+@pytest.mark.parametrize("junk", [None, 1, "x", [], [1, "a"], {"kwargs": 3}, {"kwargs": {"a": []}}])
+def test_settings_of_a_strange_task_are_empty_or_short(junk):
+    for key in ("model", "dataset", "record", "backtest"):
+        assert all(len(value) <= 300 for value in settings_of({key: junk}).values())
+        label_bars_of({key: junk})
+    long = {"model": {"class": "x" * 10_000 + "\ud800"}}
+    shown = settings_of(long)["Model"]
+    assert len(shown) == 300 and shown.encode("utf-8")
+
+
+def test_runs_that_did_not_finish_are_named(store):
+    found = compare(["kronos"], tracking_uri=store[0])
+    failed = store[1]["failed"][:8]
+    assert f"kronos: not compared, as unfinished: run {failed} is FAILED." in found.notes
+    with pytest.raises(
+        MissingArtifactError, match=r"no finished run \(its last run \w{8} is KILLED\)"
+    ):
+        compare(["unfinished"], tracking_uri=store[0])
+
+
 def test_settings_are_found_in_the_records_of_an_older_workflow():
     exchange = {"open_cost": 0.1, "deal_price": "close"}
     config = {
@@ -405,3 +485,42 @@ def test_the_record_needs_predictions_and_writes_alone_what_it_can(recorder, tmp
     assert len(recorder.list_artifacts("comparison")) == 3
     with pytest.raises(ConfigError, match="a list of names, got 'lightgbm'"):
         CompareRecord(recorder, "lightgbm")
+
+
+# The runs of a stranger: after the record's, whose first must be its experiment's first.
+
+
+class Harm:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+@pytest.mark.parametrize("name", ["pred.pkl", "label.pkl", "task"])
+def test_a_strangers_pickles_run_nothing(signals, recorder, tmp_path, capsys, caplog, name):
+    """A shared store's owner ran code in whoever compared its runs."""
+    client, marker, experiment = mlflow.MlflowClient(signals), tmp_path / "ran", f"harm in {name}"
+    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+    run_id = add_run(client, experiment)
+    save_artifacts(client, run_id, tmp_path / "harm", SCORES["blind"], report=report_of(0.0))
+    harm = {"model": Harm(marker)} if name == "task" else [Harm(marker)]
+    (tmp_path / "harm" / name).write_bytes(pickle.dumps(harm))
+    client.log_artifacts(run_id, tmp_path / "harm")
+
+    found = compare([experiment, "good"], tracking_uri=signals)
+    refused = [note for note in found.notes if "is a pickle that calls" in note]
+    assert len(refused) == 1 and run_id in refused[0] and f"{name} of run" in refused[0]
+    assert re.search(r"calls \w+\.open", refused[0])
+    assert main(["compare", "--tracking-uri", signals, experiment, "good"]) == 0
+    assert f"{name} of run {run_id} is a pickle that calls" in capsys.readouterr().out
+
+    recorder.log_metrics(**METRICS)
+    save_artifacts(client, recorder.id, tmp_path / "mine", SCORES["good"])
+    CompareRecord(recorder, [experiment], html=False).generate()
+    if name != "task":
+        assert f"{experiment} is left out: {name} of run {run_id} is a pickle that" in caplog.text
+    assert not marker.exists()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -332,10 +333,34 @@ class KilledStep(PredictorStep):
         return super().losses(batch, rng)
 
 
-def test_a_worker_that_is_killed_ends_the_others(make_pair):
+def test_a_worker_that_is_killed_ends_the_others_and_is_named(make_pair, tmp_path, monkeypatch):
+    """What the other one met was a closed connection, and that was told instead of the kill."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     step, segments, config = make_run(make_pair, "predictor")
-    with pytest.raises((TrainingError, RuntimeError), match=r"without a word|[Cc]onnection|gloo"):
+    killed = r"process 1 of 2 \(pid \d+\) was killed by signal 9, SIGKILL .*memory ran out"
+    with pytest.raises(TrainingError, match=killed if os.name == "posix" else "process 1 of 2"):
         train_in_processes(KilledStep(step.net, step.tokenizer), *segments, config, 2)
+    assert not list(tmp_path.glob("kronos-work-*")), "bars of the job are left"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_sigterm_leaves_no_bars_and_no_workers(make_pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    step, segments, config = make_run(make_pair, "predictor")
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def ask_to_end(number, row):
+        (folder,) = tmp_path.glob("kronos-work-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        seen.append((folder / "job.joblib").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as end:
+        train_in_processes(step, *segments, config, 2, on_epoch=ask_to_end)
+    assert end.value.code == 128 + signal.SIGTERM and seen == [True]
+    assert not list(tmp_path.glob("kronos-work-*"))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_processes_that_cannot_be_are_refused(make_pair):

@@ -84,6 +84,87 @@ def test_imports_point_downwards():
     assert "0 broken" in run("-c", code)
 
 
+RUNS_CODE = {
+    "pickle": {"load", "loads", "Unpickler", "_Unpickler"},
+    "joblib": {"load"},
+    "torch": {"load"},
+    "dill": {"load", "loads"},
+    "cloudpickle": {"load", "loads"},
+    "marshal": {"load", "loads"},
+    "shelve": {"open"},
+    "yaml": {"load", "full_load", "unsafe_load"},
+    "pandas": {"read_pickle"},
+    "numpy": {"load"},
+}
+"""Functions that run, or may run, what the writer of a file put there."""
+ALIASES = {"np": "numpy", "pd": "pandas"}
+MAY_RUN = {
+    ("plugin/pickles.py", "pickle._Unpickler"): "stand-ins for every name; nothing runs",
+    ("training/worker.py", "joblib.load"): "of the parent process, in its private folder",
+    ("training/launch.py", "torch.load"): "of our own worker, in the same; weights_only",
+    ("training/store.py", "torch.load"): "states: tensors, numbers and texts; weights_only",
+}
+"""Who may, and whose files it reads."""
+
+
+def readers_in(path):
+    """Calls and names of RUNS_CODE, and methods that unpickle: Qlib's `load_object` and `load`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            if node.attr == "load_object" or ast.unparse(node) == "self.load":
+                yield ast.unparse(node)
+            root = ast.unparse(node.value)
+            if node.attr in RUNS_CODE.get(ALIASES.get(root, root), ()):
+                yield f"{root}.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module in RUNS_CODE:
+            names = {alias.name for alias in node.names}
+            yield from (f"{node.module}.{name}" for name in names & RUNS_CODE[node.module])
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            yield "allow_pickle"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            safe = any(
+                word.arg == "weights_only" and ast.unparse(word.value) == "True"
+                for word in node.keywords
+            )
+            if not safe:
+                yield "torch.load without weights_only=True"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_unpickles_what_a_stranger_could_have_written(path):
+    """A shared store's pickles ran their writer's code in `compare`."""
+    name = path.relative_to(PACKAGE).as_posix()
+    found = {reader for reader in readers_in(path) if (name, reader) not in MAY_RUN}
+    assert not found, f"{name} has {', '.join(sorted(found))}: read it by plugin/pickles.py"
+
+
+def test_the_list_of_readers_is_not_longer_than_it_must_be():
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), one)
+        for path in modules()
+        for one in readers_in(path)
+    }
+    assert found == set(MAY_RUN)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pickle\npickle.loads(b)", {"pickle.loads"}),
+        ("from pickle import load", {"pickle.load"}),
+        ("recorder.load_object('x')", {"recorder.load_object"}),
+        ("torch.load(f)", {"torch.load", "torch.load without weights_only=True"}),
+        ("np.load(f, allow_pickle=True)", {"np.load", "allow_pickle"}),
+        ("pd.read_pickle(f)", {"pd.read_pickle"}),
+        ("self.load('pred.pkl')", {"self.load"}),
+        ("pickle.dumps(b); json.loads(b)", set()),
+    ],
+)
+def test_a_reader_is_seen(code, found, tmp_path):
+    (tmp_path / "some.py").write_text(code, encoding="utf-8")
+    assert set(readers_in(tmp_path / "some.py")) == found
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in modules() if PACKAGE / "plugin" not in path.parents],

@@ -1,0 +1,234 @@
+"""A run's scores, labels and task as Parquet and JSON: what another process may read.
+
+They stand beside Qlib's pickles of the same, and whoever compares runs reads them instead. It needs
+MLflow and no Qlib.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.errors import MissingArtifactError
+from kronos_qlib.plugin.pickles import load_pickle
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("datetime", "instrument")
+"""Index of every table here."""
+BESIDE = b"kronos_qlib.sha256_of_pickle"
+"""Where a Parquet file says which pickle it was written beside."""
+LARGEST_FILE = 2**31
+"""Bytes of an artifact that is read."""
+LARGEST_TABLE = 2**28
+"""Cells: 5,000 names over 10 years are 12 million a column."""
+LARGEST_TASK = 2**24
+"""Bytes of settings."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing of a run in its two forms."""
+
+    plain: str
+    pickled: str
+
+
+SCORES = Kept("scores.parquet", "pred.pkl")
+LABELS = Kept("labels.parquet", "label.pkl")
+TASK = Kept("task.json", "task")
+
+
+def write_table(table: pd.DataFrame, path: Path, pickled: bytes) -> None:
+    """A table on (datetime, instrument) as Parquet, and which pickle it stands beside.
+
+    Args:
+        table: its columns are named by texts.
+        pickled: the bytes of that pickle. Where they are others when the table is read, something
+            (Qlib's online update) has written scores anew, and the table is old.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    flat = table.rename_axis(index=list(KEYS)).rename(columns=str).reset_index()
+    found = pa.Table.from_pandas(flat, preserve_index=False)
+    digest = hashlib.sha256(pickled).hexdigest().encode()
+    pq.write_table(found.replace_schema_metadata({BESIDE: digest}), path)
+
+
+def task_json(task: Mapping[str, Any]) -> str:
+    """A task as JSON: dates and paths as text, other objects by the name of their class."""
+    return json.dumps(_as_json(task), indent=1, allow_nan=True)
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(one) for one in value]
+    if isinstance(value, np.generic):
+        return _as_json(value.item())
+    if isinstance(value, dt.date | dt.time | dt.timedelta | PurePath):
+        return str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def read_table(client: MlflowClient, run_id: str, kept: Kept) -> pd.DataFrame:
+    """Scores or labels of a run on (datetime, instrument), from Parquet if it has that.
+
+    Raises:
+        MissingArtifactError: there is none, it is damaged, too large, or empty of columns.
+        UnsafeArtifactError: there is a pickle alone, and reading it would run code.
+    """
+    names = artifacts(client, run_id)
+    if kept.plain not in names and kept.pickled not in names:
+        raise MissingArtifactError(
+            f"run {run_id} has no {kept.pickled}, which SignalRecord and KronosSignalRecord leave"
+        )
+    digest = None
+    if kept.plain in names:
+        with artifact(client, run_id, kept.plain) as path:
+            table, written_beside = _read_parquet(path, f"{kept.plain} of run {run_id}")
+        if kept.pickled not in names:
+            return table
+        with artifact(client, run_id, kept.pickled) as path:
+            digest = _digest(path)
+        if written_beside == digest:
+            return table
+        logger.warning(
+            "run %s: %s was written anew after %s, and is read instead",
+            run_id,
+            kept.pickled,
+            kept.plain,
+        )
+    with artifact(client, run_id, kept.pickled) as path:
+        return as_table(load_pickle(path, f"{kept.pickled} of run {run_id}"), kept.pickled, run_id)
+
+
+def as_table(found: Any, name: str, run_id: str) -> pd.DataFrame:
+    """What a pickle held, if it is a table of scores or labels.
+
+    Raises:
+        MissingArtifactError: it is something else.
+    """
+    table = found.to_frame("score") if isinstance(found, pd.Series) else found
+    if not isinstance(table, pd.DataFrame) or not len(table.columns):
+        raise MissingArtifactError(
+            f"{name} of run {run_id} holds no table of scores but {type(found).__name__}; run its "
+            "workflow again"
+        )
+    if set(table.index.names) != set(KEYS) or table.index.nlevels != len(KEYS):
+        raise MissingArtifactError(
+            f"{name} of run {run_id} is not on {' and '.join(KEYS)} but on "
+            f"{', '.join(map(str, table.index.names))}; run its workflow again"
+        )
+    return table.swaplevel() if table.index.names[0] == KEYS[1] else table
+
+
+def read_task(client: MlflowClient, run_id: str, *, any_class: bool = False) -> dict[str, Any]:
+    """The workflow's task as it was kept with the run; {} for a run made otherwise.
+
+    Args:
+        any_class: of objects in a pickled task take the class's name; without it they are refused.
+
+    Raises:
+        MissingArtifactError: it is damaged or too large.
+        UnsafeArtifactError: there is a pickle alone, and it names other than plain values.
+    """
+    names = artifacts(client, run_id)
+    where = f"of run {run_id}"
+    found: Any = {}
+    if TASK.plain in names:
+        with artifact(client, run_id, TASK.plain, LARGEST_TASK) as path:
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as problem:
+                raise MissingArtifactError(
+                    f"{TASK.plain} {where} is no JSON ({problem}); run its workflow again"
+                ) from problem
+    elif TASK.pickled in names:
+        with artifact(client, run_id, TASK.pickled, LARGEST_TASK) as path:
+            found = load_pickle(path, f"{TASK.pickled} {where}", any_class=any_class)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> list[str]:
+    """Paths of a run's files in a folder, or at its top."""
+    return [each.path for each in client.list_artifacts(run_id, folder)]
+
+
+@contextmanager
+def artifact(
+    client: MlflowClient, run_id: str, name: str, largest: int = LARGEST_FILE
+) -> Iterator[Path]:
+    """A copy of a run's file, gone afterwards.
+
+    Raises:
+        MissingArtifactError: it has more bytes than `largest`, or is not there though listed.
+    """
+    folder = name.rpartition("/")[0]
+    listed = client.list_artifacts(run_id, folder or None)
+    size = next((one.file_size for one in listed if one.path == name), None)
+    if size is not None and size > largest:
+        raise MissingArtifactError(
+            f"{name} of run {run_id} has {size:,} bytes, and {largest:,} are the most that is read"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(client.download_artifacts(run_id, name, place))
+        if not path.is_file():
+            raise MissingArtifactError(f"{name} of run {run_id} is no file")
+        yield path
+
+
+def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
+    """The table and the digest of the pickle that it was written beside.
+
+    Columns are taken as Arrow has them, and nothing that the file says of pandas is minded.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            about = file.metadata
+            if about.num_rows * about.num_columns > LARGEST_TABLE:
+                raise MissingArtifactError(
+                    f"{where} says that it has {about.num_rows:,} rows of {about.num_columns} "
+                    f"columns; {LARGEST_TABLE:,} cells are the most that is read"
+                )
+            found = file.read()
+        digest = (found.schema.metadata or {}).get(BESIDE, b"").decode("ascii", "replace")
+        flat = found.replace_schema_metadata(None).to_pandas()
+        table = flat.set_index(list(KEYS))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as problem:
+        raise MissingArtifactError(
+            f"{where} cannot be read: it is damaged, or no table with the columns "
+            f"{' and '.join(KEYS)} ({' '.join(str(problem).split())[:200]})"
+        ) from problem
+    if not len(table.columns):
+        raise MissingArtifactError(f"{where} has no column beside {' and '.join(KEYS)}")
+    return table, digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        found = hashlib.sha256()
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()

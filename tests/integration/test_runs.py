@@ -1,0 +1,132 @@
+"""Runs that begin where their bars are, and killed ones that stay RUNNING no longer."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from kronos_qlib.owners import Owner
+from kronos_qlib.plugin import runs
+from kronos_qlib.plugin.runs import HOST, PROCESS, STARTED, mark_killed_runs
+
+pytestmark = pytest.mark.integration
+
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+
+BEGIN = """
+import logging, sys, tempfile, time
+tempfile.tempdir = sys.argv[3]
+import qlib
+from qlib.workflow import R
+uri = {"uri": sys.argv[2], "default_exp_name": "some"}
+how = {"class": "KronosExpManager", "module_path": "kronos_qlib.plugin.runs", "kwargs": uri}
+qlib.init(provider_uri=sys.argv[1], region="us", exp_manager=how, logging_level=logging.WARNING)
+with R.start(experiment_name="some"):
+    print(R.get_recorder().id, flush=True)
+    if sys.argv[4] == "wait":
+        time.sleep(120)
+"""
+
+
+@pytest.fixture
+def begin(provider, tmp_path):
+    uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    mlflow.MlflowClient(uri).create_experiment("some", (tmp_path / "artifacts").as_uri())
+    begun = []
+
+    def start(how):
+        process = subprocess.Popen(
+            [sys.executable, "-c", BEGIN, str(provider), uri, str(tmp_path), how],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        begun.append(process)
+        return process
+
+    yield start, uri
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process):
+    for line in process.stdout:
+        if len(line.strip()) == 32:
+            return line.strip()
+    raise AssertionError(process.stderr.read())
+
+
+def test_the_next_run_marks_a_killed_one_and_no_live_one(begin, tmp_path, monkeypatch):
+    """MLflow had them RUNNING for ever: nobody was left to say that they were not."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    start, uri = begin
+    killed, alive = start("wait"), start("wait")
+    gone, stays = first_line(killed), first_line(alive)
+    client = mlflow.MlflowClient(uri)
+    assert client.get_run(gone).data.tags[PROCESS] == str(killed.pid)
+    killed.kill()
+    killed.wait()
+    assert client.get_run(gone).info.status == "RUNNING"
+
+    last = start("end")
+    third = first_line(last)
+    _, told = last.communicate(timeout=120)
+    assert f"run {gone} stayed RUNNING in MLflow" in told and "marked KILLED" in told
+    assert client.get_run(gone).info.status == "KILLED"
+    assert client.get_run(stays).info.status == "RUNNING"
+    assert client.get_run(third).info.status == "FINISHED"
+
+    # Whatever its tags say, a run whose lock this machine does not have may be at work elsewhere.
+    experiment = client.get_run(gone).info.experiment_id
+    foreign = client.create_run(experiment).info.run_id
+    untagged = client.create_run(experiment).info.run_id
+    for name, value in ((HOST, Owner.here().host), (PROCESS, "999999999"), (STARTED, "1")):
+        client.set_tag(foreign, name, value)
+    assert mark_killed_runs(client, experiment) == []
+    assert {client.get_run(each).info.status for each in (foreign, untagged)} == {"RUNNING"}
+
+
+def test_a_run_of_another_machine_is_left_alone(tmp_path, monkeypatch):
+    """Its lock may lie in a shared home, and be free here."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    client = mlflow.MlflowClient(f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}")
+    experiment = client.create_experiment("some", (tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    runs._lock_path(run_id).touch()
+    for name, value in ((HOST, "elsewhere"), (PROCESS, "1"), (STARTED, "1")):
+        client.set_tag(run_id, name, value)
+    assert mark_killed_runs(client, experiment) == []
+    client.set_tag(run_id, HOST, Owner.here().host)
+    client.set_tag(run_id, PROCESS, "999999999")
+    assert mark_killed_runs(client, experiment) == [run_id]
+    assert runs._lock_path("../../etc/passwd") is None
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_qrun_from_another_folder_says_what_it_looked_for_and_makes_no_store(tmp_path, there):
+    """It made an empty mlflow.db there, and failed much later for want of a calendar."""
+    if there:
+        (tmp_path / "demo" / "market").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KRONOS_")}
+    code = "from qlib.cli.run import run; run()"
+    workflow = str(WORKFLOWS / "workflow_kronos_zero_shot.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", code, workflow],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    looked_for = tmp_path.resolve() / "demo" / "market"
+    reason = "holds no calendars/" if there else "is not there"
+    assert f"ConfigError: the folder of bars {looked_for} {reason}" in done.stdout + done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
