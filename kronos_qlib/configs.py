@@ -221,6 +221,9 @@ class SamplingConfig:
     rotate_s2: bool = False
     """Rotate the s2 attention by position when generating, as training does. The published code
     does not rotate there, and published results depend on it."""
+    anchor: bool = True
+    """Move the prices of every path by what the last close seen lost on its way through the tokens,
+    so that a forecast begins where the bars end; False gives the published numbers."""
     stratified: bool = False
     """At every draw, let a window's paths divide the chance evenly among them (a Latin hypercube):
     the mean of n is about as steady as that of 1.4 to 2.5 n independent ones
@@ -233,7 +236,7 @@ class SamplingConfig:
         _check_whole(self, "paths")
         _check_whole(self, "top_k", least=0)
         _check_number(self, "temperature", "top_p")
-        _check_choice(self, "rotate_s2", "stratified", "common")
+        _check_choice(self, "rotate_s2", "anchor", "stratified", "common")
         _require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
 

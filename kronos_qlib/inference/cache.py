@@ -62,6 +62,11 @@ class KeyValueStore:
         )
         return mixed.transpose(1, 2).flatten(2)
 
+    def read_newest(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Remember prompts and attend from their last bar only: all (B, T, H, W), to (B, 1, D)."""
+        self.keep_prompt(k, v)
+        return self._rows(self._attend_prompt(q[:, -1:].transpose(1, 2)))
+
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
         assert self._own is not None and self.taken < self.steps, "the store is full"

@@ -173,16 +173,15 @@ class PackedBlock:
         )
         self.down = Product([block.ffn.w2], dtype)
 
-    def read_prompt(self, x: Tensor, store: KeyValueStore, keep_only: bool = False) -> Tensor:
+    def read_prompt(self, x: Tensor, store: KeyValueStore, newest_only: bool = False) -> Tensor:
         """Take in prompts (B, T, D).
 
         Args:
-            keep_only: fill the store and return `x`, when nothing reads this block's output.
+            newest_only: fill the store and return the output of the last bar alone, (B, 1, D).
         """
         q, k, v = self._parts(x, 0)
-        if keep_only:
-            store.keep_prompt(k, v)
-            return x
+        if newest_only:
+            return self._finish(x[:, -1:], store.read_newest(q, k, v))
         return self._finish(x, store.read_prompt(q, k, v))
 
     def read_next(self, x: Tensor, store: KeyValueStore) -> Tensor:
@@ -360,17 +359,24 @@ class PackedTokenizer:
             x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
         return self.head(x).float()
 
-    def decode_ahead(self, prompt: TokenPair, drawn: TokenPair, paths: int) -> Tensor:
-        """Bars of drawn tokens, (R, S, 6) float32, the prompt (B, T) decoded once for all paths."""
+    def decode_ahead(
+        self, prompt: TokenPair, drawn: TokenPair, paths: int
+    ) -> tuple[Tensor, Tensor]:
+        """Decode drawn tokens after prompts (B, T), which are decoded once for all paths.
+
+        Returns:
+            The drawn bars (R, S, 6) and the last bar of each prompt (B, 6), float32 normalised.
+        """
         stores = [KeyValueStore(paths, steps=0) for _ in self.decoder]
         x = self._embed_ids(prompt)
         for block, store in zip(self.decoder, stores, strict=True):
-            # Nobody asks for the prompt's bars: the last block only lends keys and values.
-            x = block.read_prompt(x, store, keep_only=store is stores[-1])
+            # Of the prompt's bars only the last is asked for, and only of the last block.
+            x = block.read_prompt(x, store, newest_only=store is stores[-1])
+        newest = self.head(x[:, -1]).float()
         x = self._embed_ids(drawn)
         for block, store in zip(self.decoder, stores, strict=True):
             x = block.read_ahead(x, store)
-        return self.head(x).float()
+        return self.head(x).float(), newest
 
     def _embed_ids(self, tokens: TokenPair) -> Tensor:
         return self.from_code(self.quantizer.to_codes(*tokens).to(self.dtype))

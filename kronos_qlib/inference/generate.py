@@ -64,8 +64,8 @@ def generate(
 @torch.inference_mode()
 def decode_drawn(
     net: PackedTokenizer, tokens: TokenPair, drawn: TokenPair, paths: int, max_context: int
-) -> Tensor:
-    """Bars of the drawn tokens.
+) -> tuple[Tensor, Tensor]:
+    """Bars of the drawn tokens, and of the last token before them.
 
     As published, the last `max_context` tokens are decoded together. A forecast of that length
     or more takes earlier tokens too, in stretches whose first half only lends context.
@@ -75,7 +75,8 @@ def decode_drawn(
         drawn: from `generate`, each (B * P, horizon) int64.
 
     Returns:
-        (B * P, horizon, 6) float32 normalised bars.
+        (B * P, horizon, 6) float32 normalised bars, and (B, 6), the last bar of each lookback as
+        its tokens have it.
     """
     horizon = drawn[0].shape[1]
     room = max_context - horizon
@@ -86,7 +87,7 @@ def decode_drawn(
         for before, after in zip(tokens, drawn, strict=True)
     )
     parts: list[Tensor] = []
-    wanted, stop = horizon, s1.shape[1]
+    wanted, stop = horizon + 1, s1.shape[1]  # the last of the lookback too
     while wanted:
         start = max(0, stop - max_context)
         bars = net.decode((s1[:, start:stop], s2[:, start:stop]))
@@ -95,7 +96,8 @@ def decode_drawn(
         kept = min(wanted, bars.shape[1] if whole else -(-bars.shape[1] // 2))
         parts.append(bars[:, -kept:])
         wanted, stop = wanted - kept, stop - kept
-    return torch.cat(parts[::-1], dim=1)
+    bars = torch.cat(parts[::-1], dim=1)
+    return bars[:, 1:], bars[::paths, 0]
 
 
 def _room(ids: Tensor, paths: int, horizon: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
-from kronos_qlib.inference.forecast import Forecast, make_coherent
+from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
 from kronos_qlib.inference.frames import Series, series_of_frames, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import key_of, path_uniforms
@@ -30,6 +31,8 @@ from kronos_qlib.model.layers import TIME_TABLE_ROWS
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, TIME_FIELDS
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 Stamps = npt.NDArray[np.integer]
@@ -109,6 +112,7 @@ class KronosPredictor:
         verbose: bool = True,
         seed: int = 0,
         coherent: bool = True,
+        anchor: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
         stratified: bool = False,
@@ -128,7 +132,7 @@ class KronosPredictor:
             sample_count: paths to average.
             verbose: show progress.
             seed: the same seed and bars give the same forecast, whatever else is in a batch.
-            coherent: see `paths`; False gives the published numbers.
+            coherent, anchor: see `paths`; both False give the published numbers.
             stratified, rotate_s2: see `SamplingConfig`.
 
         Returns:
@@ -149,6 +153,7 @@ class KronosPredictor:
             verbose=verbose,
             seed=seed,
             coherent=coherent,
+            anchor=anchor,
             exchange=exchange,
             freq=freq,
             stratified=stratified,
@@ -168,6 +173,7 @@ class KronosPredictor:
         verbose: bool = True,
         seed: int = 0,
         coherent: bool = True,
+        anchor: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
         stratified: bool = False,
@@ -190,6 +196,7 @@ class KronosPredictor:
             verbose=verbose,
             seed=seed,
             coherent=coherent,
+            anchor=anchor,
             exchange=exchange,
             freq=freq,
             stratified=stratified,
@@ -210,6 +217,7 @@ class KronosPredictor:
         verbose: bool = True,
         seed: int = 0,
         coherent: bool = True,
+        anchor: bool = True,
         exchange: str | None = None,
         freq: str | None = None,
         stratified: bool = False,
@@ -242,6 +250,7 @@ class KronosPredictor:
                 sample_count=sample_count,
                 seed=seed,
                 coherent=coherent,
+                anchor=anchor,
                 verbose=verbose,
                 stratified=stratified,
                 rotate_s2=rotate_s2,
@@ -249,7 +258,7 @@ class KronosPredictor:
             for place, one, paths in zip(places, group, drawn, strict=True):
                 close = float(one.bars[-1, CLOSE])
                 name = "" if keys is None else keys[place]
-                results[place] = Forecast(paths, one.ahead, close, name)
+                results[place] = Forecast(paths, one.ahead, close, name, anchored=anchor)
         return [results[place] for place in range(len(series))]
 
     def _paths_of(
@@ -273,6 +282,7 @@ class KronosPredictor:
         seed: int = 0,
         keys: Sequence[str] | None = None,
         coherent: bool = True,
+        anchor: bool = True,
         verbose: bool = False,
         rotate_s2: bool = False,
         stratified: bool = False,
@@ -289,6 +299,9 @@ class KronosPredictor:
             coherent: make each bar one: high its highest and low its lowest price, prices
                 positive, volume and amount not negative. False gives the network's raw numbers,
                 as published.
+            anchor: begin where the bars end. The last bar seen comes back from its tokens with an
+                error, which all bars to come share; their prices are moved by what the last close
+                lost, so that the error is no return. False leaves them, as published.
             rotate_s2, stratified: see `SamplingConfig`.
 
         Returns:
@@ -314,6 +327,7 @@ class KronosPredictor:
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         if not len(x):
             return result
+        x, x_stamp = self._seen(x, x_stamp)
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         packed = self._engine()
 
@@ -326,7 +340,7 @@ class KronosPredictor:
 
         def draw(rows: slice, futures: slice) -> None:
             past, uniforms = x[rows], chance(rows.start, rows.stop)[:, futures]
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, anchor)
             result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
         plan = self.plan(len(x), x.shape[1], pred_len, how.paths)
@@ -371,7 +385,8 @@ class KronosPredictor:
         result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
         if not len(x):
             return result
-        packed, stamps = self._engine(), np.asarray(x_stamp)
+        x, stamps = self._seen(x, x_stamp)
+        packed = self._engine()
 
         def read(rows: slice, _: slice) -> None:
             result[rows] = self._embed(packed, x[rows], stamps[rows])
@@ -391,6 +406,7 @@ class KronosPredictor:
         stamps: Stamps,
         how: SamplingConfig,
         chance: torch.Tensor,
+        anchor: bool,
     ) -> Floats:
         horizon, paths = stamps.shape[1] - bars.shape[1], chance.shape[1]
         scale = WindowScale.of(bars)
@@ -399,18 +415,30 @@ class KronosPredictor:
         drawn = generate(
             packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
         )
-        ahead = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
-        futures = ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1)
-        return scale.to_bars(futures).reshape(len(bars), paths, horizon, -1)
+        ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
+        futures = scale.to_bars(ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1))
+        if anchor:
+            seen = scale.to_bars(newest.cpu().numpy()[:, None])
+            futures[..., PRICES] += (bars[:, -1:, CLOSE] - seen[..., CLOSE])[..., None]
+        return futures.reshape(len(bars), paths, horizon, -1)
 
     @torch.inference_mode()
     def _embed(self, packed: Packed, bars: Floats, stamps: Stamps) -> Floats:
         s1, s2 = packed.tokenizer.encode(self._normalised(WindowScale.of(bars), bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
-        seen = slice(-self.max_context, None)
-        reader = Reader(packed.net, paths=1, steps=0)
-        newest = reader.read(s1[:, seen], s2[:, seen], moments[:, seen])
+        newest = Reader(packed.net, paths=1, steps=0).read(s1, s2, moments)
         return newest.float().cpu().numpy()
+
+    def _seen(self, x: Floats, stamps: Stamps) -> tuple[Floats, Stamps]:
+        """The bars that the network attends to: what is normalised is what is seen."""
+        seen = slice(-self.max_context, None)
+        if x.shape[1] > self.max_context:
+            logger.warning(
+                "a lookback of %d bars is more than the %d that the network sees: the last %d "
+                "are taken, the others count for nothing",
+                *(x.shape[1], self.max_context, self.max_context),
+            )
+        return x[:, seen], np.asarray(stamps)[:, seen]
 
     def _normalised(self, scale: WindowScale, bars: Floats) -> torch.Tensor:
         return torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)

@@ -137,6 +137,7 @@ def draw_closes(
                 seed=seed,
                 keys=names[some],
                 coherent=True,
+                anchor=how.anchor,
                 verbose=model.show_progress,
                 rotate_s2=how.rotate_s2,
             )

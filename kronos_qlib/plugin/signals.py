@@ -154,6 +154,7 @@ def _draw(
             for moment, name in index
         ],
         coherent=False,  # the paper's score is of the raw closes
+        anchor=sampling.anchor,
         rotate_s2=sampling.rotate_s2,
         stratified=sampling.stratified,
     )

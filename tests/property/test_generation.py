@@ -84,13 +84,18 @@ def test_decoding_ahead_is_plain_decoding(make_pair, sizes, shape, paths):
     windows, horizon, context = shape["windows"], shape["horizon"], shape["max_context"]
     before = tokens_of(tokenizer, windows, shape["lookback"])
     drawn = tokens_of(tokenizer, windows * paths, horizon, seed=1)
-    found = decode_drawn(PackedTokenizer(tokenizer), before, drawn, paths, context)
+    found, newest = decode_drawn(PackedTokenizer(tokenizer), before, drawn, paths, context)
     joined = [
         torch.cat((past.repeat_interleave(paths, dim=0), ahead), dim=1)[:, -context:]
         for past, ahead in zip(before, drawn, strict=True)
     ]
-    expected = tokenizer.decode(joined)[:, -horizon:]
+    decoded = tokenizer.decode(joined)
+    expected = decoded[:, -horizon:]
     assert found.shape == (windows * paths, horizon, 6)
+    assert newest.shape == (windows, 6)
+    if horizon < decoded.shape[1]:
+        seen = decoded[::paths, -horizon - 1]
+        torch.testing.assert_close(newest, seen, rtol=1e-5, atol=1e-5)
     # A horizon beyond the context has earlier bars too; the last `context` are the same.
     torch.testing.assert_close(found[:, -expected.shape[1] :], expected, rtol=1e-5, atol=1e-5)
     assert torch.isfinite(found).all()

@@ -257,19 +257,53 @@ def test_larger_units_of_volume_change_nothing_else(forecaster):
     np.testing.assert_allclose(found, usual, rtol=1e-4)
 
 
+def test_bars_beyond_the_context_decide_nothing(forecaster, caplog):
+    """They set the mean and spread: 400 bars of a rising share gave a first bar 4 % off."""
+    long = bars(50)
+    long.iloc[:18] *= 10
+    times = DAYS[:50], DAYS[50 : 50 + AHEAD]
+    found = forecaster.predict(long, *times, AHEAD, sample_count=3, verbose=False)
+    assert "50 bars" in caplog.text and "last 32" in caplog.text
+    cut = forecaster.predict(
+        long[-32:], DAYS[18:50], times[1], AHEAD, sample_count=3, verbose=False
+    )
+    pd.testing.assert_frame_equal(found, cut)
+
+
+@pytest.mark.parametrize("ahead", [AHEAD, 40])  # 40 is more than the context, decoded in stretches
+def test_an_anchored_forecast_begins_where_the_bars_end(forecaster, ahead):
+    """What the tokens lose of the last close is the same for all bars to come: no return."""
+    x = bars(20).to_numpy(np.float32)[None] + 100
+    stamps = stamps_of(DAYS[: 20 + ahead])[None]
+    asked = {"sample_count": 3, "coherent": False, "top_k": 1}
+    plain, anchored = (
+        forecaster.paths(x, stamps[:, :20], stamps[:, 20:], ahead, anchor=anchor, **asked)
+        for anchor in (False, True)
+    )
+    scale = WindowScale.of(x)
+    tokens = forecaster.tokenizer.encode(torch.from_numpy(scale.to_z(x)))
+    with torch.no_grad():
+        seen = scale.to_bars(forecaster.tokenizer.decode(tokens).numpy())[0, -1, 3]
+    lost = x[0, -1, 3] - seen
+    assert abs(lost) > 0.01
+    moved = anchored - plain
+    np.testing.assert_allclose(moved[..., :4], lost, atol=1e-3)
+    np.testing.assert_array_equal(moved[..., 4:], 0)
+
+
 @pytest.mark.parametrize("length", [20, 50])
 def test_an_embedding_is_the_context_after_the_last_bar(tiny_pair, length):
-    """Also of a lookback longer than the context, of which the last bars are read."""
+    """Of a lookback longer than the context the last bars are read, and they alone normalised."""
     tokenizer, model = tiny_pair
     forecaster = KronosPredictor(model, tokenizer, device="cpu", max_context=32)
     x = np.stack([bars(length, seed).to_numpy(np.float32) for seed in range(3)])
     stamps = np.repeat(stamps_of(DAYS[:length])[None], 3, axis=0)
     found = forecaster.embed(x, stamps)
     assert found.shape == (3, model.config.d_model)
-    s1, s2 = tokenizer.encode(torch.from_numpy(WindowScale.of(x).to_z(x)))
-    seen = slice(-32, None)
+    seen, moments = x[:, -32:], torch.from_numpy(stamps)[:, -32:]
+    tokens = tokenizer.encode(torch.from_numpy(WindowScale.of(seen).to_z(seen)))
     with torch.no_grad():
-        _, context = model.decode_s1(s1[:, seen], s2[:, seen], torch.from_numpy(stamps)[:, seen])
+        _, context = model.decode_s1(*tokens, moments)
     np.testing.assert_allclose(found, context[:, -1].numpy(), rtol=1e-4, atol=1e-5)
     # A finetuned head must not see another series' bars.
     np.testing.assert_allclose(forecaster.embed(x[1:2], stamps[1:2]), found[1:2], rtol=1e-5)
