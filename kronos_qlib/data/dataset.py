@@ -67,7 +67,8 @@ class WindowDataset:
     notes: tuple[str, ...] = ()
     """What was derived, assumed, left out, repaired or doubted when a file was read."""
     beyond_calendar: str = "error"
-    """Where the calendar ends: "error", "weekdays", or an exchange's code such as "XSHG"."""
+    """Where the calendar ends: "error"; an exchange's code such as "XSHG"; "pattern", to go on at its
+    weekdays and times of day; or "weekdays", where it has nothing else."""
 
     def __post_init__(self) -> None:
         if self.lookback < 2 or self.horizon < 1:
