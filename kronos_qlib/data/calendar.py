@@ -221,9 +221,9 @@ def bars_ahead(
         raise CalendarError(f"the past does not increase: {first} is followed by {second}")
     if exchange is not None and freq is not None:
         raise ConfigError(
-            "the bars to come need only one of: exchange, such as 'XSHG' or 'XNYS', whose holidays, "
-            "half days and breaks are kept; freq, such as '5min', 'B' or 'W-FRI', a rule that "
-            "knows none; without both they go on at the weekdays and times of the past"
+            "the bars to come need only one of: exchange, such as 'XSHG' or 'XNYS', whose "
+            "holidays, half days and breaks are kept; freq, such as '5min', 'B' or 'W-FRI', a rule "
+            "that knows none; without both they go on at the weekdays and times of the past"
         )
     if exchange is not None:
         return Ahead(exchange_times(before, count, exchange), f"exchange {exchange}")
@@ -231,7 +231,10 @@ def bars_ahead(
     if freq is None:
         times = clock.after(count)[:count]
         rule = f"the pattern of the past ({clock.words})"
-        unknown = f"the bars to come are made from {rule}, which knows no holidays"
+        unknown = (
+            f"the bars to come are made from {rule}, which knows no holidays; an exchange's "
+            "calendar, such as 'XSHG', does"
+        )
         return Ahead(times, rule, (unknown, *clock.doubts(times)))
     times = _frequency_times(clock, count, freq)
     strange = times[clock.strange(times)]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.tseries.offsets import BaseOffset
 
 from kronos_qlib.errors import CalendarError
 
@@ -34,8 +35,8 @@ MONTH_WORDS = {
     "BME": "on the last weekday",
 }
 WAYS = (
-    "give the exchange, such as 'XSHG' or '24/7', a freq such as '5min', 'B' or 'W-FRI', more of the past, "
-    "or the bars to come"
+    "give the exchange, such as 'XSHG' or '24/7', a freq such as '5min', 'B' or 'W-FRI', more of "
+    "the past, or the bars to come"
 )
 
 
@@ -128,19 +129,17 @@ class Clock:
                 return often
             return f"{often}, on {WEEKDAYS[int(_weekday(self.anchor))]}s"
         if self.kind == "days":
-            days = np.flatnonzero(self.week == OPEN).tolist()
-            if not (self.week == UNKNOWN).any() and " to " not in self.week_words and len(days) < 7:
-                return f"on {_names(days, 's')}"
+            known = np.flatnonzero(self.week == OPEN).tolist()
+            if " to " not in _span(known) and not (self.week == UNKNOWN).any() and len(known) < 7:
+                return f"on {_names(known, 's')}"
             return f"daily, {self.week_words}"
-        often = f"every {duration(self.step)}"
+        often = f"every {duration(self.step).removeprefix('1 ')}"
         return ", ".join(part for part in (often, self.week_words, self._hours) if part)
 
     @cached_property
     def week_words(self) -> str:
         """The open weekdays: "Monday to Friday", "Monday, Wednesday and Friday"."""
         days = np.flatnonzero(self.week == OPEN).tolist()
-        if len(days) == 7:
-            return "every day of the week"
         if (self.week == UNKNOWN).any() and not self.why:
             return f"{_span(days)} as far as seen"
         return "" if self.why else _span(days)
@@ -171,7 +170,7 @@ class Clock:
         known = [rule for rule in self.month_rules if rule != "day"]
         return f"{self.months if self.months > 1 else ''}{known[0]}" if known else None
 
-    def misfit(self, offset: pd.DateOffset, freq: str) -> str | None:
+    def misfit(self, offset: BaseOffset, freq: str) -> str | None:
         """Why bars that follow one another by `offset` are not like those of the past.
 
         Returns:
@@ -187,7 +186,8 @@ class Clock:
             ways.append("exchange '24/7'")
         ways = ways or ["give the bars to come"]
         return (
-            f"freq {freq!r} does not fit the past, whose bars come {self.words}: {', or '.join(ways)}"
+            f"freq {freq!r} does not fit the past, whose bars come {self.words}: "
+            f"{', or '.join(ways)}"
         )
 
     def strange(self, ahead: Times) -> npt.NDArray[np.bool_]:
@@ -241,7 +241,7 @@ class Clock:
             for span in spans
         )
 
-    def _fits(self, offset: pd.DateOffset) -> bool:
+    def _fits(self, offset: BaseOffset) -> bool:
         assert self.step is not None
         try:
             start = pd.Timestamp(self.last)
@@ -366,7 +366,7 @@ def _tick(step: np.timedelta64) -> str:
     for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
         count, rest = divmod(seconds, size)
         if count and not rest:
-            return unit if (count, unit) == (1, "h") else f"{count:g}{unit}"
+            return unit if unit == "h" and count == 1 else f"{count:g}{unit}"
     return f"{step.astype(int)}ns"
 
 
@@ -388,8 +388,10 @@ def _names(days: list[int], ending: str = "") -> str:
 
 def _span(days: list[int]) -> str:
     """Weekdays in a row, which may go over Sunday, as "Sunday to Thursday"; others as a list."""
+    if len(days) in (0, 7):
+        return "every day of the week" if days else ""
     if len(days) < 3:
-        return _names(days) if days else ""
+        return _names(days)
     start = next(day for day in days if (day - 1) % 7 not in days)
     run = [(start + step) % 7 for step in range(len(days))]
     if sorted(run) == days:

@@ -121,7 +121,8 @@ def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
         why = f"{len(days)} bars, mostly {gap} days apart, show no week"
         return Clock("irregular", why=why, **ends)
     week = week_of(days)
-    if middle > 4 or _density(days, week) < 0.5:
+    apart = np.diff(np.unique((recent.astype(np.int64) + 3) // 7))
+    if (len(apart) and usual(apart)[0] > 1) or _density(days, week) < 0.5:
         why = f"the bars from {show(past[0])} to {show(past[-1])} come at irregular steps"
         return Clock("irregular", why=why, **ends)
     return Clock("days", step=gap * DAY, week=week, slots=week[:, None], **common)
@@ -317,8 +318,8 @@ def _usual_week(
 ) -> tuple[States, States, tuple[int, ...]]:
     """What is not known of the week, as other markets have it; and the weekdays so assumed.
 
-    A market with sessions, seen on Mondays to Fridays only, is taken to be open on all of these. One
-    that goes on over a Saturday around the clock never closes.
+    A market with sessions, seen on Mondays to Fridays only, is taken to be open on all of these.
+    One that goes on over a Saturday around the clock never closes.
     """
     is_open = week == OPEN
     hours = slots[is_open] == OPEN

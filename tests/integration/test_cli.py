@@ -253,12 +253,12 @@ def test_a_forecast_that_cannot_be(csv, more, code, told, capsys, monkeypatch):
     assert [path.name for path in csv.parent.iterdir()] == ["bars.csv"]
 
 
-def test_a_forecast_replaces_nothing_unasked_and_needs_a_rule_for_times(csv, capsys):
+def test_a_forecast_replaces_nothing_unasked_and_takes_one_rule_for_times(csv, capsys):
     csv.with_name("forecast.png").touch()
     assert main(ask(csv, "--freq", "B")) == 2
     assert "forecast.png exists; name another file or say --overwrite" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
-        main(ask(csv))
+        main(ask(csv, "--freq", "B", "--exchange", "XSHG"))
     assert stopped.value.code == 2
     several = ["forecast", str(csv), "--freq", "B", "--out", str(csv.with_name("g.csv"))]
     assert main(several) == 2
@@ -307,5 +307,7 @@ def test_data_convert_and_demo_write_folders(csv, capsys):
 def test_minutes_ahead_of_daily_bars_are_refused(csv, capsys, freq):
     """Days' moves under the names of minutes look like a forecast, and are none."""
     assert main(ask(csv, "--freq", freq)) == 2
-    assert f"--freq {freq} does not fit bars that come every 1 days" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--freq {freq} does not fit the past, whose bars come daily, Monday to Friday" in said
+    assert "leave freq out" in said and "give freq 'B'" in said
     assert not csv.with_name("forecast.csv").exists()

@@ -242,8 +242,8 @@ def test_the_bars_to_come_from_an_exchange_or_a_frequency(forecaster):
         forecaster.predict(bars(), past, freq="B")
     with pytest.raises(ConfigError, match="y_timestamp is given: leave out"):
         forecaster.predict(bars(), past, past + pd.Timedelta(days=30), freq="B")
-    with pytest.raises(ConfigError, match="exchange"):
-        forecaster.predict(bars(), past, **options)
+    as_before = forecaster.predict(bars(), past, **options)  # neither is given: the past's pattern
+    pd.testing.assert_frame_equal(as_before, weekdays)
 
 
 def test_larger_units_of_volume_change_nothing_else(forecaster):
