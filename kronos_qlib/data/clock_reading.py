@@ -35,6 +35,9 @@ RECENT_WEEKS, RECENT_DAYS = 12, 25
 """Weeks with bars that say which weekdays are open; days that say at which times."""
 LATELY = 4
 """Weeks that decide alone: Tel Aviv moved its week from Sunday to Monday in 2026."""
+A_SESSION = 0.15
+"""The share of a day's times that a half day, or a weekday's own hours, lack: a bar or two may lack
+for any reason."""
 SATURDAY = 5
 HOUR = np.timedelta64(3_600_000_000_000, "ns")
 
@@ -91,8 +94,8 @@ def week_of(days: Days) -> States:
             lately = seen[weekday == day][-LATELY:]
             if lately.all() or not lately.any():
                 week[day] = OPEN if lately.all() else CLOSED
-    if (week[[4, 5, 6]] == OPEN).all():  # no market but one of seven days has all three
-        week[week == UNKNOWN] = OPEN
+    if (week[[4, 5, 6]] == OPEN).all():  # few markets but those of seven days have all three
+        week[(week == UNKNOWN) & (count == 0)] = OPEN
     return week
 
 
@@ -201,7 +204,8 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
     if covered < 0.6:
         why = f"the bars from {show(past[0])} to {show(past[-1])} keep to no times of day"
         return Clock("minutes", week=week, why=why, **common)
-    week, slots, assumed = _usual_week(week, clock, slots, step)
+    reached = np.isin(np.arange(7), _weekday(np.arange(dates[0], dates[-1] + 1)))
+    week, slots, assumed = _usual_week(week, clock, slots, step, reached)
     return Clock("minutes", week=week, clock=clock, slots=slots, assumed=assumed, **common)
 
 
@@ -296,7 +300,9 @@ class _DayHours:
         states[~usual_times & (due >= 3) & (seen >= 0.7 * due)] = OPEN
         lacking = usual_times & (seen == 0) & (due > 0)
         by_accident = (1 - rate) ** due
-        states[lacking & (due >= 3) & (by_accident < 0.05)] = CLOSED
+        closed = lacking & (due >= 3) & (by_accident < 0.05)
+        if closed.sum() >= A_SESSION * usual_times.sum():
+            states[closed] = CLOSED
         places = np.flatnonzero(seen)
         if not len(places):
             return states
@@ -306,24 +312,31 @@ class _DayHours:
             if around and neighbour != OPEN:
                 states[usual_times & side & (due == 0)] = UNKNOWN
             doubtful = lacking & side & (due < 3) & (by_accident < 0.3)
-            # A bar or two may lack; a half day, or a weekday's own hours, are more.
-            if doubtful.sum() >= 0.15 * usual_times.sum():
+            if doubtful.sum() >= A_SESSION * usual_times.sum():
                 settled = (neighbour == CLOSED) & (due[doubtful] == 2)
                 states[doubtful] = np.where(settled, CLOSED, UNKNOWN)
         return states
 
 
 def _usual_week(
-    week: States, clock: npt.NDArray[np.timedelta64], slots: States, step: np.timedelta64
+    week: States,
+    clock: npt.NDArray[np.timedelta64],
+    slots: States,
+    step: np.timedelta64,
+    reached: Flags,
 ) -> tuple[States, States, tuple[int, ...]]:
     """What is not known of the week, as other markets have it; and the weekdays so assumed.
 
     A market with sessions, seen on Mondays to Fridays only, is taken to be open on all of these.
-    One that goes on over a Saturday around the clock never closes.
+    One that goes on over a Saturday around the clock never closes. A weekday that was passed over
+    stays unknown: it is not assumed against what was seen.
+
+    Args:
+        reached: (7,) the weekdays that the past reaches over.
     """
     is_open = week == OPEN
     hours = slots[is_open] == OPEN
-    unknown = np.flatnonzero(week == UNKNOWN)
+    unknown = np.flatnonzero((week == UNKNOWN) & ~reached)
     if not len(unknown) or not len(hours):
         return week, slots, ()
     usual_times = hours.any(axis=0)
