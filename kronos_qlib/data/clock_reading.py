@@ -125,7 +125,7 @@ def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
         return Clock("irregular", why=why, **ends)
     week = week_of(days)
     apart = np.diff(np.unique((recent.astype(np.int64) + 3) // 7))
-    if (len(apart) and usual(apart)[0] > 1) or _density(days, week) < 0.5:
+    if (len(apart) and (apart == 1).mean() < 0.5) or _density(days, week) < 0.5:
         why = f"the bars from {show(past[0])} to {show(past[-1])} come at irregular steps"
         return Clock("irregular", why=why, **ends)
     return Clock("days", step=gap * DAY, week=week, slots=week[:, None], **common)
