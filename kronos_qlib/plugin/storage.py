@@ -212,9 +212,11 @@ def _minutes_of(freq: str) -> float | None:
     else:
         return {Freq.NORM_FREQ_MINUTE: 1, Freq.NORM_FREQ_DAY: 24 * 60}.get(base, np.nan) * count
     try:
-        return pd.Timedelta(pd.tseries.frequencies.to_offset(freq)) / pd.Timedelta("1min")
+        offset = pd.tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError):
         return None
+    is_fixed = isinstance(offset, pd.offsets.Tick)
+    return float(pd.Timedelta(offset) / pd.Timedelta("1min")) if is_fixed else None
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
