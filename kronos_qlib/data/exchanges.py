@@ -23,6 +23,8 @@ WAYS_ON = (
     "A newer exchange-calendars may reach further; without the exchange the bars go on at the "
     "weekdays and times of the past (daily ones also by freq='B') and know no holidays"
 )
+STRAY_SHARE = 0.1
+"""More bars off an exchange's grid are no odd bars: it is another exchange, or another zone."""
 WITHOUT = "leave the exchange out to go on at the weekdays and times of the past"
 
 
@@ -134,10 +136,15 @@ def _bar_grids(past: Times, code: str, step: Any, since: date, until: date) -> l
     stray = past[~at_open & ~at_close]
     if len(stray):
         named = past[-1] if stray[-1] == past[-1] else stray[0]
+        advice = (
+            f"drop those bars, or {WITHOUT}"
+            if len(stray) <= STRAY_SHARE * len(past)
+            else f"is that the exchange, and are the times its own, not UTC? Or {WITHOUT}"
+        )
         raise CalendarError(
             f"{_text(named)} is no bar of {code} in steps of {_words(step)} from the open, labelled"
             f" by open or close, in the exchange's local time ({len(stray)} such bars of the "
-            f"{len(past)}); drop those bars, or {WITHOUT}"
+            f"{len(past)}); {advice}"
         )
     only_open, only_close = past[at_open & ~at_close], past[at_close & ~at_open]
     if len(only_open) and len(only_close):

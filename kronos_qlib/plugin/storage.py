@@ -215,8 +215,7 @@ def _minutes_of(freq: str) -> float | None:
         offset = pd.tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError):
         return None
-    is_fixed = isinstance(offset, pd.offsets.Tick)
-    return float(pd.Timedelta(offset) / pd.Timedelta("1min")) if is_fixed else None
+    return offset.nanos / 60e9 if isinstance(offset, pd.offsets.Tick) else None
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
