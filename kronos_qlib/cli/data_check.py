@@ -9,6 +9,7 @@ from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.sources import add_source, read_source
 from kronos_qlib.data.bars import check_bars, describe_report
 from kronos_qlib.data.repairs import join_reports, repair_bars
+from kronos_qlib.data.steps import step_notes
 from kronos_qlib.data.tables import check_apart, write_bars
 from kronos_qlib.errors import KronosError
 
@@ -51,7 +52,7 @@ def check(chosen: argparse.Namespace) -> int:
     if chosen.report:
         join_reports(found, record, left).to_csv(chosen.report, index=False)
     report = found if left is None else left
-    for note in table.notes:
+    for note in (*table.notes, *step_notes(bars)):
         print(f"note: {note}")
     if len(record):
         print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}\nleft:")

@@ -14,6 +14,7 @@ from kronos_qlib.cli.sources import add_source, read_source
 from kronos_qlib.data.bars import WARNINGS, check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import future_times
 from kronos_qlib.data.repairs import MENDED_BY, join_reports, repair_bars
+from kronos_qlib.data.steps import as_days
 from kronos_qlib.data.tables import check_apart, read_times
 from kronos_qlib.errors import CalendarError, KronosError
 
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--future-bars",
         type=int,
         default=60,
-        help="length of the future calendar: weekdays, holidays unknown, or --exchange's "
-        "(%(default)s)",
+        help="length of the future calendar: the weekdays and times of the bars, holidays unknown, "
+        "or --exchange's (%(default)s)",
     )
     future = parser.add_mutually_exclusive_group()
     future.add_argument(
@@ -145,11 +146,12 @@ def tell_repairs(rules: Iterable[str]) -> str:
 
 def days_ahead(bars: pd.DataFrame, count: int, exchange: str) -> pd.DatetimeIndex:
     """The times that an exchange has after the last bar."""
-    past = pd.DatetimeIndex(bars["date"].unique()).sort_values()
+    dates = as_days(bars)[0]["date"]
+    past = pd.DatetimeIndex(dates.unique()).sort_values()
     try:
         return pd.DatetimeIndex(future_times(past, count, exchange=exchange))
     except CalendarError as problem:
         raise CalendarError(
-            f"the bars do not fit --exchange {exchange}: {problem}; or leave --exchange out, or "
-            "give the days yourself with --future-calendar FILE"
+            f"the bars do not fit --exchange {exchange}: {problem}; or give the days yourself with "
+            "--future-calendar FILE"
         ) from problem

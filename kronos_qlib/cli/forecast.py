@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import describe
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kronos_qlib.data.calendar import Ahead
     from kronos_qlib.inference.forecast import Forecast
     from kronos_qlib.inference.predictor import KronosPredictor
 
@@ -27,18 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "picture. The same file, settings and seed give the same forecast.",
         "kronos-qlib forecast 600977.csv --exchange XSHG --model small --lookback 400 --horizon 48",
         "kronos-qlib forecast bars.parquet --symbol AAPL --exchange XNYS --out aapl.csv",
-        "kronos-qlib forecast coins.csv --symbol BTC --freq D --paths 200 --quantiles 0.1 0.5 0.9",
+        "kronos-qlib forecast coins.csv --symbol BTC --paths 200 --quantiles 0.1 0.5 0.9",
     )
     parser.add_argument("source", type=Path, help="a .csv, .parquet or .feather file of bars")
     parser.add_argument("--symbol", help="which instrument, when the file has several")
-    ahead = parser.add_mutually_exclusive_group(required=True)
+    ahead = parser.add_mutually_exclusive_group()
     ahead.add_argument(
         "--exchange",
         metavar="CODE",
-        help="whose trading times the bars to come have: XSHG, XNYS, 24/7, ...; knows holidays",
+        help="whose trading times the bars to come have: XSHG, XNYS, 24/7, ...; knows holidays "
+        "(the weekdays and times of the bars read; knows none)",
     )
     ahead.add_argument(
-        "--freq", metavar="FREQ", help="or a pandas frequency: 5min, B, D, W-FRI; knows none"
+        "--freq",
+        metavar="FREQ",
+        help="or a pandas frequency, the step of the bars: 5min, B, D, W-FRI; knows none",
     )
     parser.add_argument(
         "--model", default="nano", help="alias, Hub id or folder; see kronos-qlib models (nano)"
@@ -87,18 +91,17 @@ def forecast(arguments: argparse.Namespace) -> None:
     context = predictor.max_context
     window = bars.tail(_lookback(arguments, len(bars), context))
     _check_bars(window, arguments.source)
-    _check_frequency(window, arguments.freq)
+    ahead = _ahead(bars, window, arguments)
     found: Forecast = predictor.predict_paths(
         [window],
         [window["date"]],
-        pred_len=arguments.horizon,
+        [ahead.times],
+        arguments.horizon,
         T=arguments.temperature,
         top_p=arguments.top_p,
         sample_count=arguments.paths,
         verbose=False,
         seed=arguments.seed,
-        exchange=arguments.exchange,
-        freq=arguments.freq,
         keys=[window["symbol"].iloc[0]],
     )[0]
     levels = sorted(set(arguments.quantiles))
@@ -107,9 +110,10 @@ def forecast(arguments: argparse.Namespace) -> None:
     candle_figure(
         window.set_index("date").tail(CANDLES), found.mean, quantiles, _title(found, arguments)
     ).savefig(picture)
-    for note in notes:
+    for note in (*notes, *ahead.doubts):
         print(f"note: {note}")
-    print(_summary(bars, window, found, arguments, context))
+    rule = arguments.exchange or arguments.freq or ahead.rule
+    print(_summary(bars, window, found, arguments, context, rule))
     print(f"{arguments.out} and {picture}")
 
 
@@ -186,25 +190,20 @@ def _check_bars(window: pd.DataFrame, source: Path) -> None:
         )
 
 
-def _check_frequency(window: pd.DataFrame, freq: str | None) -> None:
-    """Refuse days ahead of bars of minutes, and minutes ahead of days: a bar moves as bars did."""
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
+def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespace) -> Ahead:
+    """The bars to come. All that was read shows how bars come, not what the model sees alone."""
+    from kronos_qlib.data.calendar import bars_ahead
 
-    if freq is None:
-        return
+    has_rule = arguments.exchange is not None or arguments.freq is not None
+    past = (window if has_rule else bars)["date"]
     try:
-        offset = to_offset(freq)
-    except ValueError:
-        return  # the predictor says what is known
-    day = pd.Timedelta(days=1)
-    usual = pd.Timedelta(window["date"].diff().median())
-    is_minutes = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset.nanos) < day
-    if is_minutes != (usual < day):
-        raise ConfigError(
-            f"--freq {freq} does not fit bars that come every {usual}: the bars to come would be "
-            "of another size than those seen"
-        )
+        return bars_ahead(past, arguments.horizon, exchange=arguments.exchange, freq=arguments.freq)
+    except CalendarError as bad:
+        symbol = window["symbol"].iloc[0]
+        if arguments.freq is None:
+            raise CalendarError(f"{symbol}: {bad}") from bad
+        named = str(bad).replace(f"freq {arguments.freq!r}", f"--freq {arguments.freq}")
+        raise ConfigError(f"{symbol}: {named}") from bad
 
 
 def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
@@ -231,6 +230,7 @@ def _summary(
     found: Forecast,
     arguments: argparse.Namespace,
     context: int,
+    rule: str,
 ) -> str:
     from kronos_qlib.data.bars import show_time
 
@@ -252,7 +252,7 @@ def _summary(
     low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
         f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "
-        f"{arguments.exchange or arguments.freq}",
+        f"{rule}",
         f"return from {found.last_close:.6g} to the last of them, {arguments.paths} paths: median "
         f"{middle}, 90 % within {low} and {high}, mean {moves.mean():+.2%}, up in "
         f"{(moves > 0).mean():.0%}",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.clock import Clock
+from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.data.exchanges import check_exchange, exchange_times
 from kronos_qlib.errors import CalendarError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 Times = npt.NDArray[np.datetime64]
 ENOUGH_PAST = 12000
@@ -69,15 +75,16 @@ def next_times(calendar: Times, after: Times, count: int, beyond: str = "error")
         calendar: (K,) sorted datetime64, reaching into the future.
         after: (B,) datetime64.
         count: bars to come.
-        beyond: what to do where the calendar ends: "error"; "weekdays" to go on with Mondays to
-            Fridays (whole days only; knows no holidays); or an exchange's code such as "XSHG", to
-            go on as it does, see `future_times`.
+        beyond: what to do where the calendar ends: "error"; "pattern" to go on at the weekdays and
+            times of day of its past, which knows no holidays; "weekdays", the same for calendars
+            of Mondays to Fridays, others are refused; or an exchange's code such as "XSHG", to go
+            on as it does, see `future_times`.
 
     Returns:
         (B, count) datetime64[ns].
 
     Raises:
-        CalendarError: the calendar ends too early.
+        CalendarError: the calendar ends too early, or does not fit the way to go on.
     """
     check_beyond(beyond)
     calendar, after = calendar.astype("datetime64[ns]"), after.astype("datetime64[ns]")
@@ -93,16 +100,16 @@ def check_beyond(beyond: Any) -> None:
     """Refuse a misspelt way of going on beyond a calendar before it is needed.
 
     Raises:
-        ConfigError: it is neither "error" nor "weekdays", and no exchange has such a code.
+        ConfigError: it is none of "error", "pattern" and "weekdays", and no exchange's code.
     """
-    if beyond in ("error", "weekdays"):
+    if beyond in ("error", "pattern", "weekdays"):
         return
     try:
         check_exchange(beyond)
     except ConfigError as bad:
         raise ConfigError(
-            f"beyond_calendar must be 'error', 'weekdays' or an exchange's code, got {beyond!r}: "
-            f"{bad}"
+            f"beyond_calendar must be 'error', 'pattern', 'weekdays' or an exchange's code, got "
+            f"{beyond!r}: {bad}"
         ) from bad
 
 
@@ -115,27 +122,63 @@ def _beyond(calendar: Times, after: Times, count: int, short: int, beyond: str) 
             f"the calendar ends at {last}, {short} bars short of the {count} that follow "
             f"{latest}; extend it (Qlib's <freq>_future.txt; data_prep/csv_to_qlib.py writes "
             "one), shorten the horizon, or say how to go on: beyond_calendar 'XSHG' (an "
-            "exchange's code) or 'weekdays'"
+            "exchange's code), or 'pattern': as the calendar did"
         )
     if not len(calendar):
         raise CalendarError("the calendar is empty: there is nothing to go on from")
-    if beyond != "weekdays":
+    if beyond not in ("pattern", "weekdays"):
         return exchange_times(calendar[-ENOUGH_PAST:], short, beyond)
-    if (np.diff(calendar) < np.timedelta64(1, "D")).any():
+    clock = read_clock(calendar)
+    newest = np.max(after)
+    if beyond == "pattern":
+        try:
+            return clock.after(count, newest)
+        except CalendarError as bad:
+            raise CalendarError(f"beyond_calendar 'pattern': {bad}") from bad
+    _check_weekdays(clock, last)
+    more = pd.bdate_range(
+        calendar[-1], pd.Timestamp(max(newest, calendar[-1])) + pd.offsets.BDay(count + 1)
+    )
+    time_of_day = calendar[-1] - calendar[-1].astype("datetime64[D]")
+    added = more.normalize().to_numpy().astype("datetime64[ns]") + time_of_day
+    return np.asarray(added[added > calendar[-1]])
+
+
+def _check_weekdays(clock: Clock, last: str) -> None:
+    """Refuse to go on by weekdays from a calendar of another step, or of other days."""
+    if clock.kind == "minutes":
         raise CalendarError(
             f"the calendar ends at {last} and has several bars a day: weekdays cannot extend it, "
-            "an exchange's code can (beyond_calendar 'XSHG')"
+            "'pattern' (their weekdays and times of day) or an exchange's code can "
+            "(beyond_calendar 'XSHG')"
         )
-    newest = pd.Timestamp(max(np.max(after), calendar[-1]))
-    more = pd.bdate_range(calendar[-1], newest + pd.offsets.BDay(count + 1), normalize=False)
-    added = more.to_numpy().astype("datetime64[ns]")
-    return np.asarray(added[added > calendar[-1]])
+    if clock.misfit(pd.offsets.BDay(), "B"):
+        always = "; '24/7' is the exchange that never closes" if clock.has_weekends else ""
+        raise CalendarError(
+            f"the calendar ends at {last} and its bars come {clock.words}: weekdays are not how it "
+            f"goes on, beyond_calendar 'pattern' is{always}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """Bars to come, and what there is to say of them."""
+
+    times: Times
+    """(count,) datetime64[ns]."""
+    rule: str
+    """How they were made."""
+    doubts: tuple[str, ...] = ()
+    """What may be wrong with them, a sentence each."""
 
 
 def future_times(
     past: Any, count: int, *, exchange: str | None = None, freq: str | None = None
 ) -> Times:
-    """The `count` bars after the last one of the past, made from exactly one of two rules.
+    """The `count` bars after the last one of the past, made from one rule of three.
+
+    Without exchange and freq they go on as the past did: at the weekdays and times of day at which
+    it has bars. That knows no holidays, and is logged, as are other doubts.
 
     Args:
         past: (L,) increasing timestamps, as for `stamps_of`: wall-clock time of the exchange.
@@ -145,16 +188,28 @@ def future_times(
             bar's length, daily bars keep the last one's time of day, and intraday bars are
             labelled by open or close as it is.
         freq: a pandas frequency ("5min", "B", "D", "W-FRI", "ME"): knows no holidays and no
-            closing time, except that "B" leaves out weekends.
+            closing time, except that "B" leaves out weekends. One that is not the past's usual
+            step is refused.
 
     Returns:
         (count,) datetime64[ns].
 
     Raises:
-        CalendarError: the past does not increase, does not fit the exchange or the frequency, or
-            leaves its labels open; or the exchange's calendar ends before the last bar to come.
-        ConfigError: both rules or none are given, or a rule is unknown.
+        CalendarError: the past does not increase, does not fit the exchange or the frequency,
+            leaves its labels open, or is too short or irregular to tell how it goes on; or the
+            exchange's calendar ends before the last bar to come.
+        ConfigError: both rules are given, or a rule is unknown.
     """
+    ahead = bars_ahead(past, count, exchange=exchange, freq=freq)
+    for doubt in ahead.doubts:
+        logger.warning(doubt)
+    return ahead.times
+
+
+def bars_ahead(
+    past: Any, count: int, *, exchange: str | None = None, freq: str | None = None
+) -> Ahead:
+    """As `future_times`, with what there is to say of the bars to come; logs nothing."""
     before = to_times(past)
     if count < 1:
         raise ConfigError(f"the bars to come must be at least 1, got {count}")
@@ -164,19 +219,42 @@ def future_times(
     if len(falls):
         first, second = before[falls[0]], before[falls[0] + 1]
         raise CalendarError(f"the past does not increase: {first} is followed by {second}")
-    if exchange is not None and freq is None:
-        return exchange_times(before, count, exchange)
-    if freq is not None and exchange is None:
-        return _frequency_times(before[-1], count, freq)
-    raise ConfigError(
-        f"the bars to come need {'one' if exchange is None else 'only one'} of: exchange, such as "
-        "'XSHG' or 'XNYS', whose holidays, half days and breaks are kept; freq, such as '5min', "
-        "'B' or 'W-FRI', a rule that knows none"
+    if exchange is not None and freq is not None:
+        raise ConfigError(
+            "the bars to come need only one of: exchange, such as 'XSHG' or 'XNYS', whose "
+            "holidays, half days and breaks are kept; freq, such as '5min', 'B' or 'W-FRI', a rule "
+            "that knows none; without both they go on at the weekdays and times of the past"
+        )
+    if exchange is not None:
+        return Ahead(exchange_times(before, count, exchange), f"exchange {exchange}")
+    clock = read_clock(before)
+    if freq is None:
+        times = clock.after(count)[:count]
+        rule = f"the pattern of the past ({clock.words})"
+        unknown = (
+            f"the bars to come are made from {rule}, which knows no holidays; an exchange's "
+            "calendar, such as 'XSHG', does"
+        )
+        return Ahead(times, rule, (unknown, *clock.doubts(times)))
+    times = _frequency_times(clock, count, freq)
+    strange = times[clock.strange(times)]
+    doubt = (
+        f"{len(strange)} of the {count} bars to come by freq {freq!r}, the first "
+        f"{pd.Timestamp(strange[0]):%A %Y-%m-%d %H:%M}, are at times at which no day of the past "
+        f"has a bar ({clock.words}): leave freq out, or give the exchange, to keep its hours"
+        if len(strange)
+        else ""
     )
+    return Ahead(times, f"freq {freq}", (doubt,) if doubt else ())
 
 
-def _frequency_times(last: np.datetime64, count: int, freq: str) -> Times:
-    start = pd.Timestamp(last)
+def doubt_of_given(past: Times, ahead: Times) -> str | None:
+    """How bars to come that were given plainly have another step than the past, if they do."""
+    return read_clock(past).unlike(ahead)
+
+
+def _frequency_times(clock: Clock, count: int, freq: str) -> Times:
+    start = pd.Timestamp(clock.last)
     try:
         offset = pd.tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError) as bad:
@@ -187,11 +265,14 @@ def _frequency_times(last: np.datetime64, count: int, freq: str) -> Times:
     try:
         if not (second := start + offset) > start:
             raise ConfigError(f"freq must lead forward in time, got {freq!r}")
+        if misfit := clock.misfit(offset, freq):
+            raise CalendarError(misfit)
         if not offset.is_on_offset(start):
             raise CalendarError(
                 f"the last bar, {start.day_name()} {start:%Y-%m-%d %H:%M}, is not on freq {freq!r} "
                 f"({offset.freqstr}), whose next bar is {second:%Y-%m-%d %H:%M}: weeks that end on "
-                "Fridays are 'W-FRI', months that end on weekdays 'BME'; or give the bars to come"
+                "Fridays are 'W-FRI', months that end on weekdays 'BME'; or leave freq out to go "
+                "on as the past did, or give the bars to come"
             )
         ahead = pd.date_range(start, periods=count + 1, freq=offset)[1:]
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as bad:

@@ -27,6 +27,7 @@ from kronos_qlib.data.segments import (
     places_of,
     split_by_share,
 )
+from kronos_qlib.data.steps import as_days, step_notes
 from kronos_qlib.data.tables import read_bars
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
@@ -67,7 +68,8 @@ class WindowDataset:
     notes: tuple[str, ...] = ()
     """What was derived, assumed, left out, repaired or doubted when a file was read."""
     beyond_calendar: str = "error"
-    """Where the calendar ends: "error", "weekdays", or an exchange's code such as "XSHG"."""
+    """Where the calendar ends: "error"; an exchange's code such as "XSHG"; "pattern", to go on at
+    its weekdays and times of day; or "weekdays", where it has nothing else."""
 
     def __post_init__(self) -> None:
         if self.lookback < 2 or self.horizon < 1:
@@ -126,8 +128,11 @@ class WindowDataset:
             as_is=True,
         )
         bars, record = repair_bars(read.bars, repair)
+        bars, stamped = _one_time_a_day(bars)
         report = check_bars(bars, find_gaps=False)
-        notes = [f"{name}: {note}" for note in read.notes]
+        notes = [f"{name}: {note}" for note in (*read.notes, *step_notes(bars))]
+        if stamped:
+            notes.append(f"{name}: {stamped}")
         if len(record):
             notes.append(f"{name} was repaired:\n{describe_report(record)}")
         if len(doubts := report[report["severity"] == "warning"]):
@@ -208,3 +213,11 @@ class WindowDataset:
         ):
             last = self.end
         return first, last
+
+
+def _one_time_a_day(bars: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Daily bars that bear several times a day, without them: the calendar is one of days."""
+    times = bars["date"].drop_duplicates()
+    if not times.dt.normalize().duplicated().any():
+        return bars, ""  # one time, such as 15:00, stays as it is
+    return as_days(bars)

@@ -20,9 +20,12 @@ LONGEST_INTRADAY = np.timedelta64(20, "h")
 ALWAYS = (date(1800, 1, 1), date(2199, 12, 31))
 """Stands for the bounds of a calendar whose rules have none."""
 WAYS_ON = (
-    "A newer exchange-calendars may reach further; freq='B' goes on with weekdays and knows no "
-    "holidays; or give the bars to come"
+    "A newer exchange-calendars may reach further; without the exchange the bars go on at the "
+    "weekdays and times of the past (daily ones also by freq='B') and know no holidays"
 )
+STRAY_SHARE = 0.1
+"""More bars off an exchange's grid are no odd bars: it is another exchange, or another zone."""
+WITHOUT = "leave the exchange out to go on at the weekdays and times of the past"
 
 
 SAME_CALENDAR = {"XSHE": "XSHG"}
@@ -115,14 +118,13 @@ def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:
     if len(gaps) and gaps[numbers.argmax()] > 1:
         raise CalendarError(
             f"the bars up to {_text(past[-1])} are {gaps[numbers.argmax()]} sessions of {code} "
-            "apart, and an exchange's calendar gives bars of a day or shorter; give freq instead, "
-            "such as 'W-FRI' or 'BME'"
+            f"apart, and an exchange's calendar gives bars of a day or shorter; {WITHOUT}"
         )
     closed = past[~np.isin(days, sessions)]
     if len(closed):
         raise CalendarError(
             f"{_text(closed[-1])} is on no session of {code} ({len(closed)} such bars): is that "
-            "the exchange, and its local time? freq='D' has a bar every day"
+            "the exchange, and its local time? '24/7' has a bar every day"
         )
     return np.asarray(sessions.astype("datetime64[ns]") + (past[-1] - days[-1]))
 
@@ -134,10 +136,15 @@ def _bar_grids(past: Times, code: str, step: Any, since: date, until: date) -> l
     stray = past[~at_open & ~at_close]
     if len(stray):
         named = past[-1] if stray[-1] == past[-1] else stray[0]
+        advice = (
+            f"drop those bars, or {WITHOUT}"
+            if len(stray) <= STRAY_SHARE * len(past)
+            else f"is that the exchange, and are the times its own, not UTC? Or {WITHOUT}"
+        )
         raise CalendarError(
             f"{_text(named)} is no bar of {code} in steps of {_words(step)} from the open, labelled"
             f" by open or close, in the exchange's local time ({len(stray)} such bars of the "
-            f"{len(past)}); drop those bars, or give freq or the bars to come"
+            f"{len(past)}); {advice}"
         )
     only_open, only_close = past[at_open & ~at_close], past[at_close & ~at_open]
     if len(only_open) and len(only_close):
@@ -175,8 +182,7 @@ def _kind(code: str) -> Any:
         raise ConfigError(f"exchange-calendars knows no exchange {code!r}: {hint}") from None
     except Exception as bad:  # 4.13 cannot build five of its calendars with pandas 3
         raise CalendarError(
-            f"exchange-calendars fails to build the calendar of {code} ({bad}); give freq or the "
-            "bars to come"
+            f"exchange-calendars fails to build the calendar of {code} ({bad}); {WITHOUT}"
         ) from bad
 
 

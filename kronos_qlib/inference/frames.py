@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times, future_times, to_times
+from kronos_qlib.data.calendar import Times, bars_ahead, doubt_of_given, to_times
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+
+logger = logging.getLogger(__name__)
 
 ABBREVIATIONS = {"volume": ("vol",), "amount": ("amt", "money", "turnover", "quote_volume")}
 """Names under which vendors give a column, which must not pass for no column."""
@@ -45,13 +48,14 @@ def series_of_frames(
 
     Args:
         past, ahead: the timestamps of each frame and of the bars after it. Without `ahead` they
-            are made from `exchange` or `freq`, see `calendar.future_times`.
+            are made from `exchange`, `freq` or neither, see `calendar.future_times`. What is
+            doubtful of them is logged.
         horizon: bars ahead; None takes as many as `ahead` has.
         names: of the series, for errors.
 
     Raises:
         BarDataError, CalendarError: name the series and what is wrong.
-        ConfigError: the bars to come are described twice or not at all.
+        ConfigError: the bars to come are described twice.
     """
     if isinstance(names, str):
         raise BarDataError(f"keys is a list of names, one for each series, got {names!r}")
@@ -74,6 +78,7 @@ def series_of_frames(
         horizon = len(ahead[0]) if len(ahead) else 1
     horizon = whole("pred_len", horizon)
     result = []
+    doubts: dict[str, list[str]] = {}
     for place, frame in enumerate(frames):
         name = f"series {place}" if names is None else names[place]
         bars = bars_of_frame(frame, name)
@@ -81,12 +86,19 @@ def series_of_frames(
         if ahead is not None:
             after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
             timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
+            found = [doubt_of_given(before, after)]
         else:
             try:
-                after = future_times(before, horizon, exchange=exchange, freq=freq)
+                made = bars_ahead(before, horizon, exchange=exchange, freq=freq)
             except CalendarError as bad:
                 raise CalendarError(f"{name}: {bad}") from bad
+            after, found = made.times, [*made.doubts]
+        for doubt in filter(None, found):
+            doubts.setdefault(doubt, []).append(name)
         result.append(Series(bars, before, after))
+    for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
+        more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
+        logger.warning("%s%s: %s", whose[0], more, doubt)
     return result
 
 

@@ -124,8 +124,10 @@ class KronosPredictor:
             df: (L rows) open, high, low, close[, volume[, amount]] in their own units.
             x_timestamp: the L timestamps of `df`: a Series, a DatetimeIndex, an array or a list.
             y_timestamp: the `pred_len` timestamps after them; None makes them from `exchange`, a
-                code of exchange-calendars such as "XSHG" (holidays, half days, lunch break), or
-                from `freq`, a pandas frequency such as "5min" or "B".
+                code of exchange-calendars such as "XSHG" (holidays, half days, lunch break); from
+                `freq`, a pandas frequency such as "5min" or "B", refused where it is not the step
+                of the past; or, without both, at the weekdays and times of day of the past. What
+                of them is doubtful is logged.
             pred_len: bars to forecast; None takes as many as `y_timestamp` has.
             T: temperature; 0 takes the likeliest token.
             top_k: 0 keeps all tokens. top_p applies after it.

@@ -221,7 +221,9 @@ class KronosDataset(DatasetH):
         min_bars: bars a window needs; None: exactly `lookback`.
         max_age_days: calendar days a window's oldest bar may lie before its last; None for any.
         beyond_calendar: where Qlib's future calendar ends: "error"; an exchange's code such as
-            "XSHG", to go on as exchange-calendars says; or "weekdays".
+            "XSHG", to go on as exchange-calendars says; "pattern", at the weekdays and times of
+            day of the calendar's past, without holidays; or "weekdays", refused where the calendar
+            has other days or another step.
         bar_handler: beside another handler, settings of the `KronosHandler` that reads bars;
             its instruments (filtered alike), freq, start_time and end_time follow that handler
             unless given here.

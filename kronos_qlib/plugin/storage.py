@@ -28,7 +28,10 @@ from qlib.utils.time import Freq
 
 from kronos_qlib.data.bars import check_bars, errors_of, is_vwap_plausible, measure_lot
 from kronos_qlib.data.calendar import to_times
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.data.clock import DAY
+from kronos_qlib.data.clock_reading import read_clock
+from kronos_qlib.data.steps import as_days, market_times, step_notes, wrong_step
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -85,15 +88,18 @@ def write_provider(
 
     Args:
         bars: `schema.LONG_COLUMNS`, in any order. Prices x factor convention as in the schema.
+            One bar a day with a time of day, such as 15:00, is a daily bar: the time is dropped.
         target: The provider folder.
-        freq: "day", or minutes such as "5min".
+        freq: "day", or minutes such as "5min". Qlib has no weeks or months: such bars are written
+            as "day". It counts entries of the calendar, so each step is one bar; a note says so.
         market: Name of the market file to write besides `all`, with the same members.
         benchmark: Stored as an instrument, but a member of no market. A name that `bars` hold
             takes that instrument out of the markets; another name gets the equal-weight mean of
             the members' returns, begun at 1000.
-        future_bars: Times to add to the future calendar: weekdays, at the usual times of day.
-            A weekday may turn out to be a holiday.
-        future_times: The exchange's own calendar, taken whole in place of those weekdays; what is
+        future_bars: Times to add to the future calendar: the weekdays and times of day at which
+            bars came. One may turn out to be a holiday. Mondays to Fridays where bars are too few
+            to show their week; none where they are irregular.
+        future_times: The exchange's own calendar, taken whole in place of those; what is
             not after the last bar is ignored. Days without a time of day, for bars of minutes,
             get the usual ones.
         extra: Further number columns of `bars` to store as fields.
@@ -114,19 +120,23 @@ def write_provider(
     target = Path(target).expanduser().absolute()
     freq = _check_settings(freq, market, future_bars)
     _check_target(target, overwrite)
-    _check_table(bars, freq, extra)
+    _check_table(bars, extra)
+    bars, stamped = as_days(bars) if freq == "day" else (bars, "")
     names = [*BAR_COLUMNS, "factor", *extra]
     table = bars[["symbol", "date", *names]].sort_values(["symbol", "date"], ignore_index=True)
     table = table.astype({"symbol": str, **dict.fromkeys(names, np.float64)})
     _check_symbols(list(table["symbol"].unique()))
     table["symbol"] = table["symbol"].str.upper()
-    _check_step(table, freq)
+    if problem := wrong_step(table, freq):
+        raise BarDataError(problem)
     benchmark = benchmark.upper() if benchmark else None
     if benchmark:
         _check_symbols([benchmark])
 
     lot = measure_lot(table)
-    notes = [] if lot == 1 else [f"volume counts lots of {lot} shares: vwap is per share"]
+    notes = [stamped] if stamped else []
+    notes += [] if lot == 1 else [f"volume counts lots of {lot} shares: vwap is per share"]
+    notes += step_notes(table)
     is_member = (table["symbol"] != benchmark).to_numpy()
     if not is_member.any():
         raise BarDataError(f"bars hold nothing but the benchmark {benchmark}")
@@ -146,13 +156,8 @@ def write_provider(
 
     calendar = pd.DatetimeIndex(table["date"].unique()).sort_values()
     if future_times is None:
-        future = _weekdays_ahead(calendar, freq, future_bars)
-        if len(future):
-            notes.append(
-                f"the future calendar goes on by weekdays to {future[-1]:%Y-%m-%d} and knows no "
-                "holidays: better give the exchange's own (future_times; --exchange or "
-                "--future-calendar)"
-            )
+        future, note = _times_ahead(table, calendar, freq, future_bars)
+        notes += [note] if note else []
     else:
         future = _given_ahead(calendar, freq, future_times)
         if not len(future):
@@ -181,16 +186,13 @@ def write_provider(
 
 def _check_settings(freq: str, market: str, future_bars: int) -> str:
     """The frequency as Qlib spells it in file names."""
-    try:
-        count, base = Freq.parse(freq)
-    except ValueError as problem:
-        raise ConfigError(f'freq must be "day" or like "5min", got {freq!r}') from problem
-    if base == Freq.NORM_FREQ_MINUTE and 1 <= count < 24 * 60:
-        spelled = f"{count}min"
-    elif base == Freq.NORM_FREQ_DAY and count == 1:
-        spelled = "day"
-    else:
-        raise ConfigError(f'freq must be "day" or like "5min", got {freq!r}')
+    minutes = _minutes_of(freq)
+    if minutes is None or not 1 <= minutes <= 24 * 60 or minutes != int(minutes):
+        raise ConfigError(
+            f'freq must be "day" or like "5min", got {freq!r}: Qlib has days and minutes; weekly '
+            "and monthly bars are written as day"
+        )
+    spelled = "day" if minutes == 24 * 60 else f"{minutes:.0f}min"
     if not MARKET_NAME.fullmatch(market):
         raise ConfigError(
             f"market must be a lower-case word such as csi300, as Qlib's file names are, "
@@ -199,6 +201,21 @@ def _check_settings(freq: str, market: str, future_bars: int) -> str:
     if future_bars < 0:
         raise ConfigError(f"future_bars must not be negative, got {future_bars}")
     return spelled
+
+
+def _minutes_of(freq: str) -> float | None:
+    """Of a frequency in Qlib's words or pandas': "day", "1D", "24h", "60min" and "h" among them."""
+    try:
+        count, base = Freq.parse(freq)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    else:
+        return {Freq.NORM_FREQ_MINUTE: 1, Freq.NORM_FREQ_DAY: 24 * 60}.get(base, np.nan) * count
+    try:
+        offset = pd.tseries.frequencies.to_offset(freq)
+    except (ValueError, TypeError):
+        return None
+    return offset.nanos / 60e9 if isinstance(offset, pd.offsets.Tick) else None
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -220,7 +237,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
+def _check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
     for name in (*LONG_COLUMNS, *extra):
         if name not in bars:
             raise BarDataError(
@@ -235,14 +252,6 @@ def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
         raise BarDataError("there are no bars to write")
     if not pd.api.types.is_datetime64_dtype(bars["date"]) or bars["date"].isna().any():
         raise BarDataError("column 'date' must hold times without a zone, and none missing")
-    if freq == "day":
-        timed = (bars["date"] != bars["date"].dt.normalize()).to_numpy()
-        if timed.any():
-            bar = bars.loc[timed].iloc[0]
-            raise BarDataError(
-                f"{bar['symbol']} {bar['date']}: a daily bar has no time of day; "
-                "pass the bars' frequency, such as freq='5min' or --freq 5min"
-            )
     report = check_bars(bars, max_move=None, find_gaps=False)
     wrong = errors_of(report)
     if len(wrong):
@@ -251,35 +260,6 @@ def _check_table(bars: pd.DataFrame, freq: str, extra: Sequence[str]) -> None:
             f"{worst['symbol']} {worst['date']}: {worst['rule']}: {worst['detail']}; {len(wrong)} "
             "such problems in all, check_bars lists them and repair_bars mends them"
         )
-
-
-def _check_step(table: pd.DataFrame, freq: str) -> None:
-    """Whether bars of minutes, sorted by symbol and time, stand as far apart as they should.
-
-    A few may stand closer: where a session ends at half past, so does its last bar of an hour.
-    """
-    if freq == "day":
-        return
-    dates, symbols = table["date"].to_numpy("datetime64[ns]"), table["symbol"].to_numpy()
-    own = np.flatnonzero(symbols[1:] == symbols[:-1])
-    if not len(own):
-        return  # nobody has two bars
-    steps = np.diff(dates)[own]
-    values, counts = np.unique(steps, return_counts=True)
-    due = pd.Timedelta(freq)
-    least, usual = pd.Timedelta(values[0]), pd.Timedelta(values[counts.argmax()])
-    if least <= due <= usual:
-        return
-    step = least if least > due else usual
-    bar = own[int((steps == step.to_timedelta64()).argmax())] + 1
-    minutes = step / pd.Timedelta("1min")
-    fitting = f"{minutes:g}min" if minutes < 24 * 60 else "day"
-    is_whole = minutes >= 1 and minutes == int(minutes)
-    advice = f"pass freq={fitting!r} or --freq {fitting}" if is_whole else "Qlib has none such"
-    raise BarDataError(
-        f"{symbols[bar]} {table['date'].iloc[bar]}: bars stand {minutes:g} minutes "
-        f"apart, which is not freq={freq!r}; {advice}"
-    )
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:
@@ -355,6 +335,40 @@ def _equal_weight(members: pd.DataFrame, name: str, lot: int) -> pd.DataFrame:
     index["volume"] = index["amount"] / (index[list(PRICE_COLUMNS)].mean(axis=1) * lot)
     index["factor"] = 1.0
     return index.reset_index().assign(symbol=name)
+
+
+def _times_ahead(
+    table: pd.DataFrame, calendar: pd.DatetimeIndex, freq: str, count: int
+) -> tuple[pd.DatetimeIndex, str]:
+    """The next `count` times as bars came so far, and what to say of them."""
+    none = calendar[:0]
+    if not count:
+        return none, ""
+    clock = read_clock(market_times(table["date"]))
+    better = "give the exchange's own (future_times; --exchange or --future-calendar)"
+    try:
+        # The last bars may be one instrument's alone.
+        ahead = pd.DatetimeIndex(clock.after(count, calendar[-1].to_datetime64())[-count:])
+    except CalendarError as problem:
+        few = len(calendar.normalize().unique()) < 10 and clock.kind in ("days", "minutes")
+        if len(calendar) > 2 and not few:
+            return none, f"no future calendar: {problem}; {better}"
+        if (calendar.day_of_week > 4).any() or (clock.step or DAY) > 4 * DAY:
+            return (
+                none,
+                f"no future calendar: the bars are too few to show how they go on; {better}",
+            )
+        ahead = _weekdays_ahead(calendar, freq, count)
+        by = "by weekdays"
+    else:
+        by = "by weekdays" if clock.freq == "B" else f"as the bars did ({clock.words})"
+        if clock.has_weekends and clock.kind != "weeks":
+            return ahead, f"the future calendar goes on {by} to {ahead[-1]:%Y-%m-%d}"
+    assumed = "".join(f"; {doubt}" for doubt in clock.doubts(ahead.to_numpy()))
+    return ahead, (
+        f"the future calendar goes on {by} to {ahead[-1]:%Y-%m-%d} and knows no holidays: better "
+        f"{better}{assumed}"
+    )
 
 
 def _weekdays_ahead(calendar: pd.DatetimeIndex, freq: str, count: int) -> pd.DatetimeIndex:

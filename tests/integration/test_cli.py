@@ -253,12 +253,12 @@ def test_a_forecast_that_cannot_be(csv, more, code, told, capsys, monkeypatch):
     assert [path.name for path in csv.parent.iterdir()] == ["bars.csv"]
 
 
-def test_a_forecast_replaces_nothing_unasked_and_needs_a_rule_for_times(csv, capsys):
+def test_a_forecast_replaces_nothing_unasked_and_takes_one_rule_for_times(csv, capsys):
     csv.with_name("forecast.png").touch()
     assert main(ask(csv, "--freq", "B")) == 2
     assert "forecast.png exists; name another file or say --overwrite" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
-        main(ask(csv))
+        main(ask(csv, "--freq", "B", "--exchange", "XSHG"))
     assert stopped.value.code == 2
     several = ["forecast", str(csv), "--freq", "B", "--out", str(csv.with_name("g.csv"))]
     assert main(several) == 2
@@ -303,9 +303,96 @@ def test_data_convert_and_demo_write_folders(csv, capsys):
     assert main(["data", "demo", str(market), *small]) == 2
 
 
+def write_dates(path: Path, dates: pd.DatetimeIndex) -> Path:
+    close = 10 + np.sin(np.arange(len(dates)))
+    table = pd.DataFrame({"date": dates, **dict.fromkeys(("open", "high", "low", "close"), close)})
+    table.assign(volume=100.0).to_csv(path, index=False)
+    return path
+
+
+def ahead_of(path: Path, *more: str) -> list[str]:
+    out = path.with_name("f.csv")
+    quick = ["--horizon", "2", "--paths", "2", "--lookback", "40", "--overwrite"]
+    assert main(["forecast", str(path), "--out", str(out), *quick, *more]) == 0
+    return pd.read_csv(out)["date"].to_list()
+
+
+def test_without_a_rule_bars_go_on_as_they_came(tmp_path, capsys):
+    """A frequency had to be named, and was believed, whatever the step of the bars."""
+    weekly = write_dates(tmp_path / "w.csv", pd.date_range("2023-01-06", periods=60, freq="W-FRI"))
+    assert ahead_of(weekly) == ["2024-03-01", "2024-03-08"]
+    said = capsys.readouterr().out
+    assert "by the pattern of the past (weekly, on Fridays)" in said
+    assert "note: " in said and "knows no holidays" in said
+    coins = write_dates(tmp_path / "c.csv", pd.date_range("2024-01-01", "2024-03-01"))
+    assert ahead_of(coins) == ["2024-03-02", "2024-03-03"]
+    days = pd.bdate_range("2024-01-01", periods=40) + pd.Timedelta("15h")
+    closes = write_dates(tmp_path / "d.csv", days)
+    assert ahead_of(closes) == ["2024-02-26 15:00:00", "2024-02-27 15:00:00"]
+    # The lookback alone would be too short to show the week.
+    minutes = pd.concat(
+        pd.Series(pd.date_range(f"{day:%F} 09:35", f"{day:%F} 11:30", freq="5min"))
+        for day in pd.bdate_range("2024-01-01", periods=10)
+    )
+    mornings = write_dates(tmp_path / "m.csv", pd.DatetimeIndex(minutes))
+    assert ahead_of(mornings) == ["2024-01-15 09:35:00", "2024-01-15 09:40:00"]
+    capsys.readouterr()
+    assert ahead_of(mornings, "--freq", "5min") == ["2024-01-12 11:35:00", "2024-01-12 11:40:00"]
+    assert "times at which no day of the past has a bar" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dates", "freq", "told"),
+    [
+        (pd.date_range("2023-01-06", periods=60, freq="W-FRI"), "B", "give freq 'W-FRI'"),
+        (pd.date_range("2023-01-06", periods=60, freq="W-FRI"), "D", "give freq 'W-FRI'"),
+        (pd.date_range("2024-01-01", periods=60), "B", "exchange '24/7'"),
+        (pd.date_range("2024-01-01", periods=60, freq="5min"), "1min", "give freq '5min'"),
+        (pd.date_range("2024-01-01", periods=60, freq="5min"), "h", "give freq '5min'"),
+    ],
+)
+def test_a_frequency_that_is_not_the_bars_is_refused(tmp_path, capsys, dates, freq, told):
+    """What the message says to give is then taken."""
+    source = write_dates(tmp_path / "bars.csv", dates)
+    asked = ["forecast", str(source), "--out", str(tmp_path / "f.csv"), "--paths", "2"]
+    assert main([*asked, "--freq", freq]) == 2
+    said = capsys.readouterr().err
+    assert f"BARS: --freq {freq} does not fit the past" in said and told in said
+    fitting = re.findall(r"freq '([^']+)'", said)[-1]
+    assert main([*asked, "--freq", fitting]) == 0
+
+
+def test_too_short_a_past_says_what_to_give(tmp_path, capsys):
+    source = write_dates(tmp_path / "bars.csv", pd.bdate_range("2024-01-01", periods=4))
+    assert main(["forecast", str(source), "--out", str(tmp_path / "f.csv")]) == 1
+    said = capsys.readouterr().err
+    assert "BARS: the past, 2024-01-01 to 2024-01-04, is too short to tell" in said
+    assert "give the exchange, such as 'XSHG' or '24/7', a freq" in said
+
+
+def test_data_check_says_that_bars_are_weekly(tmp_path, capsys):
+    source = write_dates(tmp_path / "w.csv", pd.date_range("2023-01-06", periods=60, freq="W-FRI"))
+    assert main(["data", "check", str(source)]) == 0
+    assert "note: the bars come weekly, on Fridays" in capsys.readouterr().out
+    assert main(["data", "convert", str(source), str(tmp_path / "q"), "--exchange", "XNYS"]) == 2
+    said = capsys.readouterr().err
+    assert "5 sessions of XNYS apart" in said and "leave the exchange out" in said
+
+
+def test_daily_bars_stamped_at_the_close_are_converted(tmp_path, capsys):
+    days = pd.bdate_range("2024-01-08", "2024-02-08") + pd.Timedelta("15h")
+    source, target = write_dates(tmp_path / "d.csv", days), tmp_path / "q"
+    assert main(["data", "convert", str(source), str(target), "--exchange", "XSHG"]) == 0
+    assert "note: one bar a day, at 15:00: daily bars" in capsys.readouterr().out
+    ahead = (target / "calendars" / "day_future.txt").read_text().splitlines()
+    assert ahead[len(days)] == "2024-02-19"  # after Spring Festival
+
+
 @pytest.mark.parametrize("freq", ["5min", "h"])
 def test_minutes_ahead_of_daily_bars_are_refused(csv, capsys, freq):
     """Days' moves under the names of minutes look like a forecast, and are none."""
     assert main(ask(csv, "--freq", freq)) == 2
-    assert f"--freq {freq} does not fit bars that come every 1 days" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--freq {freq} does not fit the past, whose bars come daily, Monday to Friday" in said
+    assert "leave freq out" in said and "give freq 'B'" in said
     assert not csv.with_name("forecast.csv").exists()

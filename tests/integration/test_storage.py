@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,119 @@ def test_extra_columns_and_tables_beside_are_kept(small, tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "q/bars.parquet"), small)
 
 
+def bars_on(dates: pd.DatetimeIndex, symbol: str = "A") -> pd.DataFrame:
+    prices = dict.fromkeys(("open", "high", "low", "close"), 10.0)
+    sizes = {"volume": 10.0, "amount": 100.0, "factor": 1.0}
+    return pd.DataFrame({"symbol": symbol, "date": dates, **prices, **sizes})
+
+
+def future_of(folder: Path, freq: str = "day") -> list[str]:
+    """The entries of the future calendar that the calendar has not."""
+    known, ahead = (
+        (folder / "calendars" / f"{freq}{name}.txt").read_text().splitlines()
+        for name in ("", "_future")
+    )
+    assert ahead[: len(known)] == known
+    return ahead[len(known) :]
+
+
+def test_the_future_of_a_market_of_seven_days_has_weekends(tmp_path):
+    """A folder of crypto went on from Friday to Monday."""
+    bars = bars_on(pd.date_range("2024-01-01", "2024-06-28"))
+    summary = write_provider(bars, tmp_path / "q", future_bars=3)
+    assert future_of(tmp_path / "q") == ["2024-06-29", "2024-06-30", "2024-07-01"]
+    note = "goes on as the bars did (daily, every day of the week) to 2024-07-01"
+    assert any(note in each for each in summary.notes)
+
+
+def test_weekly_bars_are_said_and_go_on_weekly(tmp_path):
+    """Qlib knows no weeks: it counts entries of the calendar. Theirs went on by weekdays."""
+    bars = bars_on(pd.date_range("2020-01-03", periods=150, freq="W-FRI"))
+    summary = write_provider(bars, tmp_path / "q", future_bars=2)
+    assert future_of(tmp_path / "q") == ["2022-11-18", "2022-11-25"]
+    assert "the bars come weekly, on Fridays: they stand 7 days apart" in summary.notes[0]
+    assert "as the bars did (weekly, on Fridays) to 2022-11-25 and knows no" in summary.notes[-1]
+    irregular = bars.iloc[np.cumsum([0, 3, 1, 7, 2, 9, 1, 11])]
+    summary = write_provider(irregular, tmp_path / "r", future_bars=2)
+    assert future_of(tmp_path / "r") == []
+    assert "no future calendar: the bars from 2020-01-03" in summary.notes[-1]
+    assert "--future-calendar" in summary.notes[-1]
+
+
+def test_one_names_odd_dates_do_not_make_a_trading_day(tmp_path):
+    """cn_daily_2000_2002 has Saturdays on which two of a thousand names have a bar."""
+    days = pd.bdate_range("2024-01-01", periods=100)
+    everyone = pd.concat(bars_on(days, f"S{number}") for number in range(120))
+    odd = bars_on(days[days.day_of_week == 4] + pd.Timedelta(days=1), "S0")
+    write_provider(pd.concat([everyone, odd]), tmp_path / "q", future_bars=3)
+    assert future_of(tmp_path / "q") == ["2024-05-20", "2024-05-21", "2024-05-22"]
+
+
+@pytest.mark.parametrize("freq", ["day", "1D", "D", "24h", "1440min"])
+def test_daily_bars_stamped_with_the_close_are_daily_bars(tmp_path, freq):
+    """They were refused as bars of minutes, and as those for being daily: a circle."""
+    days = pd.bdate_range("2024-01-01", periods=20)
+    bars = pd.concat(
+        [bars_on(days + pd.Timedelta("15h")), bars_on(days[5:] + pd.Timedelta("16h"), "B")]
+    )
+    summary = write_provider(bars, tmp_path / "q", freq=freq, future_bars=1)
+    assert summary.notes[0].startswith("one bar a day, at 15:00 and 16:00: daily bars, taken with")
+    assert (summary.freq, summary.times, future_of(tmp_path / "q")) == ("day", 20, ["2024-01-29"])
+    with pytest.raises(BarDataError, match=r"1440 minutes apart.*--freq day"):
+        write_provider(bars, tmp_path / "r", freq="5min")
+
+
+def five_minutes(symbol: str = "M") -> pd.DataFrame:
+    return bars_on(pd.date_range("2024-01-04 09:35", periods=12, freq="5min"), symbol)
+
+
+@pytest.mark.parametrize("freq", ["day", "5min"])
+@pytest.mark.parametrize("hour", [0, 15])
+def test_days_and_minutes_in_one_table_have_one_message(tmp_path, freq, hour):
+    """ "Pass --freq 5min" and "pass --freq day" followed one another."""
+    days = bars_on(pd.bdate_range("2024-01-01", periods=20) + pd.Timedelta(hours=hour), "D")
+    with pytest.raises(BarDataError, match=r"D has one bar a day and M one every 5 minutes"):
+        write_provider(pd.concat([days, five_minutes()]), tmp_path / "q", freq=freq)
+
+
+def test_what_is_no_daily_bar_among_daily_bars_is_named(tmp_path):
+    days = pd.bdate_range("2024-01-01", periods=20)
+    twice = bars_on(days.append(pd.DatetimeIndex(["2024-01-05 15:30"])))
+    with pytest.raises(BarDataError, match=r"A has one bar a day, but 2 on 2024-01-05.*15:30:00"):
+        write_provider(twice, tmp_path / "q")
+    running = bars_on(days.append(pd.DatetimeIndex(["2024-01-29 10:31"])))
+    with pytest.raises(BarDataError, match=r"A 2024-01-29 10:31:00.*if its day was not over"):
+        write_provider(running, tmp_path / "q")
+    berlin = pd.bdate_range("2024-01-01", periods=40, tz="Europe/Berlin").tz_convert("UTC")
+    with pytest.raises(BarDataError, match="on Sundays and not on Fridays: midnights"):
+        write_provider(bars_on(berlin.tz_localize(None)), tmp_path / "q")
+    assert list(tmp_path.iterdir()) == []
+
+
+def follow(advice: str) -> str:
+    return re.findall(r"--freq (\S+)", advice)[-1]
+
+
+@pytest.mark.parametrize("step", ["1min", "5min", "15min", "h", "4h", "D", "B", "W-FRI", "ME"])
+@pytest.mark.parametrize("stamp", [0, 15])
+@pytest.mark.parametrize("freq", ["day", "1min", "5min", "60min", "h"])
+def test_advice_on_the_frequency_leads_to_a_folder(tmp_path, step, stamp, freq):
+    """Whatever was asked first, what the message says to pass is then taken."""
+    start = pd.Timestamp("2024-01-01") + pd.Timedelta(hours=stamp)
+    bars = bars_on(pd.date_range(start, periods=30, freq=step))
+    try:
+        write_provider(bars, tmp_path / "q", freq=freq, future_bars=0)
+    except BarDataError as refused:
+        write_provider(bars, tmp_path / "q", freq=follow(str(refused)), future_bars=0)
+    assert (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("freq", ["W-FRI", "week", "B", "month", "2D", "5m", "90s", 5])
+def test_a_frequency_that_qlib_has_not_says_what_it_has(tmp_path, freq):
+    with pytest.raises(ConfigError, match=r"days and minutes; weekly and monthly bars.*as day"):
+        write_provider(five_minutes(), tmp_path / "q", freq=freq)
+
+
 def minute_bars(days: int) -> pd.DataFrame:
     dates = [
         day + pd.Timedelta(hours=9, minutes=minute)
@@ -426,7 +540,10 @@ def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_pat
         ({"symbol": "NA"}, "Qlib reads the symbol 'NA'"),
         ({"symbol": "BRK/B"}, "cannot name a folder"),
         ({"symbol": ".."}, "cannot name a folder"),
-        ({"date": pd.Timestamp("2024-01-05 09:35")}, "no time of day.*freq"),
+        (
+            {"date": pd.Timestamp("2024-01-05 09:35")},
+            "a daily bar has no time of day, and others of it have none",
+        ),
         ({"low": 1e-60}, "low 1e-60 becomes 0 in float32"),
     ],
     ids=str,

@@ -107,6 +107,49 @@ def test_the_next_bars_come_from_the_calendar_or_the_exchange(one, expected):
     assert (expected.future_times(early)[0] == wanted).all()
 
 
+def flat(dates, symbol="M"):
+    prices = dict.fromkeys(BAR_COLUMNS[:4], 5.0)
+    return pd.DataFrame({"symbol": symbol, "date": dates, **prices, "volume": 1.0, "amount": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("dates", "beyond", "ahead"),
+    [
+        (pd.date_range("2023-01-06", periods=60, freq="W-FRI"), "pattern", ["03-01", "03-08"]),
+        (pd.date_range("2024-01-01", "2024-06-28"), "pattern", ["06-29", "06-30"]),
+        (pd.date_range("2024-01-01", "2024-06-28"), "24/7", ["06-29", "06-30"]),
+        (pd.bdate_range("2024-01-01", "2024-06-28"), "pattern", ["07-01", "07-02"]),
+        (pd.bdate_range("2024-01-01", "2024-06-28"), "weekdays", ["07-01", "07-02"]),
+    ],
+)
+def test_the_next_bars_go_on_as_the_calendar_did(dates, beyond, ahead):
+    dataset = WindowDataset.from_file(flat(dates), HALVES, beyond_calendar=beyond, **SMALL)
+    newest = dataset.windows("test").take(slice(-1, None))
+    found = pd.DatetimeIndex(dataset.future_times(newest)[0])
+    assert found[:2].strftime("%m-%d").to_list() == ahead
+
+
+def test_weekdays_do_not_extend_weeks_or_weekends():
+    for dates in (
+        pd.date_range("2023-01-06", periods=60, freq="W-FRI"),
+        pd.date_range("2024", "2025"),
+    ):
+        data = WindowDataset.from_file(flat(dates), HALVES, beyond_calendar="weekdays", **SMALL)
+        with pytest.raises(CalendarError, match=r"weekdays are not how it goes on.*'pattern'"):
+            data.future_times(data.windows("test").take(slice(-1, None)))
+
+
+def test_names_stamped_with_different_closes_share_their_days():
+    """Their calendar had two entries a day: each share's next bar was the other's today."""
+    days = pd.bdate_range("2024-01-01", periods=60)
+    mixed = pd.concat([flat(days, "A"), flat(days + pd.Timedelta("15h"), "B")])
+    dataset = WindowDataset.from_file(mixed, HALVES, beyond_calendar="pattern", **SMALL)
+    assert (dataset.table.calendar == days.to_numpy("datetime64[ns]")).all()
+    assert any("one bar a day, at 00:00 and 15:00: daily bars" in note for note in dataset.notes)
+    one = WindowDataset.from_file(flat(days + pd.Timedelta("15h")), HALVES, **SMALL)
+    assert (one.table.calendar == (days + pd.Timedelta("15h")).to_numpy()).all()
+
+
 def test_shares_follow_one_another_and_cover_what_they_say():
     calendar = pd.bdate_range("2024-01-01", periods=10).to_numpy()
     segments = split_by_share(calendar, {"train": 0.6, "valid": 0.2, "test": 0.2})

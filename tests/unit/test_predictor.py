@@ -242,8 +242,37 @@ def test_the_bars_to_come_from_an_exchange_or_a_frequency(forecaster):
         forecaster.predict(bars(), past, freq="B")
     with pytest.raises(ConfigError, match="y_timestamp is given: leave out"):
         forecaster.predict(bars(), past, past + pd.Timedelta(days=30), freq="B")
-    with pytest.raises(ConfigError, match="exchange"):
-        forecaster.predict(bars(), past, **options)
+    as_before = forecaster.predict(bars(), past, **options)  # neither is given: the past's pattern
+    pd.testing.assert_frame_equal(as_before, weekdays)
+
+
+def test_bars_to_come_that_are_doubtful_are_logged(forecaster, caplog):
+    """Weekly bars were forecast as days: the series, and why, are named; what is given is kept."""
+    weeks = pd.date_range("2024-01-05", periods=PAST, freq="W-FRI")
+    options = {"pred_len": 3, "verbose": False}
+    with pytest.raises(CalendarError, match=r"series 0: freq 'B'.*weekly, on Fridays"):
+        forecaster.predict(bars(), weeks, freq="B", **options)
+    days = weeks[-1] + pd.to_timedelta([1, 2, 3], unit="D")
+    found = forecaster.predict_batch([bars()] * 2, [weeks] * 2, [days] * 2, verbose=False)
+    assert list(found[1].index) == list(days)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("series 0 and 1 more: the bars to come stand 1 day apart")
+    caplog.clear()
+    forecaster.predict(bars(), weeks, weeks[-3:] + pd.Timedelta(days=21), 3, verbose=False)
+    forecaster.predict(bars(), weeks, freq="W-FRI", **options)
+    assert not caplog.records
+    friday = forecaster.predict(bars(), weeks, **options).index[0]
+    assert f"{friday:%a %m-%d}" == "Fri 03-15"
+    assert "knows no holidays" in caplog.text
+
+
+def test_utc_does_not_fit_an_exchange(forecaster):
+    """Times in UTC are refused, rather than shifted: stamps are wall-clock time."""
+    day = pd.date_range("2024-05-20 09:30", periods=PAST, freq="30min", tz="America/New_York")
+    with pytest.raises(CalendarError, match=r"is no bar of XNYS.*its own, not UTC\?"):
+        forecaster.predict(
+            bars(), day.tz_convert("UTC"), pred_len=2, exchange="XNYS", verbose=False
+        )
 
 
 def test_larger_units_of_volume_change_nothing_else(forecaster):
