@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from kronos_qlib.data.timestamps import (
     TimeTextError,
     instants,
     read_texts,
+    split_half,
     tell_epoch,
     tell_time,
     tell_zone,
@@ -134,9 +136,12 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
             )
         return _check_span(raw, column, read.times)
     utc = read.times if read.epoch else instants(texts, raw.how.date_order)
+    local = to_zone(utc, zone)
     if notes is not None:
-        notes.append(f"{said}: {read.epoch or 'times'} in {read.offset} are converted to {zone}")
-    return to_zone(utc, zone)
+        what = f"{read.epoch} since 1970" if read.epoch else f"times with a zone ({read.offset})"
+        how = f"are converted to {zone}" if local is not utc else "are days, and stay"
+        notes.append(f"{said}: {what} {how}")
+    return local
 
 
 def to_moments(raw: RawTable, day: str, clock: str, notes: list[str] | None = None) -> Times:
@@ -198,11 +203,11 @@ def to_numbers(
     if len(found) == len(columns):
         return found
     # An empty cell, a bad one, or a mark between digits: go and see.
-    decimal = given or _decimal_of(raw, columns)
-    for column in columns:
-        cells = raw.columns[column]
-        if cells.dtype.kind != "O" or (decimal == "." and column in found):
+    decimals = _decimals_of(raw, columns, sizes)
+    for column, decimal in decimals.items():
+        if decimal == "." and column in found:
             continue
+        cells = raw.columns[column]
         read, bad = read_numbers(cells, decimal, scaled=column in sizes)
         if bad is not None:
             entry, problem = bad
@@ -213,51 +218,81 @@ def to_numbers(
     return {column: found[column] for column in columns}
 
 
-def _decimal_of(raw: RawTable, columns: Iterable[str]) -> str:
-    """The decimal mark that the cells show, "." where nothing speaks against it.
+@dataclass
+class _Marks:
+    """What the cells of a column show of its decimal mark, each with the first entry that does."""
+
+    plain: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 12,5 proves."""
+    grouped: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 1.234,5 proves."""
+    doubtful: int | None = None
+    """A cell with a comma that proves nothing."""
+
+
+def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) -> dict[str, str]:
+    """Each text column's decimal mark: what its own cells show, else what was asked for, else what
+    thousands show anywhere, else for sizes what the prices show.
 
     Raises:
-        BarDataError: They show both, or some cell may be one number or another.
+        BarDataError: They show both, or none where it matters.
     """
-    shown: dict[str, tuple[str, int]] = {}
-    doubtful: tuple[str, int] | None = None
-    for column in columns:
-        if raw.columns[column].dtype.kind != "O":
+    marks = {
+        column: _marks_of(raw, column)
+        for column in columns
+        if raw.columns[column].dtype.kind == "O"
+    }
+    grouped = {mark for each in marks.values() for mark in each.grouped}
+    prices = {mark for name, each in marks.items() if name not in sizes for mark in each.plain}
+    decimals = {}
+    for column, shown in marks.items():
+        own = {**shown.plain, **shown.grouped}
+        if len(own) == 2:
+            entry, other = own[","], own["."]
+            raise raw.fail(
+                entry,
+                column,
+                f"expected a number, got {_show(raw.columns[column][entry])}, whose decimal mark "
+                f"is a comma, but {_show(raw.columns[column][other])} in row {raw.rows[other]} has "
+                "a decimal point; write both alike",
+            )
+        for known in (own, {raw.how.decimal} - {None}, grouped, prices if column in sizes else ()):
+            if len(known) == 1:
+                decimals[column] = str(next(iter(known)))
+                break
+        else:
+            if shown.doubtful is not None:
+                raise raw.fail(shown.doubtful, column, _tell_doubt(raw, column, shown.doubtful))
+            decimals[column] = "."
+    return decimals
+
+
+def _marks_of(raw: RawTable, column: str) -> _Marks:
+    marks = _Marks()
+    # Where commas part the cells, one within quotes is more likely a slip than a decimal mark.
+    is_slip = raw.delimiter in (None, ",") and raw.how.decimal != ","
+    for entry, cell in enumerate(raw.columns[column]):
+        if not isinstance(cell, str):
             continue
-        for entry, cell in enumerate(raw.columns[column]):
-            if not isinstance(cell, str) or not ("," in cell or ("." in cell and "." not in shown)):
-                continue
-            mark = decimal_shown_by(cell)
-            if mark == "," and "." not in cell and raw.delimiter in (None, ","):
-                # Where commas part the cells, one within quotes is more likely a slip.
-                doubtful = doubtful or (column, entry)
-            elif mark is not None:
-                shown.setdefault(mark, (column, entry))
-            elif "," in cell and is_ambiguous(cell):
-                doubtful = doubtful or (column, entry)
-        if len(shown) == 2:
-            break
-    say = raw.decimal_advice
-    if len(shown) == 2:
-        (column, entry), (other, place) = shown["."], shown[","]
-        raise raw.fail(
-            place,
-            other,
-            f"expected a number, got {_show(raw.columns[other][place])}, whose decimal mark is a "
-            f"comma, but {_show(raw.columns[column][entry])} in row {raw.rows[entry]}, column "
-            f"{column!r} has a decimal point; {say}",
-        )
-    if not shown and doubtful is not None:
-        column, entry = doubtful
-        cell = str(raw.columns[column][entry]).strip()
-        grouped = is_ambiguous(cell)
-        read = (
-            f"which may be {cell.replace(',', '')} or {cell.replace(',', '.')}"
-            if grouped
-            else "whose comma may be a decimal one"
-        )
-        raise raw.fail(entry, column, f"expected a number, got {_show(cell)}, {read}; {say}")
-    return next(iter(shown), ".")
+        has_comma = "," in cell
+        if not has_comma and ("." not in cell or ("." in marks.plain and cell.count(".") < 2)):
+            continue
+        shown = decimal_shown_by(cell)
+        if shown is None or (shown == (",", False) and is_slip):
+            if has_comma and marks.doubtful is None and (shown or is_ambiguous(cell)):
+                marks.doubtful = entry
+        else:
+            mark, by_thousands = shown
+            (marks.grouped if by_thousands else marks.plain).setdefault(mark, entry)
+    return marks
+
+
+def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
+    cell = str(raw.columns[column][entry]).strip()
+    read = "whose comma may be a decimal mark or a slip"
+    if is_ambiguous(cell):
+        read = f"which may be {cell.replace(',', '')} or {cell.replace(',', '.')}"
+    return f"expected a number, got {_show(cell)}, {read}; {raw.decimal_advice}"
 
 
 def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:
@@ -328,7 +363,7 @@ def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] |
 
 def is_clock(distinct: Sequence[str]) -> bool:
     """Whether cells are times of day, by the first of them; else they are full times or nothing."""
-    if CLOCK_TEXT.fullmatch(distinct[0]) is not None:
+    if CLOCK_TEXT.fullmatch(split_half(distinct[0])[0]) is not None:
         return True
     bare = [BARE_CLOCK.fullmatch(text) for text in distinct]
     return all(bare) and not all(match and len(match[1]) == 3 for match in bare)
@@ -361,8 +396,13 @@ def _distinct(texts: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
 
 def _parse_clock(text: str) -> int | None:
     """Seconds since midnight."""
+    text, half = split_half(text)
     match = CLOCK_TEXT.fullmatch(text)
     if match is None:
         return None
     hour, minute, second = (int(part or 0) for part in (match[1], match[2], match[3]))
+    if half is not None:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + half
     return hour * 3600 + minute * 60 + second if max(minute, second) < 60 and hour < 24 else None

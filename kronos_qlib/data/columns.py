@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.cells import is_clock, to_dates, to_numbers
+from kronos_qlib.data.cells import is_clock, to_dates, to_moments, to_numbers
 from kronos_qlib.data.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.readers import RawTable, tell_headerless
 from kronos_qlib.data.spelling import (
@@ -46,11 +46,17 @@ OPTIONAL = ("symbol", "volume", "amount", "factor")
 
 SIZES = ("volume", "amount")
 
-LOOKS_LIKE_VOLUME = re.compile(r"vol(?!atil|t)|qty|quantity|成交量|成交股|成交数|总手|总量")
+LOOKS_LIKE_VOLUME = re.compile(
+    r"vol(?!atil|t)|qty|quantity|qnty|shares.?traded|traded.?shares|成交量|成交股|成交数|总手|总量"
+)
 LOOKS_LIKE_MONEY = re.compile(
     r"turnover|amount|\bamt|money|成交.*额|成交金|金额|(trad|deal).*value|value.*trad|dollar.*vol"
 )
 IS_RATE = re.compile(r"rate|ratio|pct|percent|%|换手")
+
+LOOKS_LIKE_SYMBOL = re.compile(
+    r"code|symbol|ticker|\btic|instr|stock|share|asset|contract|secu|_id$|^id$|代码|证券|股票|合约|品种"
+)
 
 VOLUME_UNITS = re.compile(
     r"(?P<scale>千|万|百万|亿)?(?:股|手|份|张|口|枚|shares?|lots?|contracts?|units?)?"
@@ -61,6 +67,7 @@ MONEY_UNITS = re.compile(
 UNIT_SCALES = {"千": 1e3, "万": 1e4, "百万": 1e6, "千万": 1e7, "亿": 1e8}
 
 WEEKDAYS = re.compile(
+    r"(?:\d{4}[- ]?)?[qh][1-4]|"
     r"(mon|tue|wed|thu|fri|sat|sun)[a-z]*|(星期|周|礼拜)[一二三四五六日天]|"
     r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 )
@@ -192,7 +199,8 @@ def check_unread(
             if dates is not None and repeats:
                 is_apart = _count_repeats(codes, dates) * 10 <= repeats
             else:
-                is_apart = _is_text(values) and not _are_states(values) and _in_runs(codes, dates)
+                is_named = _is_text(values) or LOOKS_LIKE_SYMBOL.search(name.lower()) is not None
+                is_apart = is_named and not _are_states(values) and _in_runs(codes, dates)
             if is_apart:
                 raise BarDataError(_tell_symbols(raw, name, values, repeats))
     if dates is not None and 2 * repeats >= len(dates):
@@ -331,13 +339,13 @@ def _unit_side(raw: RawTable, name: str, free: Sequence[str], match: Match) -> s
     sides = {
         _side_in(text.upper(), unit.upper(), {each.upper() for each in others}) for text in texts
     }
-    if sides == {"volume"} or sides == {"amount"}:
-        return sides.pop()
-    if len(sides - {None}) > 1:
+    if len(sides) == 1 and (side := sides.pop()) is not None:
+        return side
+    if sides - {None}:
         return None
-    if unit in QUOTES and not (others & QUOTES):
-        return "amount"
-    return "volume" if unit not in QUOTES and (not others or others & QUOTES) else None
+    if unit in QUOTES:
+        return None if others & QUOTES else "amount"
+    return "volume" if others & QUOTES else None  # by itself it may be any word
 
 
 def _unit_of(name: str) -> str | None:
@@ -345,7 +353,7 @@ def _unit_of(name: str) -> str | None:
     rest = words(name)
     volumes = [word for word in rest if word in ("volume", "vol")]
     left = [word for word in rest if word not in ("volume", "vol") and word not in NOISE]
-    if len(volumes) != 1 or len(left) > 1 or set(left) & PARTS:
+    if len(volumes) != 1 or len(left) > 1 or {word.rstrip("0123456789") for word in left} & PARTS:
         return None
     return left[0] if left else ""
 
@@ -480,7 +488,9 @@ def _labels(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] 
 
 def _is_text(values: Sequence[str]) -> bool:
     """Whether labels are words: not numbers, but for the 000001 of a share."""
-    return not all(value.isdigit() and len(value) != 6 for value in values)
+    return not all(value.isdigit() for value in values) or any(
+        len(value) == 6 or (len(value) > 1 and value.startswith("0")) for value in values
+    )
 
 
 def _is_time(text: str) -> bool:
@@ -539,16 +549,17 @@ def _check_times(
             continue
         texts = [str(cell).strip() for cell in cells]
         distinct = list(dict.fromkeys(texts))
-        whole = cells.dtype.kind == "M" or _is_time(distinct[0])
-        if not (whole or is_clock(distinct)) or len(distinct) < 2:
+        ours = TIME if cells.dtype.kind != "M" and is_clock(distinct) else "date"
+        if len(distinct) < 2 or (ours == "date" and not _is_time(distinct[0])):
             continue
         try:
-            times = to_dates(raw, name) if whole and not is_clock(distinct) else np.array(texts)
+            # What is advised here must not be refused when it is followed.
+            day = match.names["date"]
+            times = to_moments(raw, day, name) if ours == TIME else to_dates(raw, name)
         except BarDataError:
             continue
         if _count_repeats(keys, _pair(times, dates)) * 10 > repeats:
             continue
-        ours = "date" if whole and not is_clock(distinct) else TIME
         raise BarDataError(
             f"{raw.source}: {repeats} of {len(dates)} bars have a time that another bar has, as "
             f"{match.names['date']!r} is read without the time of day; column {name!r} has it "

@@ -46,8 +46,12 @@ class NumberTextError(ValueError):
         self.problem = problem
 
 
-def decimal_shown_by(cell: str) -> str | None:
-    """The decimal mark that one cell proves: "." or ","; None where it proves none."""
+def decimal_shown_by(cell: str) -> tuple[str, bool] | None:
+    """The decimal mark that one cell proves, "." or ",", and whether thousands prove it.
+
+    A grouped cell such as "1,234.5" or "1,234,567" shows how all numbers of a table are written;
+    "12.5" shows it of its own column, and where a price shows it, of volumes.
+    """
     if "," not in cell and "." not in cell:
         return None
     match = MARKED.fullmatch(cell.strip())
@@ -56,13 +60,14 @@ def decimal_shown_by(cell: str) -> str | None:
     digits = match["digits"]
     points, commas = digits.count("."), digits.count(",")
     if points and commas:
-        return "." if digits.rfind(".") > digits.rfind(",") else ","
-    if points + commas > 1:
-        return "," if points else "."
-    # One mark: with three digits after it and one to three before, it may be either.
-    if POINT_OR_COMMA.fullmatch(digits):
-        return None
-    return "." if points else ","
+        mark = "." if digits.rfind(".") > digits.rfind(",") else ","
+    elif points + commas > 1:
+        mark = "," if points else "."
+    elif POINT_OR_COMMA.fullmatch(digits):
+        return None  # one to three digits, a mark, three digits: it may be either
+    else:
+        return ("." if points else ","), False
+    return (mark, True) if _plain(digits, mark) is not None else None
 
 
 def is_ambiguous(cell: str) -> bool:
@@ -134,10 +139,7 @@ def read_number(cell: Any, decimal: str, *, scaled: bool) -> tuple[float, str]:
     if number is None:
         other = "," if decimal == "." else "."
         shown = _plain(digits, other) is not None
-        problem = (
-            f"the table's decimal mark is {decimal!r}; say decimal={other!r} "
-            f"(--decimal {other!r}) if {other!r} is meant"
-        )
+        problem = f"the column's decimal mark is {decimal!r}"
         raise NumberTextError(text, problem if shown else "")
     minus = (match["sign"] + match["after"]).count("-") == 1
     value = float(number) * SCALES.get(match["scale"].lower(), 1.0)

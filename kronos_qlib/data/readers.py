@@ -245,6 +245,11 @@ def tell_headerless(names: Iterable[str]) -> str:
     given = [name for name in names if name]
     if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
         return ""
+    if given == [str(number) for number in range(len(given))]:
+        return (
+            "; these are numbers and no names: give it some, such as frame.columns = ['date', "
+            "'open', 'high', 'low', 'close', 'volume']"
+        )
     return (
         "; the first row looks like a bar, so a header is missing: write one above it, such as "
         "date,open,high,low,close,volume,amount"

@@ -36,11 +36,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "close": ("close", "close_price", "price_close", "clsprc", "s_dq_close", "收盘", "收盘价"),
     "volume": (
         *("volume", "vol", "volume_from", "base_volume", "real_volume", "turnover_vol"),
+        *("shares_traded", "no_of_shares", "total_traded_quantity", "tottrdqty", "ttl_trd_qnty"),
         *("dnshrtrd", "s_dq_volume", "成交量", "总成交量", "成交股数", "总手"),
     ),
     "amount": (
         *("amount", "amt", "money", "volume_to", "quote_volume", "quote_asset_volume"),
-        *("total_turnover", "turnover_value", "dnvaltrd", "s_dq_amount"),
+        *("total_turnover", "turnover_value", "traded_value", "total_traded_value", "tottrdval"),
+        *("dnvaltrd", "s_dq_amount"),
         *("成交额", "成交金额", "总成交额", "成交总额", "金额"),
     ),
     "factor": ("factor", "复权因子"),
@@ -97,7 +99,7 @@ PARTS = _set(
 
 STATES = _set(
     "yes no y n true false t f on off up down buy sell hold long short flat open closed trading "
-    "halt suspended normal 是 否 停牌 正常 交易 上涨 下跌"
+    "halt suspended normal train valid test am pm night bull bear 是 否 停牌 正常 交易 上涨 下跌"
 )
 
 

@@ -152,8 +152,9 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
     Raises:
         ValueError: it is none, or the day may be the month.
     """
+    text, half = split_half(text)
     packed = PACKED_TEXT.fullmatch(text)
-    if packed is not None:
+    if packed is not None and half is None:
         *parts, second, milli = (int(part or 0) for part in packed.groups())
         year, month, day, hour, minute = parts
         return _within(datetime(year, month, day, hour, minute, second, milli * 1000)), None
@@ -180,12 +181,23 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
             part["digits"][place : place + 2] or None for place in (0, 2, 4)
         )
     hour, minute, second = (int(part[name] or 0) for name in ("hour", "minute", "second"))
+    if half is not None:
+        if not part["hour"] or not 1 <= hour <= 12:
+            raise ValueError(text)
+        hour = hour % 12 + half
     fraction = (part["fraction"] or "").rstrip("0")
     if len(fraction) > 6:
         raise ValueError(text)
     micros = int(fraction.ljust(6, "0"))
     moment = datetime(int(part["year"]), int(month), int(day), hour, minute, second, micros)
     return _within(moment), part["zone"].strip() if part["zone"] else None
+
+
+def split_half(text: str) -> tuple[str, int | None]:
+    """Text without AM or PM at its end, and the hours that these add; None where neither stands."""
+    if text[-2:].upper() not in ("AM", "PM"):
+        return text, None
+    return text[:-2].rstrip(), 0 if text[-2:].upper() == "AM" else 12
 
 
 def parse_date(text: str) -> datetime:
@@ -229,11 +241,9 @@ def tell_time(text: str, *, in_table: bool = True) -> str:
 def tell_zone(text: str) -> str:
     """What to say of a time whose zone leaves the exchange's clock open."""
     return (
-        f"the time {text!r} carries a time zone and may not be the exchange's local time: say "
-        'whose clock the bars have with zone="Asia/Shanghai" (--zone Asia/Shanghai), which '
-        'converts, or "UTC" where that is the market\'s own, as of coins; or drop the zone before, '
-        "with .tz_localize(None), of a column .dt.tz_localize(None), which keeps the wall-clock "
-        "time"
+        f"the time {text!r} carries a time zone, and may not be the exchange's local time: say the "
+        'exchange\'s with zone="Asia/Shanghai" (--zone Asia/Shanghai), or "UTC" for coins; or drop '
+        "it before, with .tz_localize(None), of a column .dt.tz_localize(None)"
     )
 
 

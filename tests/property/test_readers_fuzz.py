@@ -183,7 +183,7 @@ def meant(cell: object) -> float | None:
         return None
 
 
-MISSING = {"", "nan", "na", "n/a", "null", "none", "<na>"}
+MISSING = {"", "nan", "na", "n/a", "null", "none", "<na>", "-", "--", "—"}
 
 
 def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
@@ -192,6 +192,8 @@ def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
     flat = flat.rename(columns=lambda name: str(name).lower())
     flat = flat.rename(columns={"日期": "date", "开盘": "open", "成交量": "volume"})
     assert len(bars) == len(flat)
+    zones = {getattr(cell, "tzinfo", None) for cell in frame.reset_index().get("date", [])}
+    assert len(zones) < 2 and not zones & {timezone.utc}
     for name in ("open", "high", "low", "close", "volume", "amount", "factor"):
         if name in flat:
             wanted = [meant(cell) for cell in flat[name].astype(object)]
@@ -202,7 +204,7 @@ def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
     times = flat["date"] if "date" in flat else pd.Series(frame.index)
     for cell, read in zip(times.astype(object), bars["date"], strict=True):
         text = str(cell).strip()  # 20240102 is a day, not nanoseconds
-        assert pd.Timestamp(text) == read and getattr(cell, "tzinfo", None) is None
+        assert pd.Timestamp(text).tz_localize(None) == read, "wall-clock time, as it is written"
 
 
 @settings(max_examples=600)
