@@ -52,6 +52,12 @@ def to_times(times: Any) -> Times:
 
     Text is read as in tables, see `timestamps`.
     """
+    return moments_of(times)[0]
+
+
+def moments_of(times: Any) -> tuple[Times, bool]:
+    """`to_times`, and whether the timestamps said that they are in UTC."""
+    is_utc = False
     if isinstance(times, np.ndarray) and np.issubdtype(times.dtype, np.datetime64):
         array = times
     else:
@@ -69,7 +75,7 @@ def to_times(times: Any) -> Times:
             raise CalendarError(problem)
         array = flat.reshape(times.shape if isinstance(times, np.ndarray) else (len(flat),))
     _check_there(np.isnat(array).ravel())
-    return array.astype("datetime64[ns]")
+    return array.astype("datetime64[ns]"), is_utc
 
 
 def _read_times(cells: pd.Index) -> tuple[Times, bool]:
@@ -95,8 +101,11 @@ def _tell_number(number: Any) -> str:
     wanted = f"expected timestamps, got numbers such as {number}"
     if "since 1970" in problem:
         return f"{wanted}: {problem}"
-    if isinstance(number, (int, np.integer)) and 19000101 <= number <= 21001231:
-        return f"{wanted}: make days of them with pd.to_datetime(pd.Index(times).astype(str))"
+    if 19000101 <= number <= 21001231:
+        return (
+            f"{wanted}: make days of them, with "
+            'pd.to_datetime(pd.Index(times).astype("int64").astype(str))'
+        )
     return wanted
 
 

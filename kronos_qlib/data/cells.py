@@ -292,7 +292,7 @@ def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
     read = "whose comma may be a decimal mark or a slip"
     if is_ambiguous(cell):
         read = f"which may be {cell.replace(',', '')} or {cell.replace(',', '.')}"
-    return f"expected a number, got {_show(cell)}, {read}; {raw.decimal_advice}"
+    return f"expected a number, got {_show(cell)}, {read}; {raw.tell_decimal(column)}"
 
 
 def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:

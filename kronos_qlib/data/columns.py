@@ -22,6 +22,7 @@ from kronos_qlib.data.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.readers import RawTable, tell_headerless
 from kronos_qlib.data.spelling import (
     BASES,
+    COINS,
     COMPACT,
     COMPACT_CLOCKS,
     COMPACT_DAYS,
@@ -47,7 +48,7 @@ OPTIONAL = ("symbol", "volume", "amount", "factor")
 SIZES = ("volume", "amount")
 
 LOOKS_LIKE_VOLUME = re.compile(
-    r"vol(?!atil|t)|qty|quantity|qnty|shares.?traded|traded.?shares|成交量|成交股|成交数|总手|总量"
+    r"(?<![a-z])vol(?!atil|t)|volume|vol$|qty|quantity|qnty|shares.?traded|traded.?shares|成交量|成交股|成交数|总手|总量"
 )
 LOOKS_LIKE_MONEY = re.compile(
     r"turnover|amount|\bamt|money|成交.*额|成交金|金额|(trad|deal).*value|value.*trad|dollar.*vol"
@@ -167,8 +168,8 @@ def tell_mapping(raw: RawTable, ours: str, theirs: str) -> str:
 def tell_none(raw: RawTable, ours: str) -> str:
     """How to say that a table has no such column."""
     if raw.is_series:
-        return "drop those columns"
-    return f"--columns {ours}= (in Python columns={{{ours!r}: ''}})"
+        return "drop it"
+    return f"say --columns {ours}= (in Python columns={{{ours!r}: ''}})"
 
 
 def check_unread(
@@ -345,7 +346,8 @@ def _unit_side(raw: RawTable, name: str, free: Sequence[str], match: Match) -> s
         return None
     if unit in QUOTES:
         return None if others & QUOTES else "amount"
-    return "volume" if others & QUOTES else None  # by itself it may be any word
+    # By itself a unit may be any word, such as a million's M.
+    return "volume" if others & QUOTES or (not others and unit in COINS) else None
 
 
 def _unit_of(name: str) -> str | None:
@@ -397,14 +399,15 @@ def _look_for_size(raw: RawTable, ours: str, match: Match) -> None:
         if alike:
             raise BarDataError(
                 f"{raw.source}: no column of volume, but {_list(alike)} looks like money traded or "
-                f"a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; else "
-                f"{tell_none(raw, 'amount')} says that there is none"
+                f"a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; if it is none, "
+                f"{tell_none(raw, 'amount')}"
             )
     if alike:
+        look = "look" if len(alike) > 1 else "looks"
         raise BarDataError(
-            f"{raw.source}: no column of volume is known for sure, but {_list(alike)} "
-            f"look{'s' * (len(alike) == 1)} like it: {tell_mapping(raw, 'volume', alike[0])}, or "
-            f"say that there is none: {tell_none(raw, 'volume')}"
+            f"{raw.source}: no column of volume is known for sure, but {_list(alike)} {look} like "
+            f"it: {tell_mapping(raw, 'volume', alike[0])}; if it is "
+            f"none, {tell_none(raw, 'volume')}"
         )
 
 

@@ -89,11 +89,14 @@ class RawTable:
     def fail(self, entry: int, column: str, problem: str) -> BarDataError:
         return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
 
-    @property
-    def decimal_advice(self) -> str:
-        """How to say which mark is the decimal one."""
+    def tell_decimal(self, column: str) -> str:
+        """How to say which mark is a column's decimal one."""
         if self.is_series:
-            return 'make it numbers before, such as frame["x"].str.replace(",", "").astype(float)'
+            return (
+                f'make it numbers before, with frame[{column!r}].str.replace(",", ".")'
+                '.astype(float) if the comma is the decimal mark, with "" for "." if it parts '
+                "thousands"
+            )
         return 'say which mark is the decimal one, with decimal="," or "." (--decimal ",")'
 
 

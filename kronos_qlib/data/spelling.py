@@ -84,6 +84,8 @@ QUOTES = _set(
 )
 """What volume in money is counted in, when a name says "Volume USDT"."""
 BASES = _set("base coin from")
+COINS = _set("btc xbt eth ltc xrp bch bnb sol doge ada dot trx link avax matic uni etc eos xlm")
+"""What "Volume BTC" counts where no symbol and no second column say so."""
 NOISE = _set(
     "total trade trades traded trading daily day 24h share shares stock in of the asset sum all "
     "market exchange spot"

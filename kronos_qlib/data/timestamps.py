@@ -258,7 +258,7 @@ def tell_epoch(text: str, name: str, *, in_table: bool = True) -> str:
         )
     return (
         f"{text!r} looks like {name} since 1970, which are UTC: convert them to the exchange's "
-        f'time, with pd.to_datetime(pd.Index(times), unit="{unit}", '
+        f'time, with pd.to_datetime(pd.Index(times).astype("int64"), unit="{unit}", '
         'utc=True).tz_convert("Asia/Shanghai").tz_localize(None)'
     )
 

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times, future_times, to_times
+from kronos_qlib.data.calendar import Times, future_times, moments_of, to_times
 from kronos_qlib.data.cells import to_numbers
 from kronos_qlib.data.columns import check_unread, match_columns
+from kronos_qlib.data.exchanges import exchange_zone
 from kronos_qlib.data.readers import RawTable, read_frame
 from kronos_qlib.data.spelling import COMPACT, compact
+from kronos_qlib.data.timestamps import is_midnight
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
@@ -82,10 +84,11 @@ def series_of_frames(
             after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
             timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
         else:
+            _check_utc(past[place], name, exchange)
             try:
                 after = future_times(before, horizon, exchange=exchange, freq=freq)
             except CalendarError as bad:
-                raise CalendarError(f"{name}: {bad}{_utc_hint(past[place], exchange)}") from bad
+                raise CalendarError(f"{name}: {bad}") from bad
         result.append(Series(bars, before, after))
     return result
 
@@ -151,7 +154,8 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
         place = int(falls[0]) + 1
         raise CalendarError(
             f"{name}: {what} does not increase at number {place + 1}: "
-            f"{moments[place - 1]} is followed by {moments[place]}{_zone_hint(times)}"
+            f"{pd.Timestamp(moments[place - 1])} is followed by {pd.Timestamp(moments[place])}"
+            f"{_zone_hint(times)}"
         )
     return moments
 
@@ -175,14 +179,23 @@ def _zone_of(times: Any) -> Any:
     return getattr(times, "tz", getattr(getattr(times, "dtype", None), "tz", None))
 
 
-def _utc_hint(times: Any, exchange: str | None) -> str:
-    zone = _zone_of(times)
-    if exchange is None or zone is None:
-        return ""
-    return (
-        f" (the timestamps are wall-clock time of {zone}: convert them to the exchange's, such as "
-        "with .tz_convert('America/New_York'))"
-    )
+def _check_utc(times: Any, name: str, exchange: str | None) -> None:
+    """Refuse times of day in UTC for an exchange that keeps another zone: they would be taken for
+    its own, and some fit its hours by chance.
+    """
+    if exchange is None:
+        return
+    before, is_utc = moments_of(times)
+    if not is_utc or is_midnight(before):
+        return
+    zone = exchange_zone(exchange)
+    utc = pd.DatetimeIndex(before[-1:]).tz_localize("UTC")
+    if utc.tz_convert(zone).tz_localize(None)[0] != utc.tz_localize(None)[0]:
+        raise CalendarError(
+            f"{name}: x_timestamp is in UTC and {exchange} keeps the time of {zone}: convert it, "
+            f'with pd.to_datetime(x_timestamp, utc=True).tz_convert("{zone}"), of a Series '
+            f'.dt.tz_convert("{zone}")'
+        )
 
 
 def _zone_hint(times: Any) -> str:

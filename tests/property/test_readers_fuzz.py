@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -165,6 +166,21 @@ SHAPES = [
 ]
 
 
+SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "千": 1e3, "万": 1e4, "萬": 1e4, "亿": 1e8}
+SCALES["億"] = 1e8
+
+
+def marked(text: str) -> float | None:
+    """The number within a currency sign, a blank between thousands or a letter for thousands."""
+    match = re.fullmatch(
+        r"([+-]?)\D{0,2}?(\d[\d \u00a0.'\u2019]*) ?([a-z千万萬亿億]?)\W?元?", text, re.I
+    )
+    if match is None:
+        return None
+    digits = re.sub(r"[^\d.]", "", match[2])
+    return float(match[1] + digits) * SCALES.get(match[3].lower(), 1.0)
+
+
 def meant(cell: object) -> float | None:
     """The number that a cell is; None where it is none."""
     if cell is None or cell is pd.NA:
@@ -180,7 +196,7 @@ def meant(cell: object) -> float | None:
     try:
         return float(cell)
     except (ValueError, TypeError, OverflowError):
-        return None
+        return marked(cell.strip()) if isinstance(cell, str) else None
 
 
 MISSING = {"", "nan", "na", "n/a", "null", "none", "<na>", "-", "--", "—"}

@@ -119,7 +119,7 @@ def test_a_first_row_that_is_a_bar_is_no_header(tmp_path, text):
 @pytest.mark.parametrize("tickers", [["AAPL"], ["AAPL", "MSFT"], ["600000.SS", "0700.HK"]])
 @pytest.mark.parametrize("by_ticker", [False, True])
 def test_columns_of_two_levels_are_read(tmp_path, tickers, by_ticker):
-    """yfinance's columns become three header rows, for which two sentences of pandas were advised."""
+    """yfinance's columns become three header rows, and two sentences of pandas were advised."""
     names = ("Close", "High", "Low", "Open", "Volume")
     columns = pd.MultiIndex.from_product([names, tickers], names=["Price", "Ticker"])
     index = pd.DatetimeIndex(["2024-01-02", "2024-01-03"], name="Date")
