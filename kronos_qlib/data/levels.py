@@ -91,8 +91,7 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     for ticker, own in by_ticker.items():
         have = dict(own)
         for name in names:
-            cells = have.get(name)
-            whole = np.full(len(rows), "", dtype=object) if cells is None else cells
+            whole = have.get(name, np.full(len(rows), "", dtype=object))
             columns_by_name[name].append(whole[kept[ticker]])
     tickers = np.concatenate(
         [np.full(int(keep.sum()), ticker, dtype=object) for ticker, keep in kept.items()]

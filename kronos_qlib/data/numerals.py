@@ -95,10 +95,8 @@ def read_numbers(
         if number == number:
             signs.add(currency)
             if len(signs) > 1:
-                problem = NumberTextError(
-                    str(cell), "other cells of the column have another currency sign or none"
-                )
-                return None, (entry, problem)
+                mixed = "other cells of the column have another currency sign or none"
+                return None, (entry, NumberTextError(str(cell), mixed))
         numbers.append(number)
     return np.array(numbers, dtype=np.float64), None
 
@@ -139,8 +137,7 @@ def read_number(cell: Any, decimal: str, *, scaled: bool) -> tuple[float, str]:
     if number is None:
         other = "," if decimal == "." else "."
         shown = _plain(digits, other) is not None
-        problem = f"the column's decimal mark is {decimal!r}"
-        raise NumberTextError(text, problem if shown else "")
+        raise NumberTextError(text, f"the column's decimal mark is {decimal!r}" if shown else "")
     minus = (match["sign"] + match["after"]).count("-") == 1
     value = float(number) * SCALES.get(match["scale"].lower(), 1.0)
     return -value if minus else value, match["currency"] or match["unit"]

@@ -193,8 +193,8 @@ def read_frame(
         named.append((name, _as_array(source, name, level)))
     for place, label in enumerate(frame.columns):
         whole = isinstance(label, tuple) and frame.columns.nlevels > 1
-        name = tuple(str(part) for part in label) if whole else str(label)
-        named.append((name, _as_array(source, str(label), frame.iloc[:, place])))
+        own: Name = tuple(str(part) for part in label) if whole else str(label)
+        named.append((own, _as_array(source, str(label), frame.iloc[:, place])))
     rows = np.arange(1, len(frame) + 1)
     notes: tuple[str, ...] = ()
     if frame.columns.nlevels > 1:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from kronos_qlib.schema import PRICE_COLUMNS
+
+TIME = "time"
+"""What a mapping calls the column with the time of day, beside the date."""
 
 DAY_NAMES = (
     *("date", "trade_date", "trading_date", "trading_day", "trade_dt", "trddt", "dtyyyymmdd"),
@@ -130,3 +135,25 @@ COMPACT_FALLBACKS = {ours: frozenset(map(compact, names)) for ours, names in FAL
 COMPACT_NAMES = frozenset(map(compact, LAST_RESORT))
 COMPACT_DAYS = frozenset(map(compact, DAY_NAMES))
 COMPACT_CLOCKS = frozenset(map(compact, CLOCK_NAMES))
+
+
+def find_named(ours: str, free: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The columns with a known name, of the best kind that there is; what is taken is left out."""
+    plain = {name: compact(name) for name in free if name not in taken}
+    near = [name for name, key in plain.items() if key in COMPACT[ours]]
+    if not near and ours in PRICE_COLUMNS:
+        near = [
+            name
+            for name in plain
+            if compact(split_unit(name)[0]) in COMPACT[ours] and "%" not in split_unit(name)[1]
+        ]
+    if near:
+        return near
+    near = [name for name, key in plain.items() if key in COMPACT_FALLBACKS[ours]]
+    if ours in PRICE_COLUMNS or ours in ("volume", "date"):
+        short = {key for key in plain.values() if len(key) == 1}
+        # One letter is a name only among its like.
+        near = [n for n in near if len(plain[n]) > 1 or {"o", "h", "l", "c"} <= short | set(taken)]
+    if len(near) > 1 and ours == "symbol":
+        return near[:1]  # several ways of naming one instrument
+    return near

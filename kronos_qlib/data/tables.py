@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.data.advice import Match, tell_missing
 from kronos_qlib.data.cells import (
     NO_NUMBER,
     symbol_problem,
@@ -25,15 +26,7 @@ from kronos_qlib.data.cells import (
     to_numbers,
     to_symbols,
 )
-from kronos_qlib.data.columns import (
-    OPTIONAL,
-    TIME,
-    Match,
-    check_mapping,
-    check_unread,
-    match_columns,
-    tell_missing,
-)
+from kronos_qlib.data.columns import OPTIONAL, check_mapping, match_columns
 from kronos_qlib.data.readers import (
     SUFFIXES,
     CellFormat,
@@ -43,8 +36,9 @@ from kronos_qlib.data.readers import (
     read_frame,
     tell_headerless,
 )
-from kronos_qlib.data.spelling import ALIASES, COMPACT_NAMES, compact
+from kronos_qlib.data.spelling import ALIASES, COMPACT_NAMES, TIME, compact
 from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
+from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
@@ -309,10 +303,10 @@ def _read_one(
     for name in extra:
         if name not in raw.columns:
             raise BarDataError(tell_missing(raw, name))
-    ours = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
+    theirs_of = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
     sizes = [*(found[name] for name in ("volume", "amount") if name in found), *extra]
-    numbers = to_numbers(raw, list(dict.fromkeys([*ours.values(), *extra])), sizes)
-    for name, theirs in ours.items():
+    numbers = to_numbers(raw, list(dict.fromkeys([*theirs_of.values(), *extra])), sizes)
+    for name, theirs in theirs_of.items():
         scale = match.scales.get(name)
         frame[name] = numbers[theirs] if scale is None else numbers[theirs] * scale
     for name in extra:

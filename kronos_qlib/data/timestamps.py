@@ -155,23 +155,22 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
     text, half = split_half(text)
     packed = PACKED_TEXT.fullmatch(text)
     if packed is not None and half is None:
-        *parts, second, milli = (int(part or 0) for part in packed.groups())
-        year, month, day, hour, minute = parts
+        year, month, day, hour, minute, second, milli = (int(each or 0) for each in packed.groups())
         return _within(datetime(year, month, day, hour, minute, second, milli * 1000)), None
     if match := DATE_TEXT.fullmatch(text):
         part = match.groupdict()
-        month, day = part["month"] or part["month_zh"], part["day"] or part["day_zh"]
+        of_month, of_day = part["month"] or part["month_zh"], part["day"] or part["day_zh"]
         if part["packed"]:
-            month, day = part["packed"][:2], part["packed"][2:]
+            of_month, of_day = part["packed"][:2], part["packed"][2:]
     elif match := NAMED_TEXT.fullmatch(text):
         part = match.groupdict()
-        month = 1 + MONTHS.index((part["name"] or part["first"]).lower())
-        day = part["day"] or part["second_day"]
+        of_month = str(1 + MONTHS.index((part["name"] or part["first"]).lower()))
+        of_day = part["day"] or part["second_day"]
     elif order != "ymd" and (match := ORDERED_TEXT.fullmatch(text)):
         part = match.groupdict()
-        day, month = part["one"], part["two"]
+        of_day, of_month = part["one"], part["two"]
         if order == "mdy":
-            day, month = month, day
+            of_day, of_month = of_month, of_day
         if len(part["year"]) == 2:  # as POSIX has it
             part["year"] = ("19" if int(part["year"]) >= 69 else "20") + part["year"]
     else:
@@ -189,7 +188,7 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
     if len(fraction) > 6:
         raise ValueError(text)
     micros = int(fraction.ljust(6, "0"))
-    moment = datetime(int(part["year"]), int(month), int(day), hour, minute, second, micros)
+    moment = datetime(int(part["year"]), int(of_month), int(of_day), hour, minute, second, micros)
     return _within(moment), part["zone"].strip() if part["zone"] else None
 
 

@@ -13,11 +13,12 @@ import pandas as pd
 
 from kronos_qlib.data.calendar import Times, future_times, moments_of, to_times
 from kronos_qlib.data.cells import to_numbers
-from kronos_qlib.data.columns import check_unread, match_columns
+from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
 from kronos_qlib.data.readers import RawTable, read_frame
 from kronos_qlib.data.spelling import COMPACT, compact
 from kronos_qlib.data.timestamps import is_midnight
+from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
