@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import describe
-from kronos_qlib.cli.sources import add_reading, reading_of
+from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import BarDataError, ConfigError
 
 if TYPE_CHECKING:

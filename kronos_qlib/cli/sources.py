@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.data.bars import MAX_MOVE
 from kronos_qlib.data.repairs import REPAIRS
-from kronos_qlib.data.tables import BarFile, columns_from_pairs, read_bars
-from kronos_qlib.data.timestamps import DATE_ORDERS
+from kronos_qlib.data.tables import BarFile, read_bars
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -35,54 +34,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, help="save every problem and repair as CSV here, refused or not"
     )
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Everything that says how a file of bars is written; `reading_of` hands it to `read_bars`."""
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="OURS=THEIRS",
-        help='names in the source, such as date="<DATE>" time="<TIME>"; volume= says there is none',
-    )
-    parser.add_argument(
-        "--encoding",
-        default="utf-8",
-        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
-    )
-    parser.add_argument(
-        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
-    )
-    parser.add_argument(
-        "--decimal",
-        choices=(".", ","),
-        help="the decimal mark; the other one parts thousands; found where cells show it",
-    )
-    parser.add_argument(
-        "--date-order",
-        choices=DATE_ORDERS,
-        default=DATE_ORDERS[0],
-        help="dmy or mdy where dates do not begin with the year (%(default)s)",
-    )
-    parser.add_argument(
-        "--zone",
-        metavar="NAME",
-        help="the exchange's time zone, such as Asia/Shanghai, to which UTC times and counts since "
-        "1970 are converted; UTC for coins",
-    )
-
-
-def reading_of(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `read_bars` that `add_reading` asked for."""
-    return {
-        "columns": columns_from_pairs(chosen.columns),
-        "encoding": chosen.encoding,
-        "delimiter": chosen.delimiter,
-        "decimal": chosen.decimal,
-        "date_order": chosen.date_order,
-        "zone": chosen.zone,
-    }
 
 
 def read_source(chosen: argparse.Namespace) -> BarFile:

@@ -12,8 +12,17 @@ from collections.abc import Mapping, Sequence
 from kronos_qlib.data.advice import Match, ambiguous, tell_missing
 from kronos_qlib.data.readers import RawTable
 from kronos_qlib.data.sizes import look_for_size, match_size
-from kronos_qlib.data.spelling import COMPACT_CLOCKS, COMPACT_DAYS, TIME, compact, find_named
+from kronos_qlib.data.spelling import (
+    COMPACT,
+    COMPACT_CLOCKS,
+    COMPACT_DAYS,
+    COMPACT_NAMES,
+    TIME,
+    compact,
+    find_named,
+)
 from kronos_qlib.data.timestamps import parse_time
+from kronos_qlib.data.unread import labels_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import LONG_COLUMNS
 
@@ -65,6 +74,8 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
             match_size(raw, ours, free, match)
         else:
             near = find_named(ours, free, match.names.values())
+            if ours == "symbol":
+                near = _finest(raw, near, free)
             if len(near) > 1:
                 raise ambiguous(raw, ours, near)
             if near:
@@ -74,6 +85,21 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
         if ours in wanted and ours not in mapping and ours not in match.names:
             look_for_size(raw, ours, match)
     return match
+
+
+def _finest(raw: RawTable, near: list[str], free: Sequence[str]) -> list[str]:
+    """Of several ways to name an instrument the one with most names: a constant `asset_id` beside
+    `tic` would make one share of several.
+    """
+    if len(near) == 1 or any(compact(name) in COMPACT["symbol"] for name in near):
+        return near
+    counts = {name: len(set(map(str, raw.columns[name]))) for name in near}
+    if not near:
+        # A share's name, or a word that need not mean one, such as "asset": only if it varies.
+        names = [name for name in free if compact(name) in COMPACT_NAMES]
+        labels = {name: labels_of(raw.columns[name]) for name in names}
+        counts = {name: len(found[1]) for name, found in labels.items() if found is not None}
+    return [max(counts, key=lambda name: counts[name])] if counts else []
 
 
 def _match_date(raw: RawTable, free: Sequence[str], match: Match, has_clock: bool) -> None:

@@ -160,9 +160,9 @@ def look_for_size(raw: RawTable, ours: str, match: Match) -> None:
         alike = [n for n in spare if _looks_like_money(n)]
         if alike:
             raise BarDataError(
-                f"{raw.source}: no column of volume, but {list_names(alike)} looks like money traded "
-                f"or a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; if it is none, "
-                f"{tell_none(raw, 'amount')}"
+                f"{raw.source}: no column of volume, but {list_names(alike)} looks like money "
+                f"traded or a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; if "
+                f"it is none, {tell_none(raw, 'amount')}"
             )
     if alike:
         look = "look" if len(alike) > 1 else "looks"

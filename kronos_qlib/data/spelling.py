@@ -58,12 +58,20 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 FALLBACKS: Mapping[str, tuple[str, ...]] = {
     "date": ("unix", "unix_timestamp", "unix_time", "epoch", "dt", "t", "ts"),
     "symbol": (
-        *("tic", "stock_code", "stock_id", "stock", "sec_code", "sec_id", "secu_code", "security"),
-        *("security_code", "security_id", "order_book_id", "windcode", "wind_code", "vt_symbol"),
-        *("instrument_id", "inst_id", "asset", "asset_id", "contract", "contract_code", "pair"),
-        *("coin", "crypto", "stkcd", "s_info_windcode", "thscode", "htsc_code", "ric", "isin"),
-        *("cusip", "permno", "gvkey", "sid", "symbols", "tickers", "tickersymbol", "symbol_name"),
-        *("合约", "合约代码", "基金代码", "指数代码", "债券代码", "品种代码", "标的代码", "品种"),
+        *("tic", "stock_code", "stock_id", "sec_code", "sec_id", "secu_code", "security_code"),
+        *("security_id", "order_book_id", "windcode", "wind_code", "vt_symbol", "instrument_id"),
+        *("inst_id", "asset_id", "contract_code", "stkcd", "s_info_windcode", "thscode"),
+        *("htsc_code", "ric", "isin", "cusip", "permno", "gvkey", "symbols", "tickers"),
+        *(
+            "tickersymbol",
+            "symbol_name",
+            "合约代码",
+            "基金代码",
+            "指数代码",
+            "债券代码",
+            "品种代码",
+        ),
+        "标的代码",
     ),
     "open": ("o",),
     "high": ("h",),
@@ -75,7 +83,21 @@ FALLBACKS: Mapping[str, tuple[str, ...]] = {
 }
 """Names that count where a table has none of `ALIASES`."""
 
-LAST_RESORT = ("name", "股票名称", "证券名称", "证券简称", "股票简称", "名称", "简称")
+LAST_RESORT = (
+    *("name", "stock", "stock_name", "asset", "contract", "pair", "coin", "crypto", "security"),
+    *(
+        "sid",
+        "合约",
+        "品种",
+        "股票",
+        "股票名称",
+        "证券名称",
+        "证券简称",
+        "股票简称",
+        "名称",
+        "简称",
+    ),
+)
 """The symbol where a table has no other and these differ from row to row."""
 
 
@@ -154,6 +176,4 @@ def find_named(ours: str, free: Sequence[str], taken: Collection[str]) -> list[s
         short = {key for key in plain.values() if len(key) == 1}
         # One letter is a name only among its like.
         near = [n for n in near if len(plain[n]) > 1 or {"o", "h", "l", "c"} <= short | set(taken)]
-    if len(near) > 1 and ours == "symbol":
-        return near[:1]  # several ways of naming one instrument
     return near

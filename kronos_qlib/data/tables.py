@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.advice import Match, tell_missing
+from kronos_qlib.data.advice import tell_missing
 from kronos_qlib.data.cells import (
     NO_NUMBER,
     symbol_problem,
@@ -36,7 +36,7 @@ from kronos_qlib.data.readers import (
     read_frame,
     tell_headerless,
 )
-from kronos_qlib.data.spelling import ALIASES, COMPACT_NAMES, TIME, compact
+from kronos_qlib.data.spelling import ALIASES, TIME, compact
 from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
@@ -294,10 +294,7 @@ def _read_one(
         dates = to_dates(raw, found["date"], notes)
     else:
         dates = to_moments(raw, found["date"], clock, notes)
-    if "symbol" not in found and symbol is None and "symbol" not in mapping:
-        _match_names(raw, match)
-        check_unread(raw, match, extra, dates)
-    elif "symbol" in found:
+    if ("symbol" not in found and symbol is None and "symbol" not in mapping) or "symbol" in found:
         check_unread(raw, match, extra, dates)
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
     for name in extra:
@@ -328,13 +325,6 @@ def _read_one(
             f"{adjusted[0]} / {theirs}, multiply open, high, low and close by it and divide volume"
         )
     return _Part(frame, raw, found["date"]), notes
-
-
-def _match_names(raw: RawTable, match: Match) -> None:
-    """Take a column of names for the symbol where there is no other and it has several."""
-    names = [name for name in match.spare(raw) if compact(name) in COMPACT_NAMES]
-    if len(names) == 1 and len(set(map(str, raw.columns[names[0]]))) > 1:
-        match.names["symbol"] = names[0]
 
 
 def _symbols(

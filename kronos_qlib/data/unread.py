@@ -48,19 +48,21 @@ def check_unread(
     if symbol is not None:
         keys = pd.factorize(raw.columns[symbol])[0]
     repeats = 0 if dates is None else _count_repeats(keys, dates)
-    if symbol is None:
-        for name in spare:
-            labels = _labels(raw.columns[name])
-            if labels is None:
-                continue
-            codes, values = labels
-            if dates is not None and repeats:
-                is_apart = _count_repeats(codes, dates) * 10 <= repeats
-            else:
-                is_named = _is_text(values) or LOOKS_LIKE_SYMBOL.search(name.lower()) is not None
-                is_apart = is_named and not _are_states(values) and _in_runs(codes, dates)
-            if is_apart:
-                raise BarDataError(_tell_symbols(raw, name, values, repeats))
+    for name in spare:
+        labels = labels_of(raw.columns[name])
+        if labels is None:
+            continue
+        codes, values = labels
+        # A bar or two may be written twice; of several shares, or periods, most times repeat.
+        if dates is not None and repeats * (20 if symbol is None else 4) >= len(dates):
+            is_apart = _count_repeats(_pair(keys, codes), dates) * 10 <= repeats
+        elif symbol is None:
+            is_named = _is_text(values) or LOOKS_LIKE_SYMBOL.search(name.lower()) is not None
+            is_apart = is_named and not _are_states(values) and _in_runs(codes, dates)
+        else:
+            continue
+        if is_apart:
+            raise BarDataError(_tell_labels(raw, name, values, repeats, symbol))
     if dates is not None and 2 * repeats >= len(dates):
         _check_times(raw, match, spare, keys, dates, repeats)
 
@@ -69,7 +71,7 @@ def _count_repeats(codes: npt.NDArray[Any], dates: npt.NDArray[Any]) -> int:
     return int(pd.DataFrame({"code": codes, "date": dates}).duplicated().sum())
 
 
-def _labels(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
+def labels_of(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
     """Each row's label and the labels, where a column could name instruments.
 
     That is, where it has several values, each of several rows, and none is missing, a time or a
@@ -129,14 +131,22 @@ def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bo
     return any(int((order[1:] != order[:-1]).sum()) + 1 == labels for order in orders)
 
 
-def _tell_symbols(raw: RawTable, name: str, values: Sequence[str], repeats: int) -> str:
+def _tell_labels(
+    raw: RawTable, name: str, values: Sequence[str], repeats: int, symbol: str | None
+) -> str:
     some = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
-    why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
     if raw.is_series:
         return (
             f"{raw.source}: column {name!r} has several values ({some}), so the frame may hold "
             "several instruments: give one frame for each, or drop the column if it is one"
         )
+    if symbol is not None:
+        return (
+            f"{raw.source}: {repeats} of {len(raw.rows)} bars have the symbol and the time of "
+            f"another, and {name!r} ({some}) tells them apart: keep the rows of one value, or if "
+            f"these are the instruments, {tell_mapping(raw, 'symbol', name)}"
+        )
+    why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
     return (
         f"{raw.source}: no column of symbols is known, but {name!r} has several values ({some})"
         f"{why}: if they are the instruments, {tell_mapping(raw, 'symbol', name)}; if all is one "

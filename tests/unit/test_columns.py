@@ -222,6 +222,7 @@ HARMLESS = {
     "report": ["2023-03-31"] * 30 + ["2023-06-30"] * 30,
     "year": [2022] * 30 + [2023] * 30,
     "state": ["bull", "bear", "bull"] * 20,
+    "stock": [float(number) for number in range(60)],
 }
 
 
@@ -238,6 +239,36 @@ def test_names_beside_a_symbol_are_no_symbol(tmp_path):
     assert read_bars(save(frame, tmp_path)).bars["symbol"].unique().tolist() == ["AAPL", "MSFT"]
     only = read_bars(save(walk().assign(name="Apple"), tmp_path, "AAPL.csv")).bars
     assert only["symbol"].unique().tolist() == ["AAPL"]
+
+
+def test_the_finest_name_of_an_instrument_is_the_symbol(tmp_path):
+    """A constant `asset_id` beside `tic` would make one share of two."""
+    frame = two_shares("tic", "AAPL", "MSFT")
+    frame.insert(0, "asset_id", "equity")
+    assert read_bars(save(frame, tmp_path)).bars["symbol"].nunique() == 2
+    only = read_bars(save(walk().assign(asset="equity"), tmp_path, "AAPL.csv"))
+    assert only.bars["symbol"].unique().tolist() == ["AAPL"]
+    for constant in ("code", "instrument"):  # known, and yet no instrument's
+        doubled = frame.drop(columns="asset_id").assign(**{constant: "equity"})
+        with pytest.raises(
+            BarDataError, match=r"60 of 120 bars .*'tic' \(AAPL, MSFT\).*symbol=tic"
+        ):
+            read_bars(save(doubled, tmp_path), as_is=True)
+
+
+def test_two_periods_in_one_table_are_named(tmp_path):
+    """vn.py's database keeps bars of minutes and hours side by side."""
+    frame = two_shares("interval", "1m", "1h").assign(symbol="rb2405")
+    with pytest.raises(
+        BarDataError, match=r"'interval' \(1m, 1h\) tells them apart: keep the rows"
+    ):
+        read_bars(save(frame, tmp_path), as_is=True)
+
+
+def test_a_bar_written_twice_makes_no_symbol_of_a_flag(tmp_path):
+    frame = walk().assign(session=["am", "pm"] * 30)
+    path = save(pd.concat([frame, frame.tail(1).assign(session="am")]), tmp_path)
+    assert len(read_bars(path, as_is=True).bars) == 61
 
 
 @pytest.mark.parametrize(
