@@ -27,7 +27,8 @@ from kronos_qlib.data.spelling import (
 from kronos_qlib.errors import BarDataError
 
 LOOKS_LIKE_VOLUME = re.compile(
-    r"(?<![a-z])vol(?!atil|t)|volume|vol$|qty|quantity|qnty|shares.?traded|traded.?shares|成交量|成交股|成交数|总手|总量"
+    r"(?<![a-z])vol(?!atil|t)|volume|vol$|qty|quantity|qnty|shares.?traded|traded.?shares"
+    r"|成交量|成交股|成交数|总手|总量|st(ü|ue)ck"
 )
 LOOKS_LIKE_MONEY = re.compile(
     r"turnover|amount|\bamt|money|成交.*额|成交金|金额|(trad|deal).*value|value.*trad|dollar.*vol"

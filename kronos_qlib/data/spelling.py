@@ -43,6 +43,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         *("volume", "vol", "volume_from", "base_volume", "real_volume", "turnover_vol"),
         *("shares_traded", "no_of_shares", "total_traded_quantity", "tottrdqty", "ttl_trd_qnty"),
         *("dnshrtrd", "s_dq_volume", "成交量", "总成交量", "成交股数", "总手"),
+        *("volumen", "出来高", "거래량"),
     ),
     "amount": (
         *("amount", "amt", "money", "volume_to", "quote_volume", "quote_asset_volume"),
@@ -56,7 +57,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 "turnover" is missing on purpose: some vendors mean money by it, others a rate."""
 
 FALLBACKS: Mapping[str, tuple[str, ...]] = {
-    "date": ("unix", "unix_timestamp", "unix_time", "epoch", "dt", "t", "ts"),
+    "date": (
+        *("unix", "unix_timestamp", "unix_time", "epoch", "dt", "t", "ts"),
+        *("start_time", "close_time", "snapped_at", "datum"),
+    ),
     "symbol": (
         *("tic", "stock_code", "stock_id", "sec_code", "sec_id", "secu_code", "security_code"),
         *("security_id", "order_book_id", "windcode", "wind_code", "vt_symbol", "instrument_id"),

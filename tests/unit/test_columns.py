@@ -58,7 +58,7 @@ def check(bars: pd.DataFrame, wanted: pd.DataFrame, *columns: str) -> None:
     [
         *("Volume", "vol", "Vol.", "VOL", "tick_volume", "TICKVOL", "<TICKVOL>", "real_volume"),
         *("成交量", "成交量(股)", "总手", "trade_vol", "Total Volume", "base_volume", "5. volume"),
-        *("volumefrom", "Volume BTC", "Volume_(BTC)", "Trading Volume", "Shares Traded"),
+        *("volumefrom", "Volume BTC", "Volume_(BTC)", "Trading Volume", "Shares Traded", "Volumen"),
     ],
 )
 def test_a_column_that_can_only_be_volume_is_volume(tmp_path, name):
@@ -71,7 +71,16 @@ def test_a_column_that_can_only_be_volume_is_volume(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["buy_volume", "Volume (M)", "vol_ma5", "volumn", "Qty", "volume_24h_change", "taker_vol"],
+    [
+        "buy_volume",
+        "Volume (M)",
+        "vol_ma5",
+        "volumn",
+        "Qty",
+        "volume_24h_change",
+        "taker_vol",
+        "Stuecke",
+    ],
 )
 def test_a_column_that_may_be_volume_is_refused_by_name(tmp_path, name):
     frame = walk().rename(columns={"volume": name})
