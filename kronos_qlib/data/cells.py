@@ -198,7 +198,10 @@ def to_numbers(
             )
         elif raw.is_text and given != ",":
             numbers = _all_numbers(cells)
-            if numbers is not None:
+            # Where semicolons part the cells, a point may part thousands: 1.234 shares.
+            if numbers is not None and not (
+                _may_part(raw, column, sizes) and "." in "".join(cells)
+            ):
                 found[column] = numbers
     if len(found) == len(columns):
         return found
@@ -227,7 +230,7 @@ class _Marks:
     grouped: dict[str, int] = field(default_factory=dict)
     """Marks that a cell such as 1.234,5 proves."""
     doubtful: int | None = None
-    """A cell with a comma that proves nothing."""
+    """A cell with a mark that proves nothing, where it matters."""
 
 
 def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) -> dict[str, str]:
@@ -238,7 +241,7 @@ def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) 
         BarDataError: They show both, or none where it matters.
     """
     marks = {
-        column: _marks_of(raw, column)
+        column: _marks_of(raw, column, _may_part(raw, column, sizes))
         for column in columns
         if raw.columns[column].dtype.kind == "O"
     }
@@ -267,7 +270,12 @@ def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) 
     return decimals
 
 
-def _marks_of(raw: RawTable, column: str) -> _Marks:
+def _may_part(raw: RawTable, column: str, sizes: Collection[str]) -> bool:
+    """Whether a size's points may part thousands, unless some cell shows that they do not."""
+    return raw.delimiter == ";" and raw.how.decimal is None and column in sizes
+
+
+def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
     marks = _Marks()
     # Where commas part the cells, one within quotes is more likely a slip than a decimal mark.
     is_slip = raw.delimiter in (None, ",") and raw.how.decimal != ","
@@ -279,7 +287,7 @@ def _marks_of(raw: RawTable, column: str) -> _Marks:
             continue
         shown = decimal_shown_by(cell)
         if shown is None or (shown == (",", False) and is_slip):
-            if has_comma and marks.doubtful is None and (shown or is_ambiguous(cell)):
+            if marks.doubtful is None and (has_comma or may_part) and (shown or is_ambiguous(cell)):
                 marks.doubtful = entry
         else:
             mark, by_thousands = shown
@@ -291,7 +299,8 @@ def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
     cell = str(raw.columns[column][entry]).strip()
     read = "whose comma may be a decimal mark or a slip"
     if is_ambiguous(cell):
-        read = f"which may be {cell.replace(',', '')} or {cell.replace(',', '.')}"
+        whole = cell.replace(",", "").replace(".", "")
+        read = f"which may be {whole} or {cell.replace(',', '.')}"
     return f"expected a number, got {_show(cell)}, {read}; {raw.tell_decimal(column)}"
 
 

@@ -544,6 +544,18 @@ def test_a_comma_that_may_mean_either_is_refused(tmp_path):
     )
 
 
+def test_a_point_that_may_part_thousands_is_refused_between_semicolons(tmp_path):
+    """Volumes of 1.234 and prices without decimals, as a German file of yen has them."""
+    whole = written(walk().round(0), "{:.0f}").assign(volume="1.234")
+    path = save(whole, tmp_path, sep=";")
+    with pytest.raises(BarDataError, match=r"'1\.234', which may be 1234 or 1\.234; .*--decimal"):
+        read_bars(path)
+    assert read_bars(path, decimal=",").bars["volume"].eq(1234).all()
+    assert read_bars(path, decimal=".").bars["volume"].eq(1.234).all()
+    coins = written(TWO, "{:.2f}").assign(volume="1.234")  # prices show what the point is
+    assert read_bars(save(coins, tmp_path, sep=";")).bars["volume"].eq(1.234).all()
+
+
 def test_a_decimal_comma_between_commas_is_asked_about(tmp_path):
     path = save(comma(written(TWO, "{:.2f}")), tmp_path)
     with pytest.raises(BarDataError, match=r"row 2, column 'open': .*decimal mark or a slip"):
