@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         help=f"of the close ({' '.join(map(str, QUANTILES))})",
     )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
-    )
-    parser.add_argument("--encoding", default="utf-8", help="of a CSV file (%(default)s)")
+    add_reading(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("forecast.csv"), help="the table (%(default)s)"
     )
@@ -134,13 +132,9 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The bars of the instrument asked for, in order, and what was said in reading."""
-    from kronos_qlib.data.tables import columns_from_pairs, read_bars
+    from kronos_qlib.data.tables import read_bars
 
-    table = read_bars(
-        arguments.source,
-        columns=columns_from_pairs(arguments.columns),
-        encoding=arguments.encoding,
-    )
+    table = read_bars(arguments.source, **reading_of(arguments))
     symbols = table.bars["symbol"].unique().tolist()
     some = ", ".join(symbols[:5]) + (f" and {len(symbols) - 5} more" if len(symbols) > 5 else "")
     if arguments.symbol is None and len(symbols) > 1:

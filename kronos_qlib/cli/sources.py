@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.data.bars import MAX_MOVE
 from kronos_qlib.data.repairs import REPAIRS
-from kronos_qlib.data.tables import BarFile, columns_from_pairs, read_bars
+from kronos_qlib.data.tables import BarFile, read_bars
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +18,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, help="a .csv, .parquet or .feather file, or a folder of them"
     )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="names in the source"
-    )
-    parser.add_argument(
-        "--encoding",
-        default="utf-8",
-        help="of CSV files; gb18030 for many Chinese ones (%(default)s)",
-    )
-    parser.add_argument(
-        "--delimiter", metavar="MARK", help="of CSV files, or the word tab; found if not given"
-    )
+    add_reading(parser)
     parser.add_argument(
         "--extra", nargs="+", default=[], metavar="COLUMN", help="further columns to keep"
     )
@@ -47,11 +38,4 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def read_source(chosen: argparse.Namespace) -> BarFile:
     """The bars as they are, for checks to report and repairs to mend."""
-    return read_bars(
-        chosen.source,
-        columns=columns_from_pairs(chosen.columns),
-        extra=chosen.extra,
-        as_is=True,
-        encoding=chosen.encoding,
-        delimiter=chosen.delimiter,
-    )
+    return read_bars(chosen.source, extra=chosen.extra, as_is=True, **reading_of(chosen))

@@ -13,6 +13,14 @@ import pandas as pd
 from kronos_qlib.data.clock import Clock
 from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.data.exchanges import check_exchange, exchange_times
+from kronos_qlib.data.timestamps import (
+    TimeTextError,
+    check_utc_days,
+    read_texts,
+    tell_epoch,
+    tell_time,
+    texts_of,
+)
 from kronos_qlib.errors import CalendarError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -27,14 +35,15 @@ def stamps_of(times: Any) -> npt.NDArray[np.int64]:
     """The time fields of timestamps.
 
     Args:
-        times: (...) timestamps: datetime64, or anything `pandas.to_datetime` reads. Wall-clock
+        times: (...) timestamps: datetime64, datetimes, or text with the year first. Wall-clock
             time of the exchange; a time zone is dropped, not converted.
 
     Returns:
         (..., 5) int64: minute, hour, weekday (Monday 0), day of month, month.
 
     Raises:
-        CalendarError: a timestamp is missing, is a bare number, or cannot be read.
+        CalendarError: a timestamp is missing, is a bare number, cannot be read, or may be two
+            ("02/01/2024"); or they are days in UTC that do not begin at midnight.
     """
     moments = to_times(times)
     flat = pd.DatetimeIndex(moments.ravel())
@@ -45,24 +54,71 @@ def stamps_of(times: Any) -> npt.NDArray[np.int64]:
 
 
 def to_times(times: Any) -> Times:
-    """Timestamps of any usual kind (Series, index, array, list) as datetime64[ns]."""
+    """Timestamps of any usual kind (Series, index, array, list) as datetime64[ns]; see `stamps_of`.
+
+    Text is read as in tables, see `timestamps`.
+    """
+    return moments_of(times)[0]
+
+
+def moments_of(times: Any) -> tuple[Times, bool]:
+    """`to_times`, and whether the timestamps said that they are in UTC."""
+    is_utc = False
     if isinstance(times, np.ndarray) and np.issubdtype(times.dtype, np.datetime64):
         array = times
     else:
-        given = pd.Index(times.ravel() if isinstance(times, np.ndarray) else times)
+        given = pd.Index(times.ravel() if isinstance(times, np.ndarray) else times).infer_objects()
         # Pandas would read the numbers of a RangeIndex as nanoseconds of 1970.
-        if len(given) and pd.api.types.is_numeric_dtype(given.infer_objects()):
-            raise CalendarError(f"expected timestamps, got numbers such as {given[0]}")
-        try:
-            index = pd.DatetimeIndex(pd.to_datetime(given))
-        except (ValueError, TypeError) as bad:
-            raise CalendarError(f"timestamps cannot be read: {bad}") from bad
-        shape = times.shape if isinstance(times, np.ndarray) else (len(index),)
-        array = index.tz_localize(None).to_numpy().reshape(shape)
-    if np.isnat(array).any():
-        place = int(np.flatnonzero(np.isnat(array).ravel())[0])
+        if len(given) and pd.api.types.is_numeric_dtype(given):
+            raise CalendarError(_tell_number(given[0]))
+        _check_there(pd.isna(given))
+        if isinstance(given, pd.DatetimeIndex):
+            is_utc = str(given.tz) in ("UTC", "UTC+00:00", "GMT", "Etc/UTC")
+            flat = given.tz_localize(None).to_numpy()
+        else:
+            flat, is_utc = _read_times(given)
+        if is_utc and (problem := check_utc_days(flat)):
+            raise CalendarError(problem)
+        array = flat.reshape(times.shape if isinstance(times, np.ndarray) else (len(flat),))
+    _check_there(np.isnat(array).ravel())
+    return array.astype("datetime64[ns]"), is_utc
+
+
+def _read_times(cells: pd.Index) -> tuple[Times, bool]:
+    """Text, dates and periods as times, and whether they are in UTC."""
+    try:
+        texts = texts_of(cells)
+        read = read_texts(texts)
+    except TimeTextError as bad:
+        problem = bad.problem or tell_time(bad.text, in_table=False)
+        raise CalendarError(
+            f"timestamps cannot be read: number {bad.entry + 1}: {problem}"
+        ) from bad
+    except ValueError as bad:
+        raise CalendarError(f"timestamps cannot be read: {bad}") from bad
+    if read.epoch is not None:
+        raise CalendarError(tell_epoch(texts[0], read.epoch, in_table=False))
+    return read.times, read.is_utc
+
+
+def _tell_number(number: Any) -> str:
+    """What to say of a bare number."""
+    problem = tell_time(str(number), in_table=False)
+    wanted = f"expected timestamps, got numbers such as {number}"
+    if "since 1970" in problem:
+        return f"{wanted}: {problem}"
+    if 19000101 <= number <= 21001231:
+        return (
+            f"{wanted}: make days of them, with "
+            'pd.to_datetime(pd.Index(times).astype("int64").astype(str))'
+        )
+    return wanted
+
+
+def _check_there(missing: npt.NDArray[np.bool_]) -> None:
+    if missing.any():
+        place = int(np.flatnonzero(missing)[0])
         raise CalendarError(f"timestamp number {place + 1} is missing (NaT)")
-    return array.astype("datetime64[ns]")
 
 
 def next_times(calendar: Times, after: Times, count: int, beyond: str = "error") -> Times:

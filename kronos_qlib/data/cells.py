@@ -3,55 +3,61 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from decimal import Decimal
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kronos_qlib.data.numerals import (
+    NO_NUMBER,
+    decimal_shown_by,
+    is_ambiguous,
+    read_numbers,
+)
 from kronos_qlib.data.readers import RawTable
+from kronos_qlib.data.timestamps import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    TimeTextError,
+    instants,
+    read_texts,
+    split_half,
+    tell_epoch,
+    tell_time,
+    tell_zone,
+    texts_of,
+    to_zone,
+)
 from kronos_qlib.errors import BarDataError
 
+__all__ = ["NO_NUMBER", "symbol_problem", "to_dates", "to_moments", "to_numbers", "to_symbols"]
+
 Times = npt.NDArray[np.datetime64]
-
-NO_NUMBER = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>"})
-"""Cells of a number column that say there is no number; any other word is an error."""
-
-DATE_TEXT = re.compile(
-    r"(?P<year>\d{4})(?:(?P<sep>[-/.])(?P<month>\d{1,2})(?P=sep)(?P<day>\d{1,2})|(?P<packed>\d{4}))"
-    r"(?:[ T](?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.0+)?)?)?",
-    re.ASCII,
-)
-"""Year first, so that no day can be taken for a month; no time zone, no fraction of a second."""
+Numbers = npt.NDArray[np.float64]
 
 CLOCK_TEXT = re.compile(
     r"(?=\d{1,2}:|\d{4}(?:\d\d)?$)(\d{1,2}):?(\d{2})(?::?(\d{2})(?:\.0+)?)?", re.ASCII
 )
-"""09:35, 09:35:00, 0935 or 093500. Not 935: it may be five past nine or nine past midnight."""
+"""09:35, 09:35:00, 0935 or 093500."""
 
-ZONE = re.compile(r"\d(Z|[+-]\d{2}:?\d{2})$")
+BARE_CLOCK = re.compile(r"(\d{1,6})(?:\.0+)?", re.ASCII)
+"""A time of day that was a number on its way and lost its zeros: 93500, 935, 0."""
 
-EPOCH_TEXT = re.compile(r"(1\d{9}(?:\d{3}){0,3})(?:\.0+)?", re.ASCII)
-"""A count since 1970 from 2001 to 2033. Not 2024010209, an hour without its marks."""
+NO_DAYS = "0 days "
+"""What pandas writes before a time of day that is a duration since midnight."""
 
-EPOCH_UNITS = {
-    10: ("seconds", "s"),
-    13: ("milliseconds", "ms"),
-    16: ("microseconds", "us"),
-    19: ("nanoseconds", "ns"),
-}
-"""By its digits: what such a count counts, and what pandas calls that."""
-
-FIRST_YEAR, LAST_YEAR = 1678, 2261
-"""What pandas' nanoseconds hold."""
+LONGEST_SYMBOL = 200
+"""Bytes of UTF-8: a symbol names a folder, and file systems allow 255."""
 
 
 def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]:
     """Text without blanks around it; whole numbers are taken with a note.
 
     Raises:
-        BarDataError: A cell is empty or no text.
+        BarDataError: A cell is empty, no text, or a name that no folder can have.
     """
     cells = raw.columns[column]
     if cells.dtype.kind in "iu":
@@ -68,43 +74,77 @@ def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]
             raise raw.fail(entry, column, f"expected a symbol, got {_show(cell)}")
         symbols[entry] = symbol
     for symbol in set(symbols.tolist()):
-        if not is_writable(symbol):
-            entry = int((symbols == symbol).argmax())
-            raise raw.fail(entry, column, f"the symbol {symbol!r} cannot be written as UTF-8")
+        if problem := symbol_problem(symbol):
+            raise raw.fail(int((symbols == symbol).argmax()), column, problem)
     return symbols
 
 
-def is_writable(text: str) -> bool:
-    """Whether text can be stored; half a surrogate pair, which Python lets pass, cannot."""
+def symbol_problem(symbol: str) -> str | None:
+    """Why a symbol cannot name an instrument; None if it can.
+
+    A byte-order mark or a zero-width space would make two instruments of one, alike on the screen.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        size = len(symbol.encode())
+    except UnicodeEncodeError:  # half a surrogate pair, which Python lets pass
+        return f"the symbol {symbol!r} cannot be written as UTF-8"
+    for mark in symbol:
+        if unicodedata.category(mark) in ("Cc", "Cf", "Zl", "Zp", "Cn", "Co"):
+            name = unicodedata.name(mark, "a control character").lower()
+            name = "byte-order mark" if mark == "\ufeff" else name
+            return (
+                f"the symbol {symbol[:60]!a} holds the invisible character U+{ord(mark):04X} "
+                f"({name}); remove it"
+            )
+    if size > LONGEST_SYMBOL:
+        return (
+            f"the symbol {symbol[:40]!r}... has {len(symbol)} letters, {size} bytes; it names a "
+            f"folder, so at most {LONGEST_SYMBOL} bytes: is the column one of symbols?"
+        )
+    return None
 
 
-def to_dates(raw: RawTable, column: str) -> Times:
-    """Datetimes as they are, or dates in text, year first.
+def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Times:
+    """Datetimes as they are, or times in text; see `timestamps`.
+
+    Args:
+        notes: takes a sentence where a time zone was dropped or converted.
 
     Raises:
-        BarDataError: A cell is missing, no such date, carries a time zone, or lies beyond what
-            pandas' nanoseconds hold.
+        BarDataError: A cell is missing, no such time, a count since 1970 or in UTC where no zone
+            is given, or lies beyond what pandas' nanoseconds hold.
     """
     cells = raw.columns[column]
     if cells.dtype.kind == "M":
         return _check_span(raw, column, cells)
-    known: dict[str, datetime] = {}  # dates repeat across instruments: read each once
     texts = _texts(raw, column)
-    for entry, text in enumerate(texts):
-        if text not in known:
-            try:
-                known[text] = parse_date(text)
-            except ValueError as problem:
-                raise raw.fail(entry, column, wrong_date(text)) from problem
-    return np.array([known[text] for text in texts], dtype="datetime64[us]")
+    try:
+        read = read_texts(texts, raw.how.date_order)
+    except TimeTextError as problem:
+        raise raw.fail(
+            problem.entry, column, problem.problem or tell_time(problem.text)
+        ) from problem
+    zone, said = raw.how.zone, "" if notes is None else f"column {column!r}"
+    if zone is None and read.epoch is not None:
+        raise raw.fail(0, column, tell_epoch(texts[0], read.epoch))
+    if zone is None and read.is_utc:
+        raise raw.fail(0, column, tell_zone(texts[0]))
+    if zone is None or read.offset is None:
+        if read.offset is not None and notes is not None:
+            notes.append(
+                f"{said}: the time zone ({read.offset}) is dropped, times are as they are written"
+            )
+        return _check_span(raw, column, read.times)
+    utc = read.times if read.epoch else instants(texts, raw.how.date_order)
+    local = to_zone(utc, zone)
+    if notes is not None:
+        what = f"{read.epoch} since 1970" if read.epoch else f"times with a zone ({read.offset})"
+        how = f"are converted to {zone}" if local is not utc else "are days, and stay"
+        notes.append(f"{said}: {what} {how}")
+    return local
 
 
-def to_moments(raw: RawTable, day: str, clock: str) -> Times:
+def to_moments(raw: RawTable, day: str, clock: str, notes: list[str] | None = None) -> Times:
     """The times of a table that has the date in one column and the time of day in another.
 
     Args:
@@ -118,7 +158,7 @@ def to_moments(raw: RawTable, day: str, clock: str) -> Times:
     midnights = days.astype("datetime64[D]")
     advice = f"name the column that holds the whole time with a mapping such as date={day}"
     try:
-        moments = _read_clock(raw, clock, midnights)
+        moments = _read_clock(raw, clock, midnights, notes)
     except BarDataError as problem:
         raise BarDataError(f"{problem}; {day!r} and {clock!r} make no time: {advice}") from problem
     misfit = (moments.astype("datetime64[D]") != midnights) | (
@@ -132,83 +172,150 @@ def to_moments(raw: RawTable, day: str, clock: str) -> Times:
     return moments
 
 
-def to_numbers(raw: RawTable, column: str) -> npt.NDArray[np.float64]:
-    """Numbers, NaN where a cell is empty or says that there is none.
+def to_numbers(
+    raw: RawTable, columns: Sequence[str], sizes: Collection[str] = ()
+) -> dict[str, Numbers]:
+    """Several columns' numbers, NaN where a cell is empty or says that there is none.
+
+    All at once, because the cells of one show the decimal mark of the others.
+
+    Args:
+        sizes: columns after whose numbers K, M or B may stand.
 
     Raises:
-        BarDataError: A cell is something else, True and False among them.
+        BarDataError: A cell is something else, True and False among them, or may be one number or
+            another.
     """
-    cells = raw.columns[column]
-    if cells.dtype.kind in "iuf":
-        return cells.astype(np.float64)
-    if cells.dtype.kind != "O":
-        raise BarDataError(f"{raw.source}, column {column!r}: expected numbers, got {cells.dtype}")
-    if raw.is_text:
-        try:
-            return _all_numbers(cells)
-        except ValueError:
-            pass  # an empty cell, or a bad one: go and see
-    numbers = np.empty(len(cells))
-    for entry, cell in enumerate(cells):
-        try:
-            numbers[entry] = _number(cell)
-        except (ValueError, OverflowError) as problem:
-            raise raw.fail(entry, column, f"expected a number, got {_show(cell)}") from problem
-    return numbers
+    found: dict[str, Numbers] = {}
+    given = raw.how.decimal
+    for column in columns:
+        cells = raw.columns[column]
+        if cells.dtype.kind in "iuf":
+            found[column] = cells.astype(np.float64)
+        elif cells.dtype.kind != "O":
+            raise BarDataError(
+                f"{raw.source}, column {column!r}: expected numbers, got {cells.dtype}"
+            )
+        elif raw.is_text and given != ",":
+            numbers = _all_numbers(cells)
+            # Where semicolons part the cells, a point may part thousands: 1.234 shares.
+            if numbers is not None and not (
+                _may_part(raw, column, sizes) and "." in "".join(cells)
+            ):
+                found[column] = numbers
+    if len(found) == len(columns):
+        return found
+    # An empty cell, a bad one, or a mark between digits: go and see.
+    decimals = _decimals_of(raw, columns, sizes)
+    for column, decimal in decimals.items():
+        if decimal == "." and column in found:
+            continue
+        cells = raw.columns[column]
+        read, bad = read_numbers(cells, decimal, scaled=column in sizes)
+        if bad is not None:
+            entry, problem = bad
+            said = f"; {problem.problem}" if problem.problem else ""
+            raise raw.fail(entry, column, f"expected a number, got {_show(cells[entry])}{said}")
+        assert read is not None
+        found[column] = read
+    return {column: found[column] for column in columns}
 
 
-def parse_date(text: str) -> datetime:
-    """A date such as 2024-06-18 or 20240618, with a time of day or without.
+@dataclass
+class _Marks:
+    """What the cells of a column show of its decimal mark, each with the first entry that does."""
+
+    plain: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 12,5 proves."""
+    grouped: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 1.234,5 proves."""
+    doubtful: int | None = None
+    """A cell with a mark that proves nothing, where it matters."""
+
+
+def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) -> dict[str, str]:
+    """Each text column's decimal mark: what its own cells show, else what was asked for, else what
+    thousands show anywhere, else for sizes what the prices show.
 
     Raises:
-        ValueError: It is none.
+        BarDataError: They show both, or none where it matters.
     """
-    match = DATE_TEXT.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    part = match.groupdict()
-    year = int(part["year"])
-    if not FIRST_YEAR <= year <= LAST_YEAR:
-        raise ValueError(text)
-    month, day = part["month"] or part["packed"][:2], part["day"] or part["packed"][2:]
-    hour, minute, second = (int(part[name] or 0) for name in ("hour", "minute", "second"))
-    return datetime(year, int(month), int(day), hour, minute, second)
+    marks = {
+        column: _marks_of(raw, column, _may_part(raw, column, sizes))
+        for column in columns
+        if raw.columns[column].dtype.kind == "O"
+    }
+    grouped = {mark for each in marks.values() for mark in each.grouped}
+    prices = {mark for name, each in marks.items() if name not in sizes for mark in each.plain}
+    decimals = {}
+    for column, shown in marks.items():
+        own = {**shown.plain, **shown.grouped}
+        if len(own) == 2:
+            entry, other = own[","], own["."]
+            raise raw.fail(
+                entry,
+                column,
+                f"expected a number, got {_show(raw.columns[column][entry])}, whose decimal mark "
+                f"is a comma, but {_show(raw.columns[column][other])} in row {raw.rows[other]} has "
+                "a decimal point; write both alike",
+            )
+        for known in (own, {raw.how.decimal} - {None}, grouped, prices if column in sizes else ()):
+            if len(known) == 1:
+                decimals[column] = str(next(iter(known)))
+                break
+        else:
+            if shown.doubtful is not None:
+                raise raw.fail(shown.doubtful, column, _tell_doubt(raw, column, shown.doubtful))
+            decimals[column] = "."
+    return decimals
 
 
-def wrong_date(text: str) -> str:
-    """What to say of text that is no date."""
-    if ZONE.search(text) and ":" in text:
-        return (
-            f"the time {text!r} carries a time zone; convert to the exchange's local time and drop "
-            "the zone: .tz_localize(None), of a column .dt.tz_localize(None), keeps the local "
-            "wall-clock time"
-        )
-    if epoch := EPOCH_TEXT.fullmatch(text):
-        name, unit = EPOCH_UNITS[len(epoch[1])]
-        return (
-            f"{text!r} looks like {name} since 1970; convert them before, with "
-            f'pd.to_datetime(..., unit="{unit}"), which gives UTC'
-        )
-    return f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text!r}"
+def _may_part(raw: RawTable, column: str, sizes: Collection[str]) -> bool:
+    """Whether a size's points may part thousands, unless some cell shows that they do not."""
+    return raw.delimiter == ";" and raw.how.decimal is None and column in sizes
 
 
-def _all_numbers(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
+    marks = _Marks()
+    # Where commas part the cells, one within quotes is more likely a slip than a decimal mark.
+    is_slip = raw.delimiter in (None, ",") and raw.how.decimal != ","
+    for entry, cell in enumerate(raw.columns[column]):
+        if not isinstance(cell, str):
+            continue
+        has_comma = "," in cell
+        if not has_comma and ("." not in cell or ("." in marks.plain and cell.count(".") < 2)):
+            continue
+        shown = decimal_shown_by(cell)
+        if shown is None or (shown == (",", False) and is_slip):
+            if marks.doubtful is None and (has_comma or may_part) and (shown or is_ambiguous(cell)):
+                marks.doubtful = entry
+        else:
+            mark, by_thousands = shown
+            (marks.grouped if by_thousands else marks.plain).setdefault(mark, entry)
+    return marks
+
+
+def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
+    cell = str(raw.columns[column][entry]).strip()
+    read = "whose comma may be a decimal mark or a slip"
+    if is_ambiguous(cell):
+        whole = cell.replace(",", "").replace(".", "")
+        read = f"which may be {whole} or {cell.replace(',', '.')}"
+    return f"expected a number, got {_show(cell)}, {read}; {raw.tell_decimal(column)}"
+
+
+def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:
     """All cells of a CSV column in one go: float() of each, which would take "1_000"."""
     if "_" in "".join(cells):
-        raise ValueError("an underscore")
-    return cells.astype(np.float64)
-
-
-def _number(cell: Any) -> float:
-    is_bool = isinstance(cell, (bool, np.bool_))
-    if isinstance(cell, (int, float, np.integer, np.floating, Decimal)) and not is_bool:
-        return float(cell)
-    text = str(cell).strip()
-    if text.lower() in NO_NUMBER:
-        return float("nan")
-    if "_" in text:  # float() would take "1_000"
-        raise ValueError(text)
-    return float(text)
+        return None
+    try:
+        return cells.astype(np.float64)
+    except ValueError:
+        pass
+    try:
+        return np.where(cells == "", "nan", cells).astype(np.float64)
+    except ValueError:
+        return None
 
 
 def _show(cell: Any) -> str:
@@ -223,7 +330,7 @@ def _show(cell: Any) -> str:
 
 def _texts(raw: RawTable, column: str) -> list[str]:
     try:
-        return [str(cell).strip() for cell in raw.columns[column]]
+        return texts_of(raw.columns[column])
     except ValueError as problem:  # see _show
         raise BarDataError(f"{raw.source}, column {column!r}: {problem}") from problem
 
@@ -241,33 +348,70 @@ def _check_span(raw: RawTable, column: str, cells: npt.NDArray[Any]) -> Times:
     return cells
 
 
-def _read_clock(raw: RawTable, column: str, midnights: Times) -> Times:
+def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] | None) -> Times:
     """The moments that times of day say, one on each day; full times stand for themselves."""
     if raw.columns[column].dtype.kind == "M":
         return to_dates(raw, column)
-    texts = _texts(raw, column)
-    if CLOCK_TEXT.fullmatch(texts[0]) is None:
-        return to_dates(raw, column)
-    known: dict[str, int] = {}
-    for entry, text in enumerate(texts):
-        if text not in known:
-            # Where zeros are lost, 1035 is 10:35 or 00:10:35: digits alone must be equally many.
-            fits = ":" in text or len(text) == len(texts[0])
-            seconds = _parse_clock(text) if fits else None
-            if seconds is None:
+    texts = [text.removeprefix(NO_DAYS) for text in _texts(raw, column)]
+    codes, distinct = _distinct(texts)
+    if is_clock(distinct):
+        seconds = _seconds_of_day(distinct)
+        for place, second in enumerate(seconds):
+            if second is None:
+                entry = int((codes == place).argmax())
                 raise raw.fail(
-                    entry, column, f"expected a time of day like 09:35 or 09:35:00, got {text!r}"
+                    entry,
+                    column,
+                    f"expected a time of day like 09:35 or 09:35:00, got {texts[entry]!r}",
                 )
-            known[text] = seconds
-    seconds_of_day = np.array([known[text] for text in texts], dtype="timedelta64[s]")
-    moments: Times = (midnights + seconds_of_day).astype("datetime64[us]")
-    return moments
+        of_day = np.array(seconds, dtype="timedelta64[s]")[codes]
+        moments: Times = (midnights + of_day).astype("datetime64[us]")
+        return moments
+    return to_dates(raw, column, notes)
+
+
+def is_clock(distinct: Sequence[str]) -> bool:
+    """Whether cells are times of day, by the first of them; else they are full times or nothing."""
+    if CLOCK_TEXT.fullmatch(split_half(distinct[0])[0]) is not None:
+        return True
+    bare = [BARE_CLOCK.fullmatch(text) for text in distinct]
+    return all(bare) and not all(match and len(match[1]) == 3 for match in bare)
+
+
+def _seconds_of_day(distinct: Sequence[str]) -> list[int | None]:
+    """Seconds since midnight, None of a text that is no time of day or may be two.
+
+    Times of day that were numbers get their zeros back: of 93500 to 150000, and of 935 to 1500.
+    """
+    bare = [BARE_CLOCK.fullmatch(text) for text in distinct]
+    if not all(bare):
+        return [_parse_clock(text) if ":" in text else None for text in distinct]
+    numbers = [match[1] for match in bare if match]
+    sizes = {len(number) for number in numbers}
+    if sizes <= {4} or sizes <= {6}:
+        return [_parse_clock(number) for number in numbers]
+    digits = 4 if max(sizes) <= 4 and sizes != {1} else 6
+    # 1035 among 103000 may be 10:35 or 00:10:35: only whole minutes are taken for what they seem.
+    padded = [number.zfill(digits) for number in numbers]
+    return [_parse_clock(text) if digits == 4 or text.endswith("00") else None for text in padded]
+
+
+def _distinct(texts: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Each text's place among the distinct ones, in order of first appearance."""
+    places: dict[str, int] = {}
+    codes = [places.setdefault(text, len(places)) for text in texts]
+    return np.array(codes, dtype=np.int64), list(places)
 
 
 def _parse_clock(text: str) -> int | None:
     """Seconds since midnight."""
+    text, half = split_half(text)
     match = CLOCK_TEXT.fullmatch(text)
     if match is None:
         return None
     hour, minute, second = (int(part or 0) for part in (match[1], match[2], match[3]))
+    if half is not None:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + half
     return hour * 3600 + minute * 60 + second if max(minute, second) < 60 and hour < 24 else None

@@ -95,6 +95,9 @@ class WindowDataset:
         columns: Mapping[str, str] | None = None,
         encoding: str = "utf-8",
         delimiter: str | None = None,
+        zone: str | None = None,
+        date_order: str = "ymd",
+        decimal: str | None = None,
         repair: Iterable[str] = (),
         **settings: Any,
     ) -> WindowDataset:
@@ -107,6 +110,7 @@ class WindowDataset:
             symbol: the one instrument of a file or frame without a symbol column.
             columns: our name to the file's, where it is not recognised.
             encoding, delimiter: of CSV files; see `read_bars`.
+            zone, date_order, decimal: how times and numbers are written; see `read_bars`.
             repair: names in `repairs.REPAIRS` to apply; what they change is logged.
             settings: the fields of this class.
 
@@ -125,6 +129,9 @@ class WindowDataset:
             symbol=symbol,
             encoding=encoding,
             delimiter=delimiter,
+            zone=zone,
+            date_order=date_order,
+            decimal=decimal,
             as_is=True,
         )
         bars, record = repair_bars(read.bars, repair)

@@ -110,6 +110,16 @@ def check_exchange(code: Any) -> str:
     return known
 
 
+def exchange_zone(code: str) -> str:
+    """The time zone that an exchange keeps, such as "America/New_York".
+
+    Raises:
+        ConfigError: there is no exchange of that name.
+    """
+    kind = _kind(check_exchange(code))
+    return str(kind.tz)
+
+
 def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:
     """The sessions of these dates, at the last bar's time of day."""
     sessions = _sessions(code, since, until)

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.levels import Name, flatten_header, flatten_levels
+from kronos_qlib.data.timestamps import DATE_ORDERS, find_zone
 from kronos_qlib.errors import BarDataError, ConfigError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
@@ -30,14 +32,32 @@ BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UNNAMED_TIMES = "(index)"
 """What a frame's unnamed index of times is called in a message."""
 
-FLATTEN = (
-    "frame.columns = frame.columns.get_level_values(0) for one ticker, "
-    "frame = frame.stack(level=1) for several"
-)
-"""How a frame of yfinance gets columns of one level, the names of prices being the first."""
-
 CHUNK = 1_000
 """Records turned into columns at a time: few enough to be still in the processor's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFormat:
+    """How cells are written, where they do not show it themselves."""
+
+    zone: str | None = None
+    """The exchange's time zone, such as "Asia/Shanghai": times with an offset and counts since 1970
+    are converted to it. None drops offsets and refuses what is in UTC. Times without an offset
+    stay."""
+    date_order: str = "ymd"
+    """"dmy" or "mdy" where dates do not begin with the year: 02/01/2024."""
+    decimal: str | None = None
+    """"," or "."; the other one is the thousands separator. None goes by what the cells show."""
+
+    def __post_init__(self) -> None:
+        if self.zone is not None:
+            find_zone(self.zone)
+        if self.date_order not in DATE_ORDERS:
+            raise ConfigError(
+                f"date_order must be one of {', '.join(DATE_ORDERS)}, got {self.date_order!r}"
+            )
+        if self.decimal not in (None, ".", ","):
+            raise ConfigError(f"decimal must be '.' or ',', got {self.decimal!r}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +76,28 @@ class RawTable:
     """The column that was a frame's index of times."""
     is_text: bool = False
     """Whether every cell is a `str`."""
+    how: CellFormat = CellFormat()
+    """How the cells are written."""
+    delimiter: str | None = None
+    """Of a CSV file."""
+    is_series: bool = False
+    """Whether it is a frame for the predictor, which has no settings for reading: messages then
+    say how to change the frame."""
+    notes: tuple[str, ...] = ()
+    """What was done to the header."""
 
     def fail(self, entry: int, column: str, problem: str) -> BarDataError:
         return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
+
+    def tell_decimal(self, column: str) -> str:
+        """How to say which mark is a column's decimal one."""
+        if self.is_series:
+            return (
+                f'make it numbers before, with frame[{column!r}].str.replace(",", ".")'
+                '.astype(float) if the comma is the decimal mark, with "" for "." if it parts '
+                "thousands"
+            )
+        return 'say which mark is the decimal one, with decimal="," or "." (--decimal ",")'
 
 
 def find_files(source: Path) -> tuple[list[Path], list[str]]:
@@ -78,12 +117,19 @@ def find_files(source: Path) -> tuple[list[Path], list[str]]:
     return paths, [path.name for path in inside if path.suffix.lower() not in SUFFIXES]
 
 
-def read_file(path: Path, *, encoding: str = "utf-8", delimiter: str | None = None) -> RawTable:
+def read_file(
+    path: Path,
+    *,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    how: CellFormat = CellFormat(),
+) -> RawTable:
     """The cells of a CSV, Parquet or Feather file, told apart by its ending.
 
     Args:
         encoding: Of a CSV file, as Python calls it.
         delimiter: Of a CSV file: one character, or "tab"; None finds it in the header.
+        how: How cells are written.
 
     Raises:
         BarDataError: The file is empty or of another kind, a record is longer or shorter than the
@@ -92,7 +138,7 @@ def read_file(path: Path, *, encoding: str = "utf-8", delimiter: str | None = No
     """
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return _read_csv(path, _check_encoding(encoding), _check_delimiter(delimiter))
+        return _read_csv(path, _check_encoding(encoding), _check_delimiter(delimiter), how)
     if suffix not in SUFFIXES:
         raise BarDataError(f"{path}: expected a file ending in {' or '.join(SUFFIXES)}")
     is_parquet = suffix == ".parquet"
@@ -103,7 +149,7 @@ def read_file(path: Path, *, encoding: str = "utf-8", delimiter: str | None = No
     except Exception as problem:  # pyarrow raises many kinds, OSError and ValueError among them
         kind = "Parquet" if is_parquet else "Feather"
         raise BarDataError(f"{path}: cannot be read as {kind}: {problem}") from problem
-    return read_frame(frame, source=str(path), stem=path.stem.strip())
+    return read_frame(frame, source=str(path), stem=path.stem.strip(), how=how)
 
 
 def _check_feather(path: Path) -> None:
@@ -115,22 +161,25 @@ def _check_feather(path: Path) -> None:
 
 
 def read_frame(
-    frame: pd.DataFrame, *, source: str = "the frame", stem: str | None = None
+    frame: pd.DataFrame,
+    *,
+    source: str = "the frame",
+    stem: str | None = None,
+    how: CellFormat = CellFormat(),
+    is_series: bool = False,
 ) -> RawTable:
     """The cells of a frame, and of the levels of its index that have a name or hold times.
 
+    Args:
+        is_series: see `RawTable`; then the index is left out, since times come beside the frame.
+
     Raises:
-        BarDataError: The columns have several levels or share a name, or a level of the index
-            among several has none.
+        BarDataError: The columns have several levels and are no table of prices by ticker, or share
+            a name; or a level of the index among several has none.
     """
-    if frame.columns.nlevels > 1:
-        raise BarDataError(
-            f"{source}: the columns have {frame.columns.nlevels} levels; keep one, with names such "
-            f"as 'open', and one row per instrument and time ({FLATTEN})"
-        )
-    named: list[tuple[str, Any]] = []
+    named: list[tuple[Name, npt.NDArray[Any]]] = []
     time_index = None
-    for place, level in enumerate(_levels(frame)):
+    for place, level in enumerate([] if is_series else _levels(frame)):
         holds_times = isinstance(level, pd.DatetimeIndex)
         if level.name is None and frame.index.nlevels > 1:
             raise BarDataError(
@@ -141,15 +190,32 @@ def read_frame(
             continue  # mere row numbers
         name = UNNAMED_TIMES if level.name is None else str(level.name)
         time_index = name if holds_times else time_index
-        named.append((name, level))
-    named += [(str(name), frame.iloc[:, place]) for place, name in enumerate(frame.columns)]
-    _check_header(source, [name for name, _ in named])
+        named.append((name, _as_array(source, name, level)))
+    for place, label in enumerate(frame.columns):
+        whole = isinstance(label, tuple) and frame.columns.nlevels > 1
+        own: Name = tuple(str(part) for part in label) if whole else str(label)
+        named.append((own, _as_array(source, str(label), frame.iloc[:, place])))
+    rows = np.arange(1, len(frame) + 1)
+    notes: tuple[str, ...] = ()
+    if frame.columns.nlevels > 1:
+        flat = flatten_levels(named, rows)
+        if flat is None:
+            raise BarDataError(
+                f"{source}: the columns have {frame.columns.nlevels} levels, of which none holds "
+                f"open, high, low and close for each ticker; keep one, with names such as 'open', "
+                "and one row per instrument and time"
+            )
+        named, rows, notes = list(flat.columns), flat.rows, (flat.note,)
+    _check_header(source, [str(name) for name, _ in named])
     return RawTable(
         source,
-        {name: _as_array(source, name, column) for name, column in named},
-        np.arange(1, len(frame) + 1),
+        {str(name): cells for name, cells in named},
+        rows,
         stem=stem,
         time_index=time_index,
+        how=how,
+        is_series=is_series,
+        notes=notes,
     )
 
 
@@ -182,6 +248,11 @@ def tell_headerless(names: Iterable[str]) -> str:
     given = [name for name in names if name]
     if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
         return ""
+    if given == [str(number) for number in range(len(given))]:
+        return (
+            "; these are numbers and no names: give it some, such as frame.columns = ['date', "
+            "'open', 'high', 'low', 'close', 'volume']"
+        )
     return (
         "; the first row looks like a bar, so a header is missing: write one above it, such as "
         "date,open,high,low,close,volume,amount"
@@ -209,11 +280,11 @@ def _check_delimiter(delimiter: str | None) -> str | None:
     return delimiter
 
 
-def _read_csv(path: Path, encoding: str, delimiter: str | None) -> RawTable:
+def _read_csv(path: Path, encoding: str, delimiter: str | None, how: CellFormat) -> RawTable:
     # Not pandas: it would guess types (000001 to 1, the symbol NA to missing) and lose the rows.
     try:
         with path.open(encoding=encoding, newline="") as file:
-            return _read_records(path, file, delimiter)
+            return _read_records(path, file, delimiter, how)
     except UnicodeError as problem:
         reason = getattr(problem, "reason", problem)
         name = "UTF-8" if encoding == "utf-8-sig" else encoding
@@ -229,7 +300,7 @@ def _read_csv(path: Path, encoding: str, delimiter: str | None) -> RawTable:
         ) from problem
 
 
-def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
+def _read_records(path: Path, file: TextIO, delimiter: str | None, how: CellFormat) -> RawTable:
     above, first = _find_header(file)
     if not first:
         raise BarDataError(f"{path}: the file is empty")
@@ -257,29 +328,23 @@ def _read_records(path: Path, file: TextIO, delimiter: str | None) -> RawTable:
     except csv.Error as problem:
         raise BarDataError(f"{path}, row {reader.line_num}: not CSV: {problem}") from problem
     _move(cells, columns)
-    _check_levels(path, columns)
-    _check_header(str(path), header)
-    arrays = (np.array(column, dtype=object) for column in columns)
+    arrays = [np.array(column, dtype=object) for column in columns]
+    lines = np.array(rows, dtype=np.int64)
+    named: list[tuple[Name, npt.NDArray[Any]]] = list(zip(header, arrays, strict=True))
+    notes: tuple[str, ...] = ()
+    if (flat := flatten_header(named, lines)) is not None:
+        named, lines, notes = list(flat.columns), flat.rows, (flat.note,)
+    _check_header(str(path), [str(name) for name, _ in named])
     return RawTable(
         str(path),
-        dict(zip(header, arrays, strict=True)),
-        np.array(rows, dtype=np.int64),
+        {str(name): cells for name, cells in named},
+        lines,
         stem=path.stem.strip(),
         is_text=True,
+        how=how,
+        delimiter=mark,
+        notes=notes,
     )
-
-
-def _check_levels(path: Path, columns: list[list[str]]) -> None:
-    """Columns of two levels become a header of three rows; the third names the index alone."""
-    if len(columns) < 2 or len(columns[0]) < 2:
-        return
-    named, *others = (column[1].strip().lower() for column in columns)
-    if named in ("date", "datetime") and not any(others):
-        raise BarDataError(
-            f"{path}: it has three header rows (such as Price, Ticker and Date), as yfinance's "
-            "columns of two levels become; keep one and the column Date: frame = pd.read_csv(path, "
-            f"header=[0, 1], index_col=0), {FLATTEN}, then frame.to_csv(path)"
-        )
 
 
 def _tell_comment(header: str) -> str:

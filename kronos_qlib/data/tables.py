@@ -17,26 +17,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.data.advice import tell_missing
 from kronos_qlib.data.cells import (
-    DATE_TEXT,
     NO_NUMBER,
-    Times,
-    is_writable,
-    parse_date,
+    symbol_problem,
     to_dates,
     to_moments,
     to_numbers,
     to_symbols,
-    wrong_date,
 )
+from kronos_qlib.data.columns import OPTIONAL, check_mapping, match_columns
 from kronos_qlib.data.readers import (
     SUFFIXES,
+    CellFormat,
     RawTable,
     find_files,
     read_file,
     read_frame,
     tell_headerless,
 )
+from kronos_qlib.data.spelling import ALIASES, TIME, compact
+from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
+from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
@@ -55,28 +57,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-DAY_NAMES = ("date", "trade_date", "日期", "交易日期")
-CLOCK_NAMES = ("time", "时间", "交易时间")
-"""A column of each make one time: the day and the time of day."""
-
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "date": (*DAY_NAMES, *CLOCK_NAMES, "datetime", "timestamp", "timestamps", "open_time"),
-    "symbol": (
-        *("symbol", "instrument", "code", "ticker", "ts_code"),
-        *("代码", "股票代码", "证券代码"),
-    ),
-    "open": ("open", "开盘", "开盘价"),
-    "high": ("high", "最高", "最高价"),
-    "low": ("low", "最低", "最低价"),
-    "close": ("close", "收盘", "收盘价"),
-    "volume": ("volume", "vol", "成交量"),
-    "amount": ("amount", "amt", "money", "quote_volume", "成交额", "成交金额"),
-    "factor": ("factor", "复权因子"),
-}
-"""Names understood without being told, in any case. "turnover" is missing on purpose: some vendors
-mean money by it, others a rate."""
-
-ADJUSTED_CLOSE = ("adj close", "adj_close", "adjclose", "adj. close", "adjusted close")
+ADJUSTED_CLOSE = ("adjclose", "adjustedclose")
 """A second close, of which a factor can be made."""
 
 OTHER_SPELLING = re.compile(
@@ -85,9 +66,6 @@ OTHER_SPELLING = re.compile(
 )
 """600000.SH and SH.600000, where Qlib's own data say SH600000."""
 EXCHANGES = {"SS": "SH", "XSHG": "SH", "XSHE": "SZ"}
-
-OPTIONAL = ("symbol", "volume", "amount", "factor")
-"""What a table may lack."""
 
 
 @dataclass(frozen=True)
@@ -110,51 +88,64 @@ def read_bars(
     symbol: str | None = None,
     encoding: str = "utf-8",
     delimiter: str | None = None,
+    zone: str | None = None,
+    date_order: str = "ymd",
+    decimal: str | None = None,
 ) -> BarFile:
     """Read bars from a CSV, Parquet or Feather file, from a folder of them, or from a frame.
 
     Args:
         source: A file; a folder, whose files are read together; or a frame, which stays as it is.
-            A frame's times may be in its index, named or not. Where a file has no symbol column,
-            its stem is the symbol.
-        columns: Our name to the source's, for example {"date": "day"}; overrides `ALIASES`.
+            A frame's times may be in its index, named or not; its columns may have two levels, a
+            price and a ticker. Where a file has no symbol column, its stem is the symbol.
+        columns: Our name to the source's, for example {"date": "day"}; overrides `ALIASES`. "time"
+            is the column with the time of day. {"volume": ""} says that there is none, as may be
+            said of symbol, volume, amount, factor and time.
         extra: Further number columns to keep, by the source's name.
         as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
             and `repair_bars` to mend; everything else stays as strict.
         symbol: The one instrument of a file or frame that has no symbol column.
         encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
         delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.
+        zone, date_order, decimal: How times and numbers are written, see `readers.CellFormat`.
 
     Returns:
-        Bars and notes. Symbols are upper-cased, as Qlib does. A missing `volume` becomes 0. A
+        Bars and notes. Symbols are upper-cased, as Qlib does. Times are the exchange's wall-clock
+        time: an offset is dropped with a note, or converted where `zone` is given. A missing
+        `volume` becomes 0, but a column that looks like it is mapped or refused. A
         missing `amount` becomes volume x the mean of the four prices: both are adjusted, in
         opposite ways, so that is money. A missing `factor` becomes 1. An empty number cell becomes
         NaN, which `check_bars` reports.
 
     Raises:
         BarDataError: A file is missing, empty or of another kind; a column is missing or could be
-            one of two; date and time of day stand apart and do not fit; a date or a number cannot
-            be read; two symbols differ only by case; an instrument has two bars at one time
-            (unless `as_is`). The message names file, row and column; a frame's rows count from 1.
+            one of two; a column that is not read looks like a size that is missing, or like the
+            symbol; date and time of day stand apart and do not fit; a date or a number cannot
+            be read or may be two; two symbols differ only by case; an instrument has two bars at
+            one time (unless `as_is`). The message names file, row and column; a frame's rows count
+            from 1.
         ConfigError: `columns` maps a name that bars do not have; `symbol` is given where it
-            cannot be one; `encoding` or `delimiter` is none.
+            cannot be one; `encoding`, `delimiter`, `zone`, `date_order` or `decimal` is none.
     """
     mapping = dict(columns or {})
-    for ours in mapping:
-        if ours not in LONG_COLUMNS:
-            raise ConfigError(f"columns: bars have no {ours!r}; known: {', '.join(LONG_COLUMNS)}")
+    check_mapping(mapping)
+    how = CellFormat(zone=zone, date_order=date_order, decimal=decimal)
     tables: list[RawTable] | Iterable[RawTable]
     if isinstance(source, pd.DataFrame):
-        name, notes, tables = "the frame", [], [read_frame(source)]
+        name, notes, tables = "the frame", [], [read_frame(source, how=how)]
     else:
         name = str(source)
         paths, others = find_files(Path(source))
         notes = [f"files left out: {', '.join(others)}"] if others else []
-        tables = (read_file(path, encoding=encoding, delimiter=delimiter) for path in paths)
+        tables = (
+            read_file(path, encoding=encoding, delimiter=delimiter, how=how) for path in paths
+        )
         if symbol is not None and Path(source).is_dir():
             raise ConfigError(f"{source}: a folder's files are not all the one symbol {symbol!r}")
-    if symbol is not None and not (symbol.strip() and is_writable(symbol)):
-        raise ConfigError(f"symbol must name an instrument, got {symbol!r}")
+    if symbol is not None and (not symbol.strip() or symbol_problem(symbol.strip())):
+        raise ConfigError(
+            symbol_problem(symbol.strip()) or f"symbol must name an instrument, got {symbol!r}"
+        )
     parts = []
     for raw in tables:
         part, said = _read_one(raw, mapping, extra, symbol)
@@ -242,7 +233,7 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
                         times.append(parse_date(text))
                     except ValueError as problem:
                         raise CalendarError(
-                            f"{path}, line {number}: {wrong_date(text)}"
+                            f"{path}, line {number}: {tell_time(text, in_table=False)}"
                         ) from problem
     except UnicodeDecodeError as problem:
         raise CalendarError(f"{path}: not UTF-8 text ({problem.reason})") from problem
@@ -252,11 +243,11 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
 
 
 def columns_from_pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """The `columns` of `read_bars` from words such as "date=trade_date"."""
+    """The `columns` of `read_bars` from words such as "date=trade_date", or "volume=" for none."""
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
-        if not (ours and equals and theirs):
+        if not (ours and equals) or not (theirs or ours in (*OPTIONAL, TIME)):
             raise ConfigError(f"expected OURS=THEIRS, such as date=trade_date, got {pair!r}")
         if ours in columns:
             raise ConfigError(f"column {ours!r} is named twice: {columns[ours]!r} and {theirs!r}")
@@ -288,28 +279,45 @@ def _read_one(
 ) -> tuple[_Part, list[str]]:
     if not len(raw.rows):
         raise BarDataError(f"{raw.source}: it holds no bars")
-    found, clock = _match_columns(raw, mapping)
-    notes: list[str] = []
-    dates = _dates(raw, found["date"], clock)
+    match = match_columns(raw, mapping, LONG_COLUMNS)
+    found, clock = match.names, match.clock
+    for ours in LONG_COLUMNS:
+        if ours not in found and ours not in OPTIONAL:
+            advice = f"; name it with a mapping such as {ours}=THEIR_NAME"
+            raise BarDataError(
+                tell_missing(raw, ours) + ("" if tell_headerless(raw.columns) else advice)
+            )
+    if clock is not None and clock not in raw.columns:
+        raise BarDataError(tell_missing(raw, clock))
+    notes: list[str] = [*raw.notes, *match.notes]
+    if clock is None:
+        dates = to_dates(raw, found["date"], notes)
+    else:
+        dates = to_moments(raw, found["date"], clock, notes)
+    if ("symbol" not in found and symbol is None and "symbol" not in mapping) or "symbol" in found:
+        check_unread(raw, match, extra, dates)
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
-    for name in (*BAR_COLUMNS, "factor"):
-        if name in found:
-            frame[name] = to_numbers(raw, found[name])
     for name in extra:
         if name not in raw.columns:
-            raise BarDataError(_missing(raw, name))
-        frame[name] = to_numbers(raw, name)
+            raise BarDataError(tell_missing(raw, name))
+    theirs_of = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
+    sizes = [*(found[name] for name in ("volume", "amount") if name in found), *extra]
+    numbers = to_numbers(raw, list(dict.fromkeys([*theirs_of.values(), *extra])), sizes)
+    for name, theirs in theirs_of.items():
+        scale = match.scales.get(name)
+        frame[name] = numbers[theirs] if scale is None else numbers[theirs] * scale
+    for name in extra:
+        frame[name] = numbers[name]
     notes += _fill(frame)
     renamed = {ours: theirs for ours, theirs in found.items() if theirs.lower() != ours}
     if renamed or clock:
-        told = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
-        told += [f"time of day from {clock!r}"] if clock else []
-        notes.append(f"columns read under another name: {', '.join(told)}")
-    used = {*found.values(), *extra, clock}
-    spare = [name for name in raw.columns if name not in used]
+        said = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
+        said += [f"time of day from {clock!r}"] if clock else []
+        notes.append(f"columns read under another name: {', '.join(said)}")
+    spare = match.spare(raw, extra)
     if spare:
         notes.append(f"columns left out: {', '.join(spare)}")
-    adjusted = [name for name in spare if name.strip().lower() in ADJUSTED_CLOSE]
+    adjusted = [name for name in spare if compact(name) in ADJUSTED_CLOSE]
     if adjusted and "factor" not in found:
         theirs = found["close"]
         notes.append(
@@ -332,13 +340,11 @@ def _symbols(
     only = raw.stem if symbol is None else symbol.strip()
     if not only:
         raise BarDataError(
-            f"{_missing(raw, 'symbol')}; say which instrument it is with symbol='SH600000'"
+            f"{tell_missing(raw, 'symbol')}; say which instrument it is with symbol='SH600000'"
         )
+    if problem := symbol_problem(only):
+        raise BarDataError(f"{raw.source}: the file's name is its symbol, but {problem}")
     return np.full(len(raw.rows), only, dtype=object)
-
-
-def _dates(raw: RawTable, column: str, clock: str | None) -> Times:
-    return to_dates(raw, column) if clock is None else to_moments(raw, column, clock)
 
 
 def _fill(frame: pd.DataFrame) -> list[str]:
@@ -358,56 +364,6 @@ def _fill(frame: pd.DataFrame) -> list[str]:
         frame["factor"] = 1.0
         notes.append("factor is missing: set to 1, prices are taken as adjusted")
     return notes
-
-
-def _missing(raw: RawTable, name: str) -> str:
-    have = ", ".join(repr(column) for column in raw.columns)
-    return f"{raw.source}: no column {name!r}; it has {have}{tell_headerless(raw.columns)}"
-
-
-def _match_columns(raw: RawTable, mapping: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
-    """Our name to the source's, and the column with the time of day if it stands apart.
-
-    Optional names are absent where the source has none.
-    """
-    found: dict[str, str] = {}
-    clock = None
-    claimed = set(mapping.values())
-    free = [name for name in raw.columns if name not in claimed]
-    for ours in LONG_COLUMNS:
-        if ours in mapping:
-            if mapping[ours] not in raw.columns:
-                raise BarDataError(_missing(raw, mapping[ours]))
-            found[ours] = mapping[ours]
-            continue
-        near = [name for name in free if name.strip().lower() in ALIASES[ours]]
-        if ours == "date":
-            near, clock = _split_clock(near)
-            if not near and raw.time_index is not None:
-                near = [raw.time_index]
-        if len(near) > 1:
-            both = " and ".join(repr(name) for name in near)
-            raise BarDataError(
-                f"{raw.source}: columns {both} could both be {ours!r}; say which with a mapping "
-                f"such as {ours}={near[0]}"
-            )
-        if near:
-            found[ours] = near[0]
-        elif ours not in OPTIONAL:
-            advice = f"; name it with a mapping such as {ours}=THEIR_NAME"
-            if tell_headerless(raw.columns):
-                advice = ""
-            raise BarDataError(_missing(raw, ours) + advice)
-    return found, clock
-
-
-def _split_clock(near: list[str]) -> tuple[list[str], str | None]:
-    """A day's column and a clock's are one time; anything else is left to be doubted."""
-    days = [name for name in near if name.strip().lower() in DAY_NAMES]
-    clocks = [name for name in near if name.strip().lower() in CLOCK_NAMES]
-    if len(near) == 2 and len(days) == len(clocks) == 1:
-        return days, clocks[0]
-    return near, None
 
 
 def _tell_spelling(symbols: Iterable[str]) -> list[str]:

@@ -6,21 +6,30 @@ import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times, bars_ahead, doubt_of_given, to_times
+from kronos_qlib.data.calendar import (
+    Times,
+    bars_ahead,
+    doubt_of_given,
+    moments_of,
+    to_times,
+)
+from kronos_qlib.data.cells import to_numbers
+from kronos_qlib.data.columns import match_columns
+from kronos_qlib.data.exchanges import exchange_zone
+from kronos_qlib.data.readers import RawTable, read_frame
+from kronos_qlib.data.spelling import COMPACT, compact
+from kronos_qlib.data.timestamps import is_midnight
+from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
-
-ABBREVIATIONS = {"volume": ("vol",), "amount": ("amt", "money", "turnover", "quote_volume")}
-"""Names under which vendors give a column, which must not pass for no column."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ def series_of_frames(
             timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
             found = [doubt_of_given(before, after)]
         else:
+            _check_utc(past[place], name, exchange)
             try:
                 made = bars_ahead(before, horizon, exchange=exchange, freq=freq)
             except CalendarError as bad:
@@ -106,42 +116,41 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
     """One series' bars.
 
     Args:
-        frame: columns open, high, low, close, and if known volume and amount. A missing volume is
-            zeros; a missing amount is volume x the mean of the four prices. An amount that is
-            given is kept, with or without volume.
+        frame: columns open, high, low, close, and if known volume and amount, under these names or
+            those that `read_bars` knows. A missing volume is zeros; a missing amount is volume x
+            the mean of the four prices. An amount that is given is kept, with or without volume.
         name: what to call the series in an error.
 
     Returns:
         (T, 6) float32.
 
     Raises:
-        BarDataError: no frame, fewer than 2 bars, a price column lacks, or a value is missing or
-            not finite.
+        BarDataError: no frame, fewer than 2 bars, several instruments, a price column lacks, a
+            column that looks like volume cannot be told for sure, or a value is missing or not
+            finite.
     """
     if not isinstance(frame, pd.DataFrame):
         raise BarDataError(f"{name}: expected a DataFrame of bars, got {type(frame).__name__}")
-    lacking = [column for column in PRICE_COLUMNS if column not in frame.columns]
+    raw = read_frame(_once(frame, name), source=name, is_series=True)
+    match = match_columns(raw, {}, ("symbol", *BAR_COLUMNS))
+    lacking = [column for column in PRICE_COLUMNS if column not in match.names]
     if lacking:
         raise BarDataError(
             f"{name}: the frame lacks {', '.join(lacking)}; it has "
             f"{', '.join(map(str, frame.columns)) or 'no columns'}"
         )
-    for column in BAR_COLUMNS:
-        if (frame.columns == column).sum() > 1:
-            raise BarDataError(f"{name}: the frame has several columns named {column}")
-        misspelt = None if column in frame.columns else _nearest(column, frame)
-        if misspelt is not None:  # else it would be taken for unknown, and zero
-            raise BarDataError(
-                f"{name}: the frame has no {column} but {misspelt!r}: rename it to {column}, or "
-                "leave it out"
-            )
     if len(frame) < 2:
         raise BarDataError(f"{name}: a lookback needs at least 2 bars, got {len(frame)}")
-    prices = [_numbers(frame, column, name) for column in PRICE_COLUMNS]
-    has_volume, has_amount = "volume" in frame.columns, "amount" in frame.columns
-    volume = _numbers(frame, "volume", name) if has_volume else np.zeros(len(frame))
-    mean_price = np.mean(prices, axis=0)
-    amount = _numbers(frame, "amount", name) if has_amount else volume * mean_price
+    _check_single(raw, match.names.get("symbol"))
+    if "symbol" not in match.names:
+        check_unread(raw, match, (), None)
+    found = {column: match.names[column] for column in BAR_COLUMNS if column in match.names}
+    read = _numbers(raw, found, name)
+    values = {column: numbers * match.scales.get(column, 1.0) for column, numbers in read.items()}
+    _check_finite(values, frame.index if len(raw.rows) == len(frame) else raw.rows, name)
+    prices = [values[column] for column in PRICE_COLUMNS]
+    volume = values.get("volume", np.zeros(len(raw.rows)))
+    amount = values.get("amount", volume * np.mean(prices, axis=0))
     return np.stack([*prices, volume, amount], axis=-1).astype(np.float32)
 
 
@@ -164,7 +173,8 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
         place = int(falls[0]) + 1
         raise CalendarError(
             f"{name}: {what} does not increase at number {place + 1}: "
-            f"{moments[place - 1]} is followed by {moments[place]}{_zone_hint(times)}"
+            f"{pd.Timestamp(moments[place - 1])} is followed by {pd.Timestamp(moments[place])}"
+            f"{_zone_hint(times)}"
         )
     return moments
 
@@ -184,32 +194,78 @@ def whole(name: str, value: Any, least: int | None = 1) -> int:
     return number
 
 
+def _zone_of(times: Any) -> Any:
+    return getattr(times, "tz", getattr(getattr(times, "dtype", None), "tz", None))
+
+
+def _check_utc(times: Any, name: str, exchange: str | None) -> None:
+    """Refuse times of day in UTC for an exchange that keeps another zone: they would be taken for
+    its own, and some fit its hours by chance.
+    """
+    if exchange is None:
+        return
+    before, is_utc = moments_of(times)
+    if not is_utc or is_midnight(before):
+        return
+    zone = exchange_zone(exchange)
+    utc = pd.DatetimeIndex(before[-1:]).tz_localize("UTC")
+    if utc.tz_convert(zone).tz_localize(None)[0] != utc.tz_localize(None)[0]:
+        raise CalendarError(
+            f"{name}: x_timestamp is in UTC and {exchange} keeps the time of {zone}: convert it, "
+            f'with pd.to_datetime(x_timestamp, utc=True).tz_convert("{zone}"), of a Series '
+            f'.dt.tz_convert("{zone}")'
+        )
+
+
 def _zone_hint(times: Any) -> str:
-    zone = getattr(times, "tz", getattr(getattr(times, "dtype", None), "tz", None))
+    zone = _zone_of(times)
     if zone is None:
         return ""
     return f" (wall-clock time of {zone}, which repeats when clocks go back: convert it to UTC)"
 
 
-def _nearest(column: str, frame: pd.DataFrame) -> str | None:
-    """A column that is probably meant by the one that lacks."""
-    others = {str(other).strip().lower(): str(other) for other in frame.columns}
-    others = {key: other for key, other in others.items() if other not in BAR_COLUMNS}
-    near = get_close_matches(column, others, n=1, cutoff=0.75)
-    short = [key for key in ABBREVIATIONS.get(column, ()) if key in others]
-    return next((others[key] for key in [*near, *short]), None)
+def _once(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame without what repeats a name; a repeated name of a bar's column is an error."""
+    repeated = frame.columns.duplicated()
+    if not repeated.any():
+        return frame
+    for label in frame.columns[repeated]:
+        if any(compact(str(label)) in COMPACT[column] for column in BAR_COLUMNS):
+            raise BarDataError(f"{name}: the frame has several columns named {label}")
+    return frame.loc[:, ~repeated]
 
 
-def _numbers(frame: pd.DataFrame, column: str, name: str) -> npt.NDArray[np.float64]:
-    try:
-        values = frame[column].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as bad:
-        raise BarDataError(f"{name}: column {column} is not numeric: {bad}") from bad
-    with np.errstate(over="ignore"):
-        broken = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
-    if broken.size:
+def _check_single(raw: RawTable, symbol: str | None) -> None:
+    """Refuse a frame of several instruments: their bars would follow one another as one's."""
+    if symbol is None:
+        return
+    names = list(dict.fromkeys(map(str, raw.columns[symbol])))
+    if len(names) > 1:
+        some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise BarDataError(
-            f"{name}: {column} is missing, not finite or beyond float32 in row "
-            f"{frame.index[broken[0]]} ({broken.size} such rows); fill or drop them first"
+            f"{raw.source}: the frame holds {len(names)} instruments ({some}), by {symbol!r}; give "
+            "one frame for each to predict_batch or predict_paths"
         )
-    return values
+
+
+def _numbers(raw: RawTable, found: dict[str, str], name: str) -> dict[str, npt.NDArray[np.float64]]:
+    sizes = [found[column] for column in ("volume", "amount") if column in found]
+    try:
+        numbers = to_numbers(raw, list(found.values()), sizes)
+    except BarDataError as bad:
+        for column, theirs in found.items():
+            if f"column {theirs!r}" in str(bad):
+                raise BarDataError(f"{name}: column {column} is not numeric: {bad}") from bad
+        raise
+    return {column: numbers[theirs] for column, theirs in found.items()}
+
+
+def _check_finite(values: dict[str, npt.NDArray[np.float64]], labels: Any, name: str) -> None:
+    for column, numbers in values.items():
+        with np.errstate(over="ignore"):
+            broken = np.flatnonzero(~np.isfinite(numbers.astype(np.float32)))
+        if broken.size:
+            raise BarDataError(
+                f"{name}: {column} is missing, not finite or beyond float32 in row "
+                f"{labels[broken[0]]} ({broken.size} such rows); fill or drop them first"
+            )

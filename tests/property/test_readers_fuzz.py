@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -165,6 +166,21 @@ SHAPES = [
 ]
 
 
+SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "千": 1e3, "万": 1e4, "萬": 1e4, "亿": 1e8}
+SCALES["億"] = 1e8
+
+
+def marked(text: str) -> float | None:
+    """The number within a currency sign, a blank between thousands or a letter for thousands."""
+    match = re.fullmatch(
+        r"([+-]?)\D{0,2}?(\d[\d \u00a0.'\u2019]*) ?([a-z千万萬亿億]?)\W?元?", text, re.I
+    )
+    if match is None:
+        return None
+    digits = re.sub(r"[^\d.]", "", match[2])
+    return float(match[1] + digits) * SCALES.get(match[3].lower(), 1.0)
+
+
 def meant(cell: object) -> float | None:
     """The number that a cell is; None where it is none."""
     if cell is None or cell is pd.NA:
@@ -180,10 +196,10 @@ def meant(cell: object) -> float | None:
     try:
         return float(cell)
     except (ValueError, TypeError, OverflowError):
-        return None
+        return marked(cell.strip()) if isinstance(cell, str) else None
 
 
-MISSING = {"", "nan", "na", "n/a", "null", "none", "<na>"}
+MISSING = {"", "nan", "na", "n/a", "null", "none", "<na>", "-", "--", "—"}
 
 
 def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
@@ -192,6 +208,8 @@ def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
     flat = flat.rename(columns=lambda name: str(name).lower())
     flat = flat.rename(columns={"日期": "date", "开盘": "open", "成交量": "volume"})
     assert len(bars) == len(flat)
+    zones = {getattr(cell, "tzinfo", None) for cell in frame.reset_index().get("date", [])}
+    assert len(zones) < 2 and not zones & {timezone.utc}
     for name in ("open", "high", "low", "close", "volume", "amount", "factor"):
         if name in flat:
             wanted = [meant(cell) for cell in flat[name].astype(object)]
@@ -202,7 +220,7 @@ def check_values(frame: pd.DataFrame, bars: pd.DataFrame) -> None:
     times = flat["date"] if "date" in flat else pd.Series(frame.index)
     for cell, read in zip(times.astype(object), bars["date"], strict=True):
         text = str(cell).strip()  # 20240102 is a day, not nanoseconds
-        assert pd.Timestamp(text) == read and getattr(cell, "tzinfo", None) is None
+        assert pd.Timestamp(text).tz_localize(None) == read, "wall-clock time, as it is written"
 
 
 @settings(max_examples=600)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.data.repairs import repair_bars
@@ -135,6 +135,7 @@ cells = st.one_of(
 )
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I)
 MISSING = {"", "na", "nan", "n/a", "null", "none", "<na>"}
+DASHES = {"-", "--", "—"}
 
 
 @settings(deadline=None, max_examples=150)
@@ -153,8 +154,54 @@ def test_a_cell_is_the_number_it_shows_or_an_error(cell):
             assert text.lower() not in MISSING
             assert NUMBER.fullmatch(text) is None or not text.isascii()
             return
-        if text.lower() in MISSING or math.isnan(float(text)):
+        if text.lower() in MISSING or text in DASHES or text.strip("+-").lower() == "nan":
             assert math.isnan(value)
         else:
-            assert value == float(text)
+            plain = re.sub(r"[$€£¥￥₹₩₽元 '\u2019\u00a0\u202f\u2009]", "", text)
+            assert value == float(plain)
             assert "_" not in text
+
+
+amounts = st.lists(st.floats(0.5, 5e6), min_size=2, max_size=5)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    amounts,
+    amounts,
+    st.sampled_from(["{:,.2f}", "{:,.3f}", "{:.2f}", "{:.3f}", "{:.1f}", "{:,.0f}", "{:.0f}"]),
+    st.sampled_from(["{:,.0f}", "{:.0f}", "{:,.3f}"]),
+    st.sampled_from([",", ";", "\t"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_marked_numbers_are_what_they_were_or_an_error(
+    closes, volumes, price, size, mark, has_comma, is_said
+):
+    """Never wrong by a thousand: 1,234 and 1.234 are read where the table says which, or not.
+
+    But for a point, between commas or tabs or in a price, that no other cell contradicts.
+    """
+    assume(not has_comma or is_said or (mark == ";" and price != "{:,.0f}"))
+    size_in_rows = min(len(closes), len(volumes))
+    swap = str.maketrans(",.", ".,") if has_comma else {}
+    rows = []
+    for day, (close, volume) in enumerate(zip(closes, volumes, strict=False), start=1):
+        prices = [price.format(close).translate(swap)] * 4
+        rows.append([f"2024-01-{day:02d}", *prices, size.format(volume).translate(swap)])
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "bars.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=mark)
+            writer.writerow(["date", "open", "high", "low", "close", "volume"])
+            writer.writerows(rows)
+        said = ("," if has_comma else ".") if is_said else None
+        try:
+            bars = read_bars(path, decimal=said).bars
+        except BarDataError as problem:
+            assert not is_said and "--decimal" in str(problem)
+            return
+    plain = [float(price.format(close).replace(",", "")) for close in closes[:size_in_rows]]
+    wanted = [float(size.format(volume).replace(",", "")) for volume in volumes[:size_in_rows]]
+    np.testing.assert_allclose(bars["close"], plain, rtol=1e-12)
+    np.testing.assert_allclose(bars["volume"], wanted, rtol=1e-12)

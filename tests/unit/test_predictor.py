@@ -269,7 +269,7 @@ def test_bars_to_come_that_are_doubtful_are_logged(forecaster, caplog):
 def test_utc_does_not_fit_an_exchange(forecaster):
     """Times in UTC are refused, rather than shifted: stamps are wall-clock time."""
     day = pd.date_range("2024-05-20 09:30", periods=PAST, freq="30min", tz="America/New_York")
-    with pytest.raises(CalendarError, match=r"is no bar of XNYS.*its own, not UTC\?"):
+    with pytest.raises(CalendarError, match="x_timestamp is in UTC and XNYS keeps the time"):
         forecaster.predict(
             bars(), day.tz_convert("UTC"), pred_len=2, exchange="XNYS", verbose=False
         )
@@ -380,8 +380,10 @@ NAN.iloc[3, 2] = np.nan
         (NAN, r"low is missing, not finite or beyond float32 in row 3 \(1 such rows\)"),
         (bars().assign(volume=np.inf), "volume is missing, not finite or beyond float32 in row 0"),
         (bars().assign(close=1e300), "close is missing, not finite or beyond float32 in row 0"),
-        (bars().rename(columns={"volume": "vol"}), "no volume but 'vol': rename it"),
-        (bars().rename(columns={"amount": "Amount"}), "no amount but 'Amount': rename it"),
+        (bars().rename(columns={"volume": "buy_volume"}), "'buy_volume' looks like it: rename it"),
+        (bars().rename(columns={"volume": "volumn"}), "'volumn' looks like it: rename it"),
+        (bars().assign(tic=["A", "B"] * (PAST // 2)), r"2 instruments \(A, B\), by 'tic'"),
+        (bars().assign(gp=["A"] * 5 + ["B"] * (PAST - 5)), r"'gp' has several values \(A, B\)"),
         (pd.concat([bars(), bars()["close"]], axis=1), "several columns named close"),
         (bars(1), "at least 2 bars, got 1"),
         (bars(0), "at least 2 bars, got 0"),

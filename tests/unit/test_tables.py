@@ -116,26 +116,35 @@ def test_a_first_row_that_is_a_bar_is_no_header(tmp_path, text):
     assert "THEIR_NAME" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tickers", [["AAPL"], ["AAPL", "MSFT"]])
-def test_columns_of_two_levels_are_told_and_the_advice_works(tmp_path, tickers):
-    """yfinance's columns become three header rows, which were said to lack a date."""
+@pytest.mark.parametrize("tickers", [["AAPL"], ["AAPL", "MSFT"], ["600000.SS", "0700.HK"]])
+@pytest.mark.parametrize("by_ticker", [False, True])
+def test_columns_of_two_levels_are_read(tmp_path, tickers, by_ticker):
+    """yfinance's columns become three header rows, and two sentences of pandas were advised."""
     names = ("Close", "High", "Low", "Open", "Volume")
     columns = pd.MultiIndex.from_product([names, tickers], names=["Price", "Ticker"])
     index = pd.DatetimeIndex(["2024-01-02", "2024-01-03"], name="Date")
-    path = tmp_path / "AAPL.csv"
-    pd.DataFrame(10.0, index, columns).to_csv(path)
-    with pytest.raises(BarDataError, match=r"AAPL\.csv: it has three header rows.*Date.*stack"):
-        read_bars(path)
-    frame = pd.read_csv(path, header=[0, 1], index_col=0)
-    with pytest.raises(BarDataError, match=r"2 levels.*get_level_values\(0\).*stack\(level=1\)"):
-        read_bars(frame)
-    if len(tickers) == 1:
-        frame.columns = frame.columns.get_level_values(0)
-    else:
-        frame = frame.stack(level=1, future_stack=True)
-    frame.to_csv(path)
-    bars = read_bars(path).bars
-    assert list(bars["symbol"].unique()) == tickers and len(bars) == 2 * len(tickers)
+    frame = pd.DataFrame(np.arange(2.0 * len(columns)).reshape(2, -1) + 1, index, columns)
+    frame.loc["2024-01-03", (slice(None), tickers[-1])] = np.nan  # that day others traded
+    wanted = {ticker: frame.xs(ticker, axis=1, level=1) for ticker in tickers}
+    if by_ticker:
+        frame = frame.swaplevel(axis=1).sort_index(axis=1)
+    frame.to_csv(tmp_path / "yf.csv")
+    frame.reset_index().to_csv(tmp_path / "reset.csv", index=False)
+    for source in (frame, frame.reset_index(), tmp_path / "yf.csv", tmp_path / "reset.csv"):
+        table = read_bars(source)
+        assert any("columns of two levels" in note for note in table.notes)
+        for ticker, own in wanted.items():
+            read = table.bars[table.bars["symbol"] == ticker]
+            own = own.dropna()
+            assert list(read["date"]) == list(own.index)
+            np.testing.assert_array_equal(read["close"], own["Close"])
+            np.testing.assert_array_equal(read["volume"], own["Volume"])
+
+
+def test_a_bad_cell_under_two_levels_is_named_by_its_row(tmp_path):
+    text = "Price,Open,High,Low,Close\nTicker,A,A,A,A\nDate,,,,\n2024-01-02,1,x,1,1\n"
+    with pytest.raises(BarDataError, match=r"row 4, column 'High': expected a number, got 'x'"):
+        read_bars(write(tmp_path, text))
 
 
 def test_an_adjusted_close_beside_the_close_is_told(tmp_path):
@@ -174,7 +183,10 @@ CLOCK = "日期,时间,开盘,最高,最低,收盘,成交量\n"
 
 @pytest.mark.parametrize(
     "text",
-    ["09:35", "9:35:00", "0935", "093500", "09:35:00.0", "2024-01-02 09:35", "20240102 9:35"],
+    [
+        *("09:35", "9:35:00", "0935", "093500", "09:35:00.0", "2024-01-02 09:35", "20240102 9:35"),
+        *("93500", "9:35 AM", "20240102093500000", "20240102093500", "202401020935"),
+    ],
 )
 @pytest.mark.parametrize("header", [CLOCK, "Date,Time,Open,High,Low,Close,Vol\n"])
 def test_date_and_time_of_day_in_two_columns_are_one_time(tmp_path, header, text):
@@ -192,7 +204,7 @@ def test_date_and_time_of_day_in_two_columns_are_one_time(tmp_path, header, text
         ("2024-01-02,25:00", "expected a time of day like 09:35"),
         ("2024-01-02,2024-01-03 09:35", "does not fit '日期'"),
         ("2024-01-02 09:30,09:35", "does not fit '日期'"),
-        ("2024-01-02,20240102093500000", "row 2, column '时间'"),
+        ("2024-01-02,20240103093500000", "does not fit '日期'"),
     ],
 )
 def test_date_and_time_of_day_that_do_not_fit_are_refused(tmp_path, cells, says):
@@ -532,13 +544,17 @@ def test_sources_that_are_none(tmp_path):
         read_bars(tmp_path / "latin.csv")
 
 
-def test_parquet_may_keep_dates_in_the_index_but_not_a_time_zone(tmp_path):
+def test_parquet_may_keep_dates_in_the_index_and_a_time_zone_is_dropped(tmp_path):
     prices = dict.fromkeys(("open", "high", "low", "close"), 1.0)
     index = pd.DatetimeIndex(["2024-01-02", "2024-01-03"], name="date")
     frame = pd.DataFrame({**prices, "volume": 5}, index=index)
     frame.to_parquet(tmp_path / "X.parquet")
     assert list(read_bars(tmp_path / "X.parquet").bars["symbol"]) == ["X", "X"]
     frame.tz_localize("Asia/Shanghai").to_parquet(tmp_path / "X.parquet")
+    table = read_bars(tmp_path / "X.parquet")
+    assert list(table.bars["date"]) == list(index)
+    assert any("time zone (+08:00) is dropped" in note for note in table.notes)
+    frame.tz_localize("UTC").to_parquet(tmp_path / "X.parquet")
     with pytest.raises(BarDataError, match="local time"):
         read_bars(tmp_path / "X.parquet")
 
