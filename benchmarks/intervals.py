@@ -34,9 +34,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +226,8 @@ SLOW = ("block bootstrap", "studentised")
 BRIEF = ("Newey-West", "cosines", "chosen")
 """What the further tables show."""
 
+NORMAL, HEAVY, SKILL_LESS = TABLES = ("normal", "t of 4 degrees", "skill-less scores")
+
 
 def judged(
     series: Floats, bars: int, ways: dict[str, Callable[[Floats, int], Ends]], few: int
@@ -239,28 +244,21 @@ def judged(
     return found
 
 
-def cells(args: argparse.Namespace, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def cell_of(asked: tuple[str, float, int, int, argparse.Namespace]) -> dict[str, Any]:
+    table, phi, days, bars, args = asked
+    rng = np.random.default_rng([args.seed, TABLES.index(table), int(1000 * phi), days, bars])
     ways = methods(rng, args.draws)
-    brief = {name: ways[name] for name in BRIEF}
-    for phi in args.phi:
-        for days in args.days:
-            for bars in args.bars:
-                series = autoregressive(rng, args.series, days, phi, bars)
-                computed, found = coverage_of(days, bars, phi), judged(series, bars, ways, args.few)
-                yield {"table": "normal", "phi": phi, "days": days, "bars": bars,
-                       "computed": computed, "methods": found}  # fmt: skip
-    for phi in args.phi:
-        for days in args.days:
-            for bars in args.bars:
-                series = autoregressive(rng, args.series, days, phi, bars, tails=4)
-                yield {"table": "t of 4 degrees", "phi": phi, "days": days, "bars": bars,
-                       "methods": judged(series, bars, brief, args.few)}  # fmt: skip
-    for memory in (0.9, 0.98):
-        for days in args.days:
-            for bars in args.bars:
-                series = skill_less(rng, args.scores, days, memory, bars)
-                yield {"table": "skill-less scores", "phi": memory, "days": days, "bars": bars,
-                       "methods": judged(series, bars, brief, args.few)}  # fmt: skip
+    found: dict[str, Any] = {"table": table, "phi": phi, "days": days, "bars": bars}
+    if table == SKILL_LESS:
+        series = skill_less(rng, args.scores, days, phi, bars)
+    else:
+        tails = 4.0 if table == HEAVY else np.inf
+        series = autoregressive(rng, args.series, days, phi, bars, tails)
+    if table == NORMAL:
+        found["computed"] = coverage_of(days, bars, phi)
+    else:
+        ways = {name: ways[name] for name in BRIEF}
+    return {**found, "methods": judged(series, bars, ways, args.few)}
 
 
 def show(found: list[dict[str, Any]]) -> None:
@@ -281,9 +279,8 @@ def show(found: list[dict[str, Any]]) -> None:
             each["error"]
             for cell in found
             for name, each in cell["methods"].items()
-            if (name in SLOW) == slow and cell["table"] != "skill-less scores"
-            and each["coverage"] > 0.9
-        ]  # fmt: skip
+            if (name in SLOW) == slow and cell["table"] != SKILL_LESS and each["coverage"] > 0.9
+        ]
         if errors:
             which = "bootstraps" if slow else "others"
             print(f"\nMonte Carlo error of coverages above 90 %, {which}: {100 * max(errors):.1f}")
@@ -294,17 +291,29 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--series", type=int, default=10_000, help="simulated in a cell")
-    parser.add_argument("--few", type=int, default=1000, help="of these, for the bootstraps")
-    parser.add_argument("--scores", type=int, default=2000, help="skill-less scores in a cell")
-    parser.add_argument("--draws", type=int, default=400, help="of a bootstrap")
+    parser.add_argument("--few", type=int, default=500, help="of these, for the bootstraps")
+    parser.add_argument("--scores", type=int, default=1000, help="skill-less scores in a cell")
+    parser.add_argument("--draws", type=int, default=300, help="of a bootstrap")
     parser.add_argument("--phi", type=float, nargs="+", default=PHIS)
     parser.add_argument("--days", type=int, nargs="+", default=DAYS)
     parser.add_argument("--bars", type=int, nargs="+", default=BARS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the tables here too")
     args = parser.parse_args(argv)
     started = time.perf_counter()
-    found = list(cells(args, np.random.default_rng(args.seed)))
+    asked = [
+        (table, phi, days, bars, args)
+        for table in TABLES
+        for phi in ((0.9, 0.98) if table == SKILL_LESS else args.phi)
+        for days in args.days
+        for bars in args.bars
+    ]
+    if args.processes > 1:
+        with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+            found = list(pool.map(cell_of, asked))
+    else:
+        found = [cell_of(each) for each in asked]
     show(found)
     print(f"\n{time.perf_counter() - started:.0f} s")
     if args.json:

@@ -77,7 +77,7 @@ class DailyMean:
     @property
     def covers(self) -> float:
         """How often the interval of `LEVEL` covers the mean of such days: see `coverage_of`."""
-        return coverage_of(self.days, self.label_days, self.phi)
+        return coverage_of(self.days, self.label_days, round(self.phi, 2))
 
 
 def daily_mean(

@@ -84,7 +84,7 @@ def test_differences_of_pairs_cover_as_means_do(benchmark):
 
 
 def test_the_script_prints_every_cell(benchmark, capsys, tmp_path):
-    few = ["--series", "50", "--few", "5", "--scores", "5", "--draws", "20"]
+    few = ["--series", "50", "--few", "5", "--scores", "5", "--draws", "20", "--processes", "1"]
     cell = ["--phi", "0.5", "--days", "60", "--bars", "2", "--json", str(tmp_path / "table.json")]
     assert benchmark.main([*few, *cell]) == 0
     printed = capsys.readouterr().out
