@@ -199,6 +199,20 @@ def test_bars_of_five_minutes(recorder, make_minutes, tmp_path):
     assert "oracle_ic" not in logged
 
 
+def test_many_bars_of_few_days_are_few_days(recorder, make_minutes, tmp_path):
+    """144 bars of three days once had a t as if of 144 days."""
+    write_provider(
+        make_minutes(instruments=6, days=3), tmp_path / "minutes", freq="5min", benchmark="BENCH"
+    )
+    open_provider(tmp_path / "minutes", "5min")
+    label = labels_of([f"SH60000{number}" for number in range(6)], "5min")
+    noise = np.random.default_rng(0).normal(size=len(label))
+    save_run(recorder, pd.DataFrame({"score": noise}, index=label.index), label)
+    words = r"3 days of 3 have a Rank IC, and 10 are the fewest .* longer segment$"
+    with pytest.raises(UndefinedMetricError, match=words):
+        SignalReportRecord(recorder, groups=2).generate()
+
+
 def test_a_run_without_labels_or_scores_says_so(recorder):
     with pytest.raises(MissingArtifactError, match=r"SignalReportRecord reads pred\.pkl"):
         SignalReportRecord(recorder).generate()
