@@ -3,7 +3,8 @@
 A day's Rank IC resembles the day before's: labels overlap, and what a signal is good at comes and
 goes. The usual standard error takes the days for independent and is too small; Newey and West's
 with few lags, and a block bootstrap's percentiles, are too small too: on 120 days of an AR(1) of
-.5 their intervals of 95 % cover 86 to 88 %. `benchmarks/intervals.py` compares the methods.
+.5 their intervals of 95 % cover 89 %, with labels of ten bars 80 to 84 %. This one covers 94 %.
+`benchmarks/intervals.py` compares the methods.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ PROMISED = 0.93
 """An interval of 95 % that covers less than this is reported with its coverage."""
 
 LARGEST_PHI = 0.99
+"""Of what a series' own phi is taken for."""
 
 
 @dataclass(frozen=True)
