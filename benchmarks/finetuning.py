@@ -15,7 +15,7 @@ return from the next close to the close after it. Rows:
   parts, and with 30 % of --best's.
 
 Columns: mean daily correlation with the label (IC) and of ranks (Rank IC), each over its deviation
-(ICIR, Rank ICIR), t of the mean Rank IC after Newey and West, days, (day, instrument) pairs, and
+(ICIR, Rank ICIR), t of the mean Rank IC (by `daily_mean`), days, (day, instrument) pairs, and
 seconds: training from opening the data set to a model, predicting likewise to its scores. Beneath,
 differences of Rank IC on the same days with 95 % intervals. All rows are judged on the pairs that
 every row shown has scored and whose label is known; a score that is the same for all has a
@@ -67,7 +67,7 @@ from qlib.data.cache import H
 
 from kronos_qlib.data.features import standardised_over_day
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.uncertainty import PairedDifference, daily_mean, paired_difference
+from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference
 from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHandler
 from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.model import KronosModel
@@ -453,8 +453,9 @@ def judged(bench: Bench, rows: list[str]) -> dict[str, Any]:
 
 
 def paired(one: pd.Series, other: pd.Series) -> dict[str, Any]:
-    found: PairedDifference = paired_difference(one, other)
-    return {**asdict(found), "t": found.difference.t}
+    found = paired_difference(one, other)
+    more = {"t": found.t, "p": found.p, "interval": found.interval(), "covers": found.covers}
+    return {**asdict(found), **more}
 
 
 def known(measure: Any, *series: pd.Series) -> Any:
@@ -485,11 +486,9 @@ def show(result: Mapping[str, Any]) -> None:
             print(f"- {pair['of']} - {pair['less']}: {found}")
             continue
         low, high = found["interval"]
-        below, above = found["bootstrap"]
         print(
-            f"- {pair['of']} - {pair['less']}: {found['difference']['mean']:+.4f}, Newey-West "
-            f"{low:+.4f} to {high:+.4f} (t {found['t']:.2f}), bootstrap {below:+.4f} to "
-            f"{above:+.4f}"
+            f"- {pair['of']} - {pair['less']}: {found['mean']:+.4f}, {low:+.4f} to {high:+.4f} "
+            f"(t {found['t']:.2f}, p {found['p']:.3f})"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,17 +10,14 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.ic import LEAST_PAIRS, LEVEL, daily_ic, to_wide
+from kronos_qlib.evaluation.ic import LEAST_PAIRS, daily_ic, to_wide
 from kronos_qlib.evaluation.uncertainty import (
     DailyMean,
-    PairedDifference,
+    by_day,
     daily_mean,
+    label_days_of,
     paired_difference,
-    usual_lags,
 )
-
-DRAWS = 2000
-"""Bootstrap samples of a test: their percentiles are steady to about a twentieth of a width."""
 
 LABEL_RTOL, LABEL_ATOL = 1e-4, 1e-6
 """What two computations of one return may differ by: prices are float32."""
@@ -29,12 +25,12 @@ LABEL_RTOL, LABEL_ATOL = 1e-4, 1e-6
 
 @dataclass(frozen=True)
 class Signal:
-    """What a run foretold and what came, each on (datetime, instrument)."""
+    """What a run predicted and what came, each on (datetime, instrument)."""
 
     score: pd.Series
     """Higher is better."""
     label: pd.Series
-    """The return that was to be foretold; NaN where it is not known."""
+    """The return that was to be predicted; NaN where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,15 @@ class Pair:
 
     one: str
     other: str
-    difference: PairedDifference | None
+    difference: DailyMean | None
     """Of the mean daily Rank IC, `one` less `other`; None where it cannot be tested."""
     reason: str = ""
     """Why there is no test."""
 
     @property
-    def is_told(self) -> bool:
-        """Whether both intervals leave zero out, on the same side."""
-        if self.difference is None:
-            return False
-        bounds = (*self.difference.interval, *self.difference.bootstrap)
-        return min(bounds) > 0 or max(bounds) < 0
+    def is_significant(self) -> bool:
+        """Whether the interval leaves zero out, which is whether p is below 5 %."""
+        return self.difference is not None and self.difference.is_significant()
 
 
 @dataclass(frozen=True)
@@ -89,16 +82,12 @@ class SignalComparison:
     """Common times at which some run ranks nothing: too few names, or all scores the same."""
 
 
-def compare_signals(
-    signals: Mapping[str, Signal], *, label_bars: int = 1, seed: int = 0
-) -> SignalComparison:
+def compare_signals(signals: Mapping[str, Signal], *, label_bars: int = 1) -> SignalComparison:
     """Judge several signals on the same rows.
 
     Args:
         signals: by the runs' names, at least one.
-        label_bars: bars that the label's return runs over. Those of neighbouring bars overlap,
-            and errors count at least so many days back.
-        seed: of the bootstrap.
+        label_bars: bars that the label's return runs over. Those of neighbouring bars overlap.
 
     Returns:
         Tests of every pair, in the order given; the equal-weight blend of every pair, and of all
@@ -110,16 +99,14 @@ def compare_signals(
     """
     label, wide, by_time = _rank_ics(signals)
     is_ranked = by_time.notna().all(axis=1)
-    daily = _by_day(by_time[is_ranked])
-    label_days = math.ceil(label_bars * len(daily) / int(is_ranked.sum()))  # of several bars each
+    daily = by_day(by_time[is_ranked])
+    label_days = label_days_of(label_bars, int(is_ranked.sum()), len(daily))
     ranks = {name: score.rank(axis=1, pct=True) for name, score in wide.items()}
     blends = []
     for members in _blended(list(wide)):
         mixed = sum((ranks[name] for name in members[1:]), ranks[members[0]])
         found = _rank_ic(mixed, label)[is_ranked].rename(" + ".join(members))
-        blends.append(
-            _blend(daily, members, _by_day(found.to_frame()).iloc[:, 0], label_days, seed)
-        )
+        blends.append(_blend(daily, members, by_day(found), label_days))
     correlation = pd.DataFrame(
         {
             name: [float(_rank_ic(other, score)[is_ranked].mean()) for other in wide.values()]
@@ -132,7 +119,7 @@ def compare_signals(
         means=_means(daily, label_days),
         correlation=correlation,
         pairs=tuple(
-            pair_of(daily[one], daily[other], label_days=label_days, seed=seed)
+            pair_of(daily[one], daily[other], label_days=label_days)
             for one, other in combinations(daily, 2)
         ),
         blends=tuple(blends),
@@ -148,34 +135,19 @@ def check_comparable(signals: Mapping[str, Signal]) -> None:
     _rank_ics(signals)
 
 
-def pair_of(
-    one: pd.Series[float], other: pd.Series[float], *, label_days: int = 1, seed: int = 0
-) -> Pair:
+def pair_of(one: pd.Series[float], other: pd.Series[float], *, label_days: int = 1) -> Pair:
     """Test two daily series of the same days, named by the runs.
 
-    See `paired_difference`; `label_days` are what labels of neighbouring days overlap over.
+    See `paired_difference`; `label_days` are the days that a label's return runs over.
     """
     names = (str(one.name), str(other.name))
     if np.allclose(one, other, rtol=0, atol=1e-12):
         return Pair(*names, None, "the two rank alike on every day")
     try:
-        found = paired_difference(
-            one,
-            other,
-            lags=_lags(len(one), label_days),
-            level=LEVEL,
-            draws=DRAWS,
-            seed=seed,
-            least_block=label_days,
-        )
+        found = paired_difference(one, other, label_bars=label_days)
     except UndefinedMetricError as refusal:
         return Pair(*names, None, str(refusal))
     return Pair(*names, found)
-
-
-def _lags(days: int, label_days: int) -> int | None:
-    """As many as usual, and as labels overlap; None where there are too few days for any."""
-    return max(usual_lags(days), label_days - 1) if days > label_days else None
 
 
 def _rank_ics(
@@ -258,17 +230,11 @@ def _rank_ic(score: pd.DataFrame, label: pd.DataFrame) -> pd.Series[float]:
     return found
 
 
-def _by_day(by_time: pd.DataFrame) -> pd.DataFrame:
-    """One row a day: several bars of a day are one day's evidence, not several days'."""
-    days = pd.DatetimeIndex(by_time.index).normalize()
-    return by_time.groupby(days).mean().rename_axis("datetime")
-
-
 def _means(daily: pd.DataFrame, label_days: int) -> dict[str, DailyMean]:
     found = {}
     for name in daily:
         try:
-            found[str(name)] = daily_mean(daily[name], _lags(len(daily), label_days))
+            found[str(name)] = daily_mean(daily[name], label_bars=label_days)
         except UndefinedMetricError:
             continue  # the page shows the mean without an interval
     return found
@@ -285,14 +251,13 @@ def _blend(
     members: tuple[str, ...],
     found: pd.Series[float],
     label_days: int,
-    seed: int,
 ) -> Blend:
     best = str(daily[list(members)].mean().idxmax())
     rank_ic = float(found.mean())
     if found.isna().any():  # members that cancel each other rank nothing
         reason = f"the blend ranks nothing on {int(found.isna().sum())} of {len(found)} days"
         return Blend(members, rank_ic, Pair(str(found.name), best, None, reason))
-    return Blend(members, rank_ic, pair_of(found, daily[best], label_days=label_days, seed=seed))
+    return Blend(members, rank_ic, pair_of(found, daily[best], label_days=label_days))
 
 
 @dataclass(frozen=True, kw_only=True)

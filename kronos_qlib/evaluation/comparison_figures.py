@@ -19,8 +19,8 @@ from kronos_qlib.evaluation.figures import (
     new_figure,
     small_legend,
 )
-from kronos_qlib.evaluation.ic import LEVEL
 from kronos_qlib.evaluation.markup import figure_text
+from kronos_qlib.evaluation.uncertainty import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,17 +114,15 @@ def _draw_wealth(
 
 
 def _draw_tests(axes: Axes, tested: list[Pair]) -> None:
-    """Both intervals of each test: thick by Newey and West, thin by bootstrap."""
+    """The interval of each test."""
     for place, pair in enumerate(tested):
         assert pair.difference is not None
-        color = STRATEGY if pair.is_told else BENCHMARK
+        color = STRATEGY if pair.is_significant else BENCHMARK
         row = [place, place]
-        axes.plot(pair.difference.interval, row, color=color, linewidth=6, alpha=0.4)
-        axes.plot(pair.difference.bootstrap, row, color=color, linewidth=1.6)
-        axes.plot([pair.difference.difference.mean], [place], color=color, marker="o", markersize=7)
+        axes.plot(pair.difference.interval(), row, color=color, linewidth=6, alpha=0.4)
+        axes.plot([pair.difference.mean], [place], color=color, marker="o", markersize=7)
     names = [f"{figure_text(pair.one)}\nless {figure_text(pair.other)}" for pair in tested]
-    what = f"Mean daily difference of Rank IC, {LEVEL:.0%}: thick Newey-West, thin bootstrap"
-    _dress_rows(axes, names, what)
+    _dress_rows(axes, names, f"Mean daily difference of Rank IC, {LEVEL:.0%} interval")
 
 
 def _dress_rows(axes: Axes, names: list[str], what: str) -> None:

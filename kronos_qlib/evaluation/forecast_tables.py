@@ -1,8 +1,8 @@
 """How good forecasts are, beside baselines that cost nothing, and how sure one can be of it.
 
 Windows of one day share the market's move, and windows of neighbouring days share bars: a measure
-is averaged by day, and its error comes from the daily means (`evaluation.uncertainty`) with lags
-that reach over the horizons' overlap.
+is averaged by day, and its error comes from the daily means (`uncertainty.daily_mean`) with the
+horizons' overlap counted.
 
 Shape letters: N windows, P paths, H bars of the horizon.
 """
@@ -102,7 +102,6 @@ def judge(
     earlier: Outcomes,
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
-    draws: int = 5000,
     calibrate_centre: bool = False,
 ) -> ForecastQuality:
     """Measure paths as they are and calibrated on an earlier segment, beside the baselines.
@@ -114,8 +113,7 @@ def judge(
         closes: (N, P, H) of paths, in money, and in outcomes what came: what is reported.
         earlier_closes, earlier: the same of the segment that calibration is fitted on.
         levels: central intervals.
-        seed: of ranks within ties and of the bootstrap.
-        draws: of the bootstrap.
+        seed: of ranks within ties.
         calibrate_centre: fit a factor on the paths' median too, see `Calibration.fit`.
 
     Raises:
@@ -154,7 +152,7 @@ def judge(
     return ForecastQuality(
         scores=score_table(losses, outcomes),
         coverage=coverage_table(intervals, outcomes),
-        differences=difference_table(losses, outcomes, PAIRS, draws, seed),
+        differences=difference_table(losses, outcomes, PAIRS),
         pit=pit_table(
             {name: one.pit(outcomes.returns, rng) for name, one in distributions.items()}
         ),
@@ -206,8 +204,9 @@ def coverage_table(
         intervals: of each forecaster and level, ends (N, H) in returns, both inclusive.
 
     Returns:
-        On (forecaster, level, horizon): coverage, its 95 % interval low and high after Newey and
-        West, and width in units of return. low and high are NaN where each day has the same share.
+        On (forecaster, level, horizon): coverage, the low and high of its 95 % interval by
+        `daily_mean`, and width in units of return. low and high are NaN where each day has the same
+        share.
     """
     rows = {}
     for name, by_level in intervals.items():
@@ -219,7 +218,7 @@ def coverage_table(
                 daily = covered[horizon]
                 reach = (np.nan, np.nan)
                 if np.ptp(daily.to_numpy()) > 0:
-                    reach = daily_mean(daily, _lags(outcomes, horizon)).interval()
+                    reach = daily_mean(daily, label_bars=_label_days(outcomes, horizon)).interval()
                 rows[name, level, horizon] = (daily.mean(), *reach, width[horizon])
     table = pd.DataFrame.from_dict(
         rows, orient="index", columns=["coverage", "low", "high", "width"]
@@ -232,22 +231,20 @@ def difference_table(
     losses: Mapping[str, Mapping[str, Floats]],
     outcomes: Outcomes,
     pairs: Sequence[tuple[str, str]],
-    draws: int = 5000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """How much better one forecaster is than another on the same days, and how surely.
 
     Args:
         losses: of each forecaster, as `losses_of` gives them.
         pairs: (forecaster, baseline), names in `losses`.
-        draws, seed: of the bootstrap.
 
     Returns:
         On (forecaster, baseline, measure, horizon), for each of `LOSSES`: value and baseline_value,
         skill = 1 - value / baseline_value (above 0 is better than the baseline), difference =
-        value - baseline_value (below 0 is better) with its 95 % interval low and high after Newey
-        and West, t, and, for `ALL` alone, the stationary bootstrap's low and high. Where the two
-        forecasters lose the same every day, difference is 0 and the rest of it NaN.
+        value - baseline_value (below 0 is better) with the low and high of its 95 % interval, t, p,
+        and covers, what such an interval covers at the dependence of these days: see
+        `uncertainty.DailyMean`. Where the two forecasters lose the same every day, difference is 0
+        and the rest of it NaN.
 
     Raises:
         UndefinedMetricError: fewer days than `uncertainty.LEAST_DAYS`.
@@ -261,20 +258,14 @@ def difference_table(
                 ours, theirs = one[horizon], other[horizon]
                 apart = [0.0, *[np.nan] * 5]
                 if np.ptp((ours - theirs).to_numpy()) > 0:
-                    lags = _lags(outcomes, horizon)
-                    if horizon == ALL:
-                        both = paired_difference(ours, theirs, lags=lags, draws=draws, seed=seed)
-                        found, drawn = both.difference, both.bootstrap
-                    else:
-                        found, drawn = daily_mean(ours - theirs, lags), (np.nan, np.nan)
-                    apart = [found.mean, *found.interval(), found.t, *drawn]
+                    days = _label_days(outcomes, horizon)
+                    found = paired_difference(ours, theirs, label_bars=days)
+                    apart = [found.mean, *found.interval(), found.t, found.p, found.covers]
                 value, reference = ours.mean(), theirs.mean()
                 skill = 1 - value / reference if reference > 0 else np.nan
                 rows[name, baseline, measure, horizon] = (value, reference, skill, *apart)
-    columns = ["value", "baseline_value", "skill", "difference", "low", "high", "t"]
-    table = pd.DataFrame.from_dict(
-        rows, orient="index", columns=[*columns, "bootstrap_low", "bootstrap_high"]
-    )
+    columns = ["value", "baseline_value", "skill", "difference", "low", "high", "t", "p", "covers"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     table.index = pd.MultiIndex.from_tuples(
         rows, names=["forecaster", "baseline", "measure", "horizon"]
     )
@@ -322,5 +313,5 @@ def _horizons(outcomes: Outcomes) -> list[str]:
     return [*map(str, range(1, outcomes.horizon + 1)), ALL]
 
 
-def _lags(outcomes: Outcomes, horizon: str) -> int:
-    return outcomes.lags(outcomes.horizon if horizon == ALL else int(horizon))
+def _label_days(outcomes: Outcomes, horizon: str) -> int:
+    return outcomes.label_days(outcomes.horizon if horizon == ALL else int(horizon))

@@ -21,7 +21,6 @@ from scipy.special import gammaln
 from scipy.stats import norm
 
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.evaluation.uncertainty import usual_lags
 
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
@@ -106,16 +105,16 @@ class Outcomes:
         """(N,) the day of each window's last bar seen."""
         return pd.DatetimeIndex(self.times).normalize()
 
-    def lags(self, bar: int) -> int:
-        """Days back that daily means of a measure of this bar are correlated, generously.
+    def label_days(self, bar: int) -> int:
+        """Days of the sample that a return to this bar runs over; at least 1.
 
-        Returns over `h` days overlap with those of `h - 1` days before. Bartlett weights up to
-        there would miss a third of the variance of such a mean, up to twice as far a sixth.
+        Returns over h days overlap with those of h - 1 days before. Fewer than there are days, so
+        that even a short sample has an error.
         """
         sampled = self.days.unique().sort_values()
         last = pd.Series(self.until[:, bar - 1]).groupby(self.days).max().dt.normalize()
         met = sampled.searchsorted(last.to_numpy(), side="left") - np.arange(len(sampled)) - 1
-        return int(min(max(usual_lags(len(sampled)), 2 * met.max()), len(sampled) // 3))
+        return int(max(min(met.max() + 1, len(sampled) - 1), 1))
 
 
 class Distribution(Protocol):

@@ -1,7 +1,8 @@
 """How well a score orders the returns that follow it, and how sure one can be of that.
 
-Everything here takes tables of days by names, made by `to_wide`. For bars of minutes a "day" is a
-bar: each moment has an IC of its own.
+Everything here takes tables of days by names, made by `to_wide`. For bars of minutes a row is a
+bar: each time has an IC of its own. Means, errors and tests are of days all the same: several times
+of one day are averaged first, since they share its news (`uncertainty.by_day`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from kronos_qlib.errors import UndefinedMetricError
 from kronos_qlib.evaluation.uncertainty import (
     LEAST_DAYS,
-    bootstrap_interval,
-    bootstrap_statistic,
+    LEVEL,
+    by_day,
     daily_mean,
-    usual_lags,
+    fewest_days,
+    statistic_interval,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -29,10 +30,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_PAIRS = 5
 """Names with both a score and a return that a day needs; of two names every IC is 1 or -1."""
 
-LEVEL = 0.95
-"""Confidence of every interval."""
-
-SUMMARY = ("mean", "std", "ratio", "t", "p", "low", "high", "days", "left_out")
+SUMMARY = (*("mean", "std", "ratio", "t", "p", "low", "high", "phi", "covers", "days", "left_out"),)
 """What `summarise` tells of a daily IC."""
 
 
@@ -99,31 +97,21 @@ def daily_ic(
 
 
 def summarise(
-    daily: pd.Series[float],
-    *,
-    horizon: int = 1,
-    level: float = LEVEL,
-    draws: int = 2000,
-    seed: int = 0,
+    daily: pd.Series[float], *, horizon: int = 1, level: float = LEVEL
 ) -> dict[str, float]:
     """The mean of a daily IC and how sure it is.
 
-    Where returns overlap, few blocks are independent and the error comes out too small. Of 250
-    lasting scores without any knowledge (rank autocorrelation 0.9, 122 days) 12 % had a t past its
-    5 % limit with returns over 10 bars, 4 % with those over one; the bootstrap's interval missed 0
-    for 16 % and 6 %. Twice the lags and longer blocks did no better.
-
     Args:
-        daily: NaN on days that have none.
-        horizon: bars of the returns. Those of neighbouring days overlap over horizon - 1, and so
-            many lags and days of a block are taken at least.
+        daily: NaN on days that have none; of several times a day the mean counts.
+        horizon: bars of the returns. Those of neighbouring bars overlap over horizon - 1.
         level: confidence of the interval.
-        draws, seed: of the bootstrap.
 
     Returns:
-        SUMMARY: mean; std (ddof 1); ratio, mean / std of a day, not annualised (ICIR); t after
-        Newey and West; p, two-sided by Student's t; low and high, a stationary block bootstrap's
-        interval for the mean; days counted; days left out.
+        SUMMARY: mean; std (ddof 1) of a day; ratio, mean / std of a day, not annualised (ICIR); t,
+        p, low and high as of `uncertainty.daily_mean`, one test: p is below 0.05 where the interval
+        of 95 % leaves zero out; phi, how neighbouring days correlate with the labels' overlap taken
+        off; covers, how often such an interval of 95 % covers at that phi; days counted; days left
+        out.
 
     Raises:
         UndefinedMetricError: fewer days than LEAST_DAYS or than a horizon, or no variation.
@@ -131,30 +119,23 @@ def summarise(
     known = daily.dropna()
     if not len(known) and len(daily):
         raise UndefinedMetricError(
-            f"none of {len(daily)} days has a value: on each the score or the return is the same "
+            f"none of {_days(daily)} days has a value: on each the score or the return is the same "
             "for all names, or too few have both"
         )
-    lags = max(usual_lags(len(known)), horizon - 1) if len(known) else None
-    if lags is not None and len(known) >= LEAST_DAYS and lags >= len(known):
-        raise UndefinedMetricError(
-            f"returns over {horizon} bars overlap, and {len(known)} days are too few to tell an "
-            "error: leave the horizon out or test longer"
-        )
-    found = daily_mean(known, lags)
-    low, high = bootstrap_interval(
-        known, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
-    )
-    std = float(known.std(ddof=1))
+    found = daily_mean(known, label_bars=horizon)
+    low, high = found.interval(level)
+    std = float(by_day(known).std(ddof=1))
     return {
         "mean": found.mean,
         "std": std,
         "ratio": found.mean / std,
         "t": found.t,
-        "p": float(2 * student.sf(abs(found.t), found.days - 1)),
+        "p": found.p,
         "low": low,
         "high": high,
-        "days": float(len(known)),
-        "left_out": float(len(daily) - len(known)),
+        "phi": found.phi,
+        "covers": found.covers,
+        **count_days(daily),
     }
 
 
@@ -175,15 +156,12 @@ def by_year(daily: pd.Series[float], **how: Any) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("year")
 
 
-def decay(
-    score: pd.DataFrame, returns: Mapping[int, pd.DataFrame], *, seed: int = 0
-) -> pd.DataFrame:
+def decay(score: pd.DataFrame, returns: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """Rank IC against returns over more and more bars.
 
     Args:
         score: days by names.
         returns: by horizon in bars, each from the close of the bar after the score.
-        seed: of the bootstrap.
 
     Returns:
         A row per horizon, SUMMARY as columns. The later days of a long horizon have no return
@@ -196,7 +174,7 @@ def decay(
     for horizon in sorted(returns):
         daily = daily_ic(score, returns[horizon])["rank_ic"]
         try:
-            rows[horizon] = summarise(daily, horizon=horizon, seed=seed)
+            rows[horizon] = summarise(daily, horizon=horizon)
         except UndefinedMetricError as problem:
             raise UndefinedMetricError(f"returns over {horizon} bars: {problem}") from problem
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("horizon")
@@ -258,9 +236,7 @@ def best_less_worst(daily: pd.DataFrame) -> pd.Series[float]:
     return (highest - lowest).rename("spread")
 
 
-def group_table(
-    daily: pd.DataFrame, *, horizon: int = 1, draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def group_table(daily: pd.DataFrame, *, horizon: int = 1) -> pd.DataFrame:
     """The mean of each group over the days, with its error: rows 1 … groups, SUMMARY as columns.
 
     A group that ties leave empty on most days has its mean alone, if that.
@@ -268,12 +244,8 @@ def group_table(
     Args:
         daily: of `group_returns`.
         horizon: bars of the returns.
-        draws, seed: of the bootstrap.
     """
-    rows = {
-        group: _summarise_if_enough(daily[group], horizon=horizon, draws=draws, seed=seed)
-        for group in daily
-    }
+    rows = {group: _summarise_if_enough(daily[group], horizon=horizon) for group in daily}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
 
@@ -290,9 +262,9 @@ def monotonicity(
     Args:
         daily: of `group_returns`.
         horizon: bars of the returns.
-        level, draws, seed: of the bootstrap, which draws whole days in blocks. Noise in a redrawn
-            mean unsettles the order, so the interval reaches lower than the figure more easily
-            than higher.
+        level, draws, seed: of the interval, see `uncertainty.statistic_interval`. Noise in a
+            drawn mean unsettles the order, so the interval reaches lower than the figure more
+            easily than higher.
 
     Returns:
         The figure, from -1 to 1, over the groups that are filled on LEAST_DAYS or more, and the
@@ -301,30 +273,29 @@ def monotonicity(
     Raises:
         UndefinedMetricError: there are not two such groups.
     """
-    filled = daily.loc[:, daily.notna().sum() >= LEAST_DAYS]
+    there = daily.notna()
+    filled = daily.loc[:, by_day(there.astype(float)).gt(0).sum() >= LEAST_DAYS]
     if filled.shape[1] < 2:
         raise UndefinedMetricError(
             f"{filled.shape[1]} of {daily.shape[1]} groups hold a name on {LEAST_DAYS} days or "
             "more; ask for fewer groups, or a score with fewer ties"
         )
-    groups = filled.shape[1]
-    there = filled.notna().astype(float)
+    # A group's mean is over the times that it is filled: total / count. To first order that is a
+    # mean over all times of what each adds to it, which has no gaps.
+    mean, share = filled.mean(), there[list(filled)].mean()
+    adds = mean + (filled - mean).fillna(0.0) / share
 
     def order(values: Floats) -> float:
-        total, count = values[:, :groups].sum(axis=0), values[:, groups:].sum(axis=0)
-        drawn = count > 0  # a group seldom filled may be missing from a sample
-        ranks = rankdata(total[drawn] / count[drawn])
+        ranks = rankdata(values)
         ranks -= ranks.mean()
-        number = np.arange(drawn.sum()) - (drawn.sum() - 1) / 2
+        number = np.arange(len(values)) - (len(values) - 1) / 2
         norm = np.linalg.norm(number) * np.linalg.norm(ranks)
         return float(number @ ranks / norm) if norm else 0.0
 
-    both = pd.concat([filled.fillna(0.0), there], axis=1, keys=["total", "count"])
-    both.columns = pd.RangeIndex(2 * groups)
-    low, high = bootstrap_statistic(
-        both, order, level=level, draws=draws, seed=seed, least_block=max(horizon, 1)
+    low, high = statistic_interval(
+        adds, order, label_bars=horizon, level=level, draws=draws, seed=seed
     )
-    return order(both.to_numpy()), low, high
+    return order(mean.to_numpy()), low, high
 
 
 def rank_correlation(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]:
@@ -432,17 +403,17 @@ def summarise_difference(
         how: as of `summarise`.
 
     Returns:
-        SUMMARY. The mean, its t and intervals are those of `uncertainty.paired_difference`. Two
-        series that are one and the same differ by 0, surely: low and high are 0, and t is NaN.
+        SUMMARY, as of `uncertainty.paired_difference`. Two series that are one and the same differ
+        by 0, surely: low and high are 0, and t is NaN.
 
     Raises:
         UndefinedMetricError: as of `summarise`.
     """
     apart = one - other
     known = apart.dropna()
-    if len(known) < LEAST_DAYS or known.any():
+    if _days(known) < LEAST_DAYS or known.any():
         return summarise(apart, **how)
-    return nothing_for_sure(len(known), len(apart) - len(known))
+    return {**nothing_for_sure(0, 0), **count_days(apart)}
 
 
 def nothing_for_sure(days: int, left_out: int) -> dict[str, float]:
@@ -466,14 +437,20 @@ def full_days(score: pd.DataFrame, least: int = LEAST_PAIRS) -> pd.DataFrame:
 def _summarise_if_enough(daily: pd.Series[float], **how: Any) -> dict[str, float]:
     """`summarise`, or the mean alone where the days are too few for an error."""
     known = daily.dropna()
-    if len(known) >= LEAST_DAYS + how.get("horizon", 1) - 1 and np.ptp(known.to_numpy()) > 0:
+    days = by_day(known)
+    if len(days) >= fewest_days(how.get("horizon", 1), len(known), len(days)) and np.ptp(days) > 0:
         return summarise(daily, **how)
-    return {
-        **dict.fromkeys(SUMMARY, np.nan),
-        "mean": float(known.mean()),
-        "days": float(len(known)),
-        "left_out": float(len(daily) - len(known)),
-    }
+    return {**dict.fromkeys(SUMMARY, np.nan), "mean": float(days.mean()), **count_days(daily)}
+
+
+def count_days(daily: pd.Series[float]) -> dict[str, float]:
+    """Days that have a value, and days that have none at any time."""
+    days = _days(daily.dropna())
+    return {"days": float(days), "left_out": float(_days(daily) - days)}
+
+
+def _days(daily: pd.Series[float]) -> int:
+    return len(by_day(daily))
 
 
 def _paired(score: pd.DataFrame, returns: pd.DataFrame) -> tuple[Floats, Floats]:

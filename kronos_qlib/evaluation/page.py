@@ -19,7 +19,7 @@ from kronos_qlib.evaluation.comparison_text import (
     pair_rows,
     verdict,
 )
-from kronos_qlib.evaluation.ic import LEVEL
+from kronos_qlib.evaluation.uncertainty import LEVEL
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -146,10 +146,10 @@ def _signal_sections(
     tested = [test for test in tests if test.difference is not None]
     forest = _embed(_forest(tested)) if tested else ""
     found += _section(
-        "Is the difference told from zero?",
+        "Is the difference significant?",
         forest + _table(pair_rows(signals.pairs)),
-        f"Mean daily difference of Rank IC, the first less the second, with {LEVEL:.0%} intervals: "
-        "thick by Newey and West, thin by bootstrap. Blends are set against their better member.",
+        f"Mean daily difference of Rank IC, the first less the second, with {LEVEL:.0%} intervals. "
+        "Blends are set against their better member.",
     )
     found += _section(
         "Correlation of the signals",
@@ -229,25 +229,24 @@ def _curves(
 
 
 def _forest(tested: Sequence[Pair]) -> Figure:
-    """Every test's two intervals on one line; each has a difference."""
+    """Every test's interval; each has a difference."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     for pair in reversed(tested):
         assert pair.difference is not None
-        color = PALETTE[0] if pair.is_told else GREY
+        color = PALETTE[0] if pair.is_significant else GREY
         name = f"{escape(pair.one)} vs {escape(pair.other)}"
-        for ends, width in ((pair.difference.bootstrap, 2), (pair.difference.interval, 7)):
-            figure.add_scatter(
-                x=list(ends),
-                y=[name, name],
-                mode="lines",
-                line={"color": color, "width": width},
-                opacity=1 if width < 5 else 0.45,
-                hoverinfo="x",
-            )
         figure.add_scatter(
-            x=[pair.difference.difference.mean],
+            x=list(pair.difference.interval()),
+            y=[name, name],
+            mode="lines",
+            line={"color": color, "width": 7},
+            opacity=0.45,
+            hoverinfo="x",
+        )
+        figure.add_scatter(
+            x=[pair.difference.mean],
             y=[name],
             mode="markers",
             marker={"color": color, "size": 11},
@@ -259,7 +258,7 @@ def _forest(tested: Sequence[Pair]) -> Figure:
         bound
         for pair in tested
         if pair.difference is not None
-        for bound in (*pair.difference.interval, *pair.difference.bootstrap)
+        for bound in pair.difference.interval()
     ]
     low, high = min(0.0, *bounds), max(0.0, *bounds)
     room = 0.04 * (high - low)

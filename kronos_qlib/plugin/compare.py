@@ -188,8 +188,8 @@ def comparison_of(
     label_bars = max(map(label_bars_of, tasks.values()))
     if label_bars > 1:
         said.append(
-            f"The label runs over {label_bars} bars, so neighbours overlap; errors look back "
-            "as far at least, and bootstrap blocks are as long."
+            f"The label runs over {label_bars} bars, so neighbours overlap; standard errors are "
+            "measured on waves of five labels and longer, and intervals are wider for it."
         )
     return Comparison(
         table=table,

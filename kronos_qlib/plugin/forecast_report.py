@@ -95,7 +95,6 @@ class ForecastReportRecord(RecordTemp):
         calibration_segment: Segment = "valid",
         volatility_bars: int = VOLATILITY_BARS,
         seed: int = 0,
-        draws: int = 5000,
         calibrate_centre: bool = False,
         title: str | None = None,
     ) -> None:
@@ -110,13 +109,12 @@ class ForecastReportRecord(RecordTemp):
             segment, calibration_segment: what is reported on, and what calibration is fitted on;
                 the latter is to lie before.
             volatility_bars: past bars that make the historical volatility.
-            seed: of the sample of windows, the paths, and the bootstrap.
-            draws: samples of the bootstrap.
+            seed: of the sample of windows and the paths.
             calibrate_centre: calibrate the paths' median too, not their spread alone.
             title: above the figures; None takes the experiment's name.
         """
         super().__init__(recorder=recorder)
-        counts = {"windows": windows, "calibration_windows": calibration_windows, "draws": draws}
+        counts = {"windows": windows, "calibration_windows": calibration_windows}
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
@@ -132,7 +130,6 @@ class ForecastReportRecord(RecordTemp):
         self.calibration_segment = calibration_segment
         self.volatility_bars = volatility_bars
         self.seed = seed
-        self.draws = draws
         self.calibrate_centre = calibrate_centre
         self.title = title
 
@@ -173,7 +170,6 @@ class ForecastReportRecord(RecordTemp):
             earlier.outcomes,
             self.levels,
             self.seed,
-            self.draws,
             self.calibrate_centre,
         )
         self._save(found, drawn, paths, len(earlier.windows))
@@ -230,8 +226,8 @@ class ForecastReportRecord(RecordTemp):
         if segment == self.segment and days < LEAST_DAYS:  # before paths are drawn in vain
             raise UndefinedMetricError(
                 f"ForecastReportRecord: the windows of {segment} lie on {days} days, and "
-                f"{LEAST_DAYS} are the fewest that tell an error; test on a longer segment, or set "
-                "more `windows`"
+                f"{LEAST_DAYS} are the fewest for a standard error; test on a longer segment, or "
+                "set more `windows`"
             )
         closes = draw_closes(model, source, windows, paths, self.seed)
         return Drawn(windows, closes, outcomes, left_out)

@@ -20,6 +20,7 @@ from kronos_qlib.evaluation.ic import (
     SUMMARY,
     best_less_worst,
     by_year,
+    count_days,
     coverage,
     daily_ic,
     decay,
@@ -43,7 +44,7 @@ from kronos_qlib.evaluation.signal_figures import (
     ic_figure,
 )
 from kronos_qlib.evaluation.signal_text import signal_page
-from kronos_qlib.evaluation.uncertainty import LEAST_DAYS, daily_mean, usual_lags
+from kronos_qlib.evaluation.uncertainty import by_day, daily_mean, fewest_days
 from kronos_qlib.plugin.artifacts import (
     count_signals,
     features_at,
@@ -123,17 +124,18 @@ FILES = (
 class SignalReportRecord(ACRecordTemp):
     """Measure a run's score against its label and against later returns, with errors.
 
-    Works for any Qlib model whose run has pred.pkl and label.pkl, at any frequency; a "day" is a
-    bar there. Metrics, of the label unless a horizon is named:
+    Works for any Qlib model whose run has pred.pkl and label.pkl, at any frequency. Of several
+    times a day the mean is the day's, and means, errors and tests are of days. Metrics, of the
+    label unless a horizon is named:
 
         ic.mean, ic.std, ic.ratio: mean of the daily Pearson correlation, its daily standard
             deviation, and mean / std, not annualised. `rank_ic.` is Spearman's.
-        ic.t, ic.low, ic.high: the mean in Newey-West standard errors; 95 % interval by stationary
-            block bootstrap.
+        ic.t, ic.low, ic.high: the mean in standard errors that count the dependence of days; its
+            95 % interval. One test: see `evaluation.uncertainty.daily_mean`.
         rank_ic.days, rank_ic.days_left_out: days that have one, days that order nothing (see
             `evaluation.ic.daily_ic`).
         rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
-            and its t with lags enough for the overlap. `rank_ic.y2022`: of a calendar year.
+            and its t, the overlap counted. `rank_ic.y2022`: of a calendar year.
         spread, spread_t: mean label of the best tenth less the worst tenth's, a return over the
             label's bars, before cost (of the outermost that hold a name, where many scores are
             equal).
@@ -150,7 +152,7 @@ class SignalReportRecord(ACRecordTemp):
             `baseline.reversal.with_score`: mean rank correlation of the two.
         rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
             after least squares on the ranks of all baselines; 0 for a score made of them alone.
-            A t is not logged where there is no chance to measure by.
+            A t is not logged where there is no standard error.
         oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
             (a simulated market: the label's true expected value), what the truth itself reaches on
             the rows that the score has, and the score's Rank IC as a share of it.
@@ -189,7 +191,7 @@ class SignalReportRecord(ACRecordTemp):
                 reads the label's expression in the run's task, and takes Qlib's usual 1 where the
                 task has none.
             title: above the figures; None takes the experiment's name.
-            seed: of the bootstraps.
+            seed: of the draws behind the interval of the monotonicity.
         """
         super().__init__(recorder=recorder, skip_existing=skip_existing)
         if not horizons or any(horizon < 1 for horizon in horizons):
@@ -231,18 +233,18 @@ class SignalReportRecord(ACRecordTemp):
                 LEAST_PAIRS,
             )
         overlap = self.label_bars or label_bars_of(load_task(self.recorder))
-        how: dict[str, Any] = {"horizon": overlap, "seed": self.seed}
+        how: dict[str, Any] = {"horizon": overlap}
 
         daily = daily_ic(score, labels)
         self._refuse_short(daily, overlap)
         found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
         years = by_year(daily["rank_ic"], **how)
-        horizons = decay(score, self._later_returns(pred.index), seed=self.seed)
+        horizons = decay(score, self._later_returns(pred.index))
         parted = group_returns(score, labels, self.groups)
         groups = group_table(parted, **how)
-        order = monotonicity(parted, **how)
+        order = monotonicity(parted, seed=self.seed, **how)
         spread = best_less_worst(parted)
-        apart = daily_mean(spread, max(usual_lags(len(spread)), overlap - 1))
+        apart = daily_mean(spread, label_bars=overlap, name="the spread")
         memory = rank_autocorrelation(whole, [lag for lag in LAGS if lag < len(whole)])
         renewed = float(top_turnover(whole, self.top).mean())
         signals, tried = self._signal_table(pred, labels, **how)
@@ -297,7 +299,6 @@ class SignalReportRecord(ACRecordTemp):
             beside,
             {name: BASELINES[name].definition for name in BASELINES},
             tried=tried,
-            label_bars=overlap,
         )
         figures = {
             "ic": ic_figure(daily["rank_ic"], found["rank_ic"], f"{title}: Rank IC of the score"),
@@ -321,15 +322,20 @@ class SignalReportRecord(ACRecordTemp):
     def _refuse_short(self, daily: pd.DataFrame, overlap: int) -> None:
         """Say what is lacking before anything is measured, and which setting would help."""
         longest = max(*self.horizons, overlap)
-        known = int(daily["rank_ic"].notna().sum())
+        ranked = daily["rank_ic"].dropna()
+        known = len(by_day(ranked))
         # A horizon of h bars loses up to h - overlap of these days where the calendar ends.
-        needed = max(LEAST_DAYS, longest + 1)
+        needed = fewest_days(longest, len(ranked), known)
         if 0 < known < needed:
             raise UndefinedMetricError(
-                f"SignalReportRecord: {known} days of {len(daily)} have a Rank IC, and {needed} "
-                f"are the fewest that tell an error of returns over {longest} bars; test on a "
-                "longer segment"
-                + (", or set shorter `horizons`" if known >= max(LEAST_DAYS, overlap + 1) else "")
+                f"SignalReportRecord: {known} days of {len(by_day(daily))} have a Rank IC, and "
+                f"{needed} are the fewest for a standard error of returns over {longest} bars; "
+                "test on a longer segment"
+                + (
+                    ", or set shorter `horizons`"
+                    if known >= fewest_days(overlap, len(ranked), known)
+                    else ""
+                )
             )
 
     def _beside_baselines(
@@ -364,7 +370,7 @@ class SignalReportRecord(ACRecordTemp):
         daily = daily_ic(to_wide(left), labels) if len(left) else pd.DataFrame({"rank_ic": []})
         made_of_them = len(left) and (left == 0).all() and daily["pairs"].max() > known.shape[1] + 1
         found["rank_ic.neutralised"] = (
-            nothing_for_sure(len(daily), 0)
+            nothing_for_sure(len(by_day(daily)), 0)
             if made_of_them
             else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
         )
@@ -482,8 +488,8 @@ def _or_unknown(
         return measure(*series, **how)
     except UndefinedMetricError as reason:
         logger.warning("%s is not known: %s", what, reason)
-        days = float(pd.concat(list(series), axis=1).notna().all(axis=1).sum())
-        return {**dict.fromkeys(SUMMARY, np.nan), "days": days, "left_out": len(series[0]) - days}
+        has_all = pd.concat(list(series), axis=1).notna().all(axis=1).astype(float)
+        return {**dict.fromkeys(SUMMARY, np.nan), **count_days(has_all.where(has_all > 0))}
 
 
 def signal_row(
@@ -504,14 +510,13 @@ def signal_row(
     try:
         ranked = summarise(daily["rank_ic"], **how)
         plain = daily["ic"].dropna()
-        lags = max(usual_lags(len(plain)), how["horizon"] - 1)
-        ic, ic_t = float(plain.mean()), daily_mean(plain, lags).t
+        found = daily_mean(plain, label_bars=how["horizon"])
+        ic, ic_t = found.mean, found.t
     except UndefinedMetricError as reason:
         logger.warning("a signal orders nothing: %s", reason)
         ranked = {
             **dict.fromkeys(SUMMARY, np.nan),
-            "days": float(daily["rank_ic"].notna().sum()),
-            "left_out": float(daily["rank_ic"].isna().sum()),
+            **count_days(daily["rank_ic"]),
         }
         ic = ic_t = np.nan
     whole = full_days(signal)

@@ -165,7 +165,7 @@ def test_the_command_prints_an_aligned_table(store, capsys):
     assert lines[0].split() == ["kronos", "lightgbm"]
     table = {line[:34].strip(): line[34:].split() for line in lines[2:]}
     assert table["IC"] == ["0.0500", "0.0500"]
-    assert table["t of Rank IC, Newey-West"] == ["2.50", "2.50"]
+    assert table["t of Rank IC"] == ["2.50", "2.50"]
     assert any("planted effect" in line for line in printed)
     assert table["Excess return a year, after cost"] == ["12.30%", "12.30%"]
     assert table["Maximum drawdown, after cost"] == ["-8.00%", "-8.00%"]
@@ -269,7 +269,7 @@ def test_signals_are_judged_on_common_rows(signals):
     judged = found.signals
     assert judged.rows == len(INDEX) - 20 and judged.own_rows == {"good": 460, "blind": 480}
     (pair,) = judged.pairs
-    assert pair.is_told and pair.difference.difference.mean > 0.2
+    assert pair.is_significant and pair.difference.mean > 0.2
     assert len(found.equity.net) == 55 and found.equity.own_days == {"good": 60, "blind": 55}
     said = " ".join(found.notes)
     assert "55 are common: good 60" in said
@@ -305,7 +305,7 @@ def test_the_command_writes_a_page(signals, tmp_path, capsys):
     assert main(asked) == 0
     assert f"The page is {page}" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
-    assert "good has a daily Rank IC" in text and "is told from zero" in text
+    assert "good has a daily Rank IC" in text and "is significant at 5%" in text
 
 
 def test_a_page_that_cannot_be_written_is_one_line(signals, tmp_path, capsys):

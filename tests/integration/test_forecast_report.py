@@ -39,7 +39,7 @@ SEGMENTS = {
     "test": ("2020-10-01", "2020-12-30"),
 }
 LOOKBACK, HORIZON = 25, 3
-SETTINGS = {"windows": 120, "calibration_windows": 100, "levels": [0.5, 0.8], "draws": 100}
+SETTINGS = {"windows": 120, "calibration_windows": 100, "levels": [0.5, 0.8]}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
 
 
 def test_the_centre_is_calibrated_where_asked(recorder, dataset):
-    settings = {"windows": 40, "calibration_windows": 60, "levels": [0.5], "draws": 50}
+    settings = {"windows": 40, "calibration_windows": 60, "levels": [0.5]}
     record = ForecastReportRecord(recorder, model_of(), dataset, calibrate_centre=True, **settings)
     found = record.generate()
     assert found.calibration.centres is not None

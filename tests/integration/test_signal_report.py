@@ -13,6 +13,7 @@ from qlib.workflow.record_temp import SigAnaRecord
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
 from kronos_qlib.evaluation.ic import rank_correlation, to_wide
+from kronos_qlib.evaluation.uncertainty import daily_mean
 from kronos_qlib.plugin.artifacts import count_signals, first_of_equals
 from kronos_qlib.plugin.baseline_scores import baselines_at
 from kronos_qlib.plugin.baselines import BaselineModel
@@ -171,7 +172,7 @@ def test_a_truth_of_nothing_has_no_share(recorder, planted, tmp_path, caplog):
 
 
 def test_bars_of_five_minutes(recorder, make_minutes, tmp_path):
-    bars = make_minutes(instruments=10, days=3)
+    bars = make_minutes(instruments=10, days=12)
     write_provider(bars, tmp_path / "minutes", freq="5min", benchmark="BENCH")
     open_provider(tmp_path / "minutes", "5min")
     names = [f"SH60000{number}" for number in range(10)]
@@ -185,9 +186,31 @@ def test_bars_of_five_minutes(recorder, make_minutes, tmp_path):
     assert logged["rank_ic.mean"] > 0.3
     assert logged["rank_ic.h1"] == pytest.approx(logged["rank_ic.mean"], abs=0.01)
     assert logged["rank_ic.h4"] < logged["rank_ic.h1"]
-    assert 140 <= logged["rank_ic.days"] + logged["rank_ic.days_left_out"] <= 144
+    assert logged["rank_ic.days"] + logged["rank_ic.days_left_out"] == 12, "days, not their bars"
+    daily = pd.read_parquet(recorder.download_artifact("signal_report/daily_ic.parquet"))
+    assert len(daily) > 12 * 40, "a row a bar"
+    by_days = daily["rank_ic"].groupby(daily.index.normalize()).mean()
+    assert logged["rank_ic.mean"] == pytest.approx(by_days.mean())
+    assert logged["rank_ic.t"] == pytest.approx(daily_mean(by_days).t)
+    assert (daily_mean(by_days).interval()) == pytest.approx(
+        (logged["rank_ic.low"], logged["rank_ic.high"])
+    )
     assert logged["signals_tried"] == 1
     assert "oracle_ic" not in logged
+
+
+def test_many_bars_of_few_days_are_few_days(recorder, make_minutes, tmp_path):
+    """144 bars of three days once had a t as if of 144 days."""
+    write_provider(
+        make_minutes(instruments=6, days=3), tmp_path / "minutes", freq="5min", benchmark="BENCH"
+    )
+    open_provider(tmp_path / "minutes", "5min")
+    label = labels_of([f"SH60000{number}" for number in range(6)], "5min")
+    noise = np.random.default_rng(0).normal(size=len(label))
+    save_run(recorder, pd.DataFrame({"score": noise}, index=label.index), label)
+    words = r"3 days of 3 have a Rank IC, and 10 are the fewest .* longer segment$"
+    with pytest.raises(UndefinedMetricError, match=words):
+        SignalReportRecord(recorder, groups=2).generate()
 
 
 def test_a_run_without_labels_or_scores_says_so(recorder):
@@ -263,7 +286,7 @@ def test_a_score_that_is_a_baseline_has_nothing_of_its_own(recorder, planted, tm
     assert logged["rank_ic.less_momentum_low"] < logged["rank_ic.less_momentum"]
     page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
     assert "Without the baselines nothing is left of it" in page
-    assert "It is not told apart from" in page
+    assert "It is not significantly different from" in page
     for heading in ("Beside baselines", "By year", "By bars of the return", "Signals tried"):
         assert f"## {heading}" in page
     assert "nan" not in page

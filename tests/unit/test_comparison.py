@@ -9,13 +9,14 @@ from scipy.stats import spearmanr
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation.comparison import (
+    Comparison,
     Signal,
     check_comparable,
     common_equity,
     compare_signals,
     pair_of,
 )
-from kronos_qlib.evaluation.comparison_text import format_rows, verdict
+from kronos_qlib.evaluation.comparison_text import format_rows, notes_of, verdict
 
 DAYS = pd.bdate_range("2022-07-01", periods=50, name="datetime")
 NAMES = [f"S{number}" for number in range(12)]
@@ -67,12 +68,14 @@ def test_one_run_alone_is_judged_without_tests():
     assert found.pairs == found.blends == () and found.means["a"].mean > 0.4
 
 
-def test_noise_against_noise_is_told_from_zero_about_as_often_as_it_should_be():
-    told = [
-        pair_of(series(2 * seed, DAYS).rename("a"), series(2 * seed + 1, DAYS).rename("b")).is_told
+def test_noise_against_noise_is_significant_about_as_often_as_it_should_be():
+    found = [
+        pair_of(series(2 * seed, DAYS).rename("a"), series(2 * seed + 1, DAYS).rename("b"))
         for seed in range(30)
     ]
-    assert sum(told) <= 5, "at 95 % one or two of thirty are to be expected"
+    assert sum(pair.is_significant for pair in found) <= 5, (
+        "at 95 % one or two of thirty are to be expected"
+    )
 
 
 def test_only_rows_that_all_have_and_whose_label_is_known_count():
@@ -129,31 +132,42 @@ def test_a_flat_day_is_left_out_for_all_and_counted():
     assert found.times_left_out == 1 and DAYS[3] not in found.daily.index
 
 
-def test_labels_that_overlap_make_errors_look_back_as_far():
+def test_labels_that_overlap_are_counted_in_every_test():
     found = compare_signals({"a": signal(1), "b": signal(2)}, label_bars=10)
     (pair,) = found.pairs
-    assert pair.difference.difference.lags == 9 and pair.difference.block_days >= 10
-    assert found.means["a"].lags == 9
+    assert pair.difference.label_days == found.means["a"].label_days == 10
+    assert found.blends[0].test.difference.label_days == 10
     usual = compare_signals({"a": signal(1), "b": signal(2)}).pairs[0]
-    assert usual.difference.difference.lags == 3
+    assert usual.difference.label_days == 1
+    assert usual.difference.cosines > pair.difference.cosines
+
+
+def test_an_interval_that_covers_less_says_so():
+    rng = np.random.default_rng(0)
+    slow = pd.Series(np.cumsum(rng.normal(size=50)), DAYS, name="slow")
+    pair = pair_of(slow, series(2, DAYS).rename("noise"))
+    assert pair.difference.covers < 0.9
+    assert f"known to cover about {pair.difference.covers:.0%} at such" in verdict(pair)
+    plain = pair_of(series(1, DAYS).rename("a"), series(2, DAYS).rename("noise"))
+    assert "known to cover" not in verdict(plain)
 
 
 def test_too_few_days_are_no_test_but_a_reason():
     few = series(1, DAYS[:6]).rename("a"), series(2, DAYS[:6]).rename("b")
     pair = pair_of(*few)
-    assert pair.difference is None and not pair.is_told
-    assert verdict(pair).startswith("a and b: not tested, the first series has 6 days")
+    assert pair.difference is None and not pair.is_significant
+    assert verdict(pair).startswith("a and b: not tested, the difference has 6 days")
 
 
 def test_the_verdict_names_the_better_one_whichever_came_first():
     high, low = series(1, DAYS).rename("high") + 5, series(2, DAYS).rename("low")
     for pair in (pair_of(high, low), pair_of(low, high)):
         said = verdict(pair)
-        assert said.startswith("high has a daily Rank IC") and "is told from zero" in said
-        low_end = float(said.split("95%: ")[1].split(" to ")[0])
+        assert said.startswith("high has a daily Rank IC") and "is significant at 5%" in said
+        low_end = float(said.split("interval ")[1].split(" to ")[0])
         assert 4 < low_end < 5
     close = verdict(pair_of(low, low + series(3, DAYS).rename("x")))
-    assert "is not told from zero" in close
+    assert "is not significant at 5%" in close
 
 
 def test_equity_is_cut_to_common_days_and_knows_of_other_benchmarks():
@@ -167,3 +181,21 @@ def test_equity_is_cut_to_common_days_and_knows_of_other_benchmarks():
 
 def test_a_bar_in_a_name_does_not_break_a_markdown_table():
     assert format_rows([["", "a|b"], ["IC", "1"]], markdown=True).splitlines()[0].count("|") == 4
+
+
+def test_means_that_cover_less_are_named_in_the_notes():
+    """A run alone, or a mean beside its test, once stood with 95 % over an interval of 80 %."""
+    rng = np.random.default_rng(0)
+    skill = np.repeat(np.cumsum(rng.normal(size=50)), len(NAMES))
+    slow = Signal(LABEL * skill, LABEL)
+    found = compare_signals({"slow": slow, "noise": signal(2)})
+    assert found.means["slow"].covers < 0.93
+    comparison = Comparison(
+        table=pd.DataFrame(index=["slow", "noise"]),
+        signals=found,
+        equity=None,
+        settings=pd.DataFrame(),
+    )
+    (said,) = [note for note in notes_of(comparison) if "known to cover less" in note]
+    assert f"mean of slow {found.means['slow'].covers:.0%} (correlation " in said
+    assert "mean of noise" not in said

@@ -1,4 +1,4 @@
-"""Figures show what their tables say: rows in order, one colour for what is told from zero."""
+"""Figures show what their tables say: rows in order, one colour for what is significant."""
 
 from __future__ import annotations
 

@@ -78,14 +78,14 @@ def test_the_page_says_it_all(page):
         "Excess over the benchmark, after cost",
         "Rank IC on the same rows",
         "Cumulative Rank IC",
-        "Is the difference told from zero?",
+        "Is the difference significant?",
         "Correlation of the signals",
         "What a blend adds",
         "What each run was asked for",
         "Notes and definitions",
     ]
     assert page.count('class="plotly-graph-div"') == 4
-    assert "kronos has a daily Rank IC" in page and "is told from zero" in page
+    assert "kronos has a daily Rank IC" in page and "is significant at 5%" in page
     assert "summed and not compounded, 238 days" in page and "<td>-</td>" in page
 
 
