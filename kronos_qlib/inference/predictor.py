@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.forecast import Forecast, make_coherent
 from kronos_qlib.inference.frames import Series, series_of_frames, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
-from kronos_qlib.inference.sampling import key_of, path_uniforms
+from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
 from kronos_qlib.model.layers import TIME_TABLE_ROWS
@@ -317,30 +316,29 @@ class KronosPredictor:
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         packed = self._engine()
 
-        @lru_cache(maxsize=1)  # where a series' paths are split, its batches follow one another
-        def chance(start: int, stop: int) -> torch.Tensor:
-            several = [key_of(row) for row in x[start:stop]]
-            if keys is not None:
-                several = [str(key).encode() for key in keys[start:stop]]
-            return path_uniforms(seed, several, how.paths, pred_len, stratified)
+        plan = self.plan(len(x), x.shape[1], pred_len, how.paths, stratified)
+        names = [key_of(row) for row in x] if keys is None else [str(key).encode() for key in keys]
+        place_uniforms(result, seed, names, stratified)
 
         def draw(rows: slice, futures: slice) -> None:
-            past, uniforms = x[rows], chance(rows.start, rows.stop)[:, futures]
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
+            past, uniforms = x[rows], uniforms_in(result[rows, futures]).copy()
+            drawn = self._forecast(packed, past, stamps[rows], how, torch.from_numpy(uniforms))
             result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
-        plan = self.plan(len(x), x.shape[1], pred_len, how.paths)
         batches = plan.batches(len(x), how.paths)
         done = run_batches(draw, batches, plan)
         for _ in progress(done, "forecasting", unit="batch", show=verbose, total=len(batches)):
             pass
         return result
 
-    def plan(self, series: int, lookback: int, pred_len: int, sample_count: int) -> BatchPlan:
+    def plan(
+        self, series: int, lookback: int, pred_len: int, sample_count: int, stratified: bool = False
+    ) -> BatchPlan:
         """The micro-batches that `paths` would use, with an estimate of their memory.
 
         Raises:
-            ConfigError: one path of one series exceeds the budget `memory_mb`.
+            ConfigError: one path of one series exceeds the budget `memory_mb`, or the order of
+                so many stratified paths does.
         """
         sizes = Sizes(
             self.model.config,
@@ -351,7 +349,7 @@ class KronosPredictor:
             self.dtype.itemsize,
         )
         threads = torch.get_num_threads() if self.device.type == "cpu" else None
-        return plan_batches(sizes, series, sample_count, self.memory_mb, threads)
+        return plan_batches(sizes, series, sample_count, self.memory_mb, threads, stratified)
 
     def embed(
         self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
