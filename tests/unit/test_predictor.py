@@ -159,9 +159,10 @@ def test_a_cheap_coin_is_forecast_as_a_dear_one(tiny_pair, price):
     dear = paths(bars)
     dear[..., :4] *= price
     np.testing.assert_allclose(paths(cheap), dear, rtol=1e-4)
-    # Nor does an ordinary price notice: its floor is the published one.
-    scale = WindowScale.of(bars)
-    np.testing.assert_allclose(scale.spread, bars.std(axis=1, keepdims=True) + 1e-5, rtol=1e-5)
+    # Nor does an ordinary price notice: a bar at one deviation is the published one.
+    scale, one = WindowScale.of(bars), np.ones((1, 1, 6), dtype=np.float32)
+    published = bars.mean(axis=1, keepdims=True) + bars.std(axis=1, keepdims=True) + 1e-5
+    np.testing.assert_allclose(scale.to_bars(one), published, rtol=2e-6)
 
 
 def dear_series():
