@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """What came, for a message: its repr, cut short however long or deep it is."""
+    return _SHORT.repr(value)
+
 
 class KronosError(Exception):
     """Everything this package raises on purpose; catch this to catch it all."""
@@ -21,6 +32,10 @@ class CalendarError(KronosError, ValueError):
 
 class CheckpointError(KronosError, RuntimeError):
     """A checkpoint is missing, unreachable, or does not fit the network or its partner."""
+
+
+class CheckpointConfigError(CheckpointError, ConfigError):
+    """The `config.json` of a checkpoint has an unknown key or a value that cannot work."""
 
 
 class TrainingError(KronosError, RuntimeError):

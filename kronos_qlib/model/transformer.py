@@ -108,9 +108,9 @@ class Kronos(nn.Module):
 
     Shape letters: B windows, T bars, D width.
 
-    New weights are linear maps Xavier-normal with zero bias, and embeddings, the learned time tables
-    among them, normal with deviation D^-1/2: a token's is multiplied by sqrt(D) and so outweighs
-    the date's at the start.
+    New linear maps are Xavier-normal with zero bias; new embeddings, the learned time tables among
+    them, normal with deviation D^-1/2: a token's is multiplied by sqrt(D) and so outweighs the
+    date's at the start.
 
     Args:
         time_emb: in place of the published sum of five tables, to which `learn_te` belongs; what
