@@ -14,6 +14,11 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def plain(name: str) -> str:
+    """A name out of a file, for a message: as it is, if a terminal can show it."""
+    return name if name.isprintable() and 0 < len(name) <= 300 else shown(name)
+
+
 class KronosError(Exception):
     """Everything this package raises on purpose; catch this to catch it all."""
 

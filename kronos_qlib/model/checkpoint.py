@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
-from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, shown
+from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
 from kronos_qlib.model import weights
-from kronos_qlib.model.strict_json import read_object
-from kronos_qlib.model.weights import Fillable, plain, some
+from kronos_qlib.model.strict_json import is_file, read_object
+from kronos_qlib.model.weights import Fillable, some
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -192,15 +192,14 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
     folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
     if name != BUNDLED:
         folder = folder_of(name_or_path)
-    if not (folder / CONFIG_FILE).exists():
-        folder = folder / role
-    if not (folder / CONFIG_FILE).exists():
+    path = next((each for each in (folder, folder / role) if is_file(each / CONFIG_FILE)), None)
+    if path is None:
         raise CheckpointError(
             f"no sizes of a {role} at {shown(name)}; give a folder with {CONFIG_FILE}, or one of "
             f"{', '.join((BUNDLED, *SHAPES))}"
         )
     kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
-    found: dict[str, Any] = asdict(_read_config(kind, role, folder / CONFIG_FILE))
+    found: dict[str, Any] = asdict(_read_config(kind, role, path / CONFIG_FILE))
     return found
 
 

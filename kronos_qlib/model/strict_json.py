@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kronos_qlib.errors import CheckpointError, shown
+from kronos_qlib.errors import CheckpointError, plain, shown
 
 MOST_BYTES = 2**20
 """A config has about 500 bytes, the header of a network of 256 layers about 400,000."""
@@ -23,16 +23,27 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, is too large, or is no such object; names it.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise CheckpointError(f"{path} is no file")
+        if not is_file(path):
+            raise OSError("there is no such file")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as broken:
-        raise CheckpointError(f"{path} cannot be read as JSON: {broken}") from broken
+        raise CheckpointError(f"{plain(str(path))} cannot be read as JSON: {broken}") from broken
     try:
         return parse_object(data)
     except ValueError as broken:
         raise CheckpointError(f"{path} cannot be read as JSON: {broken}") from broken
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file or a link to one; a pipe is none, to open it would wait for its writer.
+
+    False for a name that no file can have, too.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kronos_qlib.errors import CheckpointError, shown
+from kronos_qlib.errors import CheckpointError, plain, shown
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
-from kronos_qlib.model.strict_json import MOST_BYTES, parse_object
+from kronos_qlib.model.strict_json import MOST_BYTES, is_file, parse_object
 
 METADATA = "__metadata__"
 TYPES: Mapping[str, torch.dtype] = {
@@ -89,11 +88,13 @@ def opened(path: Path) -> Iterator[tuple[File, Header]]:
         CheckpointError: it cannot be read, or is no whole safetensors file; names it.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise CheckpointError(f"{path} is no file")
+        if not is_file(path):
+            raise OSError("there is no such file")
         file = path.open("rb", buffering=0)  # whose place is the system's own
     except OSError as broken:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {broken}") from broken
+        raise CheckpointError(
+            f"{plain(str(path))} cannot be read as safetensors: {broken}"
+        ) from broken
     with file:
         yield file, read_header(file, path)
 
@@ -329,8 +330,3 @@ def some(names: list[str], most: int = 3) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def plain(name: str) -> str:
-    """A name from a file, as it is if a terminal can show it."""
-    return name if name.isprintable() and 0 < len(name) <= 100 else shown(name)
