@@ -18,7 +18,7 @@ from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.devices import pick_device, pick_dtype
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import Forecast, make_coherent
 from kronos_qlib.inference.frames import Series, series_of_frames, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
@@ -398,6 +398,7 @@ class KronosPredictor:
             packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
         )
         ahead = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
+        require_finite(ahead, "bars of the tokenizer")
         futures = ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1)
         return scale.to_bars(futures).reshape(len(bars), paths, horizon, -1)
 
@@ -408,6 +409,7 @@ class KronosPredictor:
         seen = slice(-self.max_context, None)
         reader = Reader(packed.net, paths=1, steps=0)
         newest = reader.read(s1[:, seen], s2[:, seen], moments[:, seen])
+        require_finite(newest, "contexts of the predictor")
         return newest.float().cpu().numpy()
 
     def _normalised(self, scale: WindowScale, bars: Floats) -> torch.Tensor:
