@@ -380,14 +380,16 @@ def with_times(bars: pd.DataFrame) -> pd.DataFrame:
 
 
 def window_as_published(
-    frame: pd.DataFrame, start: int, case: Case, kind: type = np.float32
+    frame: pd.DataFrame, start: int, case: Case, kind: type = np.float32, own_floor: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """z and time fields of one window; `own_floor`: with our floor, relative to the level."""
     window = frame.iloc[start : start + case.bars]
     x = window[VALUES].values.astype(kind)
     stamps = window[TIMES].values.astype(np.float32)
     past = x[: case.lookback]
     mean, deviation = past.mean(axis=0), past.std(axis=0)
-    x = np.clip((x - mean) / (deviation + 1e-5), -5, 5)
+    floor = 1e-6 * np.abs(past).max(axis=0) if own_floor else 1e-5
+    x = np.clip((x - mean) / (deviation + floor), -5, 5)
     return torch.from_numpy(x), torch.from_numpy(stamps)
 
 
@@ -455,7 +457,8 @@ METHODS = {"ours": ours, "published": published, "TSDatasetH": ts_dataset}
 def difference(train: Windows, job: Job) -> dict[str, float]:
     """How far z of some of our windows are from the published ones, at the worst.
 
-    float64, float32: computed as published in that type, over 1e-5 + 1e-5 |z|.
+    float64, float32: computed as published in that type, but with our floor of the spread, over
+        1e-5 + 1e-5 |z|.
     """
     case, rng = job.case, np.random.default_rng(2)
     which = np.sort(rng.choice(len(train), min(CHECKED, len(train)), replace=False))
@@ -466,10 +469,10 @@ def difference(train: Windows, job: Job) -> dict[str, float]:
     for own, own_stamps, (moment, symbol) in zip(batch.z, batch.stamps, index, strict=True):
         frame = with_times(frames[symbol])
         start = frame.index.get_loc(moment) - case.lookback + 1
-        z, stamps = window_as_published(frame, start, case, np.float64)
+        z, stamps = window_as_published(frame, start, case, np.float64, own_floor=True)
         if not torch.equal(own_stamps.float(), stamps):
             raise SystemExit(f"{symbol} at {moment}: other time fields than published")
-        narrow = window_as_published(frame, start, case)[0]
+        narrow = window_as_published(frame, start, case, own_floor=True)[0]
         found.append((
             float(((own - z).abs() / (1e-5 + 1e-5 * z.abs())).max()),
             float(((own - narrow).abs() / (1e-5 + 1e-5 * narrow.abs())).max()),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from kronos_qlib.errors import ConfigError
+from kronos_qlib.errors import ConfigError, shown
 
 T = TypeVar("T")
 
 MAX_BITS = 20
 """Bits per token half: 2**20 rows of embedding is far above any published size (10)."""
-
+MAX_LAYERS = 256
+MAX_WIDTH = 2**16
+MAX_PARAMETERS = 2**31
+"""Four times the largest network of the paper, which has 0.5 billion. A file that asks for more is
+a mistake, or means to exhaust the machine that opens it."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -31,13 +36,13 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = N
     """
     where = where or kind.__name__
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be a mapping of settings, got {values!r}")
+        raise ConfigError(f"{where} must be a mapping of settings, got {shown(values)}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
+            near = get_close_matches(str(key)[:80], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where} has no setting {key!r}; {hint}")
+            raise ConfigError(f"{where} has no setting {shown(key)}; {hint}")
     missing = [
         name
         for name, field in known.items()
@@ -56,13 +61,16 @@ def _require(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_whole(owner: object, *names: str, least: int = 1) -> None:
+def _check_whole(owner: object, *names: str, least: int = 1, most: int | None = None) -> None:
     for name in names:
         value = getattr(owner, name)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         _require(
             is_whole and value >= least,
-            f"{name} must be a whole number of at least {least}, got {value!r}",
+            f"{name} must be a whole number of at least {least}, got {shown(value)}",
+        )
+        _require(
+            most is None or value <= most, f"{name} must be at most {most}, got {shown(value)}"
         )
 
 
@@ -70,13 +78,15 @@ def _check_number(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _require(is_number and abs(value) < float("inf"), f"{name} must be a number, got {value!r}")
+        # A whole number may be larger than any float.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        _require(is_finite, f"{name} must be a number, got {shown(value)}")
 
 
 def _check_choice(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+        _require(isinstance(value, bool), f"{name} must be true or false, got {shown(value)}")
 
 
 def _check_known(owner: object, **known: Sequence[str]) -> None:
@@ -126,16 +136,25 @@ cycle with 3 % warm-up, batches of 50), its 30 epochs included;
 "gentle" what they advise since users found whole markets at 1e-4 worse than no finetuning."""
 
 
-def _check_network(config: TokenizerConfig | PredictorConfig) -> None:
-    _check_whole(config, "d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
+def _check_network(config: TokenizerConfig | PredictorConfig, *layers: str) -> None:
+    _check_whole(config, "d_model", "n_heads", most=MAX_WIDTH)
+    _check_whole(config, "ff_dim", most=4 * MAX_WIDTH)
+    _check_whole(config, "s1_bits", "s2_bits", most=MAX_BITS)
+    _check_whole(config, *layers, most=MAX_LAYERS)
     _check_dropouts(config, "ffn_dropout_p", "attn_dropout_p", "resid_dropout_p")
     _require(
         config.d_model % config.n_heads == 0 and config.d_model // config.n_heads % 2 == 0,
         f"d_model {config.d_model} must split into {config.n_heads} heads of even width",
     )
-    for name in ("s1_bits", "s2_bits"):
-        bits = getattr(config, name)
-        _require(bits <= MAX_BITS, f"{name} must be at most {MAX_BITS}, got {bits}")
+    block = config.d_model * (4 * config.d_model + 3 * config.ff_dim)
+    vocabulary = 2**config.s1_bits + 2**config.s2_bits
+    blocks = 1 + sum(getattr(config, name) for name in layers)
+    size = block * blocks + 2 * config.d_model * vocabulary
+    _require(
+        size <= MAX_PARAMETERS,
+        f"{', '.join((*layers, 'd_model', 'ff_dim', 's1_bits', 's2_bits'))} make a network of "
+        f"{size:.1e} parameters, at most {MAX_PARAMETERS:.1e} are built",
+    )
 
 
 @dataclass(frozen=True)
@@ -167,9 +186,15 @@ class TokenizerConfig:
     group_size: int
     """Unused by the loss; divides the number of bits and leaves a buffer in the checkpoint."""
 
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks that are built."""
+        return self.n_enc_layers + self.n_dec_layers - 2
+
     def __post_init__(self) -> None:
-        _check_network(self)
-        _check_whole(self, "d_in", "n_enc_layers", "n_dec_layers", "group_size")
+        _check_network(self, "n_enc_layers", "n_dec_layers")
+        _check_whole(self, "d_in", most=1024)
+        _check_whole(self, "group_size")
         _check_number(self, "beta", "gamma0", "gamma", "zeta")
         bits = self.s1_bits + self.s2_bits
         _require(
@@ -195,14 +220,44 @@ class PredictorConfig:
     learn_te: bool
     """Whether the five time tables are learned; sinusoidal and fixed otherwise."""
 
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks that are built."""
+        return self.n_layers
+
     def __post_init__(self) -> None:
-        _check_network(self)
-        _check_whole(self, "n_layers")
+        _check_network(self, "n_layers")
         _check_dropouts(self, "token_dropout_p")
         _check_choice(self, "learn_te")
         _require(
             self.d_model % 8 == 0,
             f"d_model {self.d_model} must split into the s2 head's 4 heads of even width",
+        )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Sizes of an `AlphaHead`, key for key its `config.json`."""
+
+    d_model: int
+    """Width of the context it reads."""
+    features: int
+    """Columns beside the context."""
+    context_width: int
+    """Columns made of the context; 0 leaves it out."""
+    hidden: int
+    dropout: float
+    names: Sequence[str]
+    """Of the features."""
+
+    def __post_init__(self) -> None:
+        _check_whole(self, "d_model", "hidden", most=MAX_WIDTH)
+        _check_whole(self, "features", "context_width", least=0, most=MAX_WIDTH)
+        _check_dropouts(self, "dropout")
+        _require(
+            isinstance(self.names, (list, tuple))
+            and all(isinstance(name, str) for name in self.names),
+            f"names must be a list of names, got {shown(self.names)}",
         )
 
 

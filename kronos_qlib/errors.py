@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """What came, for a message: its repr, cut short however long or deep it is."""
+    return _SHORT.repr(value)
+
+
+def plain(name: str) -> str:
+    """A name out of a file, for a message: as it is, if a terminal can show it."""
+    return name if name.isprintable() and 0 < len(name) <= 300 else shown(name)
+
 
 class KronosError(Exception):
     """Everything this package raises on purpose; catch this to catch it all."""
@@ -21,6 +37,10 @@ class CalendarError(KronosError, ValueError):
 
 class CheckpointError(KronosError, RuntimeError):
     """A checkpoint is missing, unreachable, or does not fit the network or its partner."""
+
+
+class CheckpointConfigError(CheckpointError, ConfigError):
+    """The `config.json` of a checkpoint has an unknown key or a value that cannot work."""
 
 
 class TrainingError(KronosError, RuntimeError):

@@ -10,9 +10,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 SPREAD_FLOOR = 1e-5
-"""Added to the spread, as in the published code."""
-LEAST_LEVEL = 0.01
-"""Columns whose largest value is below this get a smaller floor."""
+"""Added to the spread in the published code, whatever the price. Here to columns of only zeros,
+and to those whose level is `ORDINARY_LEVEL`; to others in proportion."""
+ORDINARY_LEVEL = 10.0
+"""The level at which the floor is the published number: the price of most A-shares."""
 Z_LIMIT = 5.0
 
 
@@ -32,9 +33,13 @@ class WindowScale:
     def of(cls, past: Floats, axis: int = 1) -> WindowScale:
         """Of lookbacks: mean, and population standard deviation plus a floor.
 
-        The floor is 1e-5 in the column's own unit, as published. For a column whose level is
-        below 0.01 (a coin at 0.00001) it would swallow the spread (fault 8): there it is 1e-5 of
-        a millionth, or of a millionth of that, as if prices were quoted per million coins.
+        The floor is a millionth of the column's level, its largest magnitude, so that no factor
+        on a whole column (a split long after, another currency or unit) changes its z-scores: at
+        a level of 10 the published 1e-5. At a price P the bars made of the same z differ from the
+        published rule's by |z| times |1e-6 P - 1e-5|: less than |z| millionths of the price from
+        P = 5 upwards, 9 |z| millionths at P = 1. Far below 1 the published floor swallows the
+        spread (fault 8). A millionth is also above what float32 rounds (6e-8), so a price that
+        stands still but for rounding stays near 0. A column of only zeros has floor 1e-5.
 
         Args:
             past: (B, T, C) bars, or with the time axis elsewhere.
@@ -47,7 +52,7 @@ class WindowScale:
         level = np.maximum(wide.max(axis=axis, keepdims=True), -wide.min(axis=axis, keepdims=True))
         wide -= mean
         spread = np.sqrt(np.square(wide, out=wide).mean(axis=axis, keepdims=True))
-        spread += SPREAD_FLOOR * _floor_unit(level)
+        spread += SPREAD_FLOOR * np.where(level > 0, level / ORDINARY_LEVEL, 1.0)
         return cls(mean, spread)
 
     def to_z(self, bars: Floats, clip: float = Z_LIMIT) -> Floats:
@@ -59,12 +64,3 @@ class WindowScale:
     def to_bars(self, z: Floats) -> Floats:
         """Z-scores to bars (B, T, C) float32."""
         return np.asarray(z * self.spread + self.mean, dtype=np.float32)
-
-
-def _floor_unit(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | float:
-    """What the floor is counted in: 1, or for very cheap columns a power of a millionth."""
-    is_cheap = (level > 0) & (level < LEAST_LEVEL)
-    if not is_cheap.any():
-        return 1.0
-    millions = np.ceil(np.log(np.where(is_cheap, LEAST_LEVEL / level, 1.0)) / np.log(1e6))
-    return np.where(is_cheap, 1e-6 ** np.clip(millions, 0, 5), 1.0)

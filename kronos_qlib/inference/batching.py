@@ -14,6 +14,7 @@ from itertools import pairwise
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.cache import FEW_STEPS
+from kronos_qlib.inference.sampling import sorting_bytes
 from kronos_qlib.model.threads import start_pool
 
 MEBIBYTE = 2**20
@@ -95,7 +96,12 @@ class BatchPlan:
 
 
 def plan_batches(
-    sizes: Sizes, series: int, paths: int, memory_mb: int, threads: int | None
+    sizes: Sizes,
+    series: int,
+    paths: int,
+    memory_mb: int,
+    threads: int | None,
+    stratified: bool = False,
 ) -> BatchPlan:
     """Micro-batches that fit a budget and keep every core at work.
 
@@ -105,9 +111,11 @@ def plan_batches(
             together; weights, the caller's bars and the returned paths are not in it.
         threads: cores to keep at work by several micro-batches at once; None for a device that
             takes one at a time.
+        stratified: the paths of a series are sorted at every draw, before the first batch.
 
     Raises:
-        ConfigError: not even one path of one series fits the budget.
+        ConfigError: not even one path of one series fits the budget, or a series' paths cannot be
+            sorted within it.
     """
     budget = memory_mb * MEBIBYTE
     least = sizes.batch_bytes(1, 1)
@@ -116,6 +124,12 @@ def plan_batches(
             f"one path of one series of {sizes.lookback} bars and {sizes.horizon} ahead needs "
             f"about {-(-least // MEBIBYTE)} MiB, the budget memory_mb is {memory_mb}; raise it, or "
             "shorten the lookback or the horizon"
+        )
+    sorting = sorting_bytes(paths) + SLACK_BYTES if stratified else 0
+    if sorting > budget:
+        raise ConfigError(
+            f"{paths} stratified paths need about {-(-sorting // MEBIBYTE)} MiB to be put in order,"
+            f" the budget memory_mb is {memory_mb}; raise it, draw fewer, or leave out stratified"
         )
     wanted = max(1, min(GOOD_TOKENS // sizes.lookback, -(-GOOD_ROWS // paths)))
     if threads is not None:  # smaller, rather than leave cores idle
@@ -140,7 +154,7 @@ def plan_batches(
         paths=futures,
         workers=workers,
         threads=max(1, (threads or 1) // workers),
-        peak_bytes=workers * sizes.batch_bytes(together, futures),
+        peak_bytes=max(sorting, workers * sizes.batch_bytes(together, futures)),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from kronos_qlib.errors import CheckpointError
 from kronos_qlib.inference.cache import KeyValueStore
 from kronos_qlib.model.layers import (
     Attention,
@@ -296,6 +297,20 @@ class Reader:
         (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
 
 
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse NaN and infinity, of which a choice among tokens makes a plausible forecast.
+
+    Raises:
+        CheckpointError: names `what`.
+    """
+    # A sum costs a fifth of asking every number; one that overflows is looked at again.
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        raise CheckpointError(
+            f"{what} are not finite: the weights are too large to compute with, or too large for "
+            "a dtype narrower than float32; take another checkpoint"
+        )
+
+
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """What turns stamps into vectors: a replaced part is asked itself."""
     if type(time) is TimeEmbedding:
@@ -349,7 +364,9 @@ class PackedTokenizer:
         x = self.embed(z.to(self.dtype))
         for block in self.encoder:
             x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
-        ids: TokenPair = self.quantizer.to_ids(self.to_code(x).float())
+        code = self.to_code(x).float()
+        require_finite(code, "codes of the tokenizer")
+        ids: TokenPair = self.quantizer.to_ids(code)
         return ids
 
     def decode(self, tokens: TokenPair) -> Tensor:

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, TokenPair
+from kronos_qlib.inference.engine import (
+    PackedKronos,
+    PackedTokenizer,
+    Reader,
+    TokenPair,
+    require_finite,
+)
 from kronos_qlib.inference.sampling import sample_ids
 
 
@@ -56,8 +62,12 @@ def generate(
             seen = slice(at - max_context, at)
             reader = Reader(net, 1, 0, how.rotate_s2)
             newest = reader.read(s1[:, seen], s2[:, seen], every_stamp[:, seen])
-        s1[:, at] = sample_ids(reader.s1_logits(newest), how, chance[:, step, 0])
-        s2[:, at] = sample_ids(reader.s2_logits(newest, s1[:, at]), how, chance[:, step, 1])
+        logits = reader.s1_logits(newest)
+        require_finite(logits, "s1 logits of the predictor")
+        s1[:, at] = sample_ids(logits, how, chance[:, step, 0])
+        logits = reader.s2_logits(newest, s1[:, at])
+        require_finite(logits, "s2 logits of the predictor")
+        s2[:, at] = sample_ids(logits, how, chance[:, step, 1])
     return s1[:, lookback:], s2[:, lookback:]
 
 

@@ -6,7 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.devices import pick_device, pick_dtype
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
+from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
 from kronos_qlib.inference.frames import Series, series_of_frames, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
-from kronos_qlib.inference.sampling import key_of, path_uniforms
+from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
 from kronos_qlib.model.layers import TIME_TABLE_ROWS
@@ -333,30 +332,30 @@ class KronosPredictor:
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         packed = self._engine()
 
-        @lru_cache(maxsize=1)  # where a series' paths are split, its batches follow one another
-        def chance(start: int, stop: int) -> torch.Tensor:
-            several = [key_of(row) for row in x[start:stop]]
-            if keys is not None:
-                several = [str(key).encode() for key in keys[start:stop]]
-            return path_uniforms(seed, several, how.paths, pred_len, stratified)
+        plan = self.plan(len(x), x.shape[1], pred_len, how.paths, stratified)
+        names = [key_of(row) for row in x] if keys is None else [str(key).encode() for key in keys]
+        place_uniforms(result, seed, names, stratified)
 
         def draw(rows: slice, futures: slice) -> None:
-            past, uniforms = x[rows], chance(rows.start, rows.stop)[:, futures]
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, anchor)
+            past, uniforms = x[rows], uniforms_in(result[rows, futures]).copy()
+            chance = torch.from_numpy(uniforms)
+            drawn = self._forecast(packed, past, stamps[rows], how, chance, anchor)
             result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
-        plan = self.plan(len(x), x.shape[1], pred_len, how.paths)
         batches = plan.batches(len(x), how.paths)
         done = run_batches(draw, batches, plan)
         for _ in progress(done, "forecasting", unit="batch", show=verbose, total=len(batches)):
             pass
         return result
 
-    def plan(self, series: int, lookback: int, pred_len: int, sample_count: int) -> BatchPlan:
+    def plan(
+        self, series: int, lookback: int, pred_len: int, sample_count: int, stratified: bool = False
+    ) -> BatchPlan:
         """The micro-batches that `paths` would use, with an estimate of their memory.
 
         Raises:
-            ConfigError: one path of one series exceeds the budget `memory_mb`.
+            ConfigError: one path of one series exceeds the budget `memory_mb`, or the order of
+                so many stratified paths does.
         """
         sizes = Sizes(
             self.model.config,
@@ -367,7 +366,7 @@ class KronosPredictor:
             self.dtype.itemsize,
         )
         threads = torch.get_num_threads() if self.device.type == "cpu" else None
-        return plan_batches(sizes, series, sample_count, self.memory_mb, threads)
+        return plan_batches(sizes, series, sample_count, self.memory_mb, threads, stratified)
 
     def embed(
         self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
@@ -418,6 +417,7 @@ class KronosPredictor:
             packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
         )
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
+        require_finite(ahead, "bars of the tokenizer")
         futures = scale.to_bars(ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1))
         if anchor:
             seen = scale.to_bars(newest.cpu().numpy()[:, None])
@@ -429,6 +429,7 @@ class KronosPredictor:
         s1, s2 = packed.tokenizer.encode(self._normalised(WindowScale.of(bars), bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         newest = Reader(packed.net, paths=1, steps=0).read(s1, s2, moments)
+        require_finite(newest, "contexts of the predictor")
         return newest.float().cpu().numpy()
 
     def _seen(self, x: Floats, stamps: Stamps) -> tuple[Floats, Stamps]:

@@ -16,6 +16,10 @@ ONE_STEP = 2.0**-23
 """Relative distance of neighbouring float32 numbers, at most."""
 ALMOST_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
+ROOM_COLUMNS = 6
+"""Numbers of a bar in the result, among which its random numbers wait."""
+CHUNK_DRAWS = 2**15
+"""Draws whose random numbers are made at a time, a MiB at most."""
 
 
 def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
@@ -84,30 +88,70 @@ def key_of(bars: npt.NDArray[np.float32]) -> bytes:
 def path_uniforms(
     seed: int, keys: Sequence[bytes], paths: int, steps: int, stratified: bool = False
 ) -> Tensor:
-    """The chance of every draw, from a counter-based generator keyed by seed and series.
-
-    A series' numbers depend on the seed and its key only: not on its neighbours in a batch, on
-    their order, or on the process that draws them. Without `stratified` a path's do not depend
-    on how many paths there are either.
-
-    Args:
-        stratified: a Latin hypercube: at every draw the paths of a series divide [0, 1) evenly
-            among them, in an order of their own. Each path alone is distributed as before, and a
-            mean over paths is steadier (measured in benchmarks/draws.py).
+    """The random numbers of every draw, in memory of their own; see `place_uniforms`.
 
     Returns:
         (series, paths, steps, 2) float32 in [0, 1): for s1 and for s2 of every step.
     """
-    drawn = np.empty((len(keys), paths, steps, 2), dtype=np.float32)
-    for place, key in enumerate(keys):
+    room = np.empty((len(keys), paths, steps, ROOM_COLUMNS), dtype=np.float32)
+    place_uniforms(room, seed, keys, stratified)
+    return torch.from_numpy(uniforms_in(room).copy())
+
+
+def uniforms_in(room: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Where `place_uniforms` left them: a view (..., 2) of the room (..., 6)."""
+    return room[..., :2]
+
+
+def place_uniforms(
+    room: npt.NDArray[np.float32], seed: int, keys: Sequence[bytes], stratified: bool = False
+) -> None:
+    """Write the random numbers of every draw where that draw's bar will be.
+
+    They come from a counter-based generator keyed by seed and series. A series' numbers depend on
+    the seed and its key only: not on its neighbours in a batch, on their order, or on the process
+    that draws them. Without `stratified` a path's do not depend on how many paths there are
+    either. A bar of six numbers has room for its two random numbers, and for the two in float64
+    that say where its path stands among the others: a million paths take no memory beside the
+    result, but `sorting_bytes`.
+
+    Args:
+        room: (series, paths, steps, 6) float32, in C order; what it holds is overwritten.
+        stratified: a Latin hypercube: at every draw the paths of a series divide [0, 1) evenly
+            among them, in an order of their own. Each path alone is distributed as before, and a
+            mean over paths is steadier (measured in benchmarks/draws.py).
+    """
+    paths, steps = room.shape[1:3]
+    chunk = max(1, CHUNK_DRAWS // max(1, steps))
+    slices = [slice(start, min(start + chunk, paths)) for start in range(0, paths, chunk)]
+    for one, key in zip(room, keys, strict=True):
         digest = hashlib.blake2b(key, digest_size=16, salt=_salt(seed)).digest()
         bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
         rng = np.random.Generator(bits)
-        rng.random(out=drawn[place], dtype=np.float32)
-        if stratified:
-            stratum = rng.random((paths, steps, 2)).argsort(axis=0)
-            drawn[place] = np.minimum((stratum + drawn[place]) / paths, ALMOST_ONE)
-    return torch.from_numpy(drawn)
+        drawn = uniforms_in(one)
+        for part in slices:
+            drawn[part] = rng.random((part.stop - part.start, steps, 2), dtype=np.float32)
+        if not stratified:
+            continue
+        order = one.view(np.float64)[..., 1:]  # (paths, steps, 2), beside the float32 numbers
+        for part in slices:
+            order[part] = rng.random((part.stop - part.start, steps, 2))
+        for step, which in np.ndindex(steps, 2):
+            _stratify(drawn[:, step, which], order[:, step, which], slices)
+
+
+def _stratify(
+    drawn: npt.NDArray[np.float32], order: npt.NDArray[np.float64], slices: Sequence[slice]
+) -> None:
+    """Move the numbers (paths,) of one draw into strata, in place."""
+    stratum = np.ascontiguousarray(order).argsort()
+    for part in slices:
+        drawn[part] = np.minimum((stratum[part] + drawn[part]) / len(drawn), ALMOST_ONE)
+
+
+def sorting_bytes(paths: int) -> int:
+    """What `place_uniforms` allocates, stratified: one draw's numbers and their order."""
+    return 16 * paths
 
 
 def _salt(seed: int) -> bytes:

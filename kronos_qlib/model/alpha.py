@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
-from kronos_qlib.errors import CheckpointError
-from kronos_qlib.model import checkpoint
+from kronos_qlib.configs import HeadConfig, from_mapping
+from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError
+from kronos_qlib.model import checkpoint, weights
+from kronos_qlib.model.strict_json import read_object
 
 TINY = 1e-6
 
@@ -61,7 +61,7 @@ class AlphaHead(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**self.settings, "names": list(names)}, indent=2) + "\n"
         checkpoint.replace_file(folder / checkpoint.CONFIG_FILE, text.encode())
-        checkpoint.replace_file(folder / checkpoint.WEIGHTS_FILE, checkpoint.to_bytes(self))
+        checkpoint.replace_file(folder / checkpoint.WEIGHTS_FILE, weights.to_bytes(self))
         return folder
 
     @classmethod
@@ -73,26 +73,37 @@ class AlphaHead(nn.Module):
             names: of the features that it will be given.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the head is of another predictor's
-                width, or of other features than this version has.
+            CheckpointError: a file is missing, damaged or does not fit the other, or the head is
+                of another predictor's width, or of other features than this version has.
         """
-        folder = Path(path).expanduser()
+        folder = checkpoint.folder_of(path)
+        file = folder / checkpoint.CONFIG_FILE
         try:
-            settings = json.loads((folder / checkpoint.CONFIG_FILE).read_text(encoding="utf-8"))
-            weights = load((folder / checkpoint.WEIGHTS_FILE).read_bytes())
-            known = settings.pop("names")
-            head = cls(**settings)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-            raise CheckpointError(f"no alpha head at {folder}: {problem}") from problem
-        if known != list(names):
+            config = from_mapping(HeadConfig, read_object(file), where=str(file))
+        except ConfigError as bad:
+            raise CheckpointConfigError(str(bad)) from bad
+        if list(config.names) != list(names):
             raise CheckpointError(f"{folder} was trained on other features than this version has")
-        if settings["d_model"] != d_model:
+        if config.d_model != d_model:
             raise CheckpointError(
-                f"{folder} reads contexts of width {settings['d_model']}, the predictor's have "
+                f"{folder} reads contexts of width {config.d_model}, the predictor's have "
                 f"{d_model}: load it with the predictor that it was trained on"
             )
-        checkpoint.check_fit(head, weights, folder / checkpoint.WEIGHTS_FILE)
-        head.load_state_dict(weights)
+        if config.features != len(names):
+            raise CheckpointConfigError(
+                f"{file}: features is {config.features}, there are {len(names)} names"
+            )
+        source = folder / checkpoint.WEIGHTS_FILE
+        with weights.opened(source) as (data, header):
+            with torch.device("meta"):
+                head = cls(
+                    config.d_model,
+                    config.features,
+                    config.context_width,
+                    config.hidden,
+                    config.dropout,
+                )
+            weights.fill(head, data, header, source)
         return head.eval()
 
     def forward(self, context: Tensor, features: Tensor) -> Tensor:

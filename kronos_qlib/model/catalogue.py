@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from kronos_qlib.model.checkpoint import (
     ALIASES,
@@ -18,6 +17,7 @@ from kronos_qlib.model.checkpoint import (
     WEIGHTS_FILE,
 )
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.model.weights import opened
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,9 @@ def known_models() -> list[KnownModel]:
 
 def _bundled() -> KnownModel:
     folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED / "predictor"
-    with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
-        context = int((file.metadata() or {})[CONTEXT_KEY])
-        parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    return KnownModel(BUNDLED, BUNDLED, BUNDLED, parameters, context, None, folder)
+    with opened(folder / WEIGHTS_FILE) as (_, header):
+        context = int(header.texts[CONTEXT_KEY])
+    return KnownModel(BUNDLED, BUNDLED, BUNDLED, header.values, context, None, folder)
 
 
 def _published(alias: str) -> KnownModel:

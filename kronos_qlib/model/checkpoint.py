@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
-from kronos_qlib.errors import CheckpointError, ConfigError
+from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
+from kronos_qlib.model import weights
+from kronos_qlib.model.strict_json import is_file, read_object
+from kronos_qlib.model.weights import Fillable, some
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,6 +27,7 @@ PARTNER_KEY = "kronos_qlib.tokenizer"
 """Header entry of a predictor's file: the fingerprint of the tokenizer it was trained with."""
 CONTEXT_KEY = "kronos_qlib.max_context"
 """Header entry of a predictor's file: the most bars it has seen at once in training."""
+MAX_CONTEXT = 2**20
 PART_KEY = "kronos_qlib.part."
 """Start of the header entry of a part that is not the published one: what follows is the argument
 that takes it, the value its class' name."""
@@ -102,23 +103,13 @@ class Origin:
     """Bars that a predictor attends to: what its file says, or what is published."""
 
 
-class HasWeights(Protocol):
-    """Any network."""
-
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
-
-
-class Loadable(Protocol):
+class Loadable(Fillable, Protocol):
     """What the two networks have in common here."""
 
     origin: Origin | None
 
     @property
     def replaced(self) -> dict[str, str]: ...
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any: ...
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
     def eval(self) -> Any: ...
 
 
@@ -162,32 +153,29 @@ def load(
         revision: a Hub revision; an alias brings its pinned one.
         parts: replaceable parts by the network's arguments; None is the published one.
 
+    Nothing is built before sizes and tensors are within bounds, and nothing is allocated before
+    they agree.
+
     Raises:
-        CheckpointError: a file is missing, unreadable, or does not fit the network.
-        ConfigError: the configuration has an unknown key or a bad value.
+        CheckpointError: a file is missing, unreadable, does not fit the network, or holds numbers
+            that are not finite; for an unknown key or a bad value of the configuration a
+            `CheckpointConfigError`, which is a ConfigError too.
     """
     place = _locate(role, name_or_path, revision)
     config = _read_config(config_kind, role, place.config)
-    with torch.device("meta"):  # no initial weights: costs nothing and draws no random number
-        net = kind(**asdict(config), **parts)
-    try:
-        data = place.weights.read_bytes()
-        tensors = load_tensors(data)
-    except (OSError, SafetensorError) as broken:
-        raise CheckpointError(
-            f"{place.weights} cannot be read as safetensors: {broken}; fetch or save it again"
-        ) from broken
-    header = _read_header(place)
-    _check_parts(net, header, place)
-    check_fit(net, tensors, place.weights)
-    exact = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in tensors.items()
-    }
-    net.load_state_dict(exact, strict=True, assign=True)
+    with weights.opened(place.weights) as (file, header):
+        if config.blocks > len(header.tensors):
+            raise CheckpointError(
+                f"{place.config} has {config.blocks} layers, {place.weights} only "
+                f"{len(header.tensors)} tensors: they do not belong together"
+            )
+        with torch.device("meta"):  # no initial weights: no memory, and no random number
+            net = kind(**asdict(config), **parts)
+        _check_parts(net, header.texts, place)
+        weights.fill(net, file, header, place.weights)
     # A network is built in training mode; left so, it would drop out while forecasting (fault 1).
     net.eval()
-    net.origin = _origin_of(place, header)
+    net.origin = _origin_of(place, header.texts)
     return net
 
 
@@ -203,45 +191,21 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
         return dict(SHAPES[name] if role == "predictor" else _TOKENIZER)
     folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
     if name != BUNDLED:
-        folder = Path(name_or_path).expanduser()
-    if not (folder / CONFIG_FILE).exists():
-        folder = folder / role
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        folder = folder_of(name_or_path)
+    path = next((each for each in (folder, folder / role) if is_file(each / CONFIG_FILE)), None)
+    if path is None:
         raise CheckpointError(
-            f"no sizes of a {role} at {name!r}: {problem}; give a folder with {CONFIG_FILE}, or "
-            f"one of {', '.join((BUNDLED, *SHAPES))}"
-        ) from problem
+            f"no sizes of a {role} at {shown(name)}; give a folder with {CONFIG_FILE}, or one of "
+            f"{', '.join((BUNDLED, *SHAPES))}"
+        )
     kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
-    found: dict[str, Any] = asdict(from_mapping(kind, values, where=str(folder / CONFIG_FILE)))
+    found: dict[str, Any] = asdict(_read_config(kind, role, path / CONFIG_FILE))
     return found
 
 
 def is_published(name_or_path: str | Path) -> bool:
     """Whether these are weights from the Hub, not the bundled ones nor those of a folder."""
-    return str(name_or_path) != BUNDLED and not Path(name_or_path).expanduser().is_dir()
-
-
-def check_fit(net: HasWeights, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
-    """Refuse tensors that are not the network's; names the file and the first that do not fit."""
-    own = net.state_dict()
-    missing = sorted(own.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - own.keys())
-    misfits = [
-        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} by "
-        f"{CONFIG_FILE}"
-        for name in sorted(own.keys() & tensors.keys())
-        if tensors[name].shape != own[name].shape
-    ]
-    problems = [f"lacks {_some(missing)}"] if missing else []
-    problems += [f"has unknown {_some(unknown)}"] if unknown else []
-    problems += [_some(misfits)] if misfits else []
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the network: {'; '.join(problems)}. Is {CONFIG_FILE} beside it "
-            "the one it was saved with?"
-        )
+    return str(name_or_path) != BUNDLED and not folder_of(name_or_path).is_dir()
 
 
 def replaced(**parts: tuple[object, type]) -> dict[str, str]:
@@ -269,14 +233,8 @@ def save(
     text = json.dumps(asdict(config), indent=2) + "\n"
     parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
     replace_file(folder / CONFIG_FILE, text.encode())
-    replace_file(folder / WEIGHTS_FILE, to_bytes(net, {**(header or {}), **parts}))
+    replace_file(folder / WEIGHTS_FILE, weights.to_bytes(net, {**(header or {}), **parts}))
     return folder
-
-
-def to_bytes(net: HasWeights, header: Mapping[str, str] | None = None) -> bytes:
-    """The weights as a safetensors file, on CPU whatever device the network is on."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    return dump_tensors(tensors, metadata=dict(header) if header else None)
 
 
 def replace_file(target: Path, data: bytes) -> None:
@@ -335,7 +293,26 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
         )
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder meant, "~" spelled out.
+
+    Raises:
+        CheckpointError: it is no path, or "~" of someone unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as problem:
+        raise CheckpointError(f"{shown(path)} is no folder of a checkpoint: {problem}") from problem
+
+
 def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
+    try:
+        return _find(role, name_or_path, revision)
+    except OSError as problem:  # no right to look, or a name too long for a file
+        raise CheckpointError(f"no {role} at {shown(str(name_or_path))}: {problem}") from problem
+
+
+def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
     name = str(name_or_path)
     is_alias = isinstance(name_or_path, str) and name in (BUNDLED, *ALIASES)
     if revision is not None and (name == BUNDLED or (not is_alias and Path(name).is_dir())):
@@ -350,7 +327,7 @@ def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place
         model = ALIASES[name]
         repo = getattr(model, role)
         return _from_hub(role, name, repo, revision or getattr(model, f"{role}_revision"))
-    folder = Path(name_or_path).expanduser()
+    folder = folder_of(name_or_path)
     if folder.is_dir():
         return _in_folder(role, folder, str(folder))
     parts = name.split("/")
@@ -359,8 +336,8 @@ def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place
     near = get_close_matches(name, (BUNDLED, *ALIASES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise CheckpointError(
-        f"no {role} at {name!r}: it is no folder, no alias ({', '.join((BUNDLED, *ALIASES))}) and "
-        f"no Hub id of the form owner/name{hint}"
+        f"no {role} at {shown(name)}: it is no folder, no alias "
+        f"({', '.join((BUNDLED, *ALIASES))}) and no Hub id of the form owner/name{hint}"
     )
 
 
@@ -380,7 +357,8 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
             found = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
             raise CheckpointError(
                 f"{path} is missing; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
-                f"(safetensors only, no pickles), this one holds {_some(found) or 'nothing'}"
+                f"(safetensors only, no pickles), this one holds "
+                f"{some([plain(one) for one in found]) or 'nothing'}"
             )
     return _Place(config, weights, name)
 
@@ -403,15 +381,15 @@ def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
 
 
 def _read_config(kind: type[Config], role: str, path: Path) -> Config:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as broken:
-        raise CheckpointError(f"{path} cannot be read as JSON: {broken}") from broken
+    values = read_object(path)
     other = "predictor" if role == "tokenizer" else "tokenizer"
     mark = "n_layers" if role == "tokenizer" else "n_enc_layers"
-    if isinstance(values, dict) and mark in values:
-        raise ConfigError(f"{path} describes a {other}, a {role} was asked for")
-    return from_mapping(kind, values, where=str(path))
+    if mark in values:
+        raise CheckpointConfigError(f"{path} describes a {other}, a {role} was asked for")
+    try:
+        return from_mapping(kind, values, where=str(path))
+    except ConfigError as bad:
+        raise CheckpointConfigError(str(bad)) from bad
 
 
 def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> None:
@@ -423,6 +401,7 @@ def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> Non
     for name in sorted(saved.keys() | net.replaced.keys()):
         theirs, ours = saved.get(name), net.replaced.get(name)
         if theirs != ours:
+            name, theirs = plain(name), theirs and plain(theirs)
             advice = (
                 f"pass {name}={theirs}(...) to from_pretrained" if theirs else f"leave {name} out"
             )
@@ -432,21 +411,19 @@ def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> Non
             )
 
 
-def _read_header(place: _Place) -> Mapping[str, str]:
-    with safe_open(str(place.weights), framework="pt") as file:
-        return file.metadata() or {}
-
-
 def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
     told = header.get(CONTEXT_KEY)
     published = [model.max_context for model in ALIASES.values() if model.predictor == place.repo]
-    context = int(told) if told else published[0] if published else None
+    context = published[0] if published else None
+    if told is not None:
+        is_whole = told.isascii() and told.isdigit() and len(told) < 10
+        context = int(told) if is_whole else 0
+        if not 1 <= context <= MAX_CONTEXT:
+            raise CheckpointError(
+                f"{CONTEXT_KEY} in the header of {place.weights} must be a whole number from 1 to "
+                f"{MAX_CONTEXT}, got {shown(told)}"
+            )
     return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _first_line(error: Exception) -> str:

@@ -63,8 +63,16 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10000.0) -> None:
         super().__init__()
-        powers = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
-        self.register_buffer("inv_freq", 1.0 / base**powers)
+        self.head_width, self.base = head_width, base
+        self.register_buffer("inv_freq", self._frequencies())
+
+    def _frequencies(self) -> Tensor:
+        powers = torch.arange(0, self.head_width, 2, dtype=torch.float32) / self.head_width
+        return 1.0 / self.base**powers
+
+    def constants(self) -> dict[str, Tensor]:
+        """What its buffers must hold, whatever a checkpoint says."""
+        return {"inv_freq": self._frequencies()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
         # A cast to bfloat16 rounds the frequencies and loses the position (fault 11).

@@ -168,8 +168,14 @@ class BinarySphericalQuantizer(nn.Module):
         self.s1_width, self.width = s1_bits, s1_bits + s2_bits  # a component is a bit
         self.beta, self.gamma0, self.gamma, self.zeta = beta, gamma0, gamma, zeta
         # Nothing here reads the two buffers; published files hold them, and loading is strict.
-        self.register_buffer("basis", 2 ** torch.arange(self.width - 1, -1, -1))
-        self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
+        self.group_size = group_size
+        for name, value in self.constants().items():
+            self.register_buffer(name, value)
+
+    def constants(self) -> dict[str, Tensor]:
+        """What its buffers must hold, whatever a checkpoint says."""
+        sizes = {"basis": self.width, "group_basis": self.group_size}
+        return {name: 2 ** torch.arange(size - 1, -1, -1) for name, size in sizes.items()}
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Codes (B, T, W) of +-1/sqrt(W), and the scalar loss; see `Quantizer`."""

@@ -36,8 +36,6 @@ class TokenEmbedding(nn.Module):
         self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
         self.fusion_proj = nn.Linear(2 * d_model, d_model)
         self.scale = math.sqrt(d_model)
-        for table in (self.emb_s1, self.emb_s2):
-            nn.init.normal_(table.weight, std=1 / self.scale)
 
     def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
         if self._is_short_to_tabulate(s1_ids.numel()):
@@ -95,10 +93,24 @@ class TokenHeads(nn.Module):
         self.proj_s2 = nn.Linear(d_model, 2**s2_bits)
 
 
+def _begin(part: nn.Module) -> None:
+    """New weights, as published; norms are one already, sinusoidal tables stay what they are."""
+    if isinstance(part, nn.Linear):
+        nn.init.xavier_normal_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+    elif isinstance(part, nn.Embedding) and part.weight.requires_grad:
+        nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
+
+
 class Kronos(nn.Module):
     """Decoder-only Transformer over bars; s1 of the next bar first, then s2 given s1.
 
     Shape letters: B windows, T bars, D width.
+
+    New linear maps are Xavier-normal with zero bias; new embeddings, the learned time tables among
+    them, normal with deviation D^-1/2: a token's is multiplied by sqrt(D) and so outweighs the
+    date's at the start.
 
     Args:
         time_emb: in place of the published sum of five tables, to which `learn_te` belongs; what
@@ -143,11 +155,7 @@ class Kronos(nn.Module):
         self.origin: checkpoint.Origin | None = None
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
-        if time_emb is None:
-            self.time_emb = TimeEmbedding(d_model, learned=learn_te)
-        else:
-            check_time_features(time_emb, d_model)
-            self.time_emb = time_emb
+        self.time_emb = TimeEmbedding(d_model, learned=learn_te)
         self.token_dropout = Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
@@ -158,6 +166,10 @@ class Kronos(nn.Module):
         self.norm = RMSNorm(d_model)
         self.dep_layer = DependencyLayer(d_model)
         self.head = TokenHeads(s1_bits, s2_bits, d_model)
+        self.apply(_begin)
+        if time_emb is not None:  # with the weights it comes with
+            check_time_features(time_emb, d_model)
+            self.time_emb = time_emb
 
     @property
     def s1_bits(self) -> int:

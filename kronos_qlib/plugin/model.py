@@ -425,10 +425,8 @@ class KronosModel(ModelFT):
         return Resume(Path(self.resume_folder).expanduser().absolute(), self.resume_every)
 
     def _load_head(self) -> AlphaHead:
-        from safetensors.torch import load
-
         from kronos_qlib.model.alpha import AlphaHead
-        from kronos_qlib.model.checkpoint import check_fit
+        from kronos_qlib.model.weights import fill_from_bytes
 
         width = self.predictor.model.config.d_model
         if self.alpha_head:
@@ -438,9 +436,8 @@ class KronosModel(ModelFT):
         else:
             assert self.training.alpha is not None
             head = make_head(self.training.alpha, self.predictor)
-        weights = load(self.trained_weights["alpha"])
-        check_fit(head, weights, "the trained alpha head in the pickle")
-        head.load_state_dict(weights)
+        data = self.trained_weights["alpha"]
+        fill_from_bytes(head, data, "the trained alpha head in the pickle")
         return head.eval()
 
     def _load(self) -> KronosPredictor:
@@ -511,14 +508,10 @@ class KronosModel(ModelFT):
             )
 
     def _restore(self, name: str, half: Kronos | KronosTokenizer) -> None:
-        from safetensors.torch import load
-
-        from kronos_qlib.model.checkpoint import check_fit
+        from kronos_qlib.model.weights import fill_from_bytes
 
         if name in self.trained_weights:
-            weights = load(self.trained_weights[name])
-            check_fit(half, weights, f"the trained {name} in the pickle")
-            half.load_state_dict(weights)
+            fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
 
 
 def _days_before(source: WindowDataset, windows: Windows, days: int) -> Windows:

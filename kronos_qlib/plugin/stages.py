@@ -278,7 +278,7 @@ def _train_half(
     name: str, config: TrainingConfig, step: Any, parts: Sequence[Any], work: _Work
 ) -> None:
     """Tokenizer or predictor, whole or by adapters."""
-    from kronos_qlib.model.checkpoint import to_bytes
+    from kronos_qlib.model.weights import to_bytes
     from kronos_qlib.training.adapters import adapters, merged_copy
 
     newest = work.source.horizon if config.loss_bars == "horizon" else None
@@ -290,7 +290,7 @@ def _train_half(
 
 
 def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> None:
-    from kronos_qlib.model.checkpoint import to_bytes
+    from kronos_qlib.model.weights import to_bytes
     from kronos_qlib.training.adapters import adapters, frozen, merged_copy
     from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
 

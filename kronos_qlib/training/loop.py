@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
-from kronos_qlib.errors import TrainingError
+from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
 from kronos_qlib.model.crew import Crew, Piecewise, working_as
 from kronos_qlib.training.batches import Ints
@@ -407,6 +407,13 @@ class _Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """What `state` said."""
+        for kept in ("net", "best"):
+            for name, value in state[kept].items():
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    raise CheckpointError(
+                        f"{name} of the weights ({kept}) in the state to go on from is not finite; "
+                        "go on from an older state, or in another folder"
+                    )
         for name in (*COUNTS, "history", "rows", "sums", "since", "since_seen"):
             setattr(self, name, state[name])
         self.net.load_state_dict(state["net"])

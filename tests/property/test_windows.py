@@ -211,7 +211,9 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
         bars = one.bars(slice(None))[0].astype(np.float64)
         used = len(bars)
         past = bars[: one.lookback]
-        z = np.clip((bars - past.mean(axis=0)) / (past.std(axis=0) + 1e-5), -5, 5)
+        z = np.clip(
+            (bars - past.mean(axis=0)) / (past.std(axis=0) + 1e-6 * past.max(axis=0)), -5, 5
+        )
         np.testing.assert_allclose(batch.z[place, :used], z, rtol=1e-4, atol=1e-4)
         times = pd.DatetimeIndex(table.times_at(one.rows(slice(None))[0]))
         stamps = np.stack([times.minute, times.hour, times.day_of_week, times.day, times.month], 1)
@@ -279,7 +281,7 @@ def test_the_scale_sees_the_lookback_only(seed, lookback, horizon):
     assert torch.equal(z[0][:, :lookback], z[1][:, :lookback])
     assert not torch.equal(z[0][:, lookback:], z[1][:, lookback:])
     past = values[-lookback - horizon : -horizon].astype(np.float32).astype(np.float64)
-    by_hand = (past - past.mean(axis=0)) / (past.std(axis=0) + 1e-5)
+    by_hand = (past - past.mean(axis=0)) / (past.std(axis=0) + 1e-6 * past.max(axis=0))
     np.testing.assert_allclose(z[0][0, :lookback].numpy(), by_hand, rtol=1e-4, atol=1e-4)
 
 

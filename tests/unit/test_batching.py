@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -157,3 +158,49 @@ def test_a_cpu_without_bfloat16_products_draws_all_the_same(make_pair, monkeypat
     stamps = np.ones((2, 34, 5), dtype=int)
     drawn = forecaster.paths(bars, stamps[:, :30], stamps[:, 30:], 4, sample_count=3)
     assert np.isfinite(drawn).all()
+
+
+def stratified_draws(forecaster, paths, horizon):
+    bars = 50 + np.random.default_rng(0).normal(size=(1, 8, 6)).cumsum(axis=1)
+    stamps = np.ones((1, 8 + horizon, 5), dtype=int)
+    return forecaster.paths(
+        bars, stamps[:, :8], stamps[:, 8:], horizon, sample_count=paths, stratified=True
+    )
+
+
+def test_random_numbers_are_in_the_budget_too(make_pair, monkeypatch):
+    """Those of all paths were made outside the plan: 144 MB here, whatever `memory_mb` was."""
+    tokenizer, model = make_pair()
+    forecaster = KronosPredictor(model, tokenizer, device="cpu", memory_mb=20)
+
+    def forecast_nothing(packed, bars, stamps, how, uniforms):
+        return np.zeros((len(bars), uniforms.shape[1], uniforms.shape[2], 6), dtype=np.float32)
+
+    monkeypatch.setattr(forecaster, "_forecast", forecast_nothing)
+    tracemalloc.start()
+    try:
+        drawn = stratified_draws(forecaster, 200_000, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < drawn.nbytes + 20 * MEBIBYTE
+
+
+def test_stratified_paths_do_not_depend_on_the_budget(make_pair):
+    tokenizer, model = make_pair()
+    narrow, wide = (
+        KronosPredictor(model, tokenizer, device="cpu", memory_mb=memory_mb)
+        for memory_mb in (12, 2048)
+    )
+    assert narrow.plan(1, 8, 2, 3000, True).paths < 3000 == wide.plan(1, 8, 2, 3000, True).paths
+    drawn = [stratified_draws(forecaster, 3000, 2) for forecaster in (narrow, wide)]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_more_stratified_paths_than_the_budget_can_sort_are_refused(make_pair):
+    size = sizes(make_pair)
+    with pytest.raises(ConfigError, match=r"1000000 stratified paths need about 24 MiB .* is 20;"):
+        plan_batches(size, 1, 1_000_000, 20, 1, stratified=True)
+    assert plan_batches(size, 1, 1_000_000, 20, 1).peak_bytes <= 20 * MEBIBYTE
+    plan = plan_batches(size, 1, 1_000_000, 24, 1, stratified=True)
+    assert plan.peak_bytes <= 24 * MEBIBYTE

@@ -9,7 +9,7 @@ import torch
 
 from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.schema import BAR_COLUMNS
 
@@ -159,9 +159,10 @@ def test_a_cheap_coin_is_forecast_as_a_dear_one(tiny_pair, price):
     dear = paths(bars)
     dear[..., :4] *= price
     np.testing.assert_allclose(paths(cheap), dear, rtol=1e-4)
-    # Nor does an ordinary price notice: its floor is the published one.
-    scale = WindowScale.of(bars)
-    np.testing.assert_allclose(scale.spread, bars.std(axis=1, keepdims=True) + 1e-5, rtol=1e-5)
+    # Nor does an ordinary price notice: a bar at one deviation is the published one.
+    scale, one = WindowScale.of(bars), np.ones((1, 1, 6), dtype=np.float32)
+    published = bars.mean(axis=1, keepdims=True) + bars.std(axis=1, keepdims=True) + 1e-5
+    np.testing.assert_allclose(scale.to_bars(one), published, rtol=2e-6)
 
 
 def dear_series():
@@ -170,6 +171,29 @@ def dear_series():
     bars[..., 4:] *= 1000
     stamps = rng.integers(0, (60, 24, 7, 32, 13), (1, 24, 5))
     return bars, stamps
+
+
+@pytest.mark.parametrize(
+    ("half", "name", "what"),
+    [
+        ("tokenizer", "quant_embed.weight", "codes of the tokenizer"),
+        ("tokenizer", "head.weight", "bars of the tokenizer"),
+        ("model", "head.proj_s1.weight", "s1 logits"),
+        ("model", "head.proj_s2.weight", "s2 logits"),
+        ("model", "transformer.0.ffn.w2.weight", "s1 logits"),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_finite_weights_too_large_to_compute_with_are_no_forecast(
+    forecaster, half, name, what, temperature
+):
+    """Infinity among the logits chose a token all the same, and the bars looked plausible."""
+    weight = getattr(forecaster, half).get_parameter(name)
+    with torch.no_grad():
+        weight.copy_(torch.sign(weight) * 3e38)
+    bars, stamps = dear_series()
+    with pytest.raises(CheckpointError, match=f"{what}.* are not finite"):
+        forecaster.paths(bars, stamps[:, :20], stamps[:, 20:], 4, T=temperature)
 
 
 def test_paths_are_kept_and_predict_is_their_mean(forecaster):

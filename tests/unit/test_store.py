@@ -209,3 +209,16 @@ def test_another_runs_state_is_refused(tmp_path):
         RunStore(tmp_path, {"config": "b", "bars": "1"}).load()
     with pytest.raises(ConfigError, match="every 1 or more steps"):
         RunStore(tmp_path, every=0)
+
+
+@pytest.mark.parametrize("kept", ["net", "best"])
+def test_a_state_whose_weights_are_not_finite_is_not_gone_on_from(make_pair, tmp_path, kept):
+    """Its digest is right: someone wrote it so."""
+    step, segments = make_run(make_pair)
+    store = RunStore(tmp_path, every=3)
+    train(step, *segments, CONFIG, store=store)
+    done, state = store.load()
+    state[kept]["norm.weight"][0] = torch.nan
+    store.save(done, state)
+    with pytest.raises(CheckpointError, match=rf"norm.weight of the weights \({kept}\)"):
+        train(step, *segments, CONFIG, store=RunStore(tmp_path, every=3))
