@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from torch import nn
 
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
 from kronos_qlib.errors import CheckpointError, ConfigError
+from kronos_qlib.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -281,12 +281,8 @@ def to_bytes(net: HasWeights, header: Mapping[str, str] | None = None) -> bytes:
 
 def replace_file(target: Path, data: bytes) -> None:
     """Write beside the target, then move into place, so that a crash leaves the old file."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as draft:
         draft.write_bytes(data)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def fingerprint(net: nn.Module) -> str:
