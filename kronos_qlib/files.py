@@ -127,7 +127,7 @@ def _parts_of(target: Path) -> list[_Parts]:
     """The replacements that left something beside `target`, the one with the newest data first."""
     form = re.compile(rf"\.{re.escape(target.name)}\.([0-9a-f]{{8}})\.(?:new|old|lock)")
     try:
-        names = os.listdir(target.parent)
+        names = [path.name for path in target.parent.iterdir()]
     except OSError:
         return []
     marks = {found[1] for name in names if (found := form.fullmatch(name))}

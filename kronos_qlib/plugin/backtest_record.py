@@ -21,6 +21,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.configs import from_mapping
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.artifacts import frequency_of, load_predictions, load_task, report_frequency
+from kronos_qlib.plugin.source import read_calendar
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +248,8 @@ def _span(
         raise ConfigError(
             f"Qlib's folder has no calendar for {freq}: give backtest.freq as its bars come"
         ) from problem
+    if scored.max() > calendar[-1]:
+        read_calendar(freq, future=True)  # says what is wrong with it
     start = pd.Timestamp(settings.start_time) if settings.start_time else scored.min()
     end = pd.Timestamp(settings.end_time) if settings.end_time else scored.max()
     if settings.end_time and freq != "day" and end == end.normalize():
