@@ -39,6 +39,8 @@ class BarExchange(Exchange):
         as of Qlib's Exchange.
     """
 
+    quote_df: pd.DataFrame
+
     def __init__(self, *args: Any, subscribe_fields: Sequence[str] = (), **kwargs: Any) -> None:
         self._subscribed = tuple(subscribe_fields)
         super().__init__(*args, subscribe_fields=[*subscribe_fields, *OTHER_PRICES], **kwargs)

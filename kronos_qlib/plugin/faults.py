@@ -93,7 +93,7 @@ def check_calendar(path: Path, times: Times | None) -> None:
             raise CalendarError(
                 f"{path}, line {number}: {text!r} is no time such as 2024-01-31"
             ) from None
-        if time is pd.NaT or time.tzinfo is not None:
+        if pd.isna(time) or time.tzinfo is not None:
             raise CalendarError(f"{path}, line {number}: {text!r} is no local time without a zone")
         if before is not None and time <= before:
             raise CalendarError(

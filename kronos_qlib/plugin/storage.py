@@ -34,8 +34,8 @@ from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 logger = logging.getLogger(__name__)
 
 FIELDS = (*BAR_COLUMNS, "factor", "vwap", "change")
-"""What every instrument is stored with, one file each. Qlib's exchange compares `change` with its
-price limit, and without that file lets every order pass without a word."""
+"""What every instrument is stored with, one file each. Qlib's own exchange compares `change` with
+its price limit, and without that file lets every order pass in silence."""
 
 ALL_MARKET = "all"
 BENCHMARK_START = 1000.0
@@ -85,7 +85,8 @@ def write_provider(
     """Write bars as a folder that `qlib.init(provider_uri=...)` opens.
 
     Everything is built in a hidden folder next to `target`, read back through Qlib's own storage
-    classes, and only then moved into place. After a failure `target` is as it was before.
+    classes, and only then moved into place. After a failure `target` is as it was before, after
+    a kill it is the old or the new folder: see `files.replacing`.
 
     Args:
         bars: `schema.LONG_COLUMNS`, in any order. Prices x factor convention as in the schema.
