@@ -31,9 +31,10 @@ class BarExchange(Exchange):
     the day before's last close is what counts, as on exchanges, whatever `$change` says: from one
     bar to the next no limit would ever be reached.
 
-    **Bars that did not trade.** A close that is missing is a suspended bar to Qlib. Many folders
-    keep such days as bars, of one price and no volume: they are not bought or sold either. Volume
-    0 beside prices that moved is taken for a volume that is not known, as the converter writes it.
+    **Bars that did not trade.** A close that is missing is a suspended bar to Qlib, and here so is
+    one of 0. Many folders keep such days as bars, of one price or the prices before and no volume:
+    they are not bought or sold either. Volume 0 beside prices that moved is taken for a volume
+    that is not known, as the converter writes it.
 
     Args:
         as of Qlib's Exchange.
@@ -47,6 +48,7 @@ class BarExchange(Exchange):
 
     def _update_limit(self, limit_threshold: Any) -> None:
         quotes = self.quote_df
+        quotes[CLOSE] = quotes[CLOSE].where(quotes[CLOSE] > 0)
         if self._get_limit_type(limit_threshold) == self.LT_FLT:
             quotes[CHANGE] = self._changes()
         super()._update_limit(limit_threshold)
@@ -70,7 +72,8 @@ class BarExchange(Exchange):
             return quotes[CHANGE]
         names = sorted(lacking.get_level_values("instrument").unique())
         # From the first bar on: an instrument may have been suspended for months before the span.
-        closes = D.features(names, [CLOSE], None, self.end_time, freq=self.freq)[CLOSE].dropna()
+        closes = D.features(names, [CLOSE], None, self.end_time, freq=self.freq)[CLOSE]
+        closes = closes[closes > 0]
         if is_daily:
             since = closes.groupby(level="instrument").shift()
         else:
@@ -84,22 +87,26 @@ class BarExchange(Exchange):
 
 
 def is_untraded(quotes: pd.DataFrame) -> Flags:
-    """(rows,) whether nothing traded in a bar: no volume, and not two prices that differ.
+    """(rows,) whether nothing traded in a bar: no volume, and one price or those of the bar before.
 
     Args:
-        quotes: `$close`, `$open`, `$high`, `$low` and `$volume` on (instrument, datetime). A
-            missing or zero price beside a close is what some vendors write of a halt; so is a
-            missing volume, where the table has volumes of others.
+        quotes: `$close`, `$open`, `$high`, `$low` and `$volume` on (instrument, datetime), in
+            order. A missing or zero price beside a close is what some vendors write of a halt; so
+            is a missing volume, where the table has volumes of others.
     """
     close = quotes[CLOSE].to_numpy()
-    flat = np.isfinite(close)
+    flat = close > 0
+    repeated = np.r_[False, close[1:] == close[:-1]]
+    names = quotes.index.get_level_values("instrument")
+    repeated[1:] &= names[1:] == names[:-1]
     for field in OTHER_PRICES:
         price = quotes[field].to_numpy()
         flat &= ~(price > 0) | (price == close)
+        repeated[1:] &= price[1:] == price[:-1]
     volume = quotes[VOLUME].to_numpy()
     if not (volume > 0).any():
         return np.zeros(len(quotes), dtype=bool)  # no volume is known of anybody
-    return flat & ~(volume > 0)
+    return (flat | repeated) & ~(volume > 0)
 
 
 def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:

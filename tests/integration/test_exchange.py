@@ -64,8 +64,9 @@ def make_bars(seed=0):
 
 
 def with_change(bars):
-    closes = bars.groupby("symbol")["close"]
-    return bars.assign(change=bars["close"] / closes.ffill().groupby(bars["symbol"]).shift() - 1)
+    closes = bars["close"].where(bars["close"] > 0)
+    before = closes.groupby(bars["symbol"]).ffill().groupby(bars["symbol"]).shift()
+    return bars.assign(change=closes / before - 1)
 
 
 def halt(bars, how):
@@ -88,6 +89,12 @@ def halt(bars, how):
     for field in ("open", "high", "low", "close"):
         bars.loc[is_halt, field] = flat
     bars.loc[is_halt, "volume"] = np.nan if how == "no volume" else 0.0
+    if how == "repeated":
+        whole = bars[bars["date"] == before].set_index("symbol")
+        for field in ("open", "high", "low", "close"):
+            bars.loc[is_halt, field] = bars.loc[is_halt, "symbol"].map(whole[field])
+    if how == "zeros":
+        bars.loc[is_halt, ["open", "high", "low", "close"]] = 0.0
     if how == "close alone":
         bars.loc[is_halt, ["open", "high", "low"]] = 0.0
     return bars
@@ -136,7 +143,9 @@ def test_limits_from_closes_are_those_of_change(recorder, dump_folder, tmp_path,
     assert region[0].equals(made[0]) == (limit == 0.095)
 
 
-@pytest.mark.parametrize("how", ["left out", "volume 0", "no volume", "close alone"])
+@pytest.mark.parametrize(
+    "how", ["left out", "volume 0", "no volume", "close alone", "repeated", "zeros"]
+)
 def test_limits_without_change_are_flags_of_the_same_bars(dump_folder, tmp_path, how):
     """After a suspension the move counts from the last known close, where Ref sees NaN."""
     bars = with_change(halt(make_bars(), how))
@@ -185,7 +194,14 @@ def test_instruments_without_change_among_others_with_it(dump_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "region"), [("volume 0", "cn"), ("no volume", "us"), ("close alone", "us")]
+    ("how", "region"),
+    [
+        ("volume 0", "cn"),
+        ("no volume", "us"),
+        ("close alone", "us"),
+        ("repeated", "us"),
+        ("zeros", "cn"),
+    ],
 )
 def test_a_halted_share_is_neither_bought_nor_sold(recorder, dump_folder, tmp_path, how, region):
     """A backtest bought shares in their suspension and held them for 38 days."""
@@ -313,6 +329,7 @@ def test_a_whole_number_is_a_limit(recorder, dump_folder, tmp_path):
     assert (report["turnover"] > 0).any()
 
 
+LEVELS = ["instrument", "datetime"]
 price = st.one_of(st.just(np.nan), st.just(0.0), st.just(10.0), st.floats(1.0, 20.0, width=32))
 row = st.tuples(
     price, price, price, price, st.one_of(st.just(np.nan), st.just(0.0), st.floats(1, 1e9))
@@ -322,10 +339,16 @@ row = st.tuples(
 @given(st.lists(row, min_size=1, max_size=8))
 def test_untraded_by_definition(rows):
     names = ["$open", "$high", "$low", "$close", "$volume"]
-    quotes = pd.DataFrame(rows, columns=names)
-    found = is_untraded(quotes)
+    owners = [name for name in "AB" for _ in rows]
+    index = pd.MultiIndex.from_arrays([owners, [*range(len(rows))] * 2], names=LEVELS)
+    found = is_untraded(pd.DataFrame(rows * 2, columns=names, index=index))
     knows_volume = any(values[4] > 0 for values in rows)
-    for values, flag in zip(rows, found, strict=True):
+    before = None
+    for values, flag in zip(rows, found[: len(rows)], strict=True):
         *others, close, volume = values
         moved = any(other > 0 and other != close for other in others)
-        assert flag == (knows_volume and not np.isnan(close) and not volume > 0 and not moved)
+        again = before is not None and values[:4] == before
+        still = again or (close > 0 and not moved)
+        assert flag == (knows_volume and not volume > 0 and still)
+        before = values[:4] if not np.isnan(values[:4]).any() else None
+    assert found[len(rows) :].tolist() == found[: len(rows)].tolist(), "each on its own"
