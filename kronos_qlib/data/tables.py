@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from kronos_qlib.data.spelling import ALIASES, TIME, compact
 from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 __all__ = [
@@ -184,19 +184,14 @@ def write_bars(bars: pd.DataFrame, target: str | Path, *, overwrite: bool = Fals
     if bars.empty:
         raise BarDataError(f"{target}: there are no bars to write")
     _check_free(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
+    with replacing(target) as draft:
         if target.suffix.lower() == ".csv":
-            bars.to_csv(building, index=False, lineterminator="\n")
+            bars.to_csv(draft, index=False, lineterminator="\n")
         elif target.suffix.lower() == ".parquet":
-            bars.to_parquet(building, index=False)
+            bars.to_parquet(draft, index=False)
         else:
-            bars.reset_index(drop=True).to_feather(building)
+            bars.reset_index(drop=True).to_feather(draft)
         _check_free(target, overwrite)  # it may have appeared meanwhile
-        building.replace(target)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def check_apart(written: str | Path, *others: str | Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from torch import nn
 
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
 from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
+from kronos_qlib.files import replacing
 from kronos_qlib.model import weights
 from kronos_qlib.model.strict_json import is_file, read_object
 from kronos_qlib.model.weights import Fillable, some
@@ -239,12 +239,8 @@ def save(
 
 def replace_file(target: Path, data: bytes) -> None:
     """Write beside the target, then move into place, so that a crash leaves the old file."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as draft:
         draft.write_bytes(data)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def fingerprint(net: nn.Module) -> str:

@@ -21,6 +21,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.configs import from_mapping
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.artifacts import frequency_of, load_predictions, load_task, report_frequency
+from kronos_qlib.plugin.source import read_calendar
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class BacktestConfig:
     deal_price: str = "close"
     """Field that trades are made at, of the bar after the score."""
     limit_threshold: float | None = None
-    """Largest move of a bar that still trades, by `$change`; None is the region's."""
+    """Largest move that still trades, as a fraction, by `$change` or, without it, by closes; bars
+    of minutes count from the day before's last close. None is the region's, inf none at all."""
     trade_unit: int | None = None
     """Shares in a lot; None is the region's."""
     start_time: str | None = None
@@ -84,6 +86,13 @@ class BacktestConfig:
                 raise ConfigError(
                     f"backtest.{name} is a fraction of the money traded, in [0, 0.1), got {value}"
                 )
+        limit: Any = self.limit_threshold
+        is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (is_number and (0 < limit <= 1 or limit == float("inf"))):
+            raise ConfigError(
+                "backtest.limit_threshold is a fraction above 0 and at most 1, as 0.095 for limits "
+                f"of 10 % (.inf for no limit, null for the region's), got {limit!r}"
+            )
         if self.account <= 0 or self.min_cost < 0 or self.impact_cost < 0:
             raise ConfigError(
                 "backtest.account must be above 0, min_cost and impact_cost not below, got "
@@ -151,12 +160,15 @@ def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:
     freq = "day" if freq == "1day" else freq
     report_frequency(freq)  # an unknown one is refused here, before minutes of backtest
     start, end = _span(settings, pred, freq)
+    limit = settings.limit_threshold
     exchange: dict[str, Any] = {
         "freq": freq,
+        "start_time": start,
+        "end_time": end,
         # Qlib reads all its market otherwise, whatever the universe.
         "codes": sorted(pred.index.get_level_values("instrument").unique()),
         "deal_price": settings.deal_price,
-        "limit_threshold": settings.limit_threshold,
+        "limit_threshold": None if limit is None else float(limit),
         "open_cost": settings.open_cost,
         "close_cost": settings.close_cost,
         "min_cost": settings.min_cost,
@@ -188,7 +200,13 @@ def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:
             "end_time": end,
             "account": settings.account,
             "benchmark": benchmark_returns(settings.benchmark or (), start, end, freq),
-            "exchange_kwargs": exchange,
+            "exchange_kwargs": {
+                "exchange": {
+                    "class": "BarExchange",
+                    "module_path": "kronos_qlib.plugin.exchange",
+                    "kwargs": exchange,
+                }
+            },
         },
     }
 
@@ -230,6 +248,8 @@ def _span(
         raise ConfigError(
             f"Qlib's folder has no calendar for {freq}: give backtest.freq as its bars come"
         ) from problem
+    if scored.max() > calendar[-1]:
+        read_calendar(freq, future=True)  # says what is wrong with it
     start = pd.Timestamp(settings.start_time) if settings.start_time else scored.min()
     end = pd.Timestamp(settings.end_time) if settings.end_time else scored.max()
     if settings.end_time and freq != "day" and end == end.normalize():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,16 @@ import pandas as pd
 from qlib.config import C
 from qlib.data import D
 from qlib.data.cache import H
-from qlib.data.data import FeatureD, LocalFeatureProvider, LocalProvider
+from qlib.data.data import (
+    Cal,
+    FeatureD,
+    Inst,
+    LocalCalendarProvider,
+    LocalFeatureProvider,
+    LocalInstrumentProvider,
+    LocalProvider,
+)
 from qlib.log import get_module_logger
-from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.bar_table import BarTable, Floats, Incomplete, TableBuilder
@@ -25,6 +31,16 @@ from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.search import Spans
 from kronos_qlib.data.segments import places_of
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.plugin.faults import (
+    RECONVERT,
+    check_calendar,
+    check_frequency,
+    check_future,
+    check_market,
+    feature_folder,
+    missing_folders,
+    why_missing,
+)
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
@@ -34,7 +50,6 @@ STORED: Mapping[str, str] = {name: f"${name}" for name in BAR_COLUMNS}
 
 PLAIN_FIELD = re.compile(r"\$\w+", re.ASCII)
 FACTOR = "$factor"
-FILE_STORAGE = "FileFeatureStorage"
 
 Dense = Iterator[tuple[str, npt.NDArray[np.int64], Floats]]
 """For each instrument its name, places in the calendar (n,), and values (n, fields) with NaN."""
@@ -71,7 +86,9 @@ def read_table(
         BarDataError: a bar is incomplete (named by instrument and time), an instrument lacks a
             column that others have, no instrument has a field, a file is not what Qlib writes, or
             nothing is there.
-        ConfigError: `fields` are not those of a bar; or direct reading was demanded and cannot be.
+        CalendarError: as `read_calendar`.
+        ConfigError: `fields` are not those of a bar; direct reading was demanded and cannot be; or
+            the folder has no bars of this frequency.
     """
     names = list(dict.fromkeys(names))
     if set(fields) != set(BAR_COLUMNS):
@@ -92,13 +109,18 @@ def read_table(
             if expressions
             else "the provider is not files on this machine"
         )
-    if folder is not None and plain and direct is not False:
-        files = _Files(folder, freq, asked, len(calendar))
-        _check_stored(needed, files.stored(names), folder)
+    files = None
+    if folder is not None:
+        files = _Files(folder, freq, asked if plain else _fields_in(asked), calendar)
+        if plain:
+            _check_stored(needed, files.stored(names), names, freq, folder)
+    if files is not None and plain and direct is not False:
         capacity = sum(files.count(name, fields["close"], bounds) for name in names)
         dense: Dense = files.read(names, bounds)
     else:
-        capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds)
+        if files is not None:  # Qlib reads a damaged file in silence, or names none
+            files.check(names)
+        capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds, folder)
     builder = TableBuilder(calendar, capacity, incomplete)
     columns = _Columns()
     for name, places, values in dense:
@@ -114,9 +136,10 @@ def read_table(
         logger.warning(f"{table.skipped} incomplete bars were left out, as if suspended")
     empty = [name for name, bars in zip(names, np.diff(table.offsets), strict=True) if not bars]
     if empty:
+        hint = missing_folders(folder, empty) if folder is not None else ""
         logger.warning(
             f"{len(empty)} of {len(names)} instruments have no bars: {', '.join(empty[:10])}"
-            f"{', ...' if len(empty) > 10 else ''}"
+            f"{', ...' if len(empty) > 10 else ''}{hint}"
         )
     return table
 
@@ -126,18 +149,57 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
 
     Args:
         instruments: a market's name, a Qlib stock pool, or a list of names.
+
+    Raises:
+        BarDataError: a line of the market's file cannot be used, or it names nobody.
+        ConfigError: the market has no file.
     """
     if isinstance(instruments, (list, tuple, pd.Index, np.ndarray)):
         return None
     pool = D.instruments(instruments) if isinstance(instruments, str) else instruments
+    folder = local_folder(freq)
+    market = pool.get("market") if isinstance(pool, Mapping) else None
+    if folder is not None and isinstance(market, str) and _reads_files(Inst):
+        check_frequency(folder, freq)
+        check_market(folder, market)
     with market_of(pool):
         spans: Spans = D.list_instruments(pool, freq=freq, as_list=False)
+    if not spans and folder is not None and not pool.get("filter_pipe"):
+        days = read_calendar(freq).astype("datetime64[D]")
+        raise BarDataError(
+            f"no instrument of the market {market!r} in {folder} is listed on a day of its "
+            f"calendar, {days[0]} to {days[-1]}"
+        )
     return spans
 
 
 def read_calendar(freq: str = "day", future: bool = False) -> Times:
-    """(K,) datetime64[ns] of the storage's calendar; with `future`, of what it says is to come."""
-    return np.asarray(D.calendar(freq=freq, future=future), dtype="datetime64[ns]")
+    """(K,) datetime64[ns] of the storage's calendar; with `future`, and of what it says is to come.
+
+    Raises:
+        CalendarError: a file's line is no time or out of order, or the future calendar is not
+            that of these bars. Names file and line.
+        ConfigError: the folder is not there, or has no bars of this frequency.
+    """
+    folder = local_folder(freq)
+    if folder is None or not _reads_files(Cal):
+        return np.asarray(D.calendar(freq=freq, future=future), dtype="datetime64[ns]")
+    check_frequency(folder, freq)
+    path = folder / "calendars" / f"{Freq(freq)}{'_future' if future else ''}.txt"
+    try:
+        found = D.calendar(freq=freq, future=future)
+        if len(found) and getattr(found[0], "tzinfo", None) is not None:
+            check_calendar(path, None)  # to numpy they would be times of Greenwich
+        times = np.asarray(found, dtype="datetime64[ns]")
+    except (IndexError, TypeError, ValueError):
+        if path.is_file():
+            check_calendar(path, None)
+        raise
+    if path.is_file():
+        check_calendar(path, times)
+    if future:
+        check_future(folder, freq, read_calendar(freq), times)
+    return times
 
 
 @contextmanager
@@ -162,12 +224,8 @@ def market_of(instruments: Any) -> Iterator[None]:
 
 def local_folder(freq: str = "day") -> Path | None:
     """The folder of a provider that is files on this machine, as Qlib itself would read them."""
-    provider: Any = getattr(FeatureD, "_provider", None)
-    if type(provider) is not LocalFeatureProvider or type(D._provider) is not LocalProvider:
+    if not _reads_files(FeatureD) or type(D._provider) is not LocalProvider:
         return None
-    backend = provider.backend or {"class": FILE_STORAGE}
-    if backend.get("class") != FILE_STORAGE or backend.get("kwargs"):
-        return None  # another storage, or files elsewhere
     try:
         return Path(C.dpm.get_data_uri(Freq(freq)))
     except KeyError as missing:
@@ -175,20 +233,38 @@ def local_folder(freq: str = "day") -> Path | None:
         raise ConfigError(f"there is no folder for freq {freq!r}, only {known}") from missing
 
 
+LOCAL: Mapping[type, str] = {
+    LocalCalendarProvider: "FileCalendarStorage",
+    LocalFeatureProvider: "FileFeatureStorage",
+    LocalInstrumentProvider: "FileInstrumentStorage",
+}
+"""Qlib's providers of files, and the storage that each reads them through unless told otherwise."""
+
+
+def _reads_files(wrapper: Any) -> bool:
+    """Whether one of Qlib's providers reads the files of `provider_uri` itself."""
+    provider: Any = getattr(wrapper, "_provider", None)
+    usual = LOCAL.get(type(provider))
+    if usual is None:
+        return False
+    backend = provider.backend or {"class": usual}
+    return backend.get("class") == usual and not backend.get("kwargs")
+
+
 class _Files:
     """Feature files: one per instrument and field, a first place and a value per place."""
 
-    def __init__(self, folder: Path, freq: str, fields: Sequence[str], places: int) -> None:
+    def __init__(self, folder: Path, freq: str, fields: Sequence[str], calendar: Times) -> None:
         self.root = f"{folder / 'features'}/"
         self.freq = str(Freq(freq))
         self.fields = fields
-        self.places = places
+        self.calendar = calendar
         # One value more than can be right, so that a longer file is noticed.
-        self.buffers = [np.empty(places + 2, dtype="<f4") for _ in fields]
+        self.buffers = [np.empty(len(calendar) + 2, dtype="<f4") for _ in fields]
 
     def path(self, name: str, field: str) -> str:
         # A plain string: a Path for each of many thousand files would take as long as reading.
-        return f"{self.root}{code_to_fname(name).lower()}/{field[1:].lower()}.{self.freq}.bin"
+        return f"{self.root}{feature_folder(name)}/{field[1:].lower()}.{self.freq}.bin"
 
     def count(self, name: str, field: str, bounds: tuple[int, int]) -> int:
         """Values at most that an instrument has within the bounds."""
@@ -207,6 +283,12 @@ class _Files:
             if not wanted:
                 break
         return found
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse a file that is not what Qlib writes, whoever is to read it."""
+        for name in names:
+            for field in dict.fromkeys(self.fields):
+                self._values(self.path(name, field), self.buffers[0])
 
     def read(self, names: Iterable[str], bounds: tuple[int, int]) -> Dense:
         """Instruments one after another, those without a price too: with no bars."""
@@ -235,16 +317,41 @@ class _Files:
                 size = file.readinto(buffer.data.cast("B"))
         except FileNotFoundError:
             return None
-        if size == 0:
-            return None
+        if size < 4:
+            raise BarDataError(
+                f"{path} is no feature file: {size} bytes, as of a write that was cut short; "
+                f"{RECONVERT}"
+            )
         first = float(buffer[0])
         stop = first + size // 4 - 1
-        if size % 4 or not first.is_integer() or first < 0 or stop > self.places:
-            raise BarDataError(
-                f"{path} is no feature file of this provider: {size} bytes that begin at place "
-                f"{first:g} of a calendar of {self.places}; write it again"
-            )
+        if size % 4 or not first.is_integer() or first < 0 or stop > len(self.calendar):
+            raise BarDataError(self._fault(path, first))
         return int(first), buffer[1 : size // 4]
+
+    def _fault(self, path: str, first: float) -> str:
+        size = Path(path).stat().st_size  # the buffer may be shorter
+        count = size // 4 - 1
+        if size % 4:
+            return (
+                f"{path} is no feature file of this provider: {size} bytes, of which each number "
+                f"takes 4: it was cut short or is something else; {RECONVERT}"
+            )
+        if not first.is_integer() or first < 0:
+            return (
+                f"{path} is no feature file of this provider: its {count} values begin at place "
+                f"{first:g} of the calendar, and places are whole numbers from 0 on; {RECONVERT}"
+            )
+        known = len(self.calendar)
+        unit = "days" if self.freq == "day" else "times"
+        begin = f"place {first:.0f}"
+        if first < known:
+            begin = str(pd.Timestamp(self.calendar[int(first)])).removesuffix(" 00:00:00")
+        return (
+            f"{path} holds {count} values from {begin} on, and calendars/{self.freq}.txt has "
+            f"{known} {unit}: the calendar is too short, {first + count - known:.0f} values have "
+            "no time. File and calendar were written apart: put the calendar back that the files "
+            "were written with, or convert the bars again into a new folder"
+        )
 
 
 def _ask_qlib(
@@ -254,6 +361,7 @@ def _ask_qlib(
     freq: str,
     calendar: Times,
     bounds: tuple[int, int],
+    folder: Path | None,
 ) -> tuple[int, Dense]:
     """The same through `D.features`; how many values there are at most, and instruments."""
     start, stop = bounds
@@ -269,7 +377,8 @@ def _ask_qlib(
         freq=freq,
     )
     if len(frame):
-        _check_stored(needed, {name for name in unique if frame[name].notna().any()}, None)
+        found = {name for name in unique if frame[name].notna().any()}
+        _check_stored(needed, found, names, freq, folder)
     frame = frame[list(fields)]
 
     def instruments() -> Dense:
@@ -283,17 +392,32 @@ def _ask_qlib(
     return len(frame), instruments()
 
 
-def _check_stored(needed: Iterable[str], found: Iterable[str], folder: Path | None) -> None:
+def _check_stored(
+    needed: Iterable[str],
+    found: Iterable[str],
+    names: Sequence[str],
+    freq: str,
+    folder: Path | None,
+) -> None:
     """Refuse a field that no instrument has: taken as missing, its numbers would be invented."""
-    for field in sorted(set(needed) - set(found)):
-        known: list[str] = []
-        if folder is not None:
-            first = next((folder / "features").glob("*/"), folder)
-            known = sorted({path.name.split(".")[0] for path in first.glob("*.bin")})
-        near = get_close_matches(field.strip("$"), known, n=1)
-        hint = f"; did you mean ${near[0]}?" if near else ""
-        hint = hint or (f"; there are ${', $'.join(known)}" if known else "")
-        raise BarDataError(f"no instrument has a value of {field}{hint}")
+    lacking = sorted(set(needed) - set(found))
+    if not lacking:
+        return
+    field, cause = lacking[0], ""
+    if folder is not None:
+        # Of an expression, the first field that there is no file of.
+        parts = _fields_in([field])
+        files = _Files(folder, freq, parts, np.empty(0, dtype="datetime64[ns]"))
+        stored = files.stored(names)
+        part = next((part for part in parts if part not in stored), field)
+        cause = why_missing(folder, freq, names, part.strip("$"))
+        if part != field and cause:
+            cause = f"{part}: {cause}"
+    raise BarDataError(f"no instrument has a value of {field}{f'; {cause}' if cause else ''}")
+
+
+def _fields_in(expressions: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(PLAIN_FIELD.findall(" ".join(expressions))))
 
 
 def _factors(name: str, times: Times, values: Floats) -> Floats:
@@ -353,7 +477,8 @@ def _nothing(
     span = f"from {shown[start]} to {shown[stop - 1]}" if start < stop else "in no time"
     where = f" in {folder}" if folder is not None else ""
     some = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+    cause = why_missing(folder, freq, names) if folder is not None and names else ""
     return (
-        f"no bars of {len(names)} instruments ({some}) at freq {freq!r} {span}{where}; its "
-        f"calendar goes over {reach}"
+        f"no bars of {len(names)} instruments ({some}) at freq {freq!r} {span}{where}; "
+        f"{cause or f'its calendar goes over {reach}'}"
     )

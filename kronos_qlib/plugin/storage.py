@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-import shutil
-import uuid
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,13 +31,14 @@ from kronos_qlib.data.clock import DAY
 from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.data.steps import as_days, market_times, step_notes, wrong_step
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.files import recover, replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
 FIELDS = (*BAR_COLUMNS, "factor", "vwap", "change")
-"""What every instrument is stored with, one file each. Qlib's exchange compares `change` with its
-price limit, and without that file lets every order pass without a word."""
+"""What every instrument is stored with, one file each. Qlib's own exchange compares `change` with
+its price limit, and without that file lets every order pass in silence."""
 
 ALL_MARKET = "all"
 BENCHMARK_START = 1000.0
@@ -46,7 +46,11 @@ BENCHMARK_START = 1000.0
 
 UNSAFE_IN_PATH = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[ .]$|^ ')
 """What some file system does not take in a name; a tab would also break Qlib's market files."""
-MARKET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly every file system."""
+UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
+"""Unicode's characters that do not show, or not as what they are; a plain space shows."""
+MARKET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 PROVIDER_FOLDERS = ("calendars", "features", "instruments")
 
 
@@ -84,7 +88,8 @@ def write_provider(
     """Write bars as a folder that `qlib.init(provider_uri=...)` opens.
 
     Everything is built in a hidden folder next to `target`, read back through Qlib's own storage
-    classes, and only then moved into place. After a failure `target` is as it was before.
+    classes, and only then moved into place. After a failure `target` is as it was before, after
+    a kill it is the old or the new folder: see `files.replacing`.
 
     Args:
         bars: `schema.LONG_COLUMNS`, in any order. Prices x factor convention as in the schema.
@@ -118,6 +123,7 @@ def write_provider(
         ConfigError: A setting cannot work, or `target` exists and may not be replaced.
     """
     target = Path(target).expanduser().absolute()
+    recover(target)
     freq = _check_settings(freq, market, future_bars)
     _check_target(target, overwrite)
     _check_table(bars, extra)
@@ -164,12 +170,14 @@ def write_provider(
             notes.append(f"no future time given lies after the last bar, {calendar[-1]}")
     spans = members.groupby("symbol")["date"].agg(["min", "max"])
     markets = {name: spans for name in (ALL_MARKET, market)}
-    with _build_then_move(target, overwrite) as folder:
+    with replacing(target) as folder:
+        folder.mkdir()
         _write_calendars(folder, freq, calendar, future)
         _write_markets(folder, freq, markets)
         _write_features(folder, freq, calendar, table, fields)
         for name, frame in (beside or {}).items():
             frame.to_parquet(folder / f"{name}.parquet")
+        _check_target(target, overwrite)  # it may have appeared meanwhile
     for note in notes:
         logger.info("%s: %s", target, note)
     return ProviderSummary(
@@ -195,8 +203,8 @@ def _check_settings(freq: str, market: str, future_bars: int) -> str:
     spelled = "day" if minutes == 24 * 60 else f"{minutes:.0f}min"
     if not MARKET_NAME.fullmatch(market):
         raise ConfigError(
-            f"market must be a lower-case word such as csi300, as Qlib's file names are, "
-            f"got {market!r}"
+            "market must be a lower-case word of at most 100 letters such as csi300, as Qlib's "
+            f"file names are, got {_short(market)}"
         )
     if future_bars < 0:
         raise ConfigError(f"future_bars must not be negative, got {future_bars}")
@@ -245,7 +253,10 @@ def _check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
             )
     for name in extra:
         if name in FIELDS or not MARKET_NAME.fullmatch(name):
-            raise ConfigError(f"extra column {name!r} must be a lower-case word not in {FIELDS}")
+            raise ConfigError(
+                f"extra column {_short(name)} must be a lower-case word of at most 100 letters, "
+                f"not in {FIELDS}"
+            )
         if not pd.api.types.is_numeric_dtype(bars[name]):
             raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
     if bars.empty:
@@ -265,6 +276,22 @@ def _check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
 def _check_symbols(symbols: Sequence[str]) -> None:
     folders: dict[str, str] = {}
     for symbol in symbols:
+        unseen = [sign for sign in symbol if sign != " " and unicodedata.category(sign) in UNSEEN]
+        if symbol.startswith("\ufeff"):
+            raise BarDataError(
+                f"symbol {_short(symbol)} begins with a byte-order mark, which is no part of the "
+                "name: read the file it comes from as utf-8-sig, or strip '\\ufeff'"
+            )
+        if unseen:
+            raise BarDataError(
+                f"symbol {_short(symbol)} holds {unseen[0]!r}, which does not show: strip it, or "
+                "two names that look alike will be two instruments"
+            )
+        if (size := len(_folder_name(symbol).encode())) > LONGEST_NAME:
+            raise BarDataError(
+                f"symbol {_short(symbol)} is {size} bytes long and a folder's name at most "
+                f"{LONGEST_NAME}; is the column with symbols the right one?"
+            )
         if not symbol.strip() or UNSAFE_IN_PATH.search(symbol):
             raise BarDataError(f"symbol {symbol!r} cannot name a folder on every system; rename it")
         first = folders.setdefault(_folder_name(symbol), symbol)
@@ -279,6 +306,10 @@ def _check_symbols(symbols: Sequence[str]) -> None:
                 f"Qlib reads the symbol {symbol!r} in a market file as {read!r}; rename it, "
                 f"for example to {symbol + '.US'!r}"
             )
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= 60 else f"{name[:50]!r}... ({len(name)} letters)"
 
 
 def _folder_name(symbol: str) -> str:
@@ -403,31 +434,6 @@ def _at_usual_times(calendar: pd.DatetimeIndex, days: pd.DatetimeIndex) -> pd.Da
         usual = np.sort(clock.index.to_numpy())
     times = pd.DatetimeIndex((days.to_numpy()[:, None] + usual[None, :]).ravel())
     return times[times > calendar[-1]]
-
-
-@contextmanager
-def _build_then_move(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A fresh folder next to `target`, which takes its place when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    building = target.with_name(f".{target.name}.{mark}.new")
-    retired = target.with_name(f".{target.name}.{mark}.old")
-    building.mkdir()
-    try:
-        yield building
-        _check_target(target, overwrite)  # it may have appeared meanwhile
-        if target.exists():
-            target.rename(retired)
-        try:
-            building.rename(target)
-        except OSError:
-            if retired.exists():
-                retired.rename(target)
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)
 
 
 def _write_calendars(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from qlib.workflow.recorder import MLflowRecorder
 
@@ -42,3 +47,35 @@ def recorder(store, tmp_path, monkeypatch):
     yield recorder
     recorder.end_run("FINISHED")
     mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def dump_folder() -> Callable[..., Path]:
+    """Writes bars as Qlib's own dump_bin does: only the fields that are asked for."""
+    return dump_bars
+
+
+def dump_bars(
+    folder: Path,
+    bars: pd.DataFrame,
+    fields: Sequence[str] = ("open", "high", "low", "close", "volume", "factor"),
+    freq: str = "day",
+) -> Path:
+    """bars: symbol, date and the fields."""
+    shape = "%Y-%m-%d" if freq == "day" else "%Y-%m-%d %H:%M:%S"
+    calendar = pd.DatetimeIndex(bars["date"].unique()).sort_values()
+    for name in ("calendars", "instruments"):
+        (folder / name).mkdir(parents=True)
+    (folder / "calendars" / f"{freq}.txt").write_text("\n".join(calendar.strftime(shape)) + "\n")
+    lines = []
+    for symbol, own in bars.groupby("symbol"):
+        own = own.set_index("date")
+        start, stop = calendar.get_indexer([own.index.min(), own.index.max()])
+        dense = own.reindex(calendar[start : stop + 1])
+        (folder / "features" / symbol.lower()).mkdir(parents=True)
+        for field in fields:
+            values = np.concatenate([[start], dense[field].to_numpy("<f4")]).astype("<f4")
+            values.tofile(folder / "features" / symbol.lower() / f"{field}.{freq}.bin")
+        lines.append("\t".join([symbol, *calendar[[start, stop]].strftime(shape)]))
+    (folder / "instruments" / "all.txt").write_text("\n".join(lines) + "\n")
+    return folder

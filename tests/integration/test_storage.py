@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ from qlib.contrib.data.handler import Alpha158
 from qlib.data import D
 from qlib.data.cache import H
 
+from kronos_qlib import files
 from kronos_qlib.data.synthetic import MarketConfig, make_market
 from kronos_qlib.data.tables import read_bars
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.plugin import storage
+from kronos_qlib.plugin.source import read_calendar
 from kronos_qlib.plugin.storage import write_provider
 from kronos_qlib.schema import BAR_COLUMNS
 
@@ -502,6 +505,7 @@ def test_a_failure_leaves_no_trace(small, tmp_path, monkeypatch, step, exists):
 
 def test_a_failed_move_puts_the_old_folder_back(small, tmp_path, monkeypatch):
     """On Windows an open file in the folder makes the second rename fail."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)  # as elsewhere than Linux
     target = tmp_path / "q"
     write_provider(small, target)
     before = tree(tmp_path)
@@ -516,6 +520,76 @@ def test_a_failed_move_puts_the_old_folder_back(small, tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         write_provider(small.iloc[:3], target, overwrite=True)
     assert tree(tmp_path) == before
+
+
+KILL_BETWEEN_RENAMES = """
+import os, signal, sys
+import pandas as pd
+from pathlib import Path
+from kronos_qlib import files
+from kronos_qlib.plugin.source import read_calendar
+from kronos_qlib.plugin.storage import write_provider
+files._exchange = lambda one, other: False
+rename = Path.rename
+def renamed(self, other):
+    moved = rename(self, other)
+    if moved.name.endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return moved
+Path.rename = renamed
+write_provider(pd.read_parquet(sys.argv[1]), sys.argv[2], overwrite=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_conversion_killed_between_its_renames_costs_nothing(small, tmp_path):
+    """The old folder lay hidden and nobody put it back; the next conversion wrote a new one."""
+    target = tmp_path / "q"
+    write_provider(small, target)
+    before = tree(target)
+    small.iloc[:3].to_parquet(tmp_path / "bars.parquet")
+    command = [sys.executable, "-c", KILL_BETWEEN_RENAMES, str(tmp_path / "bars.parquet")]
+    killed = subprocess.run([*command, str(target)], check=False, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    open_provider(target)
+    with pytest.raises(ConfigError, match=r"q\..*old.*killed.*was there before"):
+        read_calendar()
+    with pytest.raises(ConfigError, match="exists"):
+        write_provider(small.iloc[:3], target)  # without overwrite: put back, and kept
+    assert tree(target) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bars.parquet", "q"]
+    write_provider(small.iloc[:3], target, overwrite=True)
+    assert not (target / "features" / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("symbol", "says"),
+    [
+        ("\ufeffSH600000", r"'\\ufeffSH600000' begins with a byte-order mark.*utf-8-sig"),
+        ("SH\u200b600000", r"holds '\\u200b', which does not show"),
+        ("SH600000\xa0", r"holds '\\xa0', which does not show"),
+        ("X" * 300, r"\(300 letters\) is 300 bytes long and a folder's name at most 255"),
+        ("股" * 90, "270 bytes long"),
+    ],
+    ids=["mark", "zero width", "no-break space", "letters", "bytes"],
+)
+def test_a_symbol_that_makes_no_folder_says_why(small, tmp_path, symbol, says):
+    """A byte-order mark went into a folder's name, and 300 letters ended in an OSError."""
+    small.loc[small["symbol"] == "A", "symbol"] = symbol
+    with pytest.raises(BarDataError, match=says) as told:
+        write_provider(small, tmp_path / "q")
+    assert len(str(told.value)) < 250
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BarDataError, match=says):
+        write_provider(small.iloc[3:], tmp_path / "q", benchmark=symbol)
+
+
+def test_the_longest_symbol_that_fits_is_stored(small, tmp_path):
+    small["symbol"] = small["symbol"].replace("A", "X" * 255)
+    write_provider(small, tmp_path / "q")
+    open_provider(tmp_path / "q")
+    assert len(D.features(["X" * 255], ["$close"])) == 3
 
 
 def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_path, monkeypatch):
@@ -570,6 +644,7 @@ def test_times_must_be_times_without_a_zone(small, tmp_path):
         {"freq": "often"},
         {"market": "CSI300"},
         {"market": "../up"},
+        {"market": "m" * 300},
         {"future_bars": -1},
         {"extra": ["close"]},
         {"extra": ["change"]},
@@ -601,6 +676,7 @@ import sys
 import pandas as pd
 from qlib.config import C
 from qlib.data.cache import H
+from kronos_qlib.plugin.source import read_calendar
 from kronos_qlib.plugin.storage import write_provider
 before = dict(C.__dict__["_config"])
 write_provider(pd.read_parquet(sys.argv[1]), sys.argv[2])

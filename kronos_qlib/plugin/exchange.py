@@ -1,0 +1,145 @@
+"""Qlib's exchange with price limits that hold, and no trade in a bar in which nothing traded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.backtest.exchange import Exchange
+from qlib.data import D
+from qlib.log import get_module_logger
+
+from kronos_qlib.schema import PRICE_COLUMNS
+
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
+
+CLOSE, CHANGE, VOLUME = "$close", "$change", "$volume"
+OTHER_PRICES = tuple(f"${name}" for name in PRICE_COLUMNS if f"${name}" != CLOSE)
+
+Flags = npt.NDArray[np.bool_]
+
+
+class BarExchange(Exchange):
+    """Refuses the orders that the bars themselves rule out. `BacktestRecord` trades here.
+
+    **Price limits.** Qlib compares `$change` with `limit_threshold`, and without that field lets
+    every order pass in silence. Here a change that the folder lacks is made from closes: since
+    the last known one, however long the suspension before it. In bars of minutes the change since
+    the day before's last close is what counts, as on exchanges, whatever `$change` says: from one
+    bar to the next no limit would ever be reached.
+
+    **Bars that did not trade.** A close that is missing is a suspended bar to Qlib, and here so is
+    one of 0. Many folders keep such days as bars, of one price or the prices before and no volume:
+    they are not bought or sold either. Volume 0 beside prices that moved is taken for a volume
+    that is not known, as the converter writes it.
+
+    Args:
+        as of Qlib's Exchange.
+    """
+
+    quote_df: pd.DataFrame
+
+    def __init__(self, *args: Any, subscribe_fields: Sequence[str] = (), **kwargs: Any) -> None:
+        self._subscribed = tuple(subscribe_fields)
+        super().__init__(*args, subscribe_fields=[*subscribe_fields, *OTHER_PRICES], **kwargs)
+
+    def _update_limit(self, limit_threshold: Any) -> None:
+        quotes = self.quote_df
+        quotes[CLOSE] = quotes[CLOSE].where(quotes[CLOSE] > 0)
+        if self._get_limit_type(limit_threshold) == self.LT_FLT:
+            quotes[CHANGE] = self._changes()
+        super()._update_limit(limit_threshold)
+        untraded = is_untraded(quotes)
+        _report_untraded(quotes, untraded)
+        for side in ("limit_buy", "limit_sell"):
+            quotes[side] = quotes[side] | untraded
+        used = {self.buy_price, self.sell_price, *self._subscribed}
+        self.quote_df = quotes.drop(columns=[field for field in OTHER_PRICES if field not in used])
+
+    def _changes(self) -> pd.Series:
+        """Each bar's return since the close that its limit counts from; NaN where there is none."""
+        quotes = self.quote_df
+        is_daily = self.freq in ("day", "1day")
+        wanted = quotes[CLOSE].notna()
+        if is_daily:
+            wanted &= quotes[CHANGE].isna()
+            _report_changes(quotes, self.limit_threshold)
+        lacking = quotes.index[wanted.to_numpy()]
+        if not len(lacking):
+            return quotes[CHANGE]
+        names = sorted(lacking.get_level_values("instrument").unique())
+        # From the first bar on: an instrument may have been suspended for months before the span.
+        closes = D.features(names, [CLOSE], None, self.end_time, freq=self.freq)[CLOSE]
+        closes = closes[closes > 0]
+        if is_daily:
+            since = closes.groupby(level="instrument").shift()
+        else:
+            days = closes.index.get_level_values("datetime").normalize()
+            daily = closes.groupby([closes.index.get_level_values("instrument"), days]).last()
+            before = daily.groupby(level=0).shift()
+            keys = [closes.index.get_level_values("instrument"), days]
+            since = pd.Series(before.reindex(pd.MultiIndex.from_arrays(keys)).array, closes.index)
+        made = (closes.astype(np.float64) / since - 1.0).reindex(quotes.index)
+        return made.where(wanted, quotes[CHANGE]).astype(np.float32)
+
+
+def is_untraded(quotes: pd.DataFrame) -> Flags:
+    """(rows,) whether nothing traded in a bar: no volume, and one price or those of the bar before.
+
+    Args:
+        quotes: `$close`, `$open`, `$high`, `$low` and `$volume` on (instrument, datetime), in
+            order. A missing or zero price beside a close is what some vendors write of a halt; so
+            is a missing volume, where the table has volumes of others.
+    """
+    close = quotes[CLOSE].to_numpy()
+    flat = close > 0
+    repeated = np.r_[False, close[1:] == close[:-1]]
+    names = quotes.index.get_level_values("instrument")
+    repeated[1:] &= names[1:] == names[:-1]
+    for field in OTHER_PRICES:
+        price = quotes[field].to_numpy()
+        flat &= ~(price > 0) | (price == close)
+        repeated[1:] &= price[1:] == price[:-1]
+    volume = quotes[VOLUME].to_numpy()
+    if not (volume > 0).any():
+        return np.zeros(len(quotes), dtype=bool)  # no volume is known of anybody
+    return (flat | repeated) & ~(volume > 0)
+
+
+def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:
+    if untraded.any():
+        names = quotes.index[untraded].get_level_values("instrument")
+        logger.warning(
+            f"{int(untraded.sum())} bars of {names.nunique()} instruments ({_some(names)}) did not "
+            "trade (one price, no volume): they are neither bought nor sold then"
+        )
+    elif not (quotes[VOLUME].to_numpy() > 0).any():
+        prices = quotes[list(OTHER_PRICES)].eq(quotes[CLOSE], axis=0).all(axis=1)
+        flat = prices & quotes[CLOSE].eq(quotes.groupby(level="instrument")[CLOSE].shift())
+        if flat.any():
+            names = quotes.index[flat.to_numpy()].get_level_values("instrument")
+            logger.warning(
+                f"{int(flat.sum())} bars of {names.nunique()} instruments ({_some(names)}) stand "
+                "still at the close before. The folder has no $volume to tell whether they traded: "
+                "they are bought and sold as any other"
+            )
+
+
+def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
+    """Say whose limits are made of closes: of those with bars and no change at all."""
+    known = quotes[[CLOSE, CHANGE]].notna().groupby(level="instrument").any()
+    lacking = known.index[known[CLOSE] & ~known[CHANGE]]
+    if len(lacking):
+        whose = "no $change" if not known[CHANGE].any() else f"no $change of {_some(lacking)}"
+        logger.info(
+            f"the folder has {whose}: the limit of {threshold:g} counts the return since the last "
+            f"known close ({len(lacking)} instruments)"
+        )
+
+
+def _some(names: pd.Index) -> str:
+    names = names.unique()
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
