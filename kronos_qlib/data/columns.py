@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kronos_qlib.data.advice import Match, ambiguous, tell_missing
+from kronos_qlib.data.column_messages import Match, ambiguous, tell_missing
 from kronos_qlib.data.readers import RawTable
 from kronos_qlib.data.sizes import look_for_size, match_size
 from kronos_qlib.data.spelling import (

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from kronos_qlib.data.advice import Match, ambiguous, list_names, tell_mapping, tell_none
 from kronos_qlib.data.cells import to_numbers
+from kronos_qlib.data.column_messages import Match, ambiguous, list_names, tell_mapping, tell_none
 from kronos_qlib.data.readers import RawTable
 from kronos_qlib.data.spelling import (
     BASES,

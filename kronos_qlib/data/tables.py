@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.advice import tell_missing
 from kronos_qlib.data.cells import (
     NO_NUMBER,
     symbol_problem,
@@ -25,6 +24,7 @@ from kronos_qlib.data.cells import (
     to_numbers,
     to_symbols,
 )
+from kronos_qlib.data.column_messages import tell_missing
 from kronos_qlib.data.columns import OPTIONAL, check_mapping, match_columns
 from kronos_qlib.data.readers import (
     SUFFIXES,

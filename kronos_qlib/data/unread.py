@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.advice import Match, tell_mapping, tell_none
 from kronos_qlib.data.cells import is_clock, to_dates, to_moments
+from kronos_qlib.data.column_messages import Match, tell_mapping, tell_none
 from kronos_qlib.data.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.readers import RawTable
 from kronos_qlib.data.spelling import STATES, TIME
