@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.data.repairs import REPAIRS
+from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.data.tables import BarFile, columns_from_pairs, read_bars
 
 

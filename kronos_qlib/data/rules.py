@@ -174,7 +174,7 @@ def find_jumps(
         closes: (n,) positive.
         starts: (n,) of each instrument's first bar, to which nothing moves.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         moves = np.abs(closes[1:] / closes[:-1] - 1.0)
     return np.flatnonzero((moves > max_move) & ~starts[1:]) + 1
 
