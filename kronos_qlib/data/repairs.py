@@ -272,7 +272,9 @@ def _adjust(bars: pd.DataFrame, new: Numbers, old: Numbers) -> pd.DataFrame:
 REPAIRS: Mapping[str, Repair] = {
     "drop-nan": Repair("leave out bars with a price that is NaN or infinite", _drop_nan),
     "drop-nonpositive": Repair("leave out bars with a price of 0 or less", _drop_nonpositive),
-    "drop-duplicates": Repair("of several bars at one time keep the last row", _drop_duplicates),
+    "drop-duplicates": Repair(
+        "of several bars at one time keep the last row, if it corrects the others", _drop_duplicates
+    ),
     "sort": Repair("sort by symbol and date", _sort),
     "drop-bracket": Repair("leave out bars whose high and low do not span", _drop_bracket),
     "bracket": Repair("widen high and low to span open and close", _bracket),
