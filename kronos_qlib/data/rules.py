@@ -83,14 +83,12 @@ def is_sound(bars: Bars) -> bool:
 
 def is_unknown(bars: Bars) -> Flags:
     """Where a price is missing or infinite."""
-    bad: Flags = ~np.isfinite(bars[:, :PRICES]).all(axis=1)
-    return bad
+    return np.asarray(~np.isfinite(bars[:, :PRICES]).all(axis=1))
 
 
 def is_nonpositive(bars: Bars) -> Flags:
     """Where a price is 0 or less."""
-    bad: Flags = (bars[:, :PRICES] <= 0).any(axis=1)
-    return bad
+    return np.asarray((bars[:, :PRICES] <= 0).any(axis=1))
 
 
 def is_upside_down(bars: Bars, slack: float = 0.0) -> Flags:
@@ -110,8 +108,7 @@ def is_outside(bars: Bars, slack: float = 0.0) -> Flags:
 
 def is_negative(bars: Bars) -> Flags:
     """Where volume or amount is negative."""
-    bad: Flags = (bars[:, VOLUME:] < 0).any(axis=1)
-    return bad
+    return np.asarray((bars[:, VOLUME:] < 0).any(axis=1))
 
 
 def is_untraded(
@@ -194,7 +191,7 @@ def _one(length: int) -> Flags:
 
 def _is_below(lower: Any, upper: Any, slack: float) -> Flags:
     """Where the one lies below the other by more than the slack."""
-    below: Flags = lower < upper
+    below = np.asarray(lower < upper)
     if slack and below.any():
         with np.errstate(invalid="ignore"):  # infinite less infinite
             below &= upper - lower > slack * np.abs(upper)
