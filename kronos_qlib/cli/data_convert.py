@@ -105,6 +105,11 @@ def convert(chosen: argparse.Namespace) -> int:
         print(f"note: the rows of {scattered} instruments were out of order: sorted")
     if len(record):
         print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}")
+    if repeated := int((left["rule"] == "repeated").sum()):
+        print(
+            f"note: {repeated} bars are the bar before once more, volume and all, and are stored "
+            "as they are: --repair drop-untraded leaves them out"
+        )
     jumps = left[left["rule"] == "jump"]
     if len(jumps):
         print(f"left as they are:\n{describe_report(jumps, examples=10)}")

@@ -171,7 +171,7 @@ def _cause(rule: str, bars: pd.DataFrame) -> str:
                 f"{' and '.join(same)} has one value throughout, which says nothing: map the "
                 "column that has it, or leave it out of the file if it is not known"
             )
-    if rule == rules.UNTRADED:
+    if rule in (rules.UNTRADED, rules.REPEATED):
         return (
             "nearly all bars: another column holds the volume (map it, such as volume=THEIRS), or "
             "trades are too rare for bars this short; take longer ones"

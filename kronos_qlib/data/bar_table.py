@@ -20,6 +20,7 @@ from kronos_qlib.data.rules import (
     INCOMPLETE,
     INVALID,
     MAX_MOVE,
+    REPEATED,
     RULES,
     UNTRADED,
     find_faults,
@@ -37,8 +38,8 @@ Invalid = Literal["error", "skip", "keep"]
 """What to do with a bar whose numbers cannot be: a price of 0 or less, high below low, high and low
 that do not span open and close, a negative volume or amount."""
 Untraded = Literal["skip", "error", "keep"]
-"""What to do with a bar on whose day nothing traded, see `rules.is_untraded`; "keep" keeps those
-that have all their values."""
+"""What to do with a bar on whose day nothing traded, see `rules.is_untraded` and `is_repeated`;
+"keep" keeps those that have all their values."""
 
 CHUNK = 1 << 20
 """Rows whose closes are looked at together."""
@@ -271,6 +272,7 @@ class TableBuilder:
         self.calendar = calendar
         self._actions: dict[str, str] = {
             UNTRADED: untraded,
+            REPEATED: untraded,
             INCOMPLETE: incomplete,
             **dict.fromkeys(INVALID, invalid),
         }
@@ -348,6 +350,7 @@ class TableBuilder:
             if self._actions[UNTRADED] == "keep":  # what has a price and a size at all
                 kept = np.isfinite(bars).all(axis=1) & (bars[:, :PRICES] > 0).all(axis=1)
                 flags[UNTRADED] &= ~kept
+                flags[REPEATED][:] = False
             rules = np.full(len(bars), -1, dtype=np.int64)
             for place, rule in reversed(list(enumerate(RULES))):
                 if rule not in INVALID or self._actions[rule] != "keep":
@@ -399,7 +402,8 @@ class TableBuilder:
         others = sum(int(np.isin(rules, wrong).sum()) for rules in found.values())
         others -= sum(alike.values())
         some = ", ".join(list(alike)[:EXAMPLES]) + (", ..." if len(alike) > EXAMPLES else "")
-        setting = "invalid" if rule in INVALID else rule  # the others are settings' names
+        setting = "incomplete" if rule == INCOMPLETE else "untraded"
+        setting = "invalid" if rule in INVALID else setting
         more = f"; {_count(others, 'bar')} under other rules" if others else ""
         return BarDataError(
             f"{self._names[number]} at {_text(self.calendar[self._places[at]])}: "

@@ -23,7 +23,7 @@ Changes = list[tuple[Any, Any, str]]
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
-WARNINGS = ("jump", "vwap", "gap")
+WARNINGS = ("jump", "vwap", "gap", "repeated")
 """Rules that may be broken by sound bars."""
 
 SIZE_COLUMNS = ("volume", "amount")
@@ -56,7 +56,7 @@ def check_bars(
         `rules.is_untraded`; such a bar breaks no other rule of numbers but nan), nonpositive, size
         (volume or amount negative or missing), factor, high-below-low, bracket. Warnings: jump,
         vwap (amount / volume far from the prices), gap (one row each, dated at the first missing
-        bar).
+        bar), repeated (the whole bar before once more, see `rules.is_repeated`).
 
     Raises:
         BarDataError: A column is missing or holds no numbers.
@@ -68,6 +68,7 @@ def check_bars(
         *_bar_problems(bars),
         *([] if max_move is None else _jump_problems(bars, max_move)),
         *_vwap_problems(bars),
+        *_rows(bars, repeated_bars(bars), "warning", rules.REPEATED, show_untraded),
     ]
     if find_gaps:
         problems += _gap_problems(bars, calendar)
@@ -170,7 +171,17 @@ def values_of(bars: pd.DataFrame) -> Values:
 
 
 def untraded_bars(bars: pd.DataFrame) -> Flags:
-    """Where a long table in any order has bars that did not trade, see `rules.is_untraded`.
+    """Where a long table in any order has bars that did not trade, see `rules.is_untraded`."""
+    return _flags_in_time(bars, rules.is_untraded)
+
+
+def repeated_bars(bars: pd.DataFrame) -> Flags:
+    """Where a long table in any order has the whole bar before, see `rules.is_repeated`."""
+    return _flags_in_time(bars, rules.is_repeated)
+
+
+def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -> Flags:
+    """What a rule of bars in order of time says of the rows of a long table.
 
     Of several bars at one time the first counts, and those that are equal to it.
     """
@@ -184,7 +195,7 @@ def untraded_bars(bars: pd.DataFrame) -> Flags:
     again = np.zeros(len(bars), dtype=bool)
     again[1:] = (owners[1:] == owners[:-1]) & (times[1:] == times[:-1])
     single = np.flatnonzero(~again)
-    found = rules.is_untraded(values[single], rules.starts_of(owners[single]))
+    found = rule(values[single], rules.starts_of(owners[single]))
     first = np.cumsum(~again) - 1
     same = (values == values[single][first]) | np.isnan(values) & np.isnan(values[single][first])
     flags[order] = found[first] & (~again | same.all(axis=1))

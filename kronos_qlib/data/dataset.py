@@ -134,7 +134,7 @@ class WindowDataset:
         if len(doubts := report[report["severity"] == "warning"]):
             split = "an unadjusted split would be learned as a crash (repair 'split-jumps')"
             notes.append(
-                f"{name}: {len(doubts)} bars look wrong and are left in"
+                f"{name}: {len(doubts)} bars look wrong"
                 f"{f'; {split}' if (doubts['rule'] == 'jump').any() else ''}\n"
                 f"{describe_report(doubts)}\n{describe_advice(advise(bars, doubts), 'repair ')}"
             )
@@ -147,6 +147,9 @@ class WindowDataset:
                 f"{describe_advice(advise(bars, errors), 'repair ')}"
             )
         table = BarTable.from_bars(bars)
+        if left_out := table.describe_left_out():
+            notes.append(f"{name}: {left_out}")
+            logger.warning(notes[-1])
         if any(isinstance(share, Real) for share in segments.values()):
             segments = split_by_share(table.calendar, segments)
         return cls(table=table, segments=dict(segments), notes=tuple(notes), **settings)

@@ -20,6 +20,7 @@ from kronos_qlib.data.bars import (
     is_strange_size,
     measure_lot,
     order_problems,
+    repeated_bars,
     show,
     show_untraded,
     tell_bars,
@@ -152,7 +153,7 @@ def _drop_bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Ch
 def _drop_untraded(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
     changes: Changes = []
     # Without them a bar may stand behind another one that it repeats.
-    while (idle := untraded_bars(bars)).any():
+    while (idle := untraded_bars(bars) | repeated_bars(bars)).any():
         bars, dropped = _drop(bars, idle, show_untraded)
         changes += dropped
     return bars, changes
@@ -282,7 +283,9 @@ REPAIRS: Mapping[str, Repair] = {
     "zero-strange": Repair("set volume and amount that the vwap rule doubts to 0", _zero_strange),
     "split-jumps": Repair("adjust the bars before a jump that looks like a split", _split_jumps),
     "drop-before-jump": Repair("leave out what is before the last jump", _drop_before_jump),
-    "drop-untraded": Repair("leave out bars of days on which nothing traded", _drop_untraded),
+    "drop-untraded": Repair(
+        "leave out bars of days without trade, repeated ones too", _drop_untraded
+    ),
 }
 """Every repair by name, in the order in which they are applied. What did not trade goes last: a
 size that another repair sets to 0 may have been a bar's only trade."""
@@ -292,6 +295,7 @@ MENDED_BY: Mapping[str, tuple[str, ...]] = {
     "duplicate": ("drop-duplicates",),
     "nan": ("drop-nan",),
     "untraded": ("drop-untraded",),
+    "repeated": ("drop-untraded",),
     "nonpositive": ("drop-nonpositive",),
     "bracket": ("drop-bracket", "bracket"),
     "high-below-low": ("drop-bracket", "bracket"),

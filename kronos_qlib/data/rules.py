@@ -26,11 +26,12 @@ UPSIDE_DOWN = "high-below-low"
 BRACKET = "bracket"
 SIZE = "size"
 UNTRADED = "untraded"
+REPEATED = "repeated"
 JUMP = "jump"
 
 INVALID = (NONPOSITIVE, UPSIDE_DOWN, BRACKET, SIZE)
 """Rules that a bar breaks by numbers it has."""
-RULES = (UNTRADED, INCOMPLETE, *INVALID)
+RULES = (UNTRADED, REPEATED, INCOMPLETE, *INVALID)
 """Rules that keep a bar out of a table; one that breaks several is counted under the first."""
 
 MAX_MOVE = 0.4
@@ -53,6 +54,7 @@ def find_faults(
     """
     untraded = is_untraded(bars, starts, slack=slack, others_trade=others_trade)
     found = {
+        REPEATED: is_repeated(bars, starts),
         INCOMPLETE: ~np.isfinite(bars).all(axis=1),
         NONPOSITIVE: is_nonpositive(bars),
         UPSIDE_DOWN: is_upside_down(bars, slack),
@@ -120,15 +122,13 @@ def is_untraded(
 ) -> Flags:
     """Where a feed wrote a bar though nothing traded: on a halt, a suspension, a holiday.
 
-    Vendors do it in these ways; volume and amount are 0 or missing in all but the last two:
+    Vendors do it in these ways; volume and amount are 0 or missing in all but the last:
         the four prices are one price, mostly the last close;
         the four prices are those of the bar before;
         only the close is given, and open, high and low are 0 or missing;
-        the four prices are 0, whatever volume says;
-        the whole bar before is there again, with its volume, and its high lies above its low. A
-        bar that stands elsewhere in the series too is not told from one that was traded again.
+        the four prices are 0, whatever volume says.
 
-    A bar at one price that has a volume was traded: limits are reached on such days. Where an
+    Where they repeat the volume too, see `is_repeated`. A bar at one price that has a volume was traded: limits are reached on such days. Where an
     instrument never has a volume, as rates and indices have none, no volume says nothing; unless
     its price never moves while others trade.
 
@@ -143,22 +143,40 @@ def is_untraded(
     first, last = prices.min(axis=1), prices.max(axis=1)  # NaN where one is missing
     zeros: Flags = (first == 0) & (last == 0)
     idle = ((sizes == 0) | np.isnan(sizes)).all(axis=1)
-    found = zeros.copy()
-    same = _repeats(prices) & ~starts
+    found = zeros
     if idle.any():
         idle &= _says_something(bars, starts, idle, others_trade)
     if idle.any():
         found |= idle & (first > 0) & ~_is_below(first, last, slack)
         others = prices[:, :CLOSE]
         found |= idle & (bars[:, CLOSE] > 0) & (np.isnan(others) | (others == 0)).all(axis=1)
+        same = _repeats(prices) & ~starts
         again = idle & same
         for own in _instruments(starts, again & ~found):
             # Prices that never change, high above low, are nobody's last bar.
             found[own] |= again[own] & ~same[own][1:].all()
-    filled = same & (bars[:, HIGH] > bars[:, LOW]) & (sizes > 0).any(axis=1)
-    filled &= _repeats(np.where(np.isnan(sizes), 0.0, sizes))
-    for own in _instruments(starts, filled):
-        found[own] |= filled[own] & _stands_once(bars[own])
+    return found
+
+
+def is_repeated(bars: Bars, starts: Flags | None = None) -> Flags:
+    """Where the whole bar before is there once more, with its volume, and its high above its low.
+
+    So feeds fill a holiday or a halt forward. That its volume is there by chance is unlikely, but
+    where it is met elsewhere in the series too: in round lots, or in made-up bars.
+    """
+    if not len(bars):
+        return np.zeros(0, dtype=bool)
+    if starts is None:
+        starts = _one(len(bars))
+    sizes = np.where(np.isnan(bars[:, VOLUME:]), 0.0, bars[:, VOLUME:])
+    found = _repeats(bars[:, :PRICES]) & _repeats(sizes) & ~starts
+    found &= (bars[:, HIGH] > bars[:, LOW]) & (sizes > 0).any(axis=1)
+    for own in _instruments(starts, found):
+        volume, amount = sizes[own].T
+        size = np.where(volume > 0, volume, amount)
+        _, kind, counts = np.unique(size, return_inverse=True, return_counts=True)
+        run = np.cumsum(~found[own]) - 1
+        found[own] &= (counts[kind] == np.bincount(run)[run]) & (len(counts) > 1)
     return found
 
 
@@ -232,13 +250,3 @@ def _says_something(bars: Bars, starts: Flags, idle: Flags, others_trade: bool) 
         given = prices[prices > 0]
         says[own] = not len(given) or given.min() == given.max()
     return says
-
-
-def _stands_once(bars: Bars) -> Flags:
-    """Of one instrument: where a run of equal bars is the only one of its kind, and not all."""
-    rows = np.where(np.isnan(bars), 0.0, bars)
-    _, kind, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    kind = kind.ravel()
-    run = np.cumsum(~_repeats(rows)) - 1
-    once: Flags = counts[kind] == np.bincount(run)[run]
-    return once & (len(counts) > 1)

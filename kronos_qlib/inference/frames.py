@@ -14,7 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import Times, future_times, to_times
-from kronos_qlib.data.rules import FLOAT32_SLACK, MAX_MOVE, UNTRADED, find_faults, find_jumps
+from kronos_qlib.data.rules import (
+    FLOAT32_SLACK,
+    MAX_MOVE,
+    REPEATED,
+    UNTRADED,
+    find_faults,
+    find_jumps,
+)
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS
 
@@ -103,7 +110,8 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
     doubts = []
     for rule, flags in find_faults(bars, slack=FLOAT32_SLACK).items():
         if flags.any():
-            what = "did not trade" if rule == UNTRADED else f"break the rule {rule}"
+            said = {UNTRADED: "did not trade", REPEATED: "are the bar before once more"}
+            what = said.get(rule, f"break the rule {rule}")
             doubts.append(f"{int(flags.sum())} of {len(bars)} bars {what}, {_span(times[flags])}")
     closes = bars[:, CLOSE].astype(np.float64)
     jumps = find_jumps(closes, np.zeros(len(closes), dtype=bool), MAX_MOVE)

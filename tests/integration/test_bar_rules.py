@@ -82,7 +82,7 @@ def suspend(bars: pd.DataFrame, how: str, rows: slice = HALT) -> pd.DataFrame:
     return bars
 
 
-WAYS = ["flat", "empty volume", "the bar before", "forward-filled", "close only", "zeros"]
+WAYS = ["flat", "empty volume", "the bar before", "close only", "zeros"]
 
 
 def dataset(**handler) -> KronosDataset:
@@ -109,7 +109,7 @@ def collect(monkeypatch, *modules: str) -> list[str]:
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["files", "D.features"])
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", [*WAYS, "forward-filled"])
 def test_a_suspended_share_is_neither_scored_nor_bought(how, direct, tmp_path, monkeypatch):
     """A backtest bought such shares on a suspended day and held them for 38 days."""
     frames = {name: walk(seed) for seed, name in enumerate(NAMES)}
@@ -117,9 +117,10 @@ def test_a_suspended_share_is_neither_scored_nor_bought(how, direct, tmp_path, m
     dump(tmp_path / "q", frames)
     said = collect(monkeypatch, "source")
     table = read_table(NAMES, direct=direct)
-    assert table.skipped == {"untraded": 20} and len(table) == 5 * 120 - 20
+    rule = "repeated" if how == "forward-filled" else "untraded"
+    assert table.skipped == {rule: 20} and len(table) == 5 * 120 - 20
     span = f"{NAMES[0]} 20 from {DAYS[80].date()} to {DAYS[99].date()}"
-    assert any("20 untraded" in line and span in line for line in said)
+    assert any(f"20 {rule}" in line and span in line for line in said)
     if not direct or how not in ("flat", "zeros"):
         return
     windows = dataset().windows("test")
@@ -234,6 +235,26 @@ def test_a_suspension_in_a_file_is_told_by_every_command(how, tmp_path, capsys):
         source, {"test": 1.0}, lookback=20, horizon=2, repair=["drop-untraded"]
     )
     assert len(left.table) == 100
+
+
+def test_a_bar_filled_forward_is_doubted_in_a_file(tmp_path, capsys):
+    """Its volume says that it traded, and is another's: worth a warning, and left out of windows.
+
+    A panel of US shares has all of two days twice.
+    """
+    source = write(tmp_path / "fill.csv", suspend(walk(0), "forward-filled", slice(80, 82)))
+    assert main(["data", "check", str(source)]) == 0
+    said = capsys.readouterr().out
+    assert "warning repeated: 2" in said and "repeated: --repair drop-untraded mends" in said
+    target = tmp_path / "q"
+    assert main(["data", "convert", str(source), str(target)]) == 0
+    assert "2 bars are the bar before once more" in capsys.readouterr().out
+    assert main(["data", "convert", str(source), str(target), "--refuse", "repeated"]) == 1
+    assert main(ask(source)) == 0
+    assert "2 bars of FILL did not trade and are left out" in capsys.readouterr().out
+    dataset = WindowDataset.from_file(source, {"test": 1.0}, lookback=20, horizon=2)
+    assert dataset.windows("test").dropped["repeated"] == 2
+    assert any("2 bars left out" in note for note in dataset.notes)
 
 
 def test_a_forecast_of_a_share_that_is_still_suspended_says_where_it_begins(tmp_path, capsys):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from kronos_qlib.data import rules
 from kronos_qlib.data.bar_table import BarTable, TableBuilder
-from kronos_qlib.data.rules import find_faults, find_jumps, is_sound, is_untraded
+from kronos_qlib.data.rules import (
+    find_faults,
+    find_jumps,
+    is_repeated,
+    is_sound,
+    is_untraded,
+)
 from kronos_qlib.data.search import NO_BAR, windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
@@ -42,7 +48,6 @@ HALTS = {
     "all prices 0": (0, 0, 0, 0, 0, 0),
     "all prices 0, sizes empty": (0, 0, 0, 0, NAN, NAN),
     "all prices 0, a volume": (0, 0, 0, 0, 100, 1000),
-    "the whole bar before once more": LAST,
 }
 TRADES = {
     "locked at the limit": (12.3, 12.3, 12.3, 12.3, 40, 492),
@@ -85,19 +90,23 @@ def test_each_instrument_has_its_own_bar_before_and_its_own_volume():
     rate = array((7.1, 7.2, 7.0, 7.1, 0, 0), (7.1, 7.1, 7.1, 7.1, 0, 0))
     bars = np.concatenate([array(*BARS), array(LAST, *BARS[:2]), rate])
     starts = rules.starts_of(np.array([0] * 3 + [1] * 3 + [2] * 2))
-    assert not is_untraded(bars, starts).any()
-    assert is_untraded(bars[:6]).tolist() == [False] * 3 + [True] + [False] * 2
+    assert not (is_untraded(bars, starts) | is_repeated(bars, starts)).any()
+    assert is_repeated(bars[:4]).tolist() == [False] * 3 + [True]
 
 
 def test_a_bar_that_recurs_is_not_told_from_a_trade():
     """Of a coarse or made-up series a bar may be there again; a forward-filled one is not."""
     coarse = array(BARS[0], BARS[1], BARS[1], BARS[0], BARS[1])
-    assert not is_untraded(coarse).any()
-    assert not is_untraded(array(*[BARS[0]] * 5)).any()
+    assert not is_repeated(coarse).any()
+    assert not is_repeated(array(*[BARS[0]] * 5)).any()
+    lots = array(BARS[0], BARS[1], BARS[1], (9, 9.5, 8.5, 9, 250, 2200))
+    assert not is_repeated(lots).any(), "a volume in round lots is met again"
     filled = array(BARS[0], BARS[1], BARS[1], BARS[1], BARS[2])
-    assert is_untraded(filled).tolist() == [False, False, True, True, False]
-    tick = (10.0, 10.0, 10.0, 10.0, 100.0, 1000.0)
-    assert not is_untraded(array(BARS[0], tick, tick, BARS[1])).any(), "one price, and a volume"
+    assert is_repeated(filled).tolist() == [False, False, True, True, False]
+    assert find_faults(filled)["repeated"].tolist() == is_repeated(filled).tolist()
+    assert not is_untraded(filled).any()
+    tick = (10.0, 10.0, 10.0, 10.0, 150.0, 1500.0)
+    assert not is_repeated(array(BARS[0], tick, tick, BARS[1])).any(), "one price, and a volume"
 
 
 @pytest.mark.parametrize(
