@@ -128,9 +128,9 @@ def is_untraded(
         only the close is given, and open, high and low are 0 or missing;
         the four prices are 0, whatever volume says.
 
-    Where they repeat the volume too, see `is_repeated`. A bar at one price that has a volume was traded: limits are reached on such days. Where an
-    instrument never has a volume, as rates and indices have none, no volume says nothing; unless
-    its price never moves while others trade.
+    Where they repeat the volume too, see `is_repeated`. A bar at one price that has a volume was
+    traded: limits are reached on such days. Where an instrument never has a volume, as rates and
+    indices have none, no volume says nothing; unless its price never moves while others trade.
 
     Args:
         others_trade: whether instruments that are not among these are known to trade.
