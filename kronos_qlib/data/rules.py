@@ -142,7 +142,7 @@ def is_untraded(
         starts = _one(len(bars))
     columns = np.asfortranarray(bars).T
     sizes, found = columns[VOLUME:], np.zeros(len(bars), dtype=bool)
-    idle = ~((sizes > 0) | (sizes < 0)).any(axis=0)
+    idle = np.asarray(~((sizes > 0) | (sizes < 0)).any(axis=0))
     rows = np.flatnonzero(idle | (columns[CLOSE] == 0))
     if not len(rows):
         return found
