@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.sources import add_source, read_source
+from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bars import check_bars, describe_report
 from kronos_qlib.data.repairs import join_reports, repair_bars
 from kronos_qlib.data.steps import step_notes
@@ -58,6 +59,8 @@ def check(chosen: argparse.Namespace) -> int:
         print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}\nleft:")
     if len(report):
         print(describe_report(report, in_full=("duplicate",)))
+        if advice := advise(bars, report[report["rule"] != "gap"]):
+            print(f"what to do:\n{describe_advice(advice)}")
     errors = int((report["severity"] == "error").sum())
     print(
         f"{chosen.output or chosen.source}: {len(bars)} bars of {bars['symbol'].nunique()} "

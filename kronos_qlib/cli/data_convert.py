@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.sources import add_source, read_source
+from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bars import WARNINGS, check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import future_times
-from kronos_qlib.data.repairs import MENDED_BY, join_reports, repair_bars
+from kronos_qlib.data.repairs import join_reports, repair_bars
 from kronos_qlib.data.steps import as_days
 from kronos_qlib.data.tables import check_apart, read_times
 from kronos_qlib.errors import CalendarError, KronosError
@@ -73,10 +74,12 @@ def convert(chosen: argparse.Namespace) -> int:
     bars, record, left = mend(table.bars, chosen)
     refused = left[is_refused(left, chosen.refuse)]
     if len(refused):
+        for note in table.notes:  # a column that was left out may be the cause
+            print(f"note: {note}", file=sys.stderr)
         print(describe_report(refused), file=sys.stderr)
         print(
             f"{chosen.source}: {len(refused)} errors, nothing written; --report FILE lists "
-            f"them all\n{tell_repairs(refused['rule'].unique())}",
+            f"them all\n{describe_advice(advise(bars, refused))}",
             file=sys.stderr,
         )
         return 1
@@ -103,6 +106,11 @@ def convert(chosen: argparse.Namespace) -> int:
         print(f"note: the rows of {scattered} instruments were out of order: sorted")
     if len(record):
         print(f"repaired:\n{describe_report(record, in_full=('drop-duplicates',))}")
+    if repeated := int((left["rule"] == "repeated").sum()):
+        print(
+            f"note: {repeated} bars are the bar before once more, volume and all, and are stored "
+            "as they are: --repair drop-untraded leaves them out"
+        )
     jumps = left[left["rule"] == "jump"]
     if len(jumps):
         print(f"left as they are:\n{describe_report(jumps, examples=10)}")
@@ -133,15 +141,6 @@ def is_refused(report: pd.DataFrame, refuse: Sequence[str]) -> pd.Series:
     """Which problems keep bars out of Qlib: all errors but the order of rows, and what is named."""
     is_error = report.index.isin(errors_of(report).index)
     return report["rule"].isin(list(refuse)) | is_error
-
-
-def tell_repairs(rules: Iterable[str]) -> str:
-    """What mends each rule, a line each."""
-    lines = []
-    for rule in rules:
-        names = " or ".join(MENDED_BY.get(rule, ()))
-        lines.append(f"  {rule}: " + (f"--repair {names} mends" if names else "no repair mends it"))
-    return "\n".join(lines)
 
 
 def days_ahead(bars: pd.DataFrame, count: int, exchange: str) -> pd.DatetimeIndex:

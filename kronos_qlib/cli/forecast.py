@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kronos_qlib.data.calendar import Ahead
+    from kronos_qlib.data.rules import Flags
     from kronos_qlib.inference.forecast import Forecast
     from kronos_qlib.inference.predictor import KronosPredictor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+JUMPS_SHOWN = 3
+"""Jumps of the lookback that a note names."""
 CANDLES = 80
 """Most bars of the past in the picture."""
 
@@ -88,20 +94,21 @@ def forecast(arguments: argparse.Namespace) -> None:
     predictor = _load(arguments)
     context = predictor.max_context
     window = bars.tail(_lookback(arguments, len(bars), context))
-    _check_bars(window, arguments.source)
+    notes = (*notes, *_check_bars(window, arguments.source))
     ahead = _ahead(bars, window, arguments)
-    found: Forecast = predictor.predict_paths(
-        [window],
-        [window["date"]],
-        [ahead.times],
-        arguments.horizon,
-        T=arguments.temperature,
-        top_p=arguments.top_p,
-        sample_count=arguments.paths,
-        verbose=False,
-        seed=arguments.seed,
-        keys=[window["symbol"].iloc[0]],
-    )[0]
+    with _no_warning_twice():
+        found: Forecast = predictor.predict_paths(
+            [window],
+            [window["date"]],
+            [ahead.times],
+            arguments.horizon,
+            T=arguments.temperature,
+            top_p=arguments.top_p,
+            sample_count=arguments.paths,
+            verbose=False,
+            seed=arguments.seed,
+            keys=[window["symbol"].iloc[0]],
+        )[0]
     levels = sorted(set(arguments.quantiles))
     quantiles = pd.DataFrame(found.quantiles(levels)["close"])
     _table(found, quantiles).to_csv(arguments.out, index=False, lineterminator="\n")
@@ -131,7 +138,8 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The bars of the instrument asked for, in order, and what was said in reading."""
+    """The traded bars of the instrument asked for, in order, and what was said in reading."""
+    from kronos_qlib.data.bars import repeated_bars, untraded_bars
     from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
@@ -142,7 +150,31 @@ def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ..
     symbol = symbols[0] if arguments.symbol is None else arguments.symbol.upper()
     if symbol not in symbols:
         raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
-    return table.bars[table.bars["symbol"] == symbol], table.notes
+    own = (table.bars["symbol"] == symbol).to_numpy()
+    idle = (untraded_bars(table.bars) | repeated_bars(table.bars))[own]
+    bars = table.bars[own]
+    return bars[~idle], (*table.notes, *_describe_untraded(bars, idle))
+
+
+def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
+    """What to say of bars that did not trade and are left out.
+
+    Raises:
+        BarDataError: no bar traded.
+    """
+    from kronos_qlib.data.bars import show_time
+
+    if not idle.any():
+        return []
+    symbol, dates = bars["symbol"].iloc[0], bars["date"]
+    if idle.all():
+        raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
+    first, last = (show_time(dates[idle].iloc[place]) for place in (0, -1))
+    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {first} to {last}"
+    newest = dates[~idle].iloc[-1]
+    if newest < dates.iloc[-1]:
+        said += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
+    return [said]
 
 
 def _load(arguments: argparse.Namespace) -> KronosPredictor:
@@ -172,16 +204,42 @@ def _lookback(arguments: argparse.Namespace, bars: int, context: int) -> int:
     return lookback
 
 
-def _check_bars(window: pd.DataFrame, source: Path) -> None:
-    """Refuse bars that the forecast would be made of and that cannot be."""
-    from kronos_qlib.data.bars import check_bars, describe_report, errors_of
+def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
+    """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
+    from kronos_qlib.data.bars import check_bars, describe_report, errors_of, show_time
 
-    errors = errors_of(check_bars(window, find_gaps=False))
+    report = check_bars(window, find_gaps=False)
+    errors = errors_of(report)
     if len(errors):
         raise BarDataError(
             f"{source}: {len(errors)} errors in the lookback: {describe_report(errors)}; "
             "`kronos-qlib data check` lists and repairs them"
         )
+    jumps = report[report["rule"] == "jump"]
+    if jumps.empty:
+        return []
+    shown = [
+        f"{show_time(date)} {detail}"
+        for date, detail in zip(jumps["date"], jumps["detail"], strict=True)
+    ][:JUMPS_SHOWN]
+    more = f"; and {len(jumps) - JUMPS_SHOWN} more" if len(jumps) > JUMPS_SHOWN else ""
+    return [
+        f"the lookback has a jump, and the forecast takes it as a move: {'; '.join(shown)}{more}; "
+        "if it is a split, adjust the bars before it: kronos-qlib data check "
+        f"{source} --repair split-jumps --output NEW.csv"
+    ]
+
+
+@contextmanager
+def _no_warning_twice() -> Iterator[None]:
+    """The predictor logs what looks wrong in a lookback, which is printed as a note here."""
+    frames = logging.getLogger("kronos_qlib.inference.frames")
+    level = frames.level
+    frames.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        frames.setLevel(level)
 
 
 def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespace) -> Ahead:

@@ -5,25 +5,82 @@ Shape letters: M bars in all, K times of the calendar, I instruments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import Times, stamps_of, to_times
-from kronos_qlib.errors import BarDataError
-from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.data.rules import (
+    FLOAT32_SLACK,
+    INCOMPLETE,
+    INVALID,
+    MAX_MOVE,
+    REPEATED,
+    RULES,
+    UNTRADED,
+    find_faults,
+    find_jumps,
+    is_sound,
+)
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Incomplete = Literal["error", "skip"]
 """What to do with a bar that has some of its values and lacks others."""
+Invalid = Literal["error", "skip", "keep"]
+"""What to do with a bar whose numbers cannot be: a price of 0 or less, high below low, high and low
+that do not span open and close, a negative volume or amount."""
+Untraded = Literal["skip", "error", "keep"]
+"""What to do with a bar on whose day nothing traded, see `rules.is_untraded` and `is_repeated`;
+"keep" keeps those that have all their values."""
+
+CHUNK = 1 << 20
+"""Rows whose closes are looked at together."""
+EXAMPLES = 3
+"""Instruments that a message names."""
 
 COLUMNS = len(BAR_COLUMNS)
 PRICES = len(PRICE_COLUMNS)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Bars that were there and were left out, by instrument and then by time.
+
+    owners: (L,) places in the table's instruments. places: (L,) in its calendar.
+    rules: (L,) places in `rules.RULES` of the first rule that each breaks.
+    """
+
+    owners: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    places: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rules: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def of(self, number: int) -> range:
+        """The entries of one instrument."""
+        return range(*np.searchsorted(self.owners, [number, number + 1]).tolist())
+
+    def counts(
+        self, entries: range | None = None, start: int = 0, stop: int | None = None
+    ) -> dict[str, int]:
+        """How many of some entries, at places from `start` up to, without, `stop`, broke each rule.
+
+        Of rules that none broke nothing.
+        """
+        those = slice(None) if entries is None else slice(entries.start, entries.stop)
+        places = self.places[those]
+        due = (places >= start) & (places < (np.inf if stop is None else stop))
+        numbers = np.bincount(self.rules[those][due], minlength=len(RULES)).tolist()
+        return {rule: count for rule, count in zip(RULES, numbers, strict=True) if count}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +94,7 @@ class BarTable:
     places: (M,) uint16 or uint32, where in `calendar` each bar stands.
     calendar: (K,) datetime64[ns], increasing: the moments at which bars close (or their days).
     instruments: (I) their names. offsets: (I + 1,) int64, where each one's rows begin.
-    skipped: incomplete bars that were left out when it was filled.
+    left_out: bars that broke a rule and were left out when it was filled.
     """
 
     values: Floats
@@ -45,10 +102,16 @@ class BarTable:
     calendar: Times
     instruments: tuple[str, ...]
     offsets: Ints
-    skipped: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @classmethod
-    def from_frame(cls, frame: pd.DataFrame, incomplete: Incomplete = "error") -> BarTable:
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> BarTable:
         """Fill from a frame indexed by (instrument, datetime) in any row order.
 
         A row whose bar is missing (every price NaN, as Qlib has it on a suspended day) is no bar
@@ -56,11 +119,13 @@ class BarTable:
 
         Args:
             frame: columns as in `schema.BAR_COLUMNS`.
-            incomplete: see `Incomplete`; an incomplete bar that is skipped is no bar either.
+            incomplete, invalid, untraded: see `Incomplete`, `Invalid` and `Untraded`; a bar that is
+                skipped is no bar either.
 
         Raises:
             BarDataError: the index has not two levels; a column lacks; a bar has no instrument; an
-                instrument has two bars of one time; a bar is incomplete, or not finite in float32.
+                instrument has two bars of one time; a bar is incomplete, not finite in float32, or
+                breaks a rule.
             CalendarError: a bar's time is missing or cannot be read.
         """
         if frame.index.nlevels != 2:
@@ -83,19 +148,25 @@ class BarTable:
         with np.errstate(over="ignore"):
             values = frame.to_numpy(dtype=np.float64)[order].astype(np.float32)
         bounds = np.searchsorted(codes, np.arange(len(names) + 1))
-        builder = TableBuilder(calendar, len(values), incomplete)
+        builder = TableBuilder(calendar, len(values), incomplete, invalid, untraded)
         for number, name in enumerate(names):
             own = slice(*bounds[number : number + 2])
             builder.add(str(name), places[own], values[own])
         return builder.finish()
 
     @classmethod
-    def from_bars(cls, bars: pd.DataFrame, incomplete: Incomplete = "error") -> BarTable:
+    def from_bars(
+        cls,
+        bars: pd.DataFrame,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> BarTable:
         """Fill from a long table with columns symbol and date, as `tables.read_bars` gives it."""
         for name in ("symbol", "date"):
             if name not in bars:
                 raise BarDataError(f"bars have no column {name!r}")
-        return cls.from_frame(bars.set_index(["symbol", "date"]), incomplete)
+        return cls.from_frame(bars.set_index(["symbol", "date"]), incomplete, invalid, untraded)
 
     @classmethod
     def empty(cls) -> BarTable:
@@ -109,6 +180,23 @@ class BarTable:
     def nbytes(self) -> int:
         """Bytes of the bars and their places."""
         return int(self.values.nbytes + self.places.nbytes)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many bars were left out when it was filled, by the rule that they broke."""
+        return self.left_out.counts()
+
+    @cached_property
+    def jumps(self) -> Ints:
+        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps`."""
+        found = [np.zeros(0, dtype=np.int64)]
+        begins = self.offsets[:-1]
+        for start in range(0, len(self), CHUNK):
+            closes = self.values[max(0, start - 1) : start + CHUNK, CLOSE]
+            starts = np.zeros(len(closes), dtype=bool)  # none: an instrument's first row goes below
+            found.append(find_jumps(closes, starts, MAX_MOVE) + max(0, start - 1))
+        rows = np.concatenate(found)
+        return rows[~np.isin(rows, begins)]
 
     @property
     def times(self) -> Times:
@@ -136,6 +224,29 @@ class BarTable:
         """Instrument and time of a row, for a message."""
         return f"{self.instruments[int(self.instrument_of(row))]} at {_text(self.times_at(row))}"
 
+    def describe_left_out(self) -> str:
+        """What was left out when it was filled, in one sentence; "" if nothing was."""
+        out = self.left_out
+        if not len(out):
+            return ""
+        by_rule = ", ".join(f"{count} {rule}" for rule, count in self.skipped.items())
+        owners, firsts = np.unique(out.owners, return_index=True)
+        names = []
+        for owner, first, last in zip(owners, firsts, [*firsts[1:], len(out)], strict=True):
+            days = [
+                _text(self.calendar[place]).removesuffix("T00:00")
+                for place in out.places[[first, last - 1]]
+            ]
+            span = days[0] if last - first == 1 else f"{last - first} from {days[0]} to {days[1]}"
+            names.append(f"{self.instruments[owner]} {span}")
+            if len(names) == EXAMPLES:
+                break
+        more = f" and {len(owners) - EXAMPLES} more" if len(owners) > EXAMPLES else ""
+        return (
+            f"{_count(len(out), 'bar')} left out, as if suspended ({by_rule}): "
+            f"{', '.join(names)}{more}"
+        )
+
 
 class TableBuilder:
     """Fills a table instrument by instrument, in memory taken once.
@@ -143,20 +254,38 @@ class TableBuilder:
     Args:
         calendar: (K,) datetime64[ns], increasing.
         capacity: bars at most; what is not used is never touched, so it costs no memory.
-        incomplete: see `Incomplete`.
+        incomplete, invalid, untraded: see `Incomplete`, `Invalid` and `Untraded`.
+
+    Raises:
+        ConfigError: one of them is no such word.
     """
 
-    def __init__(self, calendar: Times, capacity: int, incomplete: Incomplete = "error") -> None:
+    def __init__(
+        self,
+        calendar: Times,
+        capacity: int,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> None:
+        check_choices(incomplete=incomplete, invalid=invalid, untraded=untraded)
         self.calendar = calendar
-        self.incomplete = incomplete
+        self._actions: dict[str, str] = {
+            UNTRADED: untraded,
+            REPEATED: untraded,
+            INCOMPLETE: incomplete,
+            **dict.fromkeys(INVALID, invalid),
+        }
         narrow = len(calendar) <= np.iinfo(np.uint16).max
         self._values = np.empty((capacity, COLUMNS), dtype=np.float32)
         kind: type[np.unsignedinteger[Any]] = np.uint16 if narrow else np.uint32
         self._places = np.empty(capacity, dtype=kind)
-        self._filled = 0
         self._names: list[str] = []
         self._offsets = [0]
-        self._skipped = 0
+        # Instruments to look at again when all are there: whether no volume means no trade
+        # depends on the others, and a fault's message counts all of its kind.
+        self._suspects: list[int] = []
+        self._silent: list[int] = []
 
     def add(self, name: str, places: npt.NDArray[Any], bars: Floats) -> None:
         """The next instrument's bars; one without any keeps its (empty) place among the names.
@@ -166,52 +295,147 @@ class TableBuilder:
             bars: (n, 6) float32; a row without any price (all four NaN) is no bar.
 
         Raises:
-            BarDataError: names the instrument and time of the first bar that is incomplete, or
-                stands not after the one before it.
+            BarDataError: names the instrument and time of a bar that stands not after the one
+                before it.
         """
-        if not np.isfinite(bars).all():
+        is_whole = bool(np.isfinite(bars).all())
+        if not is_whole:
             there = ~np.all(np.isnan(bars[:, :PRICES]), axis=1)
-            broken = np.asarray(there & ~np.all(np.isfinite(bars), axis=1))
-            if broken.any() and self.incomplete == "error":
-                raise self._incomplete(name, places, bars, broken)
-            self._skipped += int(broken.sum())
-            whole = there & ~broken
-            places, bars = places[whole], bars[whole]
+            places, bars = places[there], bars[there]
+            is_whole = bool(np.isfinite(bars).all())
         steps = np.diff(places.astype(np.int64))
         if (steps <= 0).any():
             at = places[int(np.argmax(steps <= 0)) + 1]
             problem = "two bars of one time" if (steps == 0).any() else "bars out of order"
             raise BarDataError(f"{name} at {_text(self.calendar[at])}: {problem}")
-        stop = self._filled + len(bars)
-        self._values[self._filled : stop] = bars
-        self._places[self._filled : stop] = places
-        self._filled = stop
+        if not (is_whole and is_sound(bars)):
+            self._suspects.append(len(self._names))
+        elif not bars[:, VOLUME:].any():
+            self._silent.append(len(self._names))
+        start, stop = self._offsets[-1], self._offsets[-1] + len(bars)
+        self._values[start:stop] = bars
+        self._places[start:stop] = places
         self._names.append(name)
         self._offsets.append(stop)
 
     def finish(self) -> BarTable:
-        """The table. The builder must not be used after that."""
+        """The table. The builder must not be used after that.
+
+        Raises:
+            BarDataError: bars break a rule that is an error: names the first by instrument and
+                time, and counts them all.
+        """
+        left_out = self._leave_out(self._find_faults())
+        filled = self._offsets[-1]
         return BarTable(
-            values=self._values[: self._filled],
-            places=self._places[: self._filled],
+            values=self._values[:filled],
+            places=self._places[:filled],
             calendar=self.calendar,
             instruments=tuple(self._names),
             offsets=np.array(self._offsets, dtype=np.int64),
-            skipped=self._skipped,
+            left_out=left_out,
         )
 
-    def _incomplete(
-        self, name: str, places: npt.NDArray[Any], bars: Floats, broken: npt.NDArray[np.bool_]
-    ) -> BarDataError:
-        row = int(np.argmax(broken))
-        lacking = [BAR_COLUMNS[place] for place in np.flatnonzero(~np.isfinite(bars[row]))]
-        verb = "is" if len(lacking) == 1 else "are"
+    def _find_faults(self) -> dict[int, Ints]:
+        """For each instrument with faults (n,) the place in RULES of the first that a bar breaks,
+        -1 where it breaks none."""
+        silent = set(self._silent)
+        trades = {number: self._trades(number) for number in self._suspects}
+        # Whoever is neither suspected nor silent has volume in every bar.
+        others = len(self._names) > len(self._suspects) + len(silent) or any(trades.values())
+        found = {}
+        for number in sorted([*self._suspects, *(silent if others else ())]):
+            bars = self._values[slice(*self._offsets[number : number + 2])]
+            flags = find_faults(bars, slack=FLOAT32_SLACK, others_trade=others)
+            if self._actions[UNTRADED] == "keep":  # what has a price and a size at all
+                kept = np.isfinite(bars).all(axis=1) & (bars[:, :PRICES] > 0).all(axis=1)
+                flags[UNTRADED] &= ~kept
+                flags[REPEATED][:] = False
+            rules = np.full(len(bars), -1, dtype=np.int64)
+            for place, rule in reversed(list(enumerate(RULES))):
+                if rule not in INVALID or self._actions[rule] != "keep":
+                    rules[flags[rule]] = place
+            if (rules >= 0).any():
+                found[number] = rules
+        return found
+
+    def _trades(self, number: int) -> bool:
+        bars = self._values[slice(*self._offsets[number : number + 2])]
+        return bool((bars[:, VOLUME:] > 0).any())
+
+    def _leave_out(self, found: Mapping[int, Ints]) -> LeftOut:
+        """Close the gaps of what is skipped; refuse what is an error."""
+        wrong = [place for place, rule in enumerate(RULES) if self._actions[rule] == "error"]
+        for number, rules in found.items():
+            if np.isin(rules, wrong).any():
+                raise self._refused(number, found, wrong)
+        if not found:
+            return LeftOut()
+        owners, places, broken = [], [], []
+        filled = self._offsets[min(found)]
+        starts = list(self._offsets)
+        for number in range(min(found), len(self._names)):
+            own = slice(*starts[number : number + 2])
+            values, times = self._values[own], self._places[own]
+            if number in found:
+                gone = found[number] >= 0
+                owners.append(np.full(int(gone.sum()), number, dtype=np.int64))
+                places.append(times[gone].astype(np.int64))
+                broken.append(found[number][gone])
+                values, times = values[~gone], times[~gone]
+            stop = filled + len(values)
+            self._values[filled:stop] = values
+            self._places[filled:stop] = times
+            filled = self._offsets[number + 1] = stop
+        return LeftOut(np.concatenate(owners), np.concatenate(places), np.concatenate(broken))
+
+    def _refused(self, number: int, found: Mapping[int, Ints], wrong: list[int]) -> BarDataError:
+        """The first bar at fault, and how many more there are of its kind and of others."""
+        row = int(np.argmax(np.isin(found[number], wrong)))
+        rule = RULES[found[number][row]]
+        at = self._offsets[number] + row
+        alike = {
+            self._names[other]: int((rules == RULES.index(rule)).sum())
+            for other, rules in found.items()
+            if (rules == RULES.index(rule)).any()
+        }
+        others = sum(int(np.isin(rules, wrong).sum()) for rules in found.values())
+        others -= sum(alike.values())
+        some = ", ".join(list(alike)[:EXAMPLES]) + (", ..." if len(alike) > EXAMPLES else "")
+        setting = "incomplete" if rule == INCOMPLETE else "untraded"
+        setting = "invalid" if rule in INVALID else setting
+        more = f"; {_count(others, 'bar')} under other rules" if others else ""
         return BarDataError(
-            f"{name} at {_text(self.calendar[places[row]])}: {', '.join(lacking)} {verb} missing "
-            f"or not finite beside values that are given ({int(broken.sum())} such bars of "
-            f"{name}); repair the bars (data_prep/check_bars.py lists them) or leave such bars out "
-            "with incomplete='skip'"
+            f"{self._names[number]} at {_text(self.calendar[self._places[at]])}: "
+            f"{_explain(rule, self._values[at])} ({_count(sum(alike.values()), 'such bar')} of "
+            f"{some}{more}); mend the bars where they come from, or leave such bars out, as if "
+            f"suspended, with {setting}='skip'"
         )
+
+
+def check_choices(**settings: str) -> None:
+    """Raises: ConfigError: `incomplete`, `invalid` or `untraded` is none of its words."""
+    known = {"incomplete": Incomplete, "invalid": Invalid, "untraded": Untraded}
+    for name, value in settings.items():
+        if value not in get_args(known[name]):
+            words = " or ".join(repr(word) for word in get_args(known[name]))
+            raise ConfigError(f"{name} must be {words}, got {value!r}")
+
+
+def _explain(rule: str, bar: Floats) -> str:
+    """What is wrong with one bar."""
+    if rule == INCOMPLETE:
+        lacking = [BAR_COLUMNS[place] for place in np.flatnonzero(~np.isfinite(bar))]
+        verb = "is" if len(lacking) == 1 else "are"
+        return f"{', '.join(lacking)} {verb} missing or not finite beside values that are given"
+    values = ", ".join(
+        f"{name} {value:.7g}" for name, value in zip(BAR_COLUMNS, bar.tolist(), strict=True)
+    )
+    return f"{rule}: {values}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _text(moment: Any) -> str:

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data import rules
+from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
-Flags = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
 
 Explain = Callable[[Mapping[str, Any]], str]
 """From one bar to what is to be said about it."""
@@ -21,13 +23,10 @@ Changes = list[tuple[Any, Any, str]]
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
-WARNINGS = ("jump", "vwap", "gap")
+WARNINGS = ("jump", "vwap", "gap", "repeated")
 """Rules that may be broken by sound bars."""
 
 SIZE_COLUMNS = ("volume", "amount")
-
-MAX_MOVE = 0.4
-"""Largest |return| from one close to the next that is believed without a word."""
 
 VWAP_SLACK = 1.1
 """How far amount / volume may lie outside a bar's low and high: small volumes are rounded."""
@@ -53,10 +52,11 @@ def check_bars(
 
     Returns:
         One row per problem: symbol, date, severity ("error" or "warning"), rule, detail; sorted
-        by symbol and date, empty if all is well. Errors: order, duplicate, nan, nonpositive, size
+        by symbol and date, empty if all is well. Errors: order, duplicate, nan, untraded (see
+        `rules.is_untraded`; such a bar breaks no other rule of numbers but nan), nonpositive, size
         (volume or amount negative or missing), factor, high-below-low, bracket. Warnings: jump,
         vwap (amount / volume far from the prices), gap (one row each, dated at the first missing
-        bar).
+        bar), repeated (the whole bar before once more, see `rules.is_repeated`).
 
     Raises:
         BarDataError: A column is missing or holds no numbers.
@@ -68,6 +68,7 @@ def check_bars(
         *_bar_problems(bars),
         *([] if max_move is None else _jump_problems(bars, max_move)),
         *_vwap_problems(bars),
+        *_rows(bars, repeated_bars(bars), "warning", rules.REPEATED, show_untraded),
     ]
     if find_gaps:
         problems += _gap_problems(bars, calendar)
@@ -164,47 +165,64 @@ def _rows(
     ]
 
 
-def is_nonpositive(bars: pd.DataFrame) -> Flags:
-    """Where a price is 0 or less."""
-    bad: Flags = np.any(bars[list(PRICE_COLUMNS)].to_numpy(np.float64) <= 0, axis=1)
-    return bad
+def values_of(bars: pd.DataFrame) -> Values:
+    """(n, 6) float64 of a long table, in its order; an amount that it lacks is NaN."""
+    return bars.reindex(columns=list(BAR_COLUMNS)).to_numpy(np.float64)
 
 
-def is_unknown(bars: pd.DataFrame) -> Flags:
-    """Where a price is missing or infinite."""
-    bad: Flags = ~np.isfinite(bars[list(PRICE_COLUMNS)].to_numpy(np.float64)).all(axis=1)
-    return bad
+def untraded_bars(bars: pd.DataFrame) -> Flags:
+    """Where a long table in any order has bars that did not trade, see `rules.is_untraded`."""
+    return _flags_in_time(bars, rules.is_untraded)
 
 
-def is_outside(bars: pd.DataFrame) -> Flags:
-    """Where high and low do not span open and close, as far as they are known."""
-    opens, highs, lows, closes = bars[list(PRICE_COLUMNS)].to_numpy(np.float64).T
-    # Pair by pair: NaN compares false, so a price that is missing says nothing of the others.
-    outside: Flags = (highs < opens) | (highs < closes) | (lows > opens) | (lows > closes)
-    return outside
+def repeated_bars(bars: pd.DataFrame) -> Flags:
+    """Where a long table in any order has the whole bar before, see `rules.is_repeated`."""
+    return _flags_in_time(bars, rules.is_repeated)
 
 
-def is_upside_down(bars: pd.DataFrame) -> Flags:
-    """Where high lies below low."""
-    below: Flags = bars["high"].to_numpy(np.float64) < bars["low"].to_numpy(np.float64)
-    return below
+def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -> Flags:
+    """What a rule of bars in order of time says of the rows of a long table.
+
+    Of several bars at one time the first counts, and those that are equal to it.
+    """
+    flags = np.zeros(len(bars), dtype=bool)
+    if not len(bars):
+        return flags
+    owners = pd.factorize(bars["symbol"])[0]
+    times = bars["date"].to_numpy()
+    order = np.lexsort((times, owners))
+    owners, times, values = owners[order], times[order], values_of(bars)[order]
+    again = np.zeros(len(bars), dtype=bool)
+    again[1:] = (owners[1:] == owners[:-1]) & (times[1:] == times[:-1])
+    single = np.flatnonzero(~again)
+    found = rule(values[single], rules.starts_of(owners[single]))
+    first = np.cumsum(~again) - 1
+    same = (values == values[single][first]) | np.isnan(values) & np.isnan(values[single][first])
+    flags[order] = found[first] & (~again | same.all(axis=1))
+    return flags
 
 
 def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Rules that one bar can break by itself."""
     repeated = bars.duplicated(["symbol", "date"]).to_numpy()
     copied = bars.duplicated().to_numpy() if repeated.any() else repeated
+    values, idle = values_of(bars), untraded_bars(bars)
+
+    def broken(where: Flags, rule: str, names: Iterable[str] = PRICE_COLUMNS) -> list[Any]:
+        return _rows(bars, where & ~idle, "error", rule, show(names))
+
     problems = [
         *_rows(bars, repeated & copied, "error", "duplicate", lambda bar: "the same bar again"),
         *_rows(bars, repeated & ~copied, "error", "duplicate", show(PRICE_COLUMNS, "another: ")),
-        *_rows(bars, is_unknown(bars), "error", "nan", show(PRICE_COLUMNS)),
-        *_rows(bars, is_nonpositive(bars), "error", "nonpositive", show(PRICE_COLUMNS)),
-        *_rows(bars, is_upside_down(bars), "error", "high-below-low", show(("high", "low"))),
-        *_rows(bars, is_outside(bars), "error", "bracket", show(PRICE_COLUMNS)),
+        *_rows(bars, rules.is_unknown(values), "error", "nan", show(PRICE_COLUMNS)),
+        *_rows(bars, idle, "error", rules.UNTRADED, show_untraded),
+        *broken(rules.is_nonpositive(values), rules.NONPOSITIVE),
+        *broken(rules.is_upside_down(values), rules.UPSIDE_DOWN, ("high", "low")),
+        *broken(rules.is_outside(values), rules.BRACKET),
     ]
     for name in SIZE_COLUMNS:
         if name in bars:
-            problems += _rows(bars, is_bad_size(bars, name), "error", "size", show((name,)))
+            problems += broken(is_bad_size(bars, name), rules.SIZE, (name,))
     if "factor" in bars:
         factor = bars["factor"].to_numpy(np.float64)
         bad = ~(np.isfinite(factor) & (factor > 0))
@@ -215,6 +233,11 @@ def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
 def show(names: Iterable[str], what: str = "") -> Explain:
     """Show a bar's values by name, after a word on what they are."""
     return lambda bar: what + ", ".join(f"{name} {bar[name]:.10g}" for name in names)
+
+
+def show_untraded(bar: Mapping[str, Any]) -> str:
+    """A bar's values, as far as it has the columns."""
+    return show([name for name in (*PRICE_COLUMNS, *SIZE_COLUMNS) if name in bar])(bar)
 
 
 def is_bad_size(bars: pd.DataFrame, name: str) -> Flags:
@@ -248,10 +271,12 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
         raise ConfigError(f"max_move must be above 0, such as 0.4 for 40 %, got {max_move}")
     known = np.isfinite(bars["close"]) & (bars["close"] > 0)
     closes = bars.loc[known].sort_values(["symbol", "date"], kind="stable")
-    before = closes.groupby("symbol", sort=False)["close"].shift()
+    values = closes["close"].to_numpy(np.float64)
+    starts = rules.starts_of(pd.factorize(closes["symbol"])[0])
+    rows = rules.find_jumps(values, starts, max_move)
+    jumps: pd.DataFrame = closes.iloc[rows].assign(before=values[rows - 1])
     with np.errstate(over="ignore"):
-        closes = closes.assign(before=before, move=closes["close"] / before - 1.0)
-    jumps: pd.DataFrame = closes[closes["move"].abs() > max_move]
+        jumps["move"] = jumps["close"] / jumps["before"] - 1.0
     return jumps
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.bars import check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
 from kronos_qlib.data.labels import Label, ReturnLabel
-from kronos_qlib.data.repairs import REPAIRS, repair_bars
+from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.segments import (
     Segment,
@@ -143,18 +144,24 @@ class WindowDataset:
         if len(record):
             notes.append(f"{name} was repaired:\n{describe_report(record)}")
         if len(doubts := report[report["severity"] == "warning"]):
+            split = "an unadjusted split would be learned as a crash (repair 'split-jumps')"
             notes.append(
-                f"{name}: {len(doubts)} bars look wrong and are left in; an unadjusted split "
-                f"would be learned as a crash (repair 'split-jumps')\n{describe_report(doubts)}"
+                f"{name}: {len(doubts)} bars look wrong"
+                f"{f'; {split}' if (doubts['rule'] == 'jump').any() else ''}\n"
+                f"{describe_report(doubts)}\n{describe_advice(advise(bars, doubts), 'repair ')}"
             )
         for note in notes:  # a script that asks for no logging sees warnings
             logger.warning(note)
         if len(errors := errors_of(report)):
             raise BarDataError(
-                f"{name}: {len(errors)} errors; data_prep/check_bars.py lists them, `repair` mends "
-                f"what it names ({', '.join(REPAIRS)})\n{describe_report(errors)}"
+                f"{name}: {len(errors)} errors; `kronos-qlib data check` lists them, `repair` "
+                f"mends those that have one\n{describe_report(errors)}\n"
+                f"{describe_advice(advise(bars, errors), 'repair ')}"
             )
         table = BarTable.from_bars(bars)
+        if left_out := table.describe_left_out():
+            notes.append(f"{name}: {left_out}")
+            logger.warning(notes[-1])
         if any(isinstance(share, Real) for share in segments.values()):
             segments = split_by_share(table.calendar, segments)
         return cls(table=table, segments=dict(segments), notes=tuple(notes), **settings)

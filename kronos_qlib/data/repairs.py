@@ -11,23 +11,29 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.bars import (
-    MAX_MOVE,
     SIZE_COLUMNS,
     Changes,
     Explain,
-    Flags,
     check_columns,
     find_jumps,
     is_bad_size,
-    is_nonpositive,
-    is_outside,
     is_strange_size,
-    is_unknown,
-    is_upside_down,
     measure_lot,
     order_problems,
+    repeated_bars,
     show,
+    show_untraded,
     tell_bars,
+    untraded_bars,
+    values_of,
+)
+from kronos_qlib.data.rules import (
+    MAX_MOVE,
+    Flags,
+    is_nonpositive,
+    is_outside,
+    is_unknown,
+    is_upside_down,
 )
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import PRICE_COLUMNS
@@ -132,15 +138,25 @@ def _drop(bars: pd.DataFrame, where: Flags, explain: Explain) -> tuple[pd.DataFr
 
 
 def _drop_nan(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
-    return _drop(bars, is_unknown(bars), show(PRICE_COLUMNS))
+    return _drop(bars, is_unknown(values_of(bars)), show(PRICE_COLUMNS))
 
 
 def _drop_nonpositive(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
-    return _drop(bars, is_nonpositive(bars), show(PRICE_COLUMNS))
+    return _drop(bars, is_nonpositive(values_of(bars)), show(PRICE_COLUMNS))
 
 
 def _drop_bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
-    return _drop(bars, is_outside(bars) | is_upside_down(bars), show(PRICE_COLUMNS))
+    values = values_of(bars)
+    return _drop(bars, is_outside(values) | is_upside_down(values), show(PRICE_COLUMNS))
+
+
+def _drop_untraded(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
+    changes: Changes = []
+    # Without them a bar may stand behind another one that it repeats.
+    while (idle := untraded_bars(bars) | repeated_bars(bars)).any():
+        bars, dropped = _drop(bars, idle, show_untraded)
+        changes += dropped
+    return bars, changes
 
 
 def _drop_duplicates(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
@@ -156,7 +172,8 @@ def _sort(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
 def _bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
     prices = bars[list(PRICE_COLUMNS)]
     top, bottom = prices.max(axis=1), prices.min(axis=1)
-    wrong = (is_outside(bars) | is_upside_down(bars)) & ~is_unknown(bars)
+    values = values_of(bars)
+    wrong = (is_outside(values) | is_upside_down(values)) & ~is_unknown(values)
     changes = tell_bars(bars, wrong, show(("high", "low"), "widened from "))
     wide = bars.assign(high=bars["high"].mask(wrong, top), low=bars["low"].mask(wrong, bottom))
     return wide, changes
@@ -256,7 +273,9 @@ def _adjust(bars: pd.DataFrame, new: Numbers, old: Numbers) -> pd.DataFrame:
 REPAIRS: Mapping[str, Repair] = {
     "drop-nan": Repair("leave out bars with a price that is NaN or infinite", _drop_nan),
     "drop-nonpositive": Repair("leave out bars with a price of 0 or less", _drop_nonpositive),
-    "drop-duplicates": Repair("of several bars at one time keep the last row", _drop_duplicates),
+    "drop-duplicates": Repair(
+        "of several bars at one time keep the last row, if it corrects the others", _drop_duplicates
+    ),
     "sort": Repair("sort by symbol and date", _sort),
     "drop-bracket": Repair("leave out bars whose high and low do not span", _drop_bracket),
     "bracket": Repair("widen high and low to span open and close", _bracket),
@@ -264,13 +283,19 @@ REPAIRS: Mapping[str, Repair] = {
     "zero-strange": Repair("set volume and amount that the vwap rule doubts to 0", _zero_strange),
     "split-jumps": Repair("adjust the bars before a jump that looks like a split", _split_jumps),
     "drop-before-jump": Repair("leave out what is before the last jump", _drop_before_jump),
+    "drop-untraded": Repair(
+        "leave out bars of days without trade, repeated ones too", _drop_untraded
+    ),
 }
-"""Every repair by name, in the order in which they are applied."""
+"""Every repair by name, in the order in which they are applied. What did not trade goes last: a
+size that another repair sets to 0 may have been a bar's only trade."""
 
 MENDED_BY: Mapping[str, tuple[str, ...]] = {
     "order": ("sort",),
     "duplicate": ("drop-duplicates",),
     "nan": ("drop-nan",),
+    "untraded": ("drop-untraded",),
+    "repeated": ("drop-untraded",),
     "nonpositive": ("drop-nonpositive",),
     "bracket": ("drop-bracket", "bracket"),
     "high-below-low": ("drop-bracket", "bracket"),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.bar_table import BarTable
+from kronos_qlib.data.rules import RULES
 from kronos_qlib.data.segments import places_of
 from kronos_qlib.data.windows import Rows, RunRows, Windows
 from kronos_qlib.errors import BarDataError
@@ -26,8 +27,9 @@ UNFINISHED = "horizon not there yet"
 NO_BAR = "no bar that day"
 LONGEST_AGE = 100_000
 """Days that nanoseconds can still count."""
-REASONS = (NO_BAR, OUTSIDE, TOO_FEW, TOO_OLD, CUT, UNFINISHED)
-"""Why an instrument has no window that ends at a moment; the first that applies is counted."""
+REASONS = (NO_BAR, *RULES, OUTSIDE, TOO_FEW, TOO_OLD, CUT, UNFINISHED)
+"""Why an instrument has no window that ends at a moment; the first that applies is counted. There
+is no bar, or there was one that broke a rule and was left out."""
 
 
 def windows_to_score(
@@ -54,7 +56,8 @@ def windows_to_score(
     Returns:
         The windows by (time, instrument), and in `dropped` what became of the other candidates:
         every time of the calendar in the segment at which an instrument is in the universe
-        (without `spans`: from its first bar to its last), and bars outside the universe.
+        (without `spans`: from its first bar to its last, those that were left out too), and bars
+        outside the universe.
 
     Raises:
         BarDataError: the numbers of bars make no window.
@@ -156,6 +159,7 @@ def _runs_of(
     """
     begin, end = table.offsets[number : number + 2].tolist()
     places = table.places[begin:end]
+    left_out = table.left_out.of(number)
 
     def rows_of(era: _Era) -> tuple[int, int]:
         # Of the places' own type: numpy would copy them all to search for a wider one.
@@ -167,13 +171,18 @@ def _runs_of(
     if ahead and begin < start < stop:
         start -= 1  # a window to train on belongs to the segment in which its horizon begins
     if universe is None:
-        listed = _Era(int(places[0]), int(places[-1]) + 1) if begin < end else _Era(0, 0)
-        universe = [listed]
+        there = [*places[[0, -1]].tolist()] if begin < end else []
+        there += table.left_out.places[left_out][[0, -1]].tolist() if len(left_out) else []
+        universe = [_Era(min(there), max(there) + 1) if there else _Era(0, 0)]
     members = []
     for era in universe:
         due = era.within(segment)
         traded_from, traded_to = rows_of(due)
         dropped[NO_BAR] += (due.stop - due.start) - (traded_to - traded_from)
+        if len(left_out):
+            broken = table.left_out.counts(left_out, due.start, due.stop)
+            dropped.update(broken)
+            dropped[NO_BAR] -= sum(broken.values())
         mine = rows_of(era)
         members.append((max(start, mine[0]), min(stop, mine[1])))
     members = [(one, other) for one, other in members if one < other]

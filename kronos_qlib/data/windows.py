@@ -17,8 +17,12 @@ import pandas as pd
 
 from kronos_qlib.data.bar_table import BarTable, Floats, Ints
 from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import CLOSE
+
+JUMPS_SHOWN = 3
+"""Jumps that a message names."""
 
 
 class RunRows:
@@ -149,6 +153,41 @@ class Windows:
             raise BarDataError("windows stand by instrument, not by time: by_time()")
         starts = [0, *(np.flatnonzero(steps) + 1).tolist(), len(self)]
         return [slice(*pair) for pair in pairwise(starts)] if len(self) else []
+
+    def jumps(self) -> tuple[Ints, Ints]:
+        """Places of the windows in whose lookback a close jumps, and the row of the newest jump.
+
+        A jump is what `rules.find_jumps` finds: a split that was not adjusted is one, and seems to
+        the network to be a crash.
+        """
+        jumps, ends = self.table.jumps, np.asarray(self.ends[:])
+        if not len(jumps) or not len(ends):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        newest = jumps[np.maximum(np.searchsorted(jumps, ends, side="right") - 1, 0)]
+        lengths = self.lookback if self.lengths is None else self.lengths
+        # It arrives at a bar of the window whose bar before is in the window too.
+        inside = (newest <= ends) & (newest > ends - lengths + 1)
+        return np.flatnonzero(inside), newest[inside]
+
+    def describe_jumps(self) -> str:
+        """How many windows span a jump, with some of these, in one sentence; "" if none does."""
+        which, rows = self.jumps()
+        if not len(which):
+            return ""
+        table, each = self.table, np.unique(rows)
+        closes = table.values[each[:JUMPS_SHOWN, None] + [-1, 0], CLOSE].astype(np.float64)
+        shown = [
+            f"{table.name(row).removesuffix('T00:00')} {before:.6g} to {after:.6g}, "
+            f"{after / before - 1:+.1%}"
+            for row, (before, after) in zip(each[:JUMPS_SHOWN].tolist(), closes, strict=True)
+        ]
+        more = f"; and {len(each) - JUMPS_SHOWN} more" if len(each) > JUMPS_SHOWN else ""
+        return (
+            f"{len(which)} of {len(self)} windows span a close that moves by more than "
+            f"{MAX_MOVE:.0%} to the next, {len(each)} in all: {'; '.join(shown)}{more}. A split "
+            "that the prices are not adjusted for reads as a crash: see that they are (repair "
+            "split-jumps where the data were made)"
+        )
 
     def describe(self, which: Ints | slice) -> list[str]:
         """Names of windows for a message: instrument and last bar seen."""

@@ -23,13 +23,24 @@ from kronos_qlib.data.cells import to_numbers
 from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
 from kronos_qlib.data.readers import RawTable, read_frame
+from kronos_qlib.data.rules import (
+    FLOAT32_SLACK,
+    MAX_MOVE,
+    REPEATED,
+    UNTRADED,
+    find_faults,
+    find_jumps,
+)
 from kronos_qlib.data.spelling import COMPACT, compact
 from kronos_qlib.data.timestamps import is_midnight
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
-from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
+
+DOUBTS_SHOWN = 3
+"""Series that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,58 @@ def series_of_frames(
     for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
         more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
         logger.warning("%s%s: %s", whose[0], more, doubt)
+    _warn_of_doubts(result, names)
     return result
+
+
+def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
+    """What breaks a rule of `data.rules` among one series' bars, and where its close jumps."""
+    doubts = []
+    for rule, flags in find_faults(bars, slack=FLOAT32_SLACK).items():
+        if flags.any():
+            said = {UNTRADED: "did not trade", REPEATED: "are the bar before once more"}
+            what = said.get(rule, f"break the rule {rule}")
+            doubts.append(f"{int(flags.sum())} of {len(bars)} bars {what}, {_span(times[flags])}")
+    closes = bars[:, CLOSE].astype(np.float64)
+    jumps = find_jumps(closes, np.zeros(len(closes), dtype=bool), MAX_MOVE)
+    for row in [one for one in jumps.tolist() if closes[one - 1] > 0 and closes[one] > 0]:
+        before, after = closes[row - 1 : row + 1]
+        doubts.append(
+            f"{_show(times[row])} the close jumps from {before:.6g} to {after:.6g} "
+            f"({after / before - 1:+.1%}); if that is a split, adjust the bars before it (repair "
+            "split-jumps)"
+        )
+    return doubts
+
+
+def _warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None) -> None:
+    """One warning of all series: they are forecast from as they are."""
+    found = []
+    for place, one in enumerate(series):
+        if doubts := doubts_of(one.bars, one.past):
+            more = f"; and {len(doubts) - DOUBTS_SHOWN} more" if len(doubts) > DOUBTS_SHOWN else ""
+            name = f"series {place}" if names is None else names[place]
+            found.append(f"{name}: {'; '.join(doubts[:DOUBTS_SHOWN])}{more}")
+    if found:
+        others = f"; and {len(found) - DOUBTS_SHOWN} more series" * (len(found) > DOUBTS_SHOWN)
+        logger.warning(
+            "the lookback of %d of %d series looks wrong and is taken as it is: %s%s",
+            len(found),
+            len(series),
+            "; ".join(found[:DOUBTS_SHOWN]),
+            others,
+        )
+
+
+def _span(times: Times) -> str:
+    """From when to when, for a message."""
+    if len(times) == 1:
+        return _show(times[0])
+    return f"{_show(times[0])} to {_show(times[-1])}"
+
+
+def _show(time: np.datetime64) -> str:
+    return str(pd.Timestamp(time)).removesuffix(" 00:00:00")
 
 
 def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:

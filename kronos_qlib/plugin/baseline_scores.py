@@ -51,6 +51,7 @@ def baselines_at(index: pd.Index, kinds: Sequence[str] = tuple(BASELINES)) -> pd
         first=pd.Timestamp(calendar[min(first, len(calendar) - 1)]),
         last=pd.Timestamp(times.max()),
         incomplete="skip",
+        invalid="keep",
     )
     # Bars lie by instrument and then by time, so that one key finds a row's own.
     size = len(calendar) + 1

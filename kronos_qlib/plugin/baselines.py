@@ -71,6 +71,8 @@ class BaselineModel(Model):
         windows = source.windows(segment)
         if not len(windows):
             raise BarDataError(no_windows(source, segment, windows.dropped))
+        if jumps := windows.describe_jumps():
+            logger.warning(jumps)
         scores = np.empty(len(windows), dtype=np.float64)
         for day in windows.moments():
             for which, group in windows.take(day).by_length():

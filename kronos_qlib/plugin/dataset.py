@@ -14,7 +14,7 @@ from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bar_table import BarTable, Incomplete
+from kronos_qlib.data.bar_table import BarTable, Incomplete, Invalid, Untraded, check_choices
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.search import Spans
@@ -60,9 +60,14 @@ class KronosHandler(DataHandlerLP):
             every split.
         incomplete: a bar that has some values and lacks others is an "error", or is left out as
             if suspended ("skip"), with a count in the log.
+        invalid: the same of a bar whose numbers cannot be: a price of 0 or less, high below low,
+            high and low that do not span open and close, a negative volume or amount; "keep" takes
+            the numbers as they are.
+        untraded: a bar that the feed wrote though nothing traded (see `rules.is_untraded`) is left
+            out as a suspended day is ("skip"), is an "error", or is taken as a bar ("keep").
 
     Raises:
-        BarDataError: when bars are read: the universe is empty, or a bar is incomplete (names
+        BarDataError: when bars are read: the universe is empty, or a bar breaks a rule (names
             instrument and time).
         ConfigError: a setting cannot work.
     """
@@ -78,20 +83,23 @@ class KronosHandler(DataHandlerLP):
         fields: Mapping[str, str] | None = None,
         raw_volume: bool = False,
         incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
     ) -> None:
         strange = sorted(set(fields or {}) - set(BAR_COLUMNS))
         if strange:
             raise ConfigError(
                 f"fields: a bar has no {', '.join(strange)}; it has {', '.join(BAR_COLUMNS)}"
             )
-        if incomplete not in ("error", "skip"):
-            raise ConfigError(f"incomplete must be 'error' or 'skip', got {incomplete!r}")
+        check_choices(incomplete=incomplete, invalid=invalid, untraded=untraded)
         self.freq = freq
         self.label = label
         self.history_days = history_days
         self.fields = {**STORED, **(fields or {})}
         self.raw_volume = raw_volume
         self.incomplete = incomplete
+        self.invalid = invalid
+        self.untraded = untraded
         loader = {
             "class": "QlibDataLoader",
             "kwargs": {
@@ -198,6 +206,9 @@ class KronosHandler(DataHandlerLP):
             first=first,
             last=self.end_time,
             incomplete=self.incomplete,
+            # Not in a pickle that is older than the settings.
+            invalid=getattr(self, "invalid", "error"),
+            untraded=getattr(self, "untraded", "skip"),
         )
 
     def _columns(self) -> dict[str, str]:

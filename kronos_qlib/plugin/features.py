@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from qlib.data.dataset.handler import DataHandler
+from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.features import standardised_over_day
@@ -16,6 +17,8 @@ from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.signals import contexts_of, signals_from_paths
 from kronos_qlib.signals.paths import check_signals
+
+logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 FEATURE = "feature"
 """The group of columns that models learn from; Qlib's name."""
@@ -129,6 +132,8 @@ class KronosFeatureDataset(KronosDataset):
     def _compute(self, segment: tuple[Any, Any]) -> pd.DataFrame:
         source = self.source
         windows = source.windows(segment)
+        if jumps := windows.describe_jumps():
+            logger.warning(jumps)
         table = np.empty((len(windows), len(self.columns)), dtype=np.float32)
         show, place = self.model.show_progress, 0
         if self.embeddings:

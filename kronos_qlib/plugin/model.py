@@ -261,6 +261,8 @@ class KronosModel(ModelFT):
         if not len(windows):
             raise BarDataError(no_windows(source, segment, windows.dropped))
         logger.info(f"{len(windows)} windows to score{told(windows.dropped)}")
+        if jumps := windows.describe_jumps():
+            logger.warning(jumps)
         context = self.predictor.max_context
         if source.lookback > context:
             logger.warning(

@@ -26,7 +26,14 @@ from qlib.data.data import (
 from qlib.log import get_module_logger
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bar_table import BarTable, Floats, Incomplete, TableBuilder
+from kronos_qlib.data.bar_table import (
+    BarTable,
+    Floats,
+    Incomplete,
+    Invalid,
+    TableBuilder,
+    Untraded,
+)
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.search import Spans
 from kronos_qlib.data.segments import places_of
@@ -64,9 +71,13 @@ def read_table(
     first: Any = None,
     last: Any = None,
     incomplete: Incomplete = "error",
+    invalid: Invalid = "error",
+    untraded: Untraded = "skip",
     direct: bool | None = None,
 ) -> BarTable:
     """The bars of some instruments, those of a suspended day (no price) left out.
+
+    They keep the rules of `data.rules`, as bars out of files do.
 
     Plain fields of a provider that is files on this machine are read from those files; anything
     else goes through `D.features`, which is the same and some 40 times slower. Volume that the
@@ -80,10 +91,12 @@ def read_table(
         raw_volume: multiply volume by $factor, which turns Qlib's adjusted volume into the shares
             that changed hands. A split then shows as a jump of volume.
         first, last: of the bars' times, both inclusive, a bare date being the whole day.
+        incomplete, invalid, untraded: what to do with bars that break a rule, see
+            `bar_table.Incomplete`, `Invalid` and `Untraded`; the log counts what is left out.
         direct: True reads files or raises, False always asks Qlib, None chooses.
 
     Raises:
-        BarDataError: a bar is incomplete (named by instrument and time), an instrument lacks a
+        BarDataError: a bar breaks a rule (named by instrument and time), an instrument lacks a
             column that others have, no instrument has a field, a file is not what Qlib writes, or
             nothing is there.
         CalendarError: as `read_calendar`.
@@ -121,7 +134,7 @@ def read_table(
         if files is not None:  # Qlib reads a damaged file in silence, or names none
             files.check(names)
         capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds, folder)
-    builder = TableBuilder(calendar, capacity, incomplete)
+    builder = TableBuilder(calendar, capacity, incomplete, invalid, untraded)
     columns = _Columns()
     for name, places, values in dense:
         bars = columns.complete(name, values[:, : len(BAR_COLUMNS)])
@@ -130,10 +143,12 @@ def read_table(
         builder.add(name, places, bars)
     table = builder.finish()
     columns.tell()
+    left_out = table.describe_left_out()
     if not len(table):
-        raise BarDataError(_nothing(names, freq, calendar, bounds, folder))
-    if table.skipped:
-        logger.warning(f"{table.skipped} incomplete bars were left out, as if suspended")
+        reason = _nothing(names, freq, calendar, bounds, folder)
+        raise BarDataError(f"{reason}; {left_out}" if left_out else reason)
+    if left_out:
+        logger.warning(left_out)
     empty = [name for name, bars in zip(names, np.diff(table.offsets), strict=True) if not bars]
     if empty:
         hint = missing_folders(folder, empty) if folder is not None else ""
@@ -443,6 +458,9 @@ class _Columns:
     def complete(self, name: str, bars: Floats) -> Floats:
         if np.isnan(bars[:, : CLOSE + 1]).all():
             return bars  # no bar at all: nothing is lacking
+        if np.isnan(bars[:, VOLUME:]).all() and _stands_still(bars):
+            bars[:, VOLUME:] = 0.0  # nothing is lacking either: it did not trade
+            return bars
         for column in (VOLUME, AMOUNT):
             absent = bool(np.isnan(bars[:, column]).all())
             (self.lacking if absent else self.having).setdefault(column, name)
@@ -462,6 +480,13 @@ class _Columns:
         filled = {VOLUME: "zeros", AMOUNT: "volume x the mean of the four prices"}
         for column in self.lacking:
             logger.warning(f"the storage has no {BAR_COLUMNS[column]}: taken as {filled[column]}")
+
+
+def _stands_still(bars: Floats) -> bool:
+    """Whether an instrument's prices are one and the same throughout: suspended all the time."""
+    prices = bars[:, : CLOSE + 1]
+    given = prices[prices > 0]
+    return not len(given) or bool(given.min() == given.max())
 
 
 def _nothing(

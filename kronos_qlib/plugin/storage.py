@@ -25,7 +25,14 @@ from qlib.data.storage.file_storage import (
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bars import check_bars, errors_of, is_vwap_plausible, measure_lot
+from kronos_qlib.data.advice import advise, describe_advice, describe_units
+from kronos_qlib.data.bars import (
+    check_bars,
+    describe_report,
+    errors_of,
+    is_vwap_plausible,
+    measure_lot,
+)
 from kronos_qlib.data.calendar import to_times
 from kronos_qlib.data.clock import DAY
 from kronos_qlib.data.clock_reading import read_clock
@@ -155,7 +162,11 @@ def write_provider(
         notes.append(f"{benchmark} is taken from the bars and out of the markets")
     table["vwap"], strange = _vwap(table, lot)
     if strange:
-        notes.append(f"{strange} bars have amount and volume that do not fit their prices: no vwap")
+        units = describe_units(table)
+        notes.append(
+            f"{strange} bars have amount and volume that do not fit their prices: no vwap"
+            f"{f'; {units}' if units else ''}"
+        )
     table["change"] = table["close"] / table.groupby("symbol")["close"].shift() - 1.0
     fields = [*FIELDS, *extra]
     _check_range(table, fields)
@@ -269,7 +280,8 @@ def _check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
         worst = wrong.iloc[0]
         raise BarDataError(
             f"{worst['symbol']} {worst['date']}: {worst['rule']}: {worst['detail']}; {len(wrong)} "
-            "such problems in all, check_bars lists them and repair_bars mends them"
+            f"errors in all:\n{describe_report(wrong)}\n"
+            f"{describe_advice(advise(bars, wrong), 'repair_bars: ')}"
         )
 
 

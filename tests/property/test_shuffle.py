@@ -126,7 +126,9 @@ def test_two_loader_workers_see_every_window_once():
     days = pd.bdate_range("2024-01-01", periods=40)
     index = pd.MultiIndex.from_product([list("abc"), days])
     values = np.random.default_rng(0).uniform(1, 9, (len(index), len(BAR_COLUMNS)))
-    table = BarTable.from_frame(pd.DataFrame(values, index=index, columns=list(BAR_COLUMNS)))
+    table = BarTable.from_frame(
+        pd.DataFrame(values, index=index, columns=list(BAR_COLUMNS)), invalid="keep"
+    )
     segment = Segment(windows_to_train(table, 5, 2))
     batches = list(EpochSampler(len(segment), 8, seed=0).epoch(1))
     loader = DataLoader(

@@ -31,7 +31,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     for symbol in draw(st.lists(symbols, min_size=1, max_size=3, unique=True)):
         for day in sorted(draw(st.sets(st.integers(0, 8), min_size=1))):
             low, *middle, high = sorted(draw(st.lists(prices, min_size=4, max_size=4)))
-            volume, amount = draw(st.floats(0, 1e12)), draw(st.floats(0, 1e15))
+            volume, amount = draw(st.floats(0, 1e12)), draw(st.floats(0.01, 1e15))
             factor = draw(st.floats(0.01, 100))
             date = pd.Timestamp("2024-02-26") + pd.Timedelta(days=day)
             rows.append((symbol, date, middle[0], high, low, middle[1], volume, amount, factor))

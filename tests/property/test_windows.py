@@ -122,7 +122,7 @@ def seen_of(windows):
 @given(panel=panels(), search=searches)
 def test_windows_to_score(panel, search):
     assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
-    windows = windows_to_score(BarTable.from_frame(panel), **search)
+    windows = windows_to_score(BarTable.from_frame(panel, invalid="keep"), **search)
     found, reasons = slow_search(panel, ahead=0, **search)
     assert seen_of(windows) == found
     assert windows.dropped == reasons
@@ -133,7 +133,9 @@ def test_windows_to_score(panel, search):
 @given(panel=panels(), search=searches, horizon=st.integers(1, 3))
 def test_windows_to_train(panel, search, horizon):
     assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
-    windows = windows_to_train(BarTable.from_frame(panel), horizon=horizon, **search)
+    windows = windows_to_train(
+        BarTable.from_frame(panel, invalid="keep"), horizon=horizon, **search
+    )
     found, reasons = slow_search(panel, ahead=horizon, **search)
     assert seen_of(windows) == sorted(found, key=lambda window: (window[1], window[0]))
     assert seen_of(windows.by_time()) == found
@@ -171,7 +173,7 @@ def check_bars(panel, windows):
 )
 def test_two_segments_share_no_target(panel, lookback, horizon, cut):
     """The published windows of training and validation overlap at the boundary."""
-    table = BarTable.from_frame(panel)
+    table = BarTable.from_frame(panel, invalid="keep")
     last, first = DAYS[cut], DAYS[cut + 1]
     training = Segment(windows_to_train(table, lookback, horizon, None, last))
     validation = Segment(windows_to_train(table, lookback, horizon, first, None), first)
@@ -193,7 +195,7 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
     """The fast way through one piece of memory, against each window by itself in float64."""
     assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
     first = search.pop("first")
-    table = BarTable.from_frame(panel)
+    table = BarTable.from_frame(panel, invalid="keep")
     windows = windows_to_train(table, horizon=horizon, **search)
     assume(len(windows))
     rng = np.random.default_rng(seed)
@@ -248,7 +250,7 @@ def test_rows_of_runs_are_taken_as_of_an_array():
 def test_room_of_another_shape_is_refused():
     index = pd.MultiIndex.from_product([["a"], DAYS])
     frame = pd.DataFrame(np.ones((len(DAYS), 6)), index=index, columns=list(BAR_COLUMNS))
-    windows = windows_to_train(BarTable.from_frame(frame), 5, 2)
+    windows = windows_to_train(BarTable.from_frame(frame, invalid="keep"), 5, 2)
     for room in (WindowBatch.empty(3, 8), WindowBatch.empty(1, 7)):
         with pytest.raises(ValueError, match="memory of shape"):
             gather(windows, np.array([0, 1]), out=room)
@@ -257,7 +259,10 @@ def test_room_of_another_shape_is_refused():
 @given(panel=panels(), seed=st.integers(0, 99))
 def test_the_order_of_rows_does_not_matter(panel, seed):
     shuffled = panel.iloc[np.random.default_rng(seed).permutation(len(panel))]
-    expected, found = BarTable.from_frame(panel), BarTable.from_frame(shuffled)
+    expected, found = (
+        BarTable.from_frame(panel, invalid="keep"),
+        BarTable.from_frame(shuffled, invalid="keep"),
+    )
     np.testing.assert_array_equal(found.values, expected.values)
     np.testing.assert_array_equal(found.times, expected.times)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
@@ -275,7 +280,9 @@ def test_the_scale_sees_the_lookback_only(seed, lookback, horizon):
     changed[-horizon:] *= 3
     z = []
     for bars in (values, changed):
-        table = BarTable.from_frame(pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)))
+        table = BarTable.from_frame(
+            pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)), invalid="keep"
+        )
         windows = windows_to_train(table, lookback, horizon)
         z.append(Segment(windows).batch(np.array([len(windows) - 1]), torch.device("cpu")).z)
     assert torch.equal(z[0][:, :lookback], z[1][:, :lookback])

@@ -97,7 +97,7 @@ def test_bars_without_a_logarithm_are_named(frame):
     for column, value in (("close", 0.0), ("amount", -2.0)):
         broken = frame.copy()
         broken.loc[("S1", DAYS[30]), column] = value
-        windows = windows_to_score(BarTable.from_frame(broken), 12)
+        windows = windows_to_score(BarTable.from_frame(broken, invalid="keep"), 12)
         with pytest.raises(BarDataError, match=rf"S1 at {DAYS[30]:%Y-%m-%d}.*1 such windows"):
             day_features(windows)
 

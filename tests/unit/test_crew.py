@@ -41,7 +41,9 @@ KINDS = ("tokenizer", "predictor", "alpha")
 def bars_of(names: str = "abcdef") -> BarTable:
     index = pd.MultiIndex.from_product([list(names), DAYS])
     bars = np.random.default_rng(0).uniform(1, 9, (len(index), len(BAR_COLUMNS)))
-    return BarTable.from_frame(pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)))
+    return BarTable.from_frame(
+        pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)), invalid="keep"
+    )
 
 
 def make_run(make_pair, kind, dropout=0.0):

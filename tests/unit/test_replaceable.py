@@ -137,7 +137,7 @@ def segment():
         {name: 2 + np.sin(beat * np.pi / 2 + place) for place, name in enumerate(BAR_COLUMNS)},
         index=days,
     )
-    table = BarTable.from_frame(pd.concat({"SH600000": frame}))
+    table = BarTable.from_frame(pd.concat({"SH600000": frame}), invalid="keep")
     return Segment(windows_to_train(table, 8, 2, None, None))
 
 

@@ -58,7 +58,9 @@ def make_run(build_pair):
     days = pd.bdate_range("2024-01-01", periods=40)
     index = pd.MultiIndex.from_product([list("abc"), days])
     bars = np.random.default_rng(0).uniform(1, 9, (len(index), len(BAR_COLUMNS)))
-    table = BarTable.from_frame(pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)))
+    table = BarTable.from_frame(
+        pd.DataFrame(bars, index=index, columns=list(BAR_COLUMNS)), invalid="keep"
+    )
     tokenizer, net = build_pair(1, dropout=0.2)
     segments = (
         Segment(windows_to_train(table, 6, 2, None, days[29])),

@@ -41,7 +41,7 @@ def table():
         )
         for name, level in (("SH600000", 10.0), ("SZ000001", 3.0))
     }
-    return BarTable.from_frame(pd.concat(frames))
+    return BarTable.from_frame(pd.concat(frames), invalid="keep")
 
 
 @pytest.fixture(scope="module")

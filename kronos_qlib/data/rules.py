@@ -1,0 +1,257 @@
+"""What is wrong with bars: one set of rules for files, Qlib storage and frames.
+
+Functions of arrays. Bars are (n, 6) with columns as in `schema.BAR_COLUMNS`, in order of time, of
+one instrument, or of several one after another with `starts`, the flag of each one's first bar. A
+number that is missing is NaN and breaks no rule but those about missing ones. `slack` is the
+fraction by which prices may differ and still count as equal: 0 for numbers as a file spells them,
+`FLOAT32_SLACK` where float32 has rounded them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kronos_qlib.schema import CLOSE, HIGH, LOW, OPEN, PRICE_COLUMNS, VOLUME
+
+Flags = npt.NDArray[np.bool_]
+Bars = npt.NDArray[np.floating[Any]]
+
+INCOMPLETE = "incomplete"
+NONPOSITIVE = "nonpositive"
+UPSIDE_DOWN = "high-below-low"
+BRACKET = "bracket"
+SIZE = "size"
+UNTRADED = "untraded"
+REPEATED = "repeated"
+JUMP = "jump"
+
+INVALID = (NONPOSITIVE, UPSIDE_DOWN, BRACKET, SIZE)
+"""Rules that a bar breaks by numbers it has."""
+RULES = (UNTRADED, REPEATED, INCOMPLETE, *INVALID)
+"""Rules that keep a bar out of a table; one that breaks several is counted under the first."""
+
+MAX_MOVE = 0.4
+"""Largest |return| from one close to the next that is believed without a word."""
+
+FLOAT32_SLACK = 8 * float(np.finfo(np.float32).eps)
+"""Prices times a factor are rounded one by one, in float32 by some units in the last place."""
+
+PRICES = len(PRICE_COLUMNS)
+
+
+def find_faults(
+    bars: Bars, starts: Flags | None = None, *, slack: float = 0.0, others_trade: bool = False
+) -> dict[str, Flags]:
+    """Which bars break which of `RULES`: (n,) flags by name; a bar that did not trade no other.
+
+    Args:
+        others_trade: whether instruments that are not among these are known to trade, see
+            `is_untraded`.
+    """
+    bars = np.asfortranarray(bars)  # column by column: several times as fast
+    untraded = is_untraded(bars, starts, slack=slack, others_trade=others_trade)
+    found = {
+        REPEATED: is_repeated(bars, starts),
+        INCOMPLETE: ~np.isfinite(bars).all(axis=1),
+        NONPOSITIVE: is_nonpositive(bars),
+        UPSIDE_DOWN: is_upside_down(bars, slack),
+        BRACKET: is_outside(bars, slack),
+        SIZE: is_negative(bars),
+    }
+    return {UNTRADED: untraded, **{rule: flags & ~untraded for rule, flags in found.items()}}
+
+
+def is_sound(bars: Bars) -> bool:
+    """Whether finite bars of one instrument break no rule, as far as a quick look can tell.
+
+    Volume that is zero throughout is passed over: whether that is unknown or no trade depends on
+    the other instruments.
+    """
+    if not len(bars):
+        return True
+    opens, highs, lows, closes, volume, amount = bars.T
+    return bool(
+        lows.min() > 0
+        and (lows <= np.minimum(opens, closes)).all()
+        and (highs >= np.maximum(opens, closes)).all()
+        and amount.min() >= 0
+        and (volume.min() > 0 or not (volume.any() or amount.any()))
+        and not ((volume[1:] == volume[:-1]) & (volume[1:] > 0)).any()
+    )
+
+
+def is_unknown(bars: Bars) -> Flags:
+    """Where a price is missing or infinite."""
+    return np.asarray(~np.isfinite(bars[:, :PRICES]).all(axis=1))
+
+
+def is_nonpositive(bars: Bars) -> Flags:
+    """Where a price is 0 or less."""
+    return np.asarray((bars[:, :PRICES] <= 0).any(axis=1))
+
+
+def is_upside_down(bars: Bars, slack: float = 0.0) -> Flags:
+    """Where high lies below low."""
+    return _is_below(bars[:, HIGH], bars[:, LOW], slack)
+
+
+def is_outside(bars: Bars, slack: float = 0.0) -> Flags:
+    """Where high and low do not span open and close, as far as they are known."""
+    # Pair by pair: NaN compares false, so a price that is missing says nothing of the others.
+    outside = np.zeros(len(bars), dtype=bool)
+    for inner in (OPEN, CLOSE):
+        outside |= _is_below(bars[:, HIGH], bars[:, inner], slack)
+        outside |= _is_below(bars[:, inner], bars[:, LOW], slack)
+    return outside
+
+
+def is_negative(bars: Bars) -> Flags:
+    """Where volume or amount is negative."""
+    return np.asarray((bars[:, VOLUME:] < 0).any(axis=1))
+
+
+def is_untraded(
+    bars: Bars,
+    starts: Flags | None = None,
+    *,
+    slack: float = 0.0,
+    others_trade: bool = False,
+) -> Flags:
+    """Where a feed wrote a bar though nothing traded: on a halt, a suspension, a holiday.
+
+    Vendors do it in these ways; volume and amount are 0 or missing in all but the last:
+        the four prices are one price, mostly the last close;
+        the four prices are those of the bar before;
+        only the close is given, and open, high and low are 0 or missing;
+        the four prices are 0, whatever volume says.
+
+    Where they repeat the volume too, see `is_repeated`. A bar at one price that has a volume was
+    traded: limits are reached on such days. Where an instrument never has a volume, as rates and
+    indices have none, no volume says nothing; unless its price never moves while others trade.
+
+    Args:
+        others_trade: whether instruments that are not among these are known to trade.
+    """
+    if not len(bars):
+        return np.zeros(0, dtype=bool)
+    if starts is None:
+        starts = _one(len(bars))
+    columns = np.asfortranarray(bars).T
+    sizes, found = columns[VOLUME:], np.zeros(len(bars), dtype=bool)
+    idle = np.asarray(~((sizes > 0) | (sizes < 0)).any(axis=0))
+    rows = np.flatnonzero(idle | (columns[CLOSE] == 0))
+    if not len(rows):
+        return found
+    prices = columns[:PRICES, rows]
+    found[rows] = (prices == 0).all(axis=0)
+    if idle.any():
+        idle &= _says_something(columns, starts, idle, others_trade)
+    rows = np.flatnonzero(idle)
+    prices = columns[:PRICES, rows]
+    lowest, highest = prices.min(axis=0), prices.max(axis=0)  # NaN where one is missing
+    found[rows] |= (lowest > 0) & ~_is_below(lowest, highest, slack)
+    others = prices[:CLOSE]
+    found[rows] |= (prices[CLOSE] > 0) & (np.isnan(others) | (others == 0)).all(axis=0)
+    rows = rows[~found[rows] & ~starts[rows]]
+    again = np.zeros(len(bars), dtype=bool)
+    again[rows] = (columns[:PRICES, rows] == columns[:PRICES, rows - 1]).all(axis=0)
+    for own in _instruments(starts, again):
+        # Prices that never change, high above low, are nobody's last bar.
+        prices = columns[:PRICES, own]
+        found[own] |= again[own] & (prices != prices[:, :1]).any()
+    return found
+
+
+def is_repeated(bars: Bars, starts: Flags | None = None) -> Flags:
+    """Where the whole bar before is there once more, with its volume, and its high above its low.
+
+    So feeds fill a holiday or a halt forward. That its volume is there by chance is unlikely, but
+    where it is met elsewhere in the series too: in round lots, or in made-up bars.
+    """
+    if not len(bars):
+        return np.zeros(0, dtype=bool)
+    if starts is None:
+        starts = _one(len(bars))
+    columns = np.asfortranarray(bars).T
+    volume, amount = columns[VOLUME:]
+    size = np.where(volume > 0, volume, amount)
+    found = np.zeros(len(bars), dtype=bool)
+    rows = np.flatnonzero((size[1:] == size[:-1]) & (size[1:] > 0)) + 1
+    rows = rows[~starts[rows]]
+    now, before = columns[:, rows], columns[:, rows - 1]
+    same = now == before
+    same[VOLUME:] |= np.isnan(now[VOLUME:]) & np.isnan(before[VOLUME:])
+    found[rows] = same.all(axis=0) & (now[HIGH] > now[LOW])
+    for own in _instruments(starts, found):
+        _, kind, counts = np.unique(size[own], return_inverse=True, return_counts=True)
+        run = np.cumsum(~found[own]) - 1
+        found[own] &= (counts[kind] == np.bincount(run)[run]) & (len(counts) > 1)
+    return found
+
+
+def find_jumps(
+    closes: npt.NDArray[np.floating[Any]], starts: Flags, max_move: float = MAX_MOVE
+) -> npt.NDArray[np.int64]:
+    """Rows whose close lies further than `max_move` from the instrument's close before.
+
+    Args:
+        closes: (n,) positive.
+        starts: (n,) of each instrument's first bar, to which nothing moves.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        moves = np.abs(closes[1:] / closes[:-1] - 1.0)
+    return np.flatnonzero((moves > max_move) & ~starts[1:]) + 1
+
+
+def starts_of(owners: npt.NDArray[Any]) -> Flags:
+    """The flag of each owner's first row; (n,) owners stand one after another."""
+    starts = np.ones(len(owners), dtype=bool)
+    starts[1:] = owners[1:] != owners[:-1]
+    return starts
+
+
+def _one(length: int) -> Flags:
+    starts = np.zeros(length, dtype=bool)
+    starts[0] = True
+    return starts
+
+
+def _is_below(lower: Any, upper: Any, slack: float) -> Flags:
+    """Where the one lies below the other by more than the slack."""
+    below = np.asarray(lower < upper)
+    if slack and below.any():
+        with np.errstate(invalid="ignore"):  # infinite less infinite
+            below &= upper - lower > slack * np.abs(upper)
+    return below
+
+
+def _bounds(starts: Flags) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    begins = np.flatnonzero(starts)
+    return begins, np.append(begins[1:], len(starts))
+
+
+def _instruments(starts: Flags, where: Flags) -> Iterator[slice]:
+    """The rows of each instrument that has a flag."""
+    if not where.any():
+        return
+    begins, ends = _bounds(starts)
+    for number in np.unique(np.searchsorted(begins, np.flatnonzero(where), side="right") - 1):
+        yield slice(int(begins[number]), int(ends[number]))
+
+
+def _says_something(columns: Bars, starts: Flags, idle: Flags, others_trade: bool) -> Flags:
+    """Where no volume means no trade: the instrument has volumes, or it alone has none."""
+    begins, ends = _bounds(starts)
+    ever = np.logical_or.reduceat((columns[VOLUME:] > 0).any(axis=0), begins)
+    if not (others_trade or ever.any()):
+        return np.zeros(len(starts), dtype=bool)
+    says = np.repeat(ever, ends - begins)
+    for own in _instruments(starts, idle & ~says):
+        prices = columns[:PRICES, own]
+        given = prices[prices > 0]
+        says[own] = not len(given) or given.min() == given.max()
+    return says
