@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from qlib.backtest.exchange import Exchange
 from qlib.data import D
 from qlib.log import get_module_logger
 
-from kronos_qlib.schema import PRICE_COLUMNS
+from kronos_qlib.data.rules import FLOAT32_SLACK, Flags, is_repeated, is_untraded, starts_of
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.schema import VOLUME as VOLUME_PLACE
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 CLOSE, CHANGE, VOLUME = "$close", "$change", "$volume"
+BAR_FIELDS = tuple(f"${name}" for name in BAR_COLUMNS)
 OTHER_PRICES = tuple(f"${name}" for name in PRICE_COLUMNS if f"${name}" != CLOSE)
-
-Flags = npt.NDArray[np.bool_]
+ADDED = (*OTHER_PRICES, "$amount")
+"""Fields of a bar that Qlib's exchange does not ask for by itself."""
 
 
 class BarExchange(Exchange):
@@ -32,9 +34,9 @@ class BarExchange(Exchange):
     bar to the next no limit would ever be reached.
 
     **Bars that did not trade.** A close that is missing is a suspended bar to Qlib, and here so is
-    one of 0. Many folders keep such days as bars, of one price or the prices before and no volume:
-    they are not bought or sold either. Volume 0 beside prices that moved is taken for a volume
-    that is not known, as the converter writes it.
+    one of 0. Many folders keep such days as bars: those that `data.rules` leaves out of windows are
+    not bought or sold either. Volume 0 beside prices that moved is taken for a volume that is not
+    known, as the converter writes it.
 
     Args:
         as of Qlib's Exchange.
@@ -44,7 +46,7 @@ class BarExchange(Exchange):
 
     def __init__(self, *args: Any, subscribe_fields: Sequence[str] = (), **kwargs: Any) -> None:
         self._subscribed = tuple(subscribe_fields)
-        super().__init__(*args, subscribe_fields=[*subscribe_fields, *OTHER_PRICES], **kwargs)
+        super().__init__(*args, subscribe_fields=[*subscribe_fields, *ADDED], **kwargs)
 
     def _update_limit(self, limit_threshold: Any) -> None:
         quotes = self.quote_df
@@ -52,12 +54,12 @@ class BarExchange(Exchange):
         if self._get_limit_type(limit_threshold) == self.LT_FLT:
             quotes[CHANGE] = self._changes()
         super()._update_limit(limit_threshold)
-        untraded = is_untraded(quotes)
+        untraded = untraded_quotes(quotes)
         _report_untraded(quotes, untraded)
         for side in ("limit_buy", "limit_sell"):
             quotes[side] = quotes[side] | untraded
         used = {self.buy_price, self.sell_price, *self._subscribed}
-        self.quote_df = quotes.drop(columns=[field for field in OTHER_PRICES if field not in used])
+        self.quote_df = quotes.drop(columns=[field for field in ADDED if field not in used])
 
     def _changes(self) -> pd.Series:
         """Each bar's return since the close that its limit counts from; NaN where there is none."""
@@ -86,27 +88,21 @@ class BarExchange(Exchange):
         return made.where(wanted, quotes[CHANGE]).astype(np.float32)
 
 
-def is_untraded(quotes: pd.DataFrame) -> Flags:
-    """(rows,) whether nothing traded in a bar: no volume, and one price or those of the bar before.
+def untraded_quotes(quotes: pd.DataFrame) -> Flags:
+    """(rows,) whether nothing traded in a bar, by the rules that bars of windows are held to.
 
     Args:
-        quotes: `$close`, `$open`, `$high`, `$low` and `$volume` on (instrument, datetime), in
-            order. A missing or zero price beside a close is what some vendors write of a halt; so
-            is a missing volume, where the table has volumes of others.
+        quotes: the fields of `BAR_FIELDS` on (instrument, datetime), in order. A row without a
+            close is no bar.
     """
-    close = quotes[CLOSE].to_numpy()
-    flat = close > 0
-    repeated = np.r_[False, close[1:] == close[:-1]]
-    names = quotes.index.get_level_values("instrument")
-    repeated[1:] &= names[1:] == names[:-1]
-    for field in OTHER_PRICES:
-        price = quotes[field].to_numpy()
-        flat &= ~(price > 0) | (price == close)
-        repeated[1:] &= price[1:] == price[:-1]
-    volume = quotes[VOLUME].to_numpy()
-    if not (volume > 0).any():
-        return np.zeros(len(quotes), dtype=bool)  # no volume is known of anybody
-    return (flat | repeated) & ~(volume > 0)
+    found = np.zeros(len(quotes), dtype=bool)
+    there = quotes[CLOSE].notna().to_numpy()
+    bars = quotes.loc[there, list(BAR_FIELDS)].to_numpy(dtype=np.float64)
+    starts = starts_of(quotes.index.get_level_values("instrument").to_numpy()[there])
+    trades = bool((bars[:, VOLUME_PLACE] > 0).any())
+    untraded = is_untraded(bars, starts, slack=FLOAT32_SLACK, others_trade=trades)
+    found[there] = untraded | is_repeated(bars, starts)
+    return found
 
 
 def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:
@@ -114,7 +110,7 @@ def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:
         names = quotes.index[untraded].get_level_values("instrument")
         logger.warning(
             f"{int(untraded.sum())} bars of {names.nunique()} instruments ({_some(names)}) did not "
-            "trade (one price, no volume): they are neither bought nor sold then"
+            "trade, by the rules for bars: they are neither bought nor sold then"
         )
     elif not (quotes[VOLUME].to_numpy() > 0).any():
         prices = quotes[list(OTHER_PRICES)].eq(quotes[CLOSE], axis=0).all(axis=1)

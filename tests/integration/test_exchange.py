@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import qlib
-from hypothesis import given
-from hypothesis import strategies as st
 from qlib.backtest.decision import Order
 from qlib.backtest.exchange import Exchange
 from qlib.data import D
@@ -15,7 +13,7 @@ from qlib.data.cache import H
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.backtest_record import BacktestConfig, BacktestRecord
-from kronos_qlib.plugin.exchange import BarExchange, is_untraded
+from kronos_qlib.plugin.exchange import BAR_FIELDS, BarExchange, untraded_quotes
 
 pytestmark = pytest.mark.integration
 
@@ -329,26 +327,32 @@ def test_a_whole_number_is_a_limit(recorder, dump_folder, tmp_path):
     assert (report["turnover"] > 0).any()
 
 
-LEVELS = ["instrument", "datetime"]
-price = st.one_of(st.just(np.nan), st.just(0.0), st.just(10.0), st.floats(1.0, 20.0, width=32))
-row = st.tuples(
-    price, price, price, price, st.one_of(st.just(np.nan), st.just(0.0), st.floats(1, 1e9))
+def quotes_of(*rows):
+    """Quotes of two instruments with the same bars: open, high, low, close, volume, amount."""
+    index = pd.MultiIndex.from_product([["A", "B"], range(len(rows))])
+    index.names = ["instrument", "datetime"]
+    return pd.DataFrame(list(rows) * 2, columns=list(BAR_FIELDS), index=index)
+
+
+@pytest.mark.parametrize(
+    ("bar", "is_idle"),
+    [
+        ((10, 10, 10, 10, 0, 0), True),  # flat at the close before
+        ((10, 12, 9, 10, 0, np.nan), True),  # the prices before
+        ((np.nan, np.nan, np.nan, 10, 0, 0), True),  # only the close
+        ((10, 12, 9, 10, 500, 5000), True),  # the whole bar before, filled forward
+        ((11, 11, 11, 11, 80, 880), False),  # locked at its limit, and traded
+        ((10, 11, 10, 11, 0, 0), False),  # prices moved: the volume is not known
+        ((np.nan,) * 6, False),  # no bar: Qlib's own suspension
+    ],
 )
+def test_quotes_keep_the_rules_of_windows(bar, is_idle):
+    """The exchange had a rule of its own, narrower than that of the scores."""
+    before = (10, 12, 9, 10, 500, 5000)
+    found = untraded_quotes(quotes_of((9, 11, 8, 9, 300, 2700), before, bar))
+    assert found.tolist() == [False, False, is_idle] * 2
 
 
-@given(st.lists(row, min_size=1, max_size=8))
-def test_untraded_by_definition(rows):
-    names = ["$open", "$high", "$low", "$close", "$volume"]
-    owners = [name for name in "AB" for _ in rows]
-    index = pd.MultiIndex.from_arrays([owners, [*range(len(rows))] * 2], names=LEVELS)
-    found = is_untraded(pd.DataFrame(rows * 2, columns=names, index=index))
-    knows_volume = any(values[4] > 0 for values in rows)
-    before = None
-    for values, flag in zip(rows, found[: len(rows)], strict=True):
-        *others, close, volume = values
-        moved = any(other > 0 and other != close for other in others)
-        again = before is not None and values[:4] == before
-        still = again or (close > 0 and not moved)
-        assert flag == (knows_volume and not volume > 0 and still)
-        before = values[:4] if not np.isnan(values[:4]).any() else None
-    assert found[len(rows) :].tolist() == found[: len(rows)].tolist(), "each on its own"
+def test_without_any_volume_nothing_is_known():
+    still = (10, 10, 10, 10, 0, 0)
+    assert not untraded_quotes(quotes_of((9, 11, 8, 9, 0, 0), still, still)).any()
