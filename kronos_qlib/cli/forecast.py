@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lookback", type=int, help="bars seen (as many as leave the model room for the horizon)"
     )
+    parser.add_argument(
+        "--slide",
+        action="store_true",
+        help="see as many bars as the model can, and reread every path for every bar to come: slow",
+    )
     parser.add_argument("--paths", type=int, default=100, help="futures drawn (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
@@ -93,9 +98,18 @@ def forecast(arguments: argparse.Namespace) -> None:
 
     predictor = _load(arguments)
     context = predictor.max_context
-    window = bars.tail(_lookback(arguments, len(bars), context))
-    notes = (*notes, *_check_bars(window, arguments.source))
+    lookback, cut = _lookback(arguments, len(bars), context)
+    window = bars.tail(lookback)
+    notes = (*notes, *cut, *_check_bars(window, arguments.source))
     ahead = _ahead(bars, window, arguments)
+    is_slow = lookback + arguments.horizon > context
+    if is_slow:
+        print(
+            f"{lookback} bars seen and {arguments.horizon} to come are more than the {context} "
+            f"that {arguments.model} sees at once: it rereads every path for every bar beyond, "
+            "which is slow, and the later bars, drawn from its own, are not to be trusted",
+            flush=True,
+        )
     with _no_warning_twice():
         found: Forecast = predictor.predict_paths(
             [window],
@@ -105,7 +119,7 @@ def forecast(arguments: argparse.Namespace) -> None:
             T=arguments.temperature,
             top_p=arguments.top_p,
             sample_count=arguments.paths,
-            verbose=False,
+            verbose=is_slow,
             seed=arguments.seed,
             keys=[window["symbol"].iloc[0]],
         )[0]
@@ -189,19 +203,28 @@ def _load(arguments: argparse.Namespace) -> KronosPredictor:
     return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
 
 
-def _lookback(arguments: argparse.Namespace, bars: int, context: int) -> int:
-    """How many bars are seen; by default as many as leave room for the bars to come."""
+def _lookback(
+    arguments: argparse.Namespace, bars: int, context: int
+) -> tuple[int, tuple[str, ...]]:
+    """How many bars are seen, by default as many as leave room for those to come, and why fewer
+    than were asked for. Bars that the model does not see must not decide the normalisation."""
     if arguments.horizon < 1:
         raise ConfigError(f"--horizon must be at least 1, got {arguments.horizon}")
+    room: int = max(context - arguments.horizon, context // 2)
     if arguments.lookback is None:
-        room: int = max(context - arguments.horizon, context // 2)
-        return min(bars, room)
+        return min(bars, room), ()
     lookback: int = arguments.lookback
     if not 2 <= lookback <= bars:
         raise ConfigError(
             f"--lookback must lie in 2 to {bars}, the bars of {arguments.source}, got {lookback}"
         )
-    return lookback
+    most = context if arguments.slide else room
+    if lookback <= most:
+        return lookback, ()
+    cut = f"--lookback {lookback}: the last {most} bars are taken, {arguments.model} sees {context}"
+    if not arguments.slide:
+        cut += " and needs room for the bars to come (--slide takes all that it sees, and is slow)"
+    return most, (cut,)
 
 
 def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
@@ -286,7 +309,7 @@ def _summary(
 ) -> str:
     from kronos_qlib.data.bars import show_time
 
-    seen = min(len(window), context)
+    seen = len(window)
     first, last = (show_time(window["date"].iloc[place]) for place in (-seen, -1))
     ahead = found.mean.index
     moves = found.returns()
@@ -294,13 +317,6 @@ def _summary(
         f"{found.name}: {len(bars)} bars read, the last {seen} seen, {first} to {last}",
         f"{arguments.model} sees {context} bars at once",
     ]
-    if len(window) > context:
-        lines[-1] += f": of the lookback of {len(window)} the older ones count for nothing"
-    if seen + arguments.horizon > context:
-        lines[-1] += (
-            f"; {seen} seen and {arguments.horizon} to come are more than it was trained on, so "
-            "it slides along over its own bars: slow, and the later ones are not to be trusted"
-        )
     low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
         f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "

@@ -216,6 +216,30 @@ def test_only_the_lookback_counts(csv):
     assert csv.with_name("forecast.csv").read_bytes() == first
 
 
+def test_a_lookback_beyond_the_context_is_cut_and_says_so(tmp_path, capsys):
+    """The older bars set the normalisation: 400 bars of a rising share fell by 4 % at once."""
+    days = pd.bdate_range("2023-01-02", periods=300)
+    close = np.linspace(20.0, 80.0, len(days))
+    prices = {name: close for name in ("open", "high", "low", "close")}
+    bars = tmp_path / "rising.csv"
+    pd.DataFrame({"date": days, **prices, "volume": 1e6}).to_csv(bars, index=False)
+
+    def run(name, *more):
+        out = tmp_path / name
+        quick = ["--horizon", "3", "--paths", "4", "--out", str(out)]
+        assert main(["forecast", str(bars), *quick, *more]) == 0
+        return pd.read_csv(out), capsys.readouterr()
+
+    cut, (said, _) = run("cut.csv", "--lookback", "300")
+    assert "--lookback 300: the last 97 bars are taken, nano sees 100" in said
+    assert cut["close"].iloc[0] == pytest.approx(80.0, rel=0.02)
+    usual, _ = run("usual.csv")
+    pd.testing.assert_frame_equal(cut, usual)
+    _, (said, _) = run("slid.csv", "--lookback", "300", "--slide")
+    assert "the last 100 bars are taken" in said
+    assert said.index("which is slow") < said.index("bars read")  # before the work
+
+
 @pytest.mark.skipif(not FIVE_MINUTES.exists(), reason=f"{FIVE_MINUTES} is not there")
 def test_five_minute_bars_go_on_in_the_exchanges_hours(tmp_path):
     out = tmp_path / "f.csv"

@@ -225,7 +225,7 @@ def test_what_is_halted_is_logged(dump_folder, tmp_path, monkeypatch):
     open_folder(dump_folder(tmp_path / "q", halt(make_bars(), "volume 0")), region="us")
     BarExchange(codes=NAMES, start_time="2020-01-02", end_time="2020-05-01", deal_price="close")
     assert said == [
-        "24 bars of 2 instruments (SH600000, SH600001) did not trade (one price, no volume): they "
+        "24 bars of 2 instruments (SH600000, SH600001) did not trade, by the rules for bars: they "
         "are neither bought nor sold then"
     ]
 
