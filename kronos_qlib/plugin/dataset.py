@@ -14,7 +14,14 @@ from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bar_table import BarTable, Incomplete, Invalid, Untraded, check_choices
+from kronos_qlib.data.bar_table import (
+    BarTable,
+    Incomplete,
+    Invalid,
+    LeftOut,
+    Untraded,
+    check_choices,
+)
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.search import Spans
@@ -384,7 +391,7 @@ def _allow_pickles() -> None:
         from qlib.utils.pickle_utils import add_safe_class
     except ImportError:
         return
-    for kind in (KronosHandler, KronosDataset, BarTable):
+    for kind in (KronosHandler, KronosDataset, BarTable, LeftOut):
         add_safe_class(kind.__module__, kind.__name__)
     # What a handler reads its frame by; the list has only Qlib's static loader.
     add_safe_class("qlib.data.dataset.loader", "QlibDataLoader")

@@ -11,6 +11,7 @@ import copy
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,9 @@ GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """Our names of the number types, and accelerate's."""
+
+STATE_LOCK = threading.Lock()
+"""Held while accelerate's state, of which a process has one, is looked at and made."""
 
 
 LAUNCHED_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -80,10 +84,14 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
             f"precision 'float16' does not work on {device.type}: it needs a scaling of gradients "
             "that only CUDA has; take 'bfloat16'"
         )
-    # There is one state for a process, and it keeps the type of the first run in it.
-    AcceleratorState._reset_state(reset_partial_state=not is_launched())
     try:
-        with nullcontext() if is_launched() else _alone():
+        with STATE_LOCK, nullcontext() if is_launched() else _alone():
+            # There is one state for a process, and it keeps the type of the first run in it. A
+            # thread that trains at the same time reads it at every step: it is left if it fits.
+            held = AcceleratorState._shared_state
+            wanted = (device.type == "cpu", PRECISIONS[precision])
+            if (held.get("_cpu"), held.get("_mixed_precision")) != wanted:
+                AcceleratorState._reset_state(reset_partial_state=not is_launched())
             return Accelerator(
                 cpu=device.type == "cpu",
                 mixed_precision=PRECISIONS[precision],

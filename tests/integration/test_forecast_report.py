@@ -173,7 +173,7 @@ def table_of(closes, missing=()):
             if (name, place) not in missing:
                 rows.append((name, day, price, price, price, price, 100.0, 100.0 * price))
     columns = ["symbol", "date", "open", "high", "low", "close", "volume", "amount"]
-    return BarTable.from_bars(pd.DataFrame(rows, columns=columns)), days
+    return BarTable.from_bars(pd.DataFrame(rows, columns=columns), invalid="keep"), days
 
 
 def test_a_window_into_a_suspension_is_left_out_and_counted():

@@ -62,7 +62,7 @@ def open_provider(folder) -> None:
     from qlib.config import C
     from qlib.data.cache import H
 
-    if C.registered and Path(C.dpm.get_data_uri()) == Path(folder):
+    if C.registered and Path(C.dpm.get_data_uri("day")) == Path(folder):
         return
     qlib.init(
         provider_uri=str(folder), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1

@@ -270,6 +270,11 @@ def test_the_bars_to_come_from_an_exchange_or_a_frequency(forecaster):
     pd.testing.assert_frame_equal(as_before, weekdays)
 
 
+def doubts_of_times(caplog):
+    """What is logged of the bars to come; these bars are random numbers and break other rules."""
+    return [each for each in caplog.records if "looks wrong" not in each.getMessage()]
+
+
 def test_bars_to_come_that_are_doubtful_are_logged(forecaster, caplog):
     """Weekly bars were forecast as days: the series, and why, are named; what is given is kept."""
     weeks = pd.date_range("2024-01-05", periods=PAST, freq="W-FRI")
@@ -279,12 +284,12 @@ def test_bars_to_come_that_are_doubtful_are_logged(forecaster, caplog):
     days = weeks[-1] + pd.to_timedelta([1, 2, 3], unit="D")
     found = forecaster.predict_batch([bars()] * 2, [weeks] * 2, [days] * 2, verbose=False)
     assert list(found[1].index) == list(days)
-    (record,) = caplog.records
+    (record,) = doubts_of_times(caplog)
     assert record.getMessage().startswith("series 0 and 1 more: the bars to come stand 1 day apart")
     caplog.clear()
     forecaster.predict(bars(), weeks, weeks[-3:] + pd.Timedelta(days=21), 3, verbose=False)
     forecaster.predict(bars(), weeks, freq="W-FRI", **options)
-    assert not caplog.records
+    assert not doubts_of_times(caplog)
     friday = forecaster.predict(bars(), weeks, **options).index[0]
     assert f"{friday:%a %m-%d}" == "Fri 03-15"
     assert "knows no holidays" in caplog.text
