@@ -144,9 +144,11 @@ def next_times(calendar: Times, after: Times, count: int, beyond: str = "error")
     """
     check_beyond(beyond)
     calendar, after = calendar.astype("datetime64[ns]"), after.astype("datetime64[ns]")
+    if not len(after):
+        return np.zeros((0, count), dtype="datetime64[ns]")
     while True:
         start = np.searchsorted(calendar, after, side="right")
-        short = int(start.max(initial=0)) + count - len(calendar)
+        short = int(start.max()) + count - len(calendar)
         if short <= 0:
             return np.asarray(calendar[start[:, None] + np.arange(count)])
         calendar = np.concatenate((calendar, _beyond(calendar, after, count, short, beyond)))

@@ -273,7 +273,7 @@ class Clock:
         later = int((reach.astype("datetime64[D]") - begin) / np.timedelta64(1, "D"))
         days = 15 + max(0, later) + 2 * count // max(1, int((self.slots == OPEN).sum(axis=1).max()))
         while True:
-            dates = np.arange(begin, min(begin + days, LAST_DAY))
+            dates = np.arange(begin, max(begin, min(begin + days, LAST_DAY)))
             states = self.slots[_weekday(dates)]
             moments = (dates.astype("datetime64[ns]")[:, None] + self.clock).ravel()
             due = (states != CLOSED).ravel() & (moments > self.last)
@@ -284,7 +284,7 @@ class Clock:
                 raise CalendarError(self._cannot_tell(moments[unknown[0]]))
             if stop <= len(moments):
                 return np.asarray(moments[:stop])
-            if dates[-1] >= LAST_DAY - 1:
+            if begin + days >= LAST_DAY:
                 raise CalendarError(f"{count} bars after {show(reach)} lead beyond the year 2262")
             days *= 2
 

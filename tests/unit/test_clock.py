@@ -450,3 +450,18 @@ def test_real_a_shares_go_on_by_weekdays_through_golden_weeks(lookback):
         found = bars_ahead(days[end - lookback : end], 10).times
         wanted = pd.bdate_range(days[end - 1], periods=11)[1:].to_numpy("datetime64[ns]")
         assert (found == wanted).all()
+
+
+@pytest.mark.parametrize("freq", ["D", "B", "30min", "W-FRI", "MS", "7h"])
+def test_a_past_that_ends_with_pandas_nanoseconds_goes_on_nowhere(freq):
+    """Bars up to April 2262 ended in an IndexError."""
+    past = pd.date_range(end="2262-04-10 20:00", periods=400, freq=freq)
+    with pytest.raises(CalendarError, match="beyond the year 2262"):
+        bars_ahead(past, 3)
+
+
+@pytest.mark.parametrize("beyond", ["error", "pattern", "weekdays", "XSHG"])
+def test_no_moment_needs_no_bars_to_come(beyond):
+    """A segment without windows ended in numpy's ValueError where a calendar goes on by pattern."""
+    calendar = pd.date_range("2024-01-01", periods=20, freq="B").to_numpy()
+    assert next_times(calendar, calendar[:0], 30, beyond).shape == (0, 30)
