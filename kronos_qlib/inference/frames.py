@@ -105,7 +105,8 @@ def series_of_frames(
         before = timestamps_of(past[place], len(bars), name, "x_timestamp")
         if ahead is not None:
             after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
-            timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
+            both = np.concatenate((before, after))
+            timestamps_of(both, len(both), name, "the time")
             found = [doubt_of_given(before, after)]
         else:
             _check_utc(past[place], name, exchange)
@@ -120,7 +121,6 @@ def series_of_frames(
     for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
         more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
         logger.warning("%s%s: %s", whose[0], more, doubt)
-    _warn_of_doubts(result, names)
     return result
 
 
@@ -144,11 +144,15 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
     return doubts
 
 
-def _warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None) -> None:
-    """One warning of all series: they are forecast from as they are."""
+def warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None, seen: int) -> None:
+    """One warning of all series, which are forecast from as they are.
+
+    Args:
+        seen: how many of the last bars the network sees; what stands before them is no matter.
+    """
     found = []
     for place, one in enumerate(series):
-        if doubts := doubts_of(one.bars, one.past):
+        if doubts := doubts_of(one.bars[-seen:], one.past[-seen:]):
             more = f"; and {len(doubts) - DOUBTS_SHOWN} more" if len(doubts) > DOUBTS_SHOWN else ""
             name = f"series {place}" if names is None else names[place]
             found.append(f"{name}: {'; '.join(doubts[:DOUBTS_SHOWN])}{more}")

@@ -21,7 +21,7 @@ from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_b
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
-from kronos_qlib.inference.frames import Series, series_of_frames, whole
+from kronos_qlib.inference.frames import Series, series_of_frames, warn_of_doubts, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
@@ -95,6 +95,7 @@ class KronosPredictor:
         known = model.origin.max_context if model.origin else None
         self.max_context = min(max_context, known) if known else max_context
         self.clip = float(clip)
+        self._cut: set[int] = set()
         self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
 
@@ -236,6 +237,7 @@ class KronosPredictor:
         series = series_of_frames(
             df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq
         )
+        warn_of_doubts(series, keys, self.max_context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(series):
             by_length[len(one.bars)].append(place)
@@ -435,7 +437,8 @@ class KronosPredictor:
     def _seen(self, x: Floats, stamps: Stamps) -> tuple[Floats, Stamps]:
         """The bars that the network attends to: what is normalised is what is seen."""
         seen = slice(-self.max_context, None)
-        if x.shape[1] > self.max_context:
+        if x.shape[1] > self.max_context and x.shape[1] not in self._cut:
+            self._cut.add(x.shape[1])  # said once: a backtest asks for each of its days
             logger.warning(
                 "a lookback of %d bars is more than the %d that the network sees: the last %d "
                 "are taken, the others count for nothing",

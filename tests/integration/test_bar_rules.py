@@ -287,17 +287,30 @@ def test_the_predictor_warns_of_a_lookback_that_looks_wrong_and_leaves_it_alone(
     predictor = make_predictor()
     sound, halted, split = walk(0), suspend(walk(1), "flat"), walk(2)
     split.iloc[90:, :4] /= 10
+    sound, halted, split = (each.tail(predictor.max_context) for each in (sound, halted, split))
+    days = DAYS[-predictor.max_context :]
     options = {"pred_len": 2, "freq": "B", "sample_count": 2, "verbose": False}
     with caplog.at_level(logging.WARNING):
-        predictor.predict_paths([sound], [DAYS], **options)
+        predictor.predict_paths([sound], [days], **options)
         assert not caplog.records
         frames = [sound, halted, split]
-        predictor.predict_paths(frames, [DAYS] * 3, keys=["AA", "BB", "CC"], **options)
+        predictor.predict_paths(frames, [days] * 3, keys=["AA", "BB", "CC"], **options)
     (record,) = caplog.records
     said = record.getMessage()
     assert "2 of 3 series" in said and "AA" not in said
-    assert f"BB: 20 of 120 bars did not trade, {DAYS[80].date()} to {DAYS[99].date()}" in said
+    assert f"BB: 20 of 100 bars did not trade, {DAYS[80].date()} to {DAYS[99].date()}" in said
     assert f"CC: {DAYS[90].date()} the close jumps from" in said and "split-jumps" in said
+
+
+def test_what_the_network_does_not_see_is_not_doubted(caplog):
+    """A split long before the last bars that count was logged as one in the lookback."""
+    predictor, split = make_predictor(), walk(2)
+    split.iloc[10:, :4] /= 10
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            predictor.predict_paths([split], [DAYS], pred_len=2, freq="B", verbose=False)
+    (record,) = caplog.records
+    assert "the last 100 are taken" in record.getMessage(), "said once: a backtest asks each day"
 
 
 def make_predictor() -> KronosPredictor:

@@ -277,15 +277,16 @@ def test_bars_to_come_that_are_doubtful_are_logged(forecaster, caplog):
     with pytest.raises(CalendarError, match=r"series 0: freq 'B'.*weekly, on Fridays"):
         forecaster.predict(bars(), weeks, freq="B", **options)
     days = weeks[-1] + pd.to_timedelta([1, 2, 3], unit="D")
-    found = forecaster.predict_batch([bars()] * 2, [weeks] * 2, [days] * 2, verbose=False)
+    sound = bars().assign(high=60.0, low=40.0)
+    found = forecaster.predict_batch([sound] * 2, [weeks] * 2, [days] * 2, verbose=False)
     assert list(found[1].index) == list(days)
     (record,) = caplog.records
     assert record.getMessage().startswith("series 0 and 1 more: the bars to come stand 1 day apart")
     caplog.clear()
-    forecaster.predict(bars(), weeks, weeks[-3:] + pd.Timedelta(days=21), 3, verbose=False)
-    forecaster.predict(bars(), weeks, freq="W-FRI", **options)
+    forecaster.predict(sound, weeks, weeks[-3:] + pd.Timedelta(days=21), 3, verbose=False)
+    forecaster.predict(sound, weeks, freq="W-FRI", **options)
     assert not caplog.records
-    friday = forecaster.predict(bars(), weeks, **options).index[0]
+    friday = forecaster.predict(sound, weeks, **options).index[0]
     assert f"{friday:%a %m-%d}" == "Fri 03-15"
     assert "knows no holidays" in caplog.text
 
