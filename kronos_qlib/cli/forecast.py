@@ -176,15 +176,15 @@ def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
     Raises:
         BarDataError: no bar traded.
     """
-    from kronos_qlib.data.bars import show_time
+    from kronos_qlib.data.clock import show_span, show_time
 
     if not idle.any():
         return []
     symbol, dates = bars["symbol"].iloc[0], bars["date"]
     if idle.all():
         raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
-    first, last = (show_time(dates[idle].iloc[place]) for place in (0, -1))
-    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {first} to {last}"
+    when = show_span(dates[idle].to_numpy())
+    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
     newest = dates[~idle].iloc[-1]
     if newest < dates.iloc[-1]:
         said += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
@@ -229,7 +229,8 @@ def _lookback(
 
 def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
     """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
-    from kronos_qlib.data.bars import check_bars, describe_report, errors_of, show_time
+    from kronos_qlib.data.bars import check_bars, describe_report, errors_of
+    from kronos_qlib.data.clock import show_time
 
     report = check_bars(window, find_gaps=False)
     errors = errors_of(report)
@@ -307,20 +308,17 @@ def _summary(
     context: int,
     rule: str,
 ) -> str:
-    from kronos_qlib.data.bars import show_time
+    from kronos_qlib.data.clock import show_span
 
-    seen = len(window)
-    first, last = (show_time(window["date"].iloc[place]) for place in (-seen, -1))
-    ahead = found.mean.index
+    seen, ahead = window["date"].to_numpy(), found.mean.index.to_numpy()
     moves = found.returns()
     lines = [
-        f"{found.name}: {len(bars)} bars read, the last {seen} seen, {first} to {last}",
+        f"{found.name}: {len(bars)} bars read, the last {len(seen)} seen, {show_span(seen)}",
         f"{arguments.model} sees {context} bars at once",
     ]
     low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
-        f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "
-        f"{rule}",
+        f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} to the last of them, {arguments.paths} paths: median "
         f"{middle}, 90 % within {low} and {high}, mean {moves.mean():+.2%}, up in "
         f"{(moves > 0).mean():.0%}",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data import rules
+from kronos_qlib.data.clock import show_time
 from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
@@ -104,11 +105,6 @@ def describe_report(
         if len(shown) < len(rows):
             lines.append(f"  and {len(rows) - len(shown)} more")
     return "\n".join(lines)
-
-
-def show_time(time: Any) -> str:
-    """A time for a message; midnight goes without saying."""
-    return str(time).removesuffix(" 00:00:00")
 
 
 def measure_lot(bars: pd.DataFrame) -> int:

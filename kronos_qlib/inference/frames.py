@@ -20,6 +20,7 @@ from kronos_qlib.data.calendar import (
     to_times,
 )
 from kronos_qlib.data.cells import to_numbers
+from kronos_qlib.data.clock import show_span, show_time
 from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
 from kronos_qlib.data.readers import RawTable, read_frame
@@ -131,13 +132,15 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
         if flags.any():
             said = {UNTRADED: "did not trade", REPEATED: "are the bar before once more"}
             what = said.get(rule, f"break the rule {rule}")
-            doubts.append(f"{int(flags.sum())} of {len(bars)} bars {what}, {_span(times[flags])}")
+            doubts.append(
+                f"{int(flags.sum())} of {len(bars)} bars {what}, {show_span(times[flags])}"
+            )
     closes = bars[:, CLOSE].astype(np.float64)
     jumps = find_jumps(closes, np.zeros(len(closes), dtype=bool), MAX_MOVE)
     for row in [one for one in jumps.tolist() if closes[one - 1] > 0 and closes[one] > 0]:
         before, after = closes[row - 1 : row + 1]
         doubts.append(
-            f"{_show(times[row])} the close jumps from {before:.6g} to {after:.6g} "
+            f"{show_time(times[row])} the close jumps from {before:.6g} to {after:.6g} "
             f"({after / before - 1:+.1%}); if that is a split, adjust the bars before it (repair "
             "split-jumps)"
         )
@@ -165,17 +168,6 @@ def warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None, seen: 
             "; ".join(found[:DOUBTS_SHOWN]),
             others,
         )
-
-
-def _span(times: Times) -> str:
-    """From when to when, for a message."""
-    if len(times) == 1:
-        return _show(times[0])
-    return f"{_show(times[0])} to {_show(times[-1])}"
-
-
-def _show(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time)).removesuffix(" 00:00:00")
 
 
 def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
@@ -239,7 +231,7 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
         place = int(falls[0]) + 1
         raise CalendarError(
             f"{name}: {what} does not increase at number {place + 1}: "
-            f"{pd.Timestamp(moments[place - 1])} is followed by {pd.Timestamp(moments[place])}"
+            f"{show_time(moments[place - 1])} is followed by {show_time(moments[place])}"
             f"{_zone_hint(times)}"
         )
     return moments

@@ -246,7 +246,7 @@ def test_an_error_names_a_bar_its_values_the_count_and_the_way_out(dirty):
     with pytest.raises(BarDataError) as told:
         BarTable.from_frame(frame)
     said = str(told.value)
-    assert said.startswith("A at 2024-01-17T00:00: high-below-low: open ")
+    assert said.startswith("A at 2024-01-17: high-below-low: open ")
     assert "(2 such bars of A, D)" in said and said.endswith("invalid='skip'")
     with pytest.raises(BarDataError, match=r"A at 2024-01-08.*untraded.*10 such bars of A, D; 2"):
         BarTable.from_frame(frame, untraded="error")
