@@ -153,7 +153,7 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and what was said in reading."""
-    from kronos_qlib.data.bars import repeated_bars, untraded_bars
+    from kronos_qlib.data.bars import idle_bars
     from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
@@ -165,8 +165,8 @@ def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ..
     if symbol not in symbols:
         raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
     own = (table.bars["symbol"] == symbol).to_numpy()
-    idle = (untraded_bars(table.bars) | repeated_bars(table.bars))[own]
-    bars = table.bars[own]
+    # Whether no volume means no trade depends on the other instruments too.
+    idle, bars = idle_bars(table.bars)[own], table.bars[own]
     return bars[~idle], (*table.notes, *_describe_untraded(bars, idle))
 
 

@@ -13,7 +13,7 @@ from kronos_qlib.data import rules
 from kronos_qlib.data.clock import show_time
 from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
 
 Values = npt.NDArray[np.float64]
 
@@ -26,8 +26,6 @@ REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
 WARNINGS = ("jump", "vwap", "gap", "repeated")
 """Rules that may be broken by sound bars."""
-
-SIZE_COLUMNS = ("volume", "amount")
 
 VWAP_SLACK = 1.1
 """How far amount / volume may lie outside a bar's low and high: small volumes are rounded."""
@@ -174,6 +172,21 @@ def untraded_bars(bars: pd.DataFrame) -> Flags:
 def repeated_bars(bars: pd.DataFrame) -> Flags:
     """Where a long table in any order has the whole bar before, see `rules.is_repeated`."""
     return _flags_in_time(bars, rules.is_repeated)
+
+
+def idle_bars(bars: pd.DataFrame) -> Flags:
+    """Where a long table in any order has bars to leave out: that did not trade, or are repeated.
+
+    Without them a bar may stand behind another one that it repeats: that too is left out.
+    """
+    idle = np.zeros(len(bars), dtype=bool)
+    while len(kept := np.flatnonzero(~idle)):
+        left = bars.iloc[kept]
+        found = untraded_bars(left) | repeated_bars(left)
+        if not found.any():
+            break
+        idle[kept[found]] = True
+    return idle
 
 
 def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -> Flags:

@@ -48,7 +48,7 @@ WAYS = (
 class Clock:
     """When bars come.
 
-    kind: "minutes": several a day; "days": one on some weekdays or all; "weeks": one every so many
+    kind: "minutes": several a day; "days": one on some weekdays or all; "weeks": one every few
     days, mostly whole weeks; "months"; "irregular": no step is usual.
     """
 
@@ -85,17 +85,17 @@ class Clock:
         """The bars that follow the past as bars did within it.
 
         Args:
-            count: at least so many.
-            reach: and so many after this moment too.
+            count: how many at least.
+            reach: as many after this moment too.
 
         Returns:
             (count or more,) datetime64[ns], increasing.
 
         Raises:
-            CalendarError: the past is too short or irregular to tell, or they lead beyond 2262.
+            CalendarError: the past is too short or irregular to show how, or they lead beyond 2262.
         """
         if self.why:
-            raise CalendarError(f"{self.why}, so how bars go on cannot be told: {WAYS}")
+            raise CalendarError(f"{self.why}, so how bars go on is not known: {WAYS}")
         reach = self.last if reach is None else max(reach, self.last)
         if self.kind == "months":
             return self._by_months(count, reach)

@@ -53,7 +53,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
     "factor": ("factor", "复权因子"),
 }
-"""Names understood without being told, in any case and with any marks between their words.
+"""Names that are recognised, in any case and with any marks between their words.
 "turnover" is missing on purpose: some vendors mean money by it, others a rate."""
 
 FALLBACKS: Mapping[str, tuple[str, ...]] = {

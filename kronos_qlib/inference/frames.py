@@ -36,7 +36,7 @@ from kronos_qlib.data.spelling import COMPACT, compact
 from kronos_qlib.data.timestamps import is_midnight
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
-from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, SIZE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
 
     Raises:
         BarDataError: no frame, fewer than 2 bars, several instruments, a price column lacks, a
-            column that looks like volume cannot be told for sure, or a value is missing or not
+            column that looks like volume is not certainly it, or a value is missing or not
             finite.
     """
     if not isinstance(frame, pd.DataFrame):
@@ -203,7 +203,7 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
     if "symbol" not in match.names:
         check_unread(raw, match, (), None)
     found = {column: match.names[column] for column in BAR_COLUMNS if column in match.names}
-    read = _numbers(raw, found, name)
+    read = _numbers(raw, found)
     values = {column: numbers * match.scales.get(column, 1.0) for column, numbers in read.items()}
     _check_finite(values, frame.index if len(raw.rows) == len(frame) else raw.rows, name)
     prices = [values[column] for column in PRICE_COLUMNS]
@@ -306,15 +306,9 @@ def _check_single(raw: RawTable, symbol: str | None) -> None:
         )
 
 
-def _numbers(raw: RawTable, found: dict[str, str], name: str) -> dict[str, npt.NDArray[np.float64]]:
-    sizes = [found[column] for column in ("volume", "amount") if column in found]
-    try:
-        numbers = to_numbers(raw, list(found.values()), sizes)
-    except BarDataError as bad:
-        for column, theirs in found.items():
-            if f"column {theirs!r}" in str(bad):
-                raise BarDataError(f"{name}: column {column} is not numeric: {bad}") from bad
-        raise
+def _numbers(raw: RawTable, found: dict[str, str]) -> dict[str, npt.NDArray[np.float64]]:
+    sizes = [found[column] for column in SIZE_COLUMNS if column in found]
+    numbers = to_numbers(raw, list(found.values()), sizes)
     return {column: numbers[theirs] for column, theirs in found.items()}
 
 

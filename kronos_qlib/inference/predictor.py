@@ -229,7 +229,7 @@ class KronosPredictor:
         """What was sampled for several series, of equal length or not; arguments as in `predict`.
 
         Args:
-            keys: a name for each series: it keys its chance as in `paths`, and errors use it.
+            keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
 
         Returns:
             One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
@@ -297,8 +297,8 @@ class KronosPredictor:
             x_stamp, y_stamp: (series, L, 5) and (series, pred_len, 5) time fields of those bars.
             seed, keys: a series' paths depend on the seed, its key and its bars only; without
                 keys the rises and falls of its bars are the key, so that the unit of prices or
-                volume decides nothing. Equal keys give equal chance: common random numbers, whose
-                noise cancels between series.
+                volume decides nothing. Equal keys give common random numbers, whose noise cancels
+                between series.
             coherent: make each bar one: high its highest and low its lowest price, prices
                 positive, volume and amount not negative. False gives the network's raw numbers,
                 as published.
@@ -339,9 +339,9 @@ class KronosPredictor:
         place_uniforms(result, seed, names, stratified)
 
         def draw(rows: slice, futures: slice) -> None:
-            past, uniforms = x[rows], uniforms_in(result[rows, futures]).copy()
-            chance = torch.from_numpy(uniforms)
-            drawn = self._forecast(packed, past, stamps[rows], how, chance, anchor)
+            past = x[rows]
+            uniforms = torch.from_numpy(uniforms_in(result[rows, futures]).copy())
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, anchor)
             result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
         batches = plan.batches(len(x), how.paths)
@@ -408,15 +408,15 @@ class KronosPredictor:
         bars: Floats,
         stamps: Stamps,
         how: SamplingConfig,
-        chance: torch.Tensor,
+        uniforms: torch.Tensor,
         anchor: bool,
     ) -> Floats:
-        horizon, paths = stamps.shape[1] - bars.shape[1], chance.shape[1]
+        horizon, paths = stamps.shape[1] - bars.shape[1], uniforms.shape[1]
         scale = WindowScale.of(bars)
         tokens = packed.tokenizer.encode(self._normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         drawn = generate(
-            packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
+            packed.net, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
         )
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
         require_finite(ahead, "bars of the tokenizer")

@@ -401,7 +401,7 @@ NAN.iloc[3, 2] = np.nan
     [
         (bars().to_numpy(), "expected a DataFrame of bars, got ndarray"),
         (bars().drop(columns=["low", "close"]), "lacks low, close; it has open, high, volume"),
-        (bars().assign(high="x"), "column high is not numeric"),
+        (bars().assign(high="x"), "row 1, column 'high': expected a number, got 'x'"),
         (NAN, r"low is missing, not finite or beyond float32 in row 3 \(1 such rows\)"),
         (bars().assign(volume=np.inf), "volume is missing, not finite or beyond float32 in row 0"),
         (bars().assign(close=1e300), "close is missing, not finite or beyond float32 in row 0"),
@@ -418,7 +418,7 @@ def test_bars_that_are_refused(forecaster, frame, message):
     """In a batch of hundreds, the error must say which series to look at."""
     frames = [bars(), frame]
     times = [DAYS[:PAST], DAYS[: len(frame)]], [DAYS[20:24], DAYS[20:24]]
-    with pytest.raises(BarDataError, match=f"series 1: .*{message}"):
+    with pytest.raises(BarDataError, match=f"series 1[:,] .*{message}"):
         forecaster.predict_batch(frames, *times, AHEAD, verbose=False)
 
 
