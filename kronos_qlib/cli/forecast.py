@@ -154,6 +154,7 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and what was said in reading."""
     from kronos_qlib.data.bars import idle_bars
+    from kronos_qlib.data.steps import step_notes
     from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
@@ -167,7 +168,8 @@ def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ..
     own = (table.bars["symbol"] == symbol).to_numpy()
     # Whether no volume means no trade depends on the other instruments too.
     idle, bars = idle_bars(table.bars)[own], table.bars[own]
-    return bars[~idle], (*table.notes, *_describe_untraded(bars, idle))
+    left_out = _describe_untraded(bars, idle)
+    return bars[~idle], (*table.notes, *left_out, *step_notes(bars[~idle]))
 
 
 def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 from kronos_qlib.schema import PRICE_COLUMNS
 
@@ -136,6 +137,7 @@ STATES = _set(
 )
 
 
+@lru_cache(maxsize=1024)  # a thousand frames have the same names
 def compact(name: str) -> str:
     """A name without case, marks and what cannot be seen: "<Adj. Close>" is "adjclose"."""
     return "".join(words(name))

@@ -98,9 +98,9 @@ def as_days(bars: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if (mixed := (is_timed & (by_name < 1))).any():
         bar = bars[mixed].iloc[-1]
         raise BarDataError(
-            f"{bar['symbol']} {bar['date']}: a daily bar has no time of day, and others of it have "
-            "none: leave the bar out if its day was not over, else drop its time "
-            f"({int(mixed.sum())} such bars)"
+            f"{bar['symbol']} {bar['date']}: a daily bar has no time of day, and other bars of "
+            f"{bar['symbol']} have none: leave the bar out if its day was not over, else drop its time "
+            f"(bars with a time: {int(mixed.sum())})"
         )
     times = np.unique(clock)
     weekdays = np.bincount(days.dt.day_of_week, minlength=7)
@@ -162,7 +162,8 @@ def wrong_step(table: pd.DataFrame, freq: str) -> str | None:
 
 
 def step_notes(bars: pd.DataFrame) -> list[str]:
-    """What is unusual about the step of bars: weekly or monthly ones, or unlike others'."""
+    """What is unusual about the step of bars: weekly or monthly ones, or unlike others'; and why
+    daily ones, if so, cannot be taken without their time of day."""
     table = bars[["symbol", "date"]].sort_values(["symbol", "date"], ignore_index=True)
     if not pd.api.types.is_datetime64_dtype(table["date"]) or table["date"].isna().any():
         return []
@@ -172,6 +173,10 @@ def step_notes(bars: pd.DataFrame) -> list[str]:
     usual, counts = np.unique(steps.usual, return_counts=True)
     common = usual[counts.argmax()]
     notes = []
+    try:
+        as_days(table)
+    except BarDataError as problem:
+        notes.append(str(problem))
     if common >= LONG_STEP:
         words = read_clock(market_times(table["date"])).words
         notes.append(

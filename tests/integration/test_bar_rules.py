@@ -214,7 +214,7 @@ def ask(source: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_suspension_in_a_file_is_told_by_every_command(how, tmp_path, capsys):
+def test_a_suspension_in_a_file_is_reported_by_every_command(how, tmp_path, capsys):
     source = write(tmp_path / "halt.csv", suspend(walk(0), how))
     assert main(["data", "check", str(source)]) == 1
     said = capsys.readouterr().out
@@ -318,3 +318,16 @@ def make_predictor() -> KronosPredictor:
 
     tokenizer = KronosTokenizer.from_pretrained("nano")
     return KronosPredictor(Kronos.from_pretrained("nano"), tokenizer, device="cpu")
+
+
+def test_a_day_that_may_not_be_over_is_said_wherever_bars_are_read(tmp_path, capsys):
+    """Conversion refused a bar of 11:05 among daily ones; check and forecast took it in silence."""
+    times = DAYS[:-1].append(DAYS[-1:] + pd.Timedelta("11:05:00"))
+    source = write(tmp_path / "live.csv", walk(0, times))
+    assert main(["data", "check", str(source), "--no-gaps"]) == 0
+    assert main(ask(source)) == 0
+    dataset = WindowDataset.from_file(source, {"test": 1.0}, lookback=20, horizon=2)
+    said = capsys.readouterr().out
+    assert said.count("11:05:00: a daily bar has no time of day") == 2
+    assert any("a daily bar has no time of day" in note for note in dataset.notes)
+    assert main(["data", "convert", str(source), str(tmp_path / "qlib")]) != 0

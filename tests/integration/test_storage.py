@@ -616,7 +616,7 @@ def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_pat
         ({"symbol": ".."}, "cannot name a folder"),
         (
             {"date": pd.Timestamp("2024-01-05 09:35")},
-            "a daily bar has no time of day, and others of it have none",
+            "a daily bar has no time of day, and other bars of A have none",
         ),
         ({"low": 1e-60}, "low 1e-60 becomes 0 in float32"),
     ],
