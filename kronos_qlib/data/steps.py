@@ -99,8 +99,8 @@ def as_days(bars: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         bar = bars[mixed].iloc[-1]
         raise BarDataError(
             f"{bar['symbol']} {bar['date']}: a daily bar has no time of day, and other bars of "
-            f"{bar['symbol']} have none: leave the bar out if its day was not over, else drop its time "
-            f"(bars with a time: {int(mixed.sum())})"
+            f"{bar['symbol']} have none: leave the bar out if its day was not over, else drop "
+            f"its time (bars with a time: {int(mixed.sum())})"
         )
     times = np.unique(clock)
     weekdays = np.bincount(days.dt.day_of_week, minlength=7)

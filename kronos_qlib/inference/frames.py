@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import (
+    Ahead,
     Times,
     bars_ahead,
     doubt_of_given,
@@ -100,6 +101,7 @@ def series_of_frames(
     horizon = whole("pred_len", horizon)
     result = []
     doubts: dict[str, list[str]] = {}
+    made: dict[bytes, Ahead] = {}  # series of one exchange share their times
     for place, frame in enumerate(frames):
         name = f"series {place}" if names is None else names[place]
         bars = bars_of_frame(frame, name)
@@ -108,17 +110,21 @@ def series_of_frames(
             after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
             both = np.concatenate((before, after))
             timestamps_of(both, len(both), name, "the time")
-            found = [doubt_of_given(before, after)]
+            times = both.tobytes()
+            if times not in made:
+                doubt = doubt_of_given(before, after)
+                made[times] = Ahead(after, "given", (doubt,) if doubt else ())
         else:
             _check_utc(past[place], name, exchange)
-            try:
-                made = bars_ahead(before, horizon, exchange=exchange, freq=freq)
-            except CalendarError as bad:
-                raise CalendarError(f"{name}: {bad}") from bad
-            after, found = made.times, [*made.doubts]
-        for doubt in filter(None, found):
+            times = before.tobytes()
+            if times not in made:
+                try:
+                    made[times] = bars_ahead(before, horizon, exchange=exchange, freq=freq)
+                except CalendarError as bad:
+                    raise CalendarError(f"{name}: {bad}") from bad
+        for doubt in made[times].doubts:
             doubts.setdefault(doubt, []).append(name)
-        result.append(Series(bars, before, after))
+        result.append(Series(bars, before, made[times].times))
     for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
         more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
         logger.warning("%s%s: %s", whose[0], more, doubt)

@@ -465,3 +465,19 @@ def test_no_moment_needs_no_bars_to_come(beyond):
     """A segment without windows ended in numpy's ValueError where a calendar goes on by pattern."""
     calendar = pd.date_range("2024-01-01", periods=20, freq="B").to_numpy()
     assert next_times(calendar, calendar[:0], 30, beyond).shape == (0, 30)
+
+
+def test_series_of_the_same_times_share_their_clock(monkeypatch):
+    """A thousand names of one market had their clock read a thousand times."""
+    from kronos_qlib.inference import frames
+
+    reads = []
+    real = frames.bars_ahead
+    monkeypatch.setattr(frames, "bars_ahead", lambda *a, **k: reads.append(1) or real(*a, **k))
+    days = weekdays("2024-01-01", 20)
+    prices = pd.DataFrame({name: np.linspace(10, 11, 20) for name in ("open", "high", "low")})
+    bars = prices.assign(close=prices["open"], volume=np.arange(1.0, 21.0))
+    pasts = [days, days, days + pd.Timedelta(days=7)]
+    found = frames.series_of_frames([bars] * 3, pasts, None, 2, None, None, None)
+    assert len(reads) == 2
+    assert [f"{one.ahead[0]}"[:10] for one in found] == ["2024-01-29", "2024-01-29", "2024-02-05"]
