@@ -8,7 +8,7 @@ OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(6)
 BAR_COLUMNS = ("open", "high", "low", "close", "volume", "amount")
 """Prices in money per share, volume in shares, amount in money traded."""
 
-PRICE_COLUMNS = BAR_COLUMNS[: CLOSE + 1]
+PRICE_COLUMNS, SIZE_COLUMNS = BAR_COLUMNS[: CLOSE + 1], BAR_COLUMNS[VOLUME:]
 
 TIME_FIELDS = ("minute", "hour", "weekday", "day", "month")
 """A stamp's fields in order: weekday counts from Monday 0, day is of the month, month from 1."""

@@ -153,7 +153,8 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and what was said in reading."""
-    from kronos_qlib.data.bars import repeated_bars, untraded_bars
+    from kronos_qlib.data.bars import idle_bars
+    from kronos_qlib.data.steps import step_notes
     from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
@@ -165,9 +166,10 @@ def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ..
     if symbol not in symbols:
         raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
     own = (table.bars["symbol"] == symbol).to_numpy()
-    idle = (untraded_bars(table.bars) | repeated_bars(table.bars))[own]
-    bars = table.bars[own]
-    return bars[~idle], (*table.notes, *_describe_untraded(bars, idle))
+    # Whether no volume means no trade depends on the other instruments too.
+    idle, bars = idle_bars(table.bars)[own], table.bars[own]
+    left_out = _describe_untraded(bars, idle)
+    return bars[~idle], (*table.notes, *left_out, *step_notes(bars[~idle]))
 
 
 def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
@@ -176,15 +178,15 @@ def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
     Raises:
         BarDataError: no bar traded.
     """
-    from kronos_qlib.data.bars import show_time
+    from kronos_qlib.data.clock import show_span, show_time
 
     if not idle.any():
         return []
     symbol, dates = bars["symbol"].iloc[0], bars["date"]
     if idle.all():
         raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
-    first, last = (show_time(dates[idle].iloc[place]) for place in (0, -1))
-    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {first} to {last}"
+    when = show_span(dates[idle].to_numpy())
+    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
     newest = dates[~idle].iloc[-1]
     if newest < dates.iloc[-1]:
         said += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
@@ -229,7 +231,8 @@ def _lookback(
 
 def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
     """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
-    from kronos_qlib.data.bars import check_bars, describe_report, errors_of, show_time
+    from kronos_qlib.data.bars import check_bars, describe_report, errors_of
+    from kronos_qlib.data.clock import show_time
 
     report = check_bars(window, find_gaps=False)
     errors = errors_of(report)
@@ -307,20 +310,17 @@ def _summary(
     context: int,
     rule: str,
 ) -> str:
-    from kronos_qlib.data.bars import show_time
+    from kronos_qlib.data.clock import show_span
 
-    seen = len(window)
-    first, last = (show_time(window["date"].iloc[place]) for place in (-seen, -1))
-    ahead = found.mean.index
+    seen, ahead = window["date"].to_numpy(), found.mean.index.to_numpy()
     moves = found.returns()
     lines = [
-        f"{found.name}: {len(bars)} bars read, the last {seen} seen, {first} to {last}",
+        f"{found.name}: {len(bars)} bars read, the last {len(seen)} seen, {show_span(seen)}",
         f"{arguments.model} sees {context} bars at once",
     ]
     low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
-        f"{arguments.horizon} bars to come, {show_time(ahead[0])} to {show_time(ahead[-1])}, by "
-        f"{rule}",
+        f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} to the last of them, {arguments.paths} paths: median "
         f"{middle}, 90 % within {low} and {high}, mean {moves.mean():+.2%}, up in "
         f"{(moves > 0).mean():.0%}",

@@ -12,12 +12,12 @@ import pandas as pd
 from kronos_qlib.data import rules
 from kronos_qlib.data.bars import VWAP_SLACK, values_of
 from kronos_qlib.data.repairs import MENDED_BY
-from kronos_qlib.schema import CLOSE, HIGH, LOW, PRICE_COLUMNS, VOLUME
+from kronos_qlib.schema import CLOSE, HIGH, LOW, PRICE_COLUMNS, SIZE_COLUMNS, VOLUME
 
 NEARLY_ALL = 0.8
 """Where so large a share of the bars breaks one rule, the table is read wrongly, not broken."""
 FEW = 5
-"""So few bars tell no cause."""
+"""So few bars show no cause."""
 APART = 1.2
 """Closes of one instrument at one time do not differ by this factor."""
 
@@ -123,20 +123,20 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
         return ""
     groups = several.groupby(["symbol", "date"], sort=False)["close"]
     sizes, times = groups.size(), len(bars.drop_duplicates(["symbol", "date"]))
-    told = f"{len(sizes)} of {times} times have several bars, which differ"
+    said = f"{len(sizes)} of {times} times have several bars, which differ"
     if 2 * len(sizes) <= times:
         return (
-            f"{told}: two instruments under one name, or corrections; see which is right, and keep "
+            f"{said}: two instruments under one name, or corrections; see which is right, and keep "
             "that one"
         )
     symbol = "the column of symbols was not read: name it with a mapping such as symbol=THEIRS"
     clock = "the time of day was not read: name its column with a mapping such as date=THEIRS"
     if (groups.max() > APART * groups.min()).mean() > 0.5:
-        return f"{told} in price as two instruments do; {symbol}"
+        return f"{said} in price as two instruments do; {symbol}"
     is_daily = bool((several["date"] == several["date"].dt.normalize()).all())
     if is_daily and sizes.median() > 2:
-        return f"{told}, {sizes.median():.0f} each: either {clock}; or {symbol}"
-    return f"{told}: either {symbol}; or {clock}" if is_daily else f"{told}: {symbol}"
+        return f"{said}, {sizes.median():.0f} each: either {clock}; or {symbol}"
+    return f"{said}: either {symbol}; or {clock}" if is_daily else f"{said}: {symbol}"
 
 
 def _cause(rule: str, bars: pd.DataFrame) -> str:
@@ -160,10 +160,9 @@ def _cause(rule: str, bars: pd.DataFrame) -> str:
         if empty:
             return f"{', '.join(empty)} is empty in nearly all bars: map the column that has it"
     if rule == rules.SIZE:
-        names = ("volume", "amount")
         same = [
             name
-            for name, column in zip(names, values[:, VOLUME:].T, strict=True)
+            for name, column in zip(SIZE_COLUMNS, values[:, VOLUME:].T, strict=True)
             if name in bars and (np.isnan(column).all() or (column == column[0]).all())
         ]
         if same:

@@ -15,11 +15,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import Times, stamps_of, to_times
+from kronos_qlib.data.clock import show_time
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     INCOMPLETE,
     INVALID,
     MAX_MOVE,
+    PRICES,
     REPEATED,
     RULES,
     UNTRADED,
@@ -47,7 +49,6 @@ EXAMPLES = 3
 """Instruments that a message names."""
 
 COLUMNS = len(BAR_COLUMNS)
-PRICES = len(PRICE_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +223,8 @@ class BarTable:
 
     def name(self, row: int) -> str:
         """Instrument and time of a row, for a message."""
-        return f"{self.instruments[int(self.instrument_of(row))]} at {_text(self.times_at(row))}"
+        owner, time = int(self.instrument_of(row)), self.calendar[self.places[row]]
+        return f"{self.instruments[owner]} at {show_time(time)}"
 
     def describe_left_out(self) -> str:
         """What was left out when it was filled, in one sentence; "" if nothing was."""
@@ -233,10 +235,7 @@ class BarTable:
         owners, firsts = np.unique(out.owners, return_index=True)
         names = []
         for owner, first, last in zip(owners, firsts, [*firsts[1:], len(out)], strict=True):
-            days = [
-                _text(self.calendar[place]).removesuffix("T00:00")
-                for place in out.places[[first, last - 1]]
-            ]
+            days = [show_time(self.calendar[place]) for place in out.places[[first, last - 1]]]
             span = days[0] if last - first == 1 else f"{last - first} from {days[0]} to {days[1]}"
             names.append(f"{self.instruments[owner]} {span}")
             if len(names) == EXAMPLES:
@@ -307,7 +306,7 @@ class TableBuilder:
         if (steps <= 0).any():
             at = places[int(np.argmax(steps <= 0)) + 1]
             problem = "two bars of one time" if (steps == 0).any() else "bars out of order"
-            raise BarDataError(f"{name} at {_text(self.calendar[at])}: {problem}")
+            raise BarDataError(f"{name} at {show_time(self.calendar[at])}: {problem}")
         if not (is_whole and is_sound(bars)):
             self._suspects.append(len(self._names))
         elif not bars[:, VOLUME:].any():
@@ -406,7 +405,7 @@ class TableBuilder:
         setting = "invalid" if rule in INVALID else setting
         more = f"; {_count(others, 'bar')} under other rules" if others else ""
         return BarDataError(
-            f"{self._names[number]} at {_text(self.calendar[self._places[at]])}: "
+            f"{self._names[number]} at {show_time(self.calendar[self._places[at]])}: "
             f"{_explain(rule, self._values[at])} ({_count(sum(alike.values()), 'such bar')} of "
             f"{some}{more}); mend the bars where they come from, or leave such bars out, as if "
             f"suspended, with {setting}='skip'"
@@ -436,7 +435,3 @@ def _explain(rule: str, bar: Floats) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _text(moment: Any) -> str:
-    return str(np.datetime_as_string(moment, unit="m"))

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data import rules
+from kronos_qlib.data.clock import show_time
 from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
 
 Values = npt.NDArray[np.float64]
 
@@ -25,8 +26,6 @@ REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
 WARNINGS = ("jump", "vwap", "gap", "repeated")
 """Rules that may be broken by sound bars."""
-
-SIZE_COLUMNS = ("volume", "amount")
 
 VWAP_SLACK = 1.1
 """How far amount / volume may lie outside a bar's low and high: small volumes are rounded."""
@@ -106,11 +105,6 @@ def describe_report(
     return "\n".join(lines)
 
 
-def show_time(time: Any) -> str:
-    """A time for a message; midnight goes without saying."""
-    return str(time).removesuffix(" 00:00:00")
-
-
 def measure_lot(bars: pd.DataFrame) -> int:
     """Shares per unit of volume, from what was paid: 1, or the 100 of tables that count lots.
 
@@ -178,6 +172,21 @@ def untraded_bars(bars: pd.DataFrame) -> Flags:
 def repeated_bars(bars: pd.DataFrame) -> Flags:
     """Where a long table in any order has the whole bar before, see `rules.is_repeated`."""
     return _flags_in_time(bars, rules.is_repeated)
+
+
+def idle_bars(bars: pd.DataFrame) -> Flags:
+    """Where a long table in any order has bars to leave out: that did not trade, or are repeated.
+
+    Without them a bar may stand behind another one that it repeats: that too is left out.
+    """
+    idle = np.zeros(len(bars), dtype=bool)
+    while len(kept := np.flatnonzero(~idle)):
+        left = bars.iloc[kept]
+        found = untraded_bars(left) | repeated_bars(left)
+        if not found.any():
+            break
+        idle[kept[found]] = True
+    return idle
 
 
 def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -> Flags:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.clock import Clock
+from kronos_qlib.data.clock import Clock, show_time
+from kronos_qlib.data.clock import Times as Times  # others take it from here
 from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.data.exchanges import check_exchange, exchange_times
 from kronos_qlib.data.timestamps import (
@@ -25,7 +26,6 @@ from kronos_qlib.errors import CalendarError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-Times = npt.NDArray[np.datetime64]
 ENOUGH_PAST = 12000
 """Times of a calendar that must fit the exchange by which it goes on: a year of 5-minute bars. A
 few would fit another exchange by luck."""
@@ -144,9 +144,11 @@ def next_times(calendar: Times, after: Times, count: int, beyond: str = "error")
     """
     check_beyond(beyond)
     calendar, after = calendar.astype("datetime64[ns]"), after.astype("datetime64[ns]")
+    if not len(after):
+        return np.zeros((0, count), dtype="datetime64[ns]")
     while True:
         start = np.searchsorted(calendar, after, side="right")
-        short = int(start.max(initial=0)) + count - len(calendar)
+        short = int(start.max()) + count - len(calendar)
         if short <= 0:
             return np.asarray(calendar[start[:, None] + np.arange(count)])
         calendar = np.concatenate((calendar, _beyond(calendar, after, count, short, beyond)))
@@ -171,9 +173,9 @@ def check_beyond(beyond: Any) -> None:
 
 def _beyond(calendar: Times, after: Times, count: int, short: int, beyond: str) -> Times:
     """What follows the calendar's end, `short` times at least."""
-    last = np.datetime_as_string(calendar[-1], unit="m") if len(calendar) else "nothing"
+    last = show_time(calendar[-1]) if len(calendar) else "nothing"
     if beyond == "error":
-        latest = np.datetime_as_string(np.max(after), unit="m")
+        latest = show_time(np.max(after))
         raise CalendarError(
             f"the calendar ends at {last}, {short} bars short of the {count} that follow "
             f"{latest}; extend it (Qlib's <freq>_future.txt; data_prep/csv_to_qlib.py writes "
@@ -274,7 +276,9 @@ def bars_ahead(
     falls = np.flatnonzero(np.diff(before) <= np.timedelta64(0))
     if len(falls):
         first, second = before[falls[0]], before[falls[0] + 1]
-        raise CalendarError(f"the past does not increase: {first} is followed by {second}")
+        raise CalendarError(
+            f"the past does not increase: {show_time(first)} is followed by {show_time(second)}"
+        )
     if exchange is not None and freq is not None:
         raise ConfigError(
             "the bars to come need only one of: exchange, such as 'XSHG' or 'XNYS', whose "

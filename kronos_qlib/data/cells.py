@@ -21,6 +21,7 @@ from kronos_qlib.data.readers import RawTable
 from kronos_qlib.data.timestamps import (
     FIRST_YEAR,
     LAST_YEAR,
+    Times,
     TimeTextError,
     instants,
     read_texts,
@@ -35,7 +36,6 @@ from kronos_qlib.errors import BarDataError
 
 __all__ = ["NO_NUMBER", "symbol_problem", "to_dates", "to_moments", "to_numbers", "to_symbols"]
 
-Times = npt.NDArray[np.datetime64]
 Numbers = npt.NDArray[np.float64]
 
 CLOCK_TEXT = re.compile(

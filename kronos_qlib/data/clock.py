@@ -6,6 +6,7 @@ holidays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +25,10 @@ MonthRule = Literal["MS", "ME", "BMS", "BME", "day"]
 
 OPEN, CLOSED, UNKNOWN = 1, 0, -1
 """What the past says of a weekday or of a time on a weekday."""
-DAY, MINUTE = np.timedelta64(86_400_000_000_000, "ns"), np.timedelta64(60_000_000_000, "ns")
+MINUTE = np.timedelta64(60_000_000_000, "ns")
+HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
+LONGEST_INTRADAY = 20 * HOUR
+"""Bars further apart are of a day or longer."""
 LAST_DAY = np.datetime64("2262-04-10", "D")
 """Nanoseconds since 1970 end on the day after."""
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -44,7 +48,7 @@ WAYS = (
 class Clock:
     """When bars come.
 
-    kind: "minutes": several a day; "days": one on some weekdays or all; "weeks": one every so many
+    kind: "minutes": several a day; "days": one on some weekdays or all; "weeks": one every few
     days, mostly whole weeks; "months"; "irregular": no step is usual.
     """
 
@@ -81,17 +85,17 @@ class Clock:
         """The bars that follow the past as bars did within it.
 
         Args:
-            count: at least so many.
-            reach: and so many after this moment too.
+            count: how many at least.
+            reach: as many after this moment too.
 
         Returns:
             (count or more,) datetime64[ns], increasing.
 
         Raises:
-            CalendarError: the past is too short or irregular to tell, or they lead beyond 2262.
+            CalendarError: the past is too short or irregular to show how, or they lead beyond 2262.
         """
         if self.why:
-            raise CalendarError(f"{self.why}, so how bars go on cannot be told: {WAYS}")
+            raise CalendarError(f"{self.why}, so how bars go on is not known: {WAYS}")
         reach = self.last if reach is None else max(reach, self.last)
         if self.kind == "months":
             return self._by_months(count, reach)
@@ -101,12 +105,12 @@ class Clock:
 
     def doubts(self, ahead: Times) -> tuple[str, ...]:
         """What is assumed of bars made by `after` that the past does not show, in words."""
-        days = set(_weekday(ahead.astype("datetime64[D]")).tolist())
+        days = set(weekday_of(ahead.astype("datetime64[D]")).tolist())
         used = [day for day in self.assumed if day in days]
         if not used:
             return ()
         return (
-            f"the past, {show(self.first)} to {show(self.last)}, reaches over no {_names(used)}: "
+            f"the past, {self._reach}, reaches over no {_names(used)}: "
             "taken as open, as Mondays to Fridays mostly are",
         )
 
@@ -127,7 +131,7 @@ class Clock:
                 often = f"every {days // 7} weeks"
             if days % 7 or self.anchor is None:
                 return often
-            return f"{often}, on {WEEKDAYS[int(_weekday(self.anchor))]}s"
+            return f"{often}, on {WEEKDAYS[int(weekday_of(self.anchor))]}s"
         if self.kind == "days":
             known = np.flatnonzero(self.week == OPEN).tolist()
             if " to " not in _span(known) and not (self.week == UNKNOWN).any() and len(known) < 7:
@@ -143,6 +147,10 @@ class Clock:
         if (self.week == UNKNOWN).any() and not self.why:
             return f"{_span(days)} as far as seen"
         return "" if self.why else _span(days)
+
+    @cached_property
+    def _reach(self) -> str:
+        return show_span([self.first, self.last])
 
     @property
     def has_weekends(self) -> bool:
@@ -165,7 +173,7 @@ class Clock:
             count, rest = divmod(int(self.step // DAY), 7)
             if rest:
                 return f"{self.step // DAY}D"
-            name = WEEKDAYS[int(_weekday(self.anchor))][:3].upper()
+            name = WEEKDAYS[int(weekday_of(self.anchor))][:3].upper()
             return f"{count if count > 1 else ''}W-{name}"
         known = [rule for rule in self.month_rules if rule != "day"]
         return f"{self.months if self.months > 1 else ''}{known[0]}" if known else None
@@ -198,7 +206,7 @@ class Clock:
         clock = ahead - days
         place = np.minimum(np.searchsorted(self.clock, clock), len(self.clock) - 1)
         known: npt.NDArray[np.bool_] = self.clock[place] == clock
-        return np.asarray(~known | (self.slots[_weekday(days), place] == CLOSED))
+        return np.asarray(~known | (self.slots[weekday_of(days), place] == CLOSED))
 
     def unlike(self, ahead: Times) -> str | None:
         """How the step of given bars to come plainly differs from the past's, in words, if so."""
@@ -252,7 +260,7 @@ class Clock:
         ratio = float(gap / self.step.astype(np.int64))
         if self.kind == "minutes":
             return ratio == 1 or int(gap) in self.shorter
-        visited = np.unique(_weekday(ahead.astype("datetime64[D]")))
+        visited = np.unique(weekday_of(ahead.astype("datetime64[D]")))
         if self.kind == "days":
             left_out = np.setdiff1d(np.arange(7), visited)
             return (
@@ -263,7 +271,7 @@ class Clock:
         if not 0.8 <= ratio <= 1.25:
             return False
         weekly = self.kind == "weeks" and not int(self.step // DAY) % 7
-        return not weekly or visited.tolist() == [int(_weekday(self.anchor))]
+        return not weekly or visited.tolist() == [int(weekday_of(self.anchor))]
 
     def _by_week(self, count: int, reach: np.datetime64) -> Times:
         """Days block by block, at the times of day that their weekdays have."""
@@ -273,8 +281,8 @@ class Clock:
         later = int((reach.astype("datetime64[D]") - begin) / np.timedelta64(1, "D"))
         days = 15 + max(0, later) + 2 * count // max(1, int((self.slots == OPEN).sum(axis=1).max()))
         while True:
-            dates = np.arange(begin, min(begin + days, LAST_DAY))
-            states = self.slots[_weekday(dates)]
+            dates = np.arange(begin, max(begin, min(begin + days, LAST_DAY)))
+            states = self.slots[weekday_of(dates)]
             moments = (dates.astype("datetime64[ns]")[:, None] + self.clock).ravel()
             due = (states != CLOSED).ravel() & (moments > self.last)
             moments, known = moments[due], states.ravel()[due] == OPEN
@@ -284,8 +292,8 @@ class Clock:
                 raise CalendarError(self._cannot_tell(moments[unknown[0]]))
             if stop <= len(moments):
                 return np.asarray(moments[:stop])
-            if dates[-1] >= LAST_DAY - 1:
-                raise CalendarError(f"{count} bars after {show(reach)} lead beyond the year 2262")
+            if begin + days >= LAST_DAY:
+                raise CalendarError(_beyond(count, reach))
             days *= 2
 
     def _by_steps(self, count: int, reach: np.datetime64) -> Times:
@@ -293,7 +301,7 @@ class Clock:
         start = self.anchor.astype("datetime64[ns]") + self.clock[0]
         behind = max(0, int((reach - start) // self.step))
         if behind + count + 1 > int((LAST_DAY - start) // self.step):
-            raise CalendarError(f"{count} bars after {show(reach)} lead beyond the year 2262")
+            raise CalendarError(_beyond(count, reach))
         ahead = start + self.step * np.arange(1, behind + count + 2)
         ahead = ahead[ahead > self.last]
         stop = int(np.searchsorted(ahead, reach, side="right")) + count
@@ -305,13 +313,13 @@ class Clock:
         if (behind + count + 2) * self.months > (LAST_DAY.astype("datetime64[M]") - month).astype(
             int
         ):
-            raise CalendarError(f"{count} bars after {show(reach)} lead beyond the year 2262")
+            raise CalendarError(_beyond(count, reach))
         ahead = month + self.months * np.arange(1, behind + count + 2)
         found = [month_days(ahead, rule, self.month_day) for rule in self.month_rules]
         if not all(np.array_equal(found[0], other) for other in found[1:]):
             rules = " or ".join(MONTH_WORDS[rule] for rule in self.month_rules)
             raise CalendarError(
-                f"the past, {show(self.first)} to {show(self.last)}, does not tell whether its "
+                f"the past, {self._reach}, does not tell whether its "
                 f"bars come {rules} of the month: {WAYS}"
             )
         moments = found[0].astype("datetime64[ns]") + self.clock[0]
@@ -319,12 +327,16 @@ class Clock:
         return np.asarray(moments[:stop])
 
     def _cannot_tell(self, moment: np.datetime64) -> str:
-        day = WEEKDAYS[int(_weekday(moment.astype("datetime64[D]")))]
+        day = WEEKDAYS[int(weekday_of(moment.astype("datetime64[D]")))]
         at = "" if self.kind == "days" else f" at {_hour(moment - moment.astype('datetime64[D]'))}"
         return (
-            f"the past, {show(self.first)} to {show(self.last)}, is too short to tell whether bars "
+            f"the past, {self._reach}, is too short to tell whether bars "
             f"come on {day}s{at}, where they would go on: {WAYS}"
         )
+
+
+def _beyond(count: int, reach: np.datetime64) -> str:
+    return f"{count} bars after {show_time(reach)} lead beyond the year 2262"
 
 
 def month_days(months: Times, rule: MonthRule, day: int = 0) -> Times:
@@ -342,10 +354,15 @@ def month_days(months: Times, rule: MonthRule, day: int = 0) -> Times:
     return np.asarray(np.minimum(first + (day - 1), last))
 
 
-def show(moment: np.datetime64) -> str:
-    """A moment for a message; midnight goes without saying."""
-    text = str(np.datetime_as_string(moment, unit="m")).replace("T", " ")
-    return text.removesuffix(" 00:00")
+def show_time(moment: Any) -> str:
+    """A moment for a message, without seconds of 0 and without midnight."""
+    return str(pd.Timestamp(moment)).removesuffix(" 00:00:00").removesuffix(":00")
+
+
+def show_span(moments: Sequence[Any] | Times) -> str:
+    """From the first moment to the last, for a message."""
+    first, last = show_time(moments[0]), show_time(moments[-1])
+    return first if first == last else f"{first} to {last}"
 
 
 def duration(step: np.timedelta64) -> str:
@@ -370,7 +387,7 @@ def _tick(step: np.timedelta64) -> str:
     return f"{step.astype(int)}ns"
 
 
-def _weekday(days: Any) -> npt.NDArray[np.int64]:
+def weekday_of(days: Any) -> npt.NDArray[np.int64]:
     """Of datetime64[D]: Monday is 0."""
     return np.asarray((np.asarray(days).astype("datetime64[D]").astype(np.int64) + 3) % 7)
 

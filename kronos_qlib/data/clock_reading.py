@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kronos_qlib.data.clock import (
     CLOSED,
     DAY,
+    HOUR,
     OPEN,
     UNKNOWN,
     Clock,
@@ -22,7 +23,9 @@ from kronos_qlib.data.clock import (
     Times,
     duration,
     month_days,
-    show,
+    show_span,
+    show_time,
+    weekday_of,
 )
 
 Flags = npt.NDArray[np.bool_]
@@ -39,7 +42,6 @@ A_SESSION = 0.15
 """The share of a day's times that a half day, or a weekday's own hours, lack: a bar or two may lack
 for any reason."""
 SATURDAY = 5
-HOUR = np.timedelta64(3_600_000_000_000, "ns")
 
 
 def read_clock(past: Times) -> Clock:
@@ -110,7 +112,7 @@ def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
     middle = float(np.median(gaps))
     if len(days) < 3:
         if gap > 4 or (len(past) == 2 and times[0] != times[1]):
-            why = f"two bars, {show(past[-2])} and {show(past[-1])}, show no step"
+            why = f"two bars, {show_time(past[-2])} and {show_time(past[-1])}, show no step"
             return Clock("irregular", why=why, **ends)
         return Clock("days", step=DAY, week=week_of(days), slots=week_of(days)[:, None], **common)
     if middle >= 26:
@@ -119,14 +121,14 @@ def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
     if weeks and share >= 0.5 and gap == 7 * weeks:
         return _of_weeks(recent, weeks, common)
     if gap > 1 and share >= 0.8:
-        if len(np.unique(_weekday(recent))) >= 5:
+        if len(np.unique(weekday_of(recent))) >= 5:
             return Clock("weeks", step=gap * DAY, anchor=days[-1], **common)
         why = f"{len(days)} bars, mostly {gap} days apart, show no week"
         return Clock("irregular", why=why, **ends)
     week = week_of(days)
     apart = np.diff(np.unique((recent.astype(np.int64) + 3) // 7))
     if (len(apart) and (apart == 1).mean() < 0.5) or _density(days, week) < 0.5:
-        why = f"the bars from {show(past[0])} to {show(past[-1])} come at irregular steps"
+        why = f"the bars from {show_span(past)} come at irregular steps"
         return Clock("irregular", why=why, **ends)
     return Clock("days", step=gap * DAY, week=week, slots=week[:, None], **common)
 
@@ -141,9 +143,9 @@ def _density(days: Days, week: States) -> float:
 
 
 def _of_weeks(days: Days, weeks: int, common: dict[str, Any]) -> Clock:
-    weekday, _ = usual(_weekday(days))
+    weekday, _ = usual(weekday_of(days))
     # The last bar stands for the nearest such day: a holiday moves it by a day or two.
-    off = (weekday - int(_weekday(days)[-1])) % 7
+    off = (weekday - int(weekday_of(days)[-1])) % 7
     anchor = days[-1] + (off if off <= 3 else off - 7)
     if anchor <= days[-2] + 3:  # that was the bar before: a week not over yet
         anchor += 7
@@ -156,7 +158,7 @@ def _of_months(days: Days, common: dict[str, Any]) -> Clock:
     day_of_month = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
     step = usual(np.diff(days).astype(np.int64))[0] * DAY
     if share < 0.7 or number < 1:
-        why = f"the bars from {show(days[0])} to {show(days[-1])} come at irregular steps"
+        why = f"the bars from {show_span(days)} come at irregular steps"
         return Clock("irregular", why=why, first=common["first"], last=common["last"])
     rules: tuple[MonthRule, ...] = ("MS", "ME", "BMS", "BME")
     fits = {rule: float((month_days(months, rule) == days).mean()) for rule in rules}
@@ -168,7 +170,7 @@ def _of_months(days: Days, common: dict[str, Any]) -> Clock:
         return replace(clock, month_rules=found)
     if same >= 0.6:
         return replace(clock, month_rules=("day",), month_day=int(day))
-    why = f"the monthly bars from {show(days[0])} to {show(days[-1])} keep to no day of the month"
+    why = f"the monthly bars from {show_span(days)} keep to no day of the month"
     return replace(clock, why=why)
 
 
@@ -178,7 +180,7 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
     step, share = usual(within)
     if share < 0.25:
         why = (
-            f"the bars from {show(past[0])} to {show(past[-1])} come at irregular steps, of which "
+            f"the bars from {show_span(past)} come at irregular steps, of which "
             f"{duration(step)} is the most common with a share of {share:.0%}"
         )
         return Clock("irregular", why=why, **ends)
@@ -189,22 +191,19 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
     if DAY % step and (np.diff(past) == step).mean() >= 0.9:
         # Times of day that move from day to day: nothing but the step goes on.
         common |= {"anchor": days[-1], "clock": (past - days)[-1:]}
-        if len(np.unique(_weekday(dates))) == 7:
+        if len(np.unique(weekday_of(dates))) == 7:
             return Clock("minutes", week=np.full(7, OPEN, dtype=np.int8), **common)
         why = f"bars every {duration(step)} for less than a week do not show its days"
         return Clock("minutes", week=week, why=why, **common)
     recent = _recent(past, days)
     clock, slots, covered = _slots(recent, week, step)
     if len(dates) < 2 or (len(dates) == 2 and past[-1] - days[-1] < past[0] - days[0] - step):
-        why = (
-            f"the past, {show(past[0])} to {show(past[-1])}, reaches over no whole day and does "
-            "not show its times"
-        )
+        why = f"the past, {show_span(past)}, reaches over no whole day and does not show its times"
         return Clock("minutes", week=week, why=why, **common)
     if covered < 0.6:
-        why = f"the bars from {show(past[0])} to {show(past[-1])} keep to no times of day"
+        why = f"the bars from {show_span(past)} keep to no times of day"
         return Clock("minutes", week=week, why=why, **common)
-    reached = np.isin(np.arange(7), _weekday(np.arange(dates[0], dates[-1] + 1)))
+    reached = np.isin(np.arange(7), weekday_of(np.arange(dates[0], dates[-1] + 1)))
     week, slots, assumed = _usual_week(week, clock, slots, step, reached)
     return Clock("minutes", week=week, clock=clock, slots=slots, assumed=assumed, **common)
 
@@ -239,7 +238,7 @@ def _slots(
     days = past.astype("datetime64[D]")
     dates, row = np.unique(days, return_inverse=True)
     clock, column = np.unique(past - days, return_inverse=True)
-    weekday = _weekday(dates)
+    weekday = weekday_of(dates)
     seen = np.zeros((len(dates), len(clock)), dtype=bool)
     seen[row, column] = True
     due = np.ones_like(seen)
@@ -352,7 +351,3 @@ def _usual_week(
     week[unknown] = np.where(unknown < SATURDAY, OPEN, CLOSED)
     slots[unknown] = np.where((unknown < SATURDAY)[:, None], usual_times, CLOSED)
     return week, slots, assumed
-
-
-def _weekday(days: Days) -> npt.NDArray[np.int64]:
-    return (days.astype(np.int64) + 3) % 7

@@ -24,12 +24,10 @@ from kronos_qlib.data.spelling import (
 from kronos_qlib.data.timestamps import parse_time
 from kronos_qlib.data.unread import labels_of
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.schema import LONG_COLUMNS
+from kronos_qlib.schema import LONG_COLUMNS, SIZE_COLUMNS
 
 OPTIONAL = ("symbol", "volume", "amount", "factor")
 """What a table may lack."""
-
-SIZES = ("volume", "amount")
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
@@ -52,11 +50,11 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
     Args:
         mapping: ours to the table's; "" says that the table has none.
         wanted: ours to look for. Whether one that lacks is an error the caller decides, but for
-            sizes: those may not be left lying.
+            sizes: those may not be passed over.
 
     Raises:
         BarDataError: a mapped column lacks; a column could be one of two; one looks like a size
-            and cannot be told for sure.
+            and is not certainly one.
     """
     match = Match()
     for theirs in mapping.values():
@@ -70,7 +68,7 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
                 match.names[ours] = mapping[ours]
         elif ours == "date":
             _match_date(raw, free, match, has_clock=TIME in mapping)
-        elif ours in SIZES:
+        elif ours in SIZE_COLUMNS:
             match_size(raw, ours, free, match)
         else:
             near = find_named(ours, free, match.names.values())
@@ -81,7 +79,7 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
             if near:
                 match.names[ours] = near[0]
     match.clock = mapping.get(TIME, match.clock) or None
-    for ours in SIZES:
+    for ours in SIZE_COLUMNS:
         if ours in wanted and ours not in mapping and ours not in match.names:
             look_for_size(raw, ours, match)
     return match

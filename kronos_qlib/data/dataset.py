@@ -65,7 +65,7 @@ class WindowDataset:
     end: Any = None
     """No window ends after it, nor does a horizon to train on; None: the bars'."""
     label: Label = field(default_factory=ReturnLabel)
-    """What an alpha head learns to foretell."""
+    """What an alpha head learns to predict."""
     notes: tuple[str, ...] = ()
     """What was derived, assumed, left out, repaired or doubted when a file was read."""
     beyond_calendar: str = "error"

@@ -11,12 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.data.clock import (
+    DAY,
+    LONGEST_INTRADAY,
+    Times,
+    duration,
+    show_span,
+    show_time,
+)
+from kronos_qlib.data.clock_reading import usual
 from kronos_qlib.errors import CalendarError, ConfigError
 
-Times = npt.NDArray[np.datetime64]
-
-DAY = np.timedelta64(1, "D")
-LONGEST_INTRADAY = np.timedelta64(20, "h")
 ALWAYS = (date(1800, 1, 1), date(2199, 12, 31))
 """Stands for the bounds of a calendar whose rules have none."""
 WAYS_ON = (
@@ -57,16 +62,15 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
     if not low <= last <= high:
         raise CalendarError(
             f"exchange-calendars knows {code} from {low} to {high}; the last bar is at "
-            f"{_text(past[-1])}. {WAYS_ON}"
+            f"{show_time(past[-1])}. {WAYS_ON}"
         )
-    gaps, numbers = np.unique(np.diff(past), return_counts=True)
-    step = gaps[numbers.argmax()]  # of gaps equally common the shortest: a session's, not a night's
+    step, _ = usual(np.diff(past))  # of equals the shortest: a session's, not a night's
     is_daily = step > LONGEST_INTRADAY
     if is_daily and step % DAY:
         raise CalendarError(
-            f"the most common step of a past that ends with {_text(past[-2])} and "
-            f"{_text(past[-1])} is {_words(step)}: neither a bar within a session of {code} nor "
-            "whole days; give more bars, or the bars to come"
+            f"the most common step of a past that ends with {show_time(past[-2])} and "
+            f"{show_time(past[-1])} is {duration(step)}: neither a bar within a session of {code} "
+            "nor whole days; give more bars, or the bars to come"
         )
     seen = past[past >= np.datetime64(low)]  # what came before is not on record
     since = max(first - timedelta(days=7), low)  # a session may begin on an earlier day
@@ -85,12 +89,12 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
         if until == high:
             raise CalendarError(
                 f"the calendar of {code} in exchange-calendars ends at {high}, {short} short of "
-                f"the {count} bars that follow {_text(past[-1])}. {WAYS_ON}"
+                f"the {count} bars that follow {show_time(past[-1])}. {WAYS_ON}"
             )
         days *= 2
     if not all(np.array_equal(times, ahead[0]) for times in ahead):
         raise CalendarError(
-            f"the past, {_text(past[0])} to {_text(past[-1])}, has no bar at the beginning or the "
+            f"the past, {show_span(past)}, has no bar at the beginning or the "
             f"end of a session of {code}: whether bars bear the time of their open or of their "
             "close cannot be told; give a past that reaches over one, or the bars to come"
         )
@@ -124,17 +128,17 @@ def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:
     """The sessions of these dates, at the last bar's time of day."""
     sessions = _sessions(code, since, until)
     days = past.astype("datetime64[D]")
-    gaps, numbers = np.unique(np.diff(np.searchsorted(sessions, days)), return_counts=True)
-    if len(gaps) and gaps[numbers.argmax()] > 1:
+    places = np.searchsorted(sessions, days)
+    if len(places) > 1 and (apart := usual(np.diff(places))[0]) > 1:
         raise CalendarError(
-            f"the bars up to {_text(past[-1])} are {gaps[numbers.argmax()]} sessions of {code} "
+            f"the bars up to {show_time(past[-1])} are {apart} sessions of {code} "
             f"apart, and an exchange's calendar gives bars of a day or shorter; {WITHOUT}"
         )
     closed = past[~np.isin(days, sessions)]
     if len(closed):
         raise CalendarError(
-            f"{_text(closed[-1])} is on no session of {code} ({len(closed)} such bars): is that "
-            "the exchange, and its local time? '24/7' has a bar every day"
+            f"{show_time(closed[-1])} is on no session of {code} ({len(closed)} such bars): is "
+            "that the exchange, and its local time? '24/7' has a bar every day"
         )
     return np.asarray(sessions.astype("datetime64[ns]") + (past[-1] - days[-1]))
 
@@ -152,16 +156,16 @@ def _bar_grids(past: Times, code: str, step: Any, since: date, until: date) -> l
             else f"is that the exchange, and are the times its own, not UTC? Or {WITHOUT}"
         )
         raise CalendarError(
-            f"{_text(named)} is no bar of {code} in steps of {_words(step)} from the open, labelled"
-            f" by open or close, in the exchange's local time ({len(stray)} such bars of the "
-            f"{len(past)}); {advice}"
+            f"{show_time(named)} is no bar of {code} in steps of {duration(step)} from the open, "
+            f"labelled by open or close, in the exchange's local time ({len(stray)} such bars of "
+            f"the {len(past)}); {advice}"
         )
     only_open, only_close = past[at_open & ~at_close], past[at_close & ~at_open]
     if len(only_open) and len(only_close):
         raise CalendarError(
-            f"{_text(only_open[-1])} is a bar of {code} labelled by its open, "
-            f"{_text(only_close[-1])} one labelled by its close: the past contradicts itself; drop "
-            "the bars of one kind (such as an auction's), or give the bars to come"
+            f"{show_time(only_open[-1])} is a bar of {code} labelled by its open, "
+            f"{show_time(only_close[-1])} one labelled by its close: the past contradicts itself; "
+            "drop the bars of one kind (such as an auction's), or give the bars to come"
         )
     if len(only_open):
         return [opens]
@@ -231,12 +235,3 @@ def _bar_times(code: str, step_ns: int, side: str, since: date, until: date) -> 
     times: Times = np.unique(local.to_numpy().astype("datetime64[ns]"))
     times.flags.writeable = False  # it is cached
     return times
-
-
-def _text(moment: np.datetime64) -> str:
-    return str(np.datetime_as_string(moment, unit="m")).replace("T", " ")
-
-
-def _words(step: np.timedelta64) -> str:
-    minutes = step / np.timedelta64(1, "m")
-    return f"{minutes:g} minutes" if minutes < 1440 else str(pd.Timedelta(step))

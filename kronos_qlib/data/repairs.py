@@ -11,20 +11,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.bars import (
-    SIZE_COLUMNS,
     Changes,
     Explain,
     check_columns,
     find_jumps,
+    idle_bars,
     is_bad_size,
     is_strange_size,
     measure_lot,
     order_problems,
-    repeated_bars,
     show,
     show_untraded,
     tell_bars,
-    untraded_bars,
     values_of,
 )
 from kronos_qlib.data.rules import (
@@ -36,7 +34,7 @@ from kronos_qlib.data.rules import (
     is_upside_down,
 )
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.schema import PRICE_COLUMNS
+from kronos_qlib.schema import PRICE_COLUMNS, SIZE_COLUMNS
 
 Numbers = npt.NDArray[np.float64]
 
@@ -151,12 +149,7 @@ def _drop_bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Ch
 
 
 def _drop_untraded(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
-    changes: Changes = []
-    # Without them a bar may stand behind another one that it repeats.
-    while (idle := untraded_bars(bars) | repeated_bars(bars)).any():
-        bars, dropped = _drop(bars, idle, show_untraded)
-        changes += dropped
-    return bars, changes
+    return _drop(bars, idle_bars(bars), show_untraded)
 
 
 def _drop_duplicates(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:

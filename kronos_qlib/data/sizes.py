@@ -146,7 +146,7 @@ def _has_values(raw: RawTable, name: str) -> bool:
 
 
 def look_for_size(raw: RawTable, ours: str, match: Match) -> None:
-    """Refuse to leave a column lying that looks like a size which the table else lacks."""
+    """Refuse to pass over a column that looks like a size which the table else lacks."""
     spare = [name for name in match.spare(raw) if name.strip()]
     if ours == "amount":
         _look_for_money(raw, spare, match)

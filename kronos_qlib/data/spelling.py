@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 from kronos_qlib.schema import PRICE_COLUMNS
 
@@ -53,7 +54,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
     "factor": ("factor", "复权因子"),
 }
-"""Names understood without being told, in any case and with any marks between their words.
+"""Names that are recognised, in any case and with any marks between their words.
 "turnover" is missing on purpose: some vendors mean money by it, others a rate."""
 
 FALLBACKS: Mapping[str, tuple[str, ...]] = {
@@ -136,6 +137,7 @@ STATES = _set(
 )
 
 
+@lru_cache(maxsize=1024)  # a thousand frames have the same names
 def compact(name: str) -> str:
     """A name without case, marks and what cannot be seen: "<Adj. Close>" is "adjclose"."""
     return "".join(words(name))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.clock import DAY, MINUTE, Times, duration, show
+from kronos_qlib.data.clock import DAY, LONGEST_INTRADAY, MINUTE, Times, duration, show_time
 from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.errors import BarDataError
 
@@ -98,13 +98,13 @@ def as_days(bars: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if (mixed := (is_timed & (by_name < 1))).any():
         bar = bars[mixed].iloc[-1]
         raise BarDataError(
-            f"{bar['symbol']} {bar['date']}: a daily bar has no time of day, and others of it have "
-            "none: leave the bar out if its day was not over, else drop its time "
-            f"({int(mixed.sum())} such bars)"
+            f"{bar['symbol']} {bar['date']}: a daily bar has no time of day, and other bars of "
+            f"{bar['symbol']} have none: leave the bar out if its day was not over, else drop "
+            f"its time (bars with a time: {int(mixed.sum())})"
         )
     times = np.unique(clock)
     weekdays = np.bincount(days.dt.day_of_week, minlength=7)
-    if times[0] >= 20 * np.timedelta64(3_600_000_000_000, "ns") and weekdays[6] > 2 > weekdays[4]:
+    if times[0] >= LONGEST_INTRADAY and weekdays[6] > 2 > weekdays[4]:
         raise BarDataError(
             f"one bar a day, at {_clock(times)}, on Sundays and not on Fridays: midnights of the "
             "exchange written in another zone; convert the dates to the exchange's own time"
@@ -162,7 +162,8 @@ def wrong_step(table: pd.DataFrame, freq: str) -> str | None:
 
 
 def step_notes(bars: pd.DataFrame) -> list[str]:
-    """What is unusual about the step of bars: weekly or monthly ones, or unlike others'."""
+    """What is unusual about the step of bars: weekly or monthly ones, or unlike others'; and why
+    daily ones, if so, cannot be taken without their time of day."""
     table = bars[["symbol", "date"]].sort_values(["symbol", "date"], ignore_index=True)
     if not pd.api.types.is_datetime64_dtype(table["date"]) or table["date"].isna().any():
         return []
@@ -172,6 +173,10 @@ def step_notes(bars: pd.DataFrame) -> list[str]:
     usual, counts = np.unique(steps.usual, return_counts=True)
     common = usual[counts.argmax()]
     notes = []
+    try:
+        as_days(table)
+    except BarDataError as problem:
+        notes.append(str(problem))
     if common >= LONG_STEP:
         words = read_clock(market_times(table["date"])).words
         notes.append(
@@ -202,17 +207,16 @@ def market_times(dates: Any) -> Times:
 
 def _other_step(table: pd.DataFrame, row: int, step: np.timedelta64, freq: str) -> str:
     minutes = step / MINUTE
-    apart = duration(step) if minutes > 1440 else f"{minutes:g} minutes"
-    fitting = "day" if step > 20 * 60 * MINUTE else f"{minutes:g}min"
+    fitting = "day" if step > LONGEST_INTRADAY else f"{minutes:g}min"
     is_whole = minutes >= 1 and minutes == int(minutes)
     advice = f"pass freq={fitting!r} or --freq {fitting}" if is_whole else "Qlib has none such"
     bar = table.iloc[row]
     return (
-        f"{bar['symbol']} {bar['date']}: bars stand {apart} apart, which is not freq={freq!r}; "
-        f"{advice}"
+        f"{bar['symbol']} {bar['date']}: bars stand {duration(step)} apart, which is not "
+        f"freq={freq!r}; {advice}"
     )
 
 
 def _clock(times: npt.NDArray[np.timedelta64]) -> str:
-    texts = [show(np.datetime64(0, "D") + time)[11:] or "00:00" for time in times[:2]]
+    texts = [show_time(np.datetime64(0, "D") + time)[11:] or "00:00" for time in times[:2]]
     return " and ".join(texts) + (f" and {len(times) - 2} other times" if len(times) > 2 else "")

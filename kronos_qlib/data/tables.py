@@ -40,7 +40,7 @@ from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
-from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
 
 __all__ = [
     "ALIASES",
@@ -289,14 +289,15 @@ def _read_one(
         dates = to_dates(raw, found["date"], notes)
     else:
         dates = to_moments(raw, found["date"], clock, notes)
-    if ("symbol" not in found and symbol is None and "symbol" not in mapping) or "symbol" in found:
+    # Whoever says that all is one instrument has looked.
+    if "symbol" in found or (symbol is None and "symbol" not in mapping):
         check_unread(raw, match, extra, dates)
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
     for name in extra:
         if name not in raw.columns:
             raise BarDataError(tell_missing(raw, name))
     theirs_of = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
-    sizes = [*(found[name] for name in ("volume", "amount") if name in found), *extra]
+    sizes = [*(found[name] for name in SIZE_COLUMNS if name in found), *extra]
     numbers = to_numbers(raw, list(dict.fromkeys([*theirs_of.values(), *extra])), sizes)
     for name, theirs in theirs_of.items():
         scale = match.scales.get(name)

@@ -177,8 +177,7 @@ class Windows:
         table, each = self.table, np.unique(rows)
         closes = table.values[each[:JUMPS_SHOWN, None] + [-1, 0], CLOSE].astype(np.float64)
         shown = [
-            f"{table.name(row).removesuffix('T00:00')} {before:.6g} to {after:.6g}, "
-            f"{after / before - 1:+.1%}"
+            f"{table.name(row)} {before:.6g} to {after:.6g}, {after / before - 1:+.1%}"
             for row, (before, after) in zip(each[:JUMPS_SHOWN].tolist(), closes, strict=True)
         ]
         more = f"; and {len(each) - JUMPS_SHOWN} more" if len(each) > JUMPS_SHOWN else ""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import (
+    Ahead,
     Times,
     bars_ahead,
     doubt_of_given,
@@ -20,6 +21,7 @@ from kronos_qlib.data.calendar import (
     to_times,
 )
 from kronos_qlib.data.cells import to_numbers
+from kronos_qlib.data.clock import show_span, show_time
 from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
 from kronos_qlib.data.readers import RawTable, read_frame
@@ -35,7 +37,7 @@ from kronos_qlib.data.spelling import COMPACT, compact
 from kronos_qlib.data.timestamps import is_midnight
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
-from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, SIZE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -99,28 +101,33 @@ def series_of_frames(
     horizon = whole("pred_len", horizon)
     result = []
     doubts: dict[str, list[str]] = {}
+    made: dict[bytes, Ahead] = {}  # series of one exchange share their times
     for place, frame in enumerate(frames):
         name = f"series {place}" if names is None else names[place]
         bars = bars_of_frame(frame, name)
         before = timestamps_of(past[place], len(bars), name, "x_timestamp")
         if ahead is not None:
             after = timestamps_of(ahead[place], horizon, name, "y_timestamp")
-            timestamps_of([*before, *after], len(bars) + horizon, name, "the time")
-            found = [doubt_of_given(before, after)]
+            both = np.concatenate((before, after))
+            timestamps_of(both, len(both), name, "the time")
+            times = both.tobytes()
+            if times not in made:
+                doubt = doubt_of_given(before, after)
+                made[times] = Ahead(after, "given", (doubt,) if doubt else ())
         else:
             _check_utc(past[place], name, exchange)
-            try:
-                made = bars_ahead(before, horizon, exchange=exchange, freq=freq)
-            except CalendarError as bad:
-                raise CalendarError(f"{name}: {bad}") from bad
-            after, found = made.times, [*made.doubts]
-        for doubt in filter(None, found):
+            times = before.tobytes()
+            if times not in made:
+                try:
+                    made[times] = bars_ahead(before, horizon, exchange=exchange, freq=freq)
+                except CalendarError as bad:
+                    raise CalendarError(f"{name}: {bad}") from bad
+        for doubt in made[times].doubts:
             doubts.setdefault(doubt, []).append(name)
-        result.append(Series(bars, before, after))
+        result.append(Series(bars, before, made[times].times))
     for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
         more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
         logger.warning("%s%s: %s", whose[0], more, doubt)
-    _warn_of_doubts(result, names)
     return result
 
 
@@ -131,24 +138,30 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
         if flags.any():
             said = {UNTRADED: "did not trade", REPEATED: "are the bar before once more"}
             what = said.get(rule, f"break the rule {rule}")
-            doubts.append(f"{int(flags.sum())} of {len(bars)} bars {what}, {_span(times[flags])}")
+            doubts.append(
+                f"{int(flags.sum())} of {len(bars)} bars {what}, {show_span(times[flags])}"
+            )
     closes = bars[:, CLOSE].astype(np.float64)
     jumps = find_jumps(closes, np.zeros(len(closes), dtype=bool), MAX_MOVE)
     for row in [one for one in jumps.tolist() if closes[one - 1] > 0 and closes[one] > 0]:
         before, after = closes[row - 1 : row + 1]
         doubts.append(
-            f"{_show(times[row])} the close jumps from {before:.6g} to {after:.6g} "
+            f"{show_time(times[row])} the close jumps from {before:.6g} to {after:.6g} "
             f"({after / before - 1:+.1%}); if that is a split, adjust the bars before it (repair "
             "split-jumps)"
         )
     return doubts
 
 
-def _warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None) -> None:
-    """One warning of all series: they are forecast from as they are."""
+def warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None, seen: int) -> None:
+    """One warning of all series, which are forecast from as they are.
+
+    Args:
+        seen: how many of the last bars the network sees; what stands before them is no matter.
+    """
     found = []
     for place, one in enumerate(series):
-        if doubts := doubts_of(one.bars, one.past):
+        if doubts := doubts_of(one.bars[-seen:], one.past[-seen:]):
             more = f"; and {len(doubts) - DOUBTS_SHOWN} more" if len(doubts) > DOUBTS_SHOWN else ""
             name = f"series {place}" if names is None else names[place]
             found.append(f"{name}: {'; '.join(doubts[:DOUBTS_SHOWN])}{more}")
@@ -161,17 +174,6 @@ def _warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None) -> No
             "; ".join(found[:DOUBTS_SHOWN]),
             others,
         )
-
-
-def _span(times: Times) -> str:
-    """From when to when, for a message."""
-    if len(times) == 1:
-        return _show(times[0])
-    return f"{_show(times[0])} to {_show(times[-1])}"
-
-
-def _show(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time)).removesuffix(" 00:00:00")
 
 
 def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
@@ -188,7 +190,7 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
 
     Raises:
         BarDataError: no frame, fewer than 2 bars, several instruments, a price column lacks, a
-            column that looks like volume cannot be told for sure, or a value is missing or not
+            column that looks like volume is not certainly it, or a value is missing or not
             finite.
     """
     if not isinstance(frame, pd.DataFrame):
@@ -207,7 +209,7 @@ def bars_of_frame(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float32]:
     if "symbol" not in match.names:
         check_unread(raw, match, (), None)
     found = {column: match.names[column] for column in BAR_COLUMNS if column in match.names}
-    read = _numbers(raw, found, name)
+    read = _numbers(raw, found)
     values = {column: numbers * match.scales.get(column, 1.0) for column, numbers in read.items()}
     _check_finite(values, frame.index if len(raw.rows) == len(frame) else raw.rows, name)
     prices = [values[column] for column in PRICE_COLUMNS]
@@ -235,7 +237,7 @@ def timestamps_of(times: Any, length: int, name: str, what: str) -> Times:
         place = int(falls[0]) + 1
         raise CalendarError(
             f"{name}: {what} does not increase at number {place + 1}: "
-            f"{pd.Timestamp(moments[place - 1])} is followed by {pd.Timestamp(moments[place])}"
+            f"{show_time(moments[place - 1])} is followed by {show_time(moments[place])}"
             f"{_zone_hint(times)}"
         )
     return moments
@@ -310,15 +312,9 @@ def _check_single(raw: RawTable, symbol: str | None) -> None:
         )
 
 
-def _numbers(raw: RawTable, found: dict[str, str], name: str) -> dict[str, npt.NDArray[np.float64]]:
-    sizes = [found[column] for column in ("volume", "amount") if column in found]
-    try:
-        numbers = to_numbers(raw, list(found.values()), sizes)
-    except BarDataError as bad:
-        for column, theirs in found.items():
-            if f"column {theirs!r}" in str(bad):
-                raise BarDataError(f"{name}: column {column} is not numeric: {bad}") from bad
-        raise
+def _numbers(raw: RawTable, found: dict[str, str]) -> dict[str, npt.NDArray[np.float64]]:
+    sizes = [found[column] for column in SIZE_COLUMNS if column in found]
+    numbers = to_numbers(raw, list(found.values()), sizes)
     return {column: numbers[theirs] for column, theirs in found.items()}
 
 

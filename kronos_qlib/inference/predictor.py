@@ -21,7 +21,7 @@ from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_b
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
-from kronos_qlib.inference.frames import Series, series_of_frames, whole
+from kronos_qlib.inference.frames import Series, series_of_frames, warn_of_doubts, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
@@ -95,6 +95,7 @@ class KronosPredictor:
         known = model.origin.max_context if model.origin else None
         self.max_context = min(max_context, known) if known else max_context
         self.clip = float(clip)
+        self._cut: set[int] = set()
         self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
 
@@ -228,7 +229,7 @@ class KronosPredictor:
         """What was sampled for several series, of equal length or not; arguments as in `predict`.
 
         Args:
-            keys: a name for each series: it keys its chance as in `paths`, and errors use it.
+            keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
 
         Returns:
             One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
@@ -236,6 +237,7 @@ class KronosPredictor:
         series = series_of_frames(
             df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq
         )
+        warn_of_doubts(series, keys, self.max_context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(series):
             by_length[len(one.bars)].append(place)
@@ -295,8 +297,8 @@ class KronosPredictor:
             x_stamp, y_stamp: (series, L, 5) and (series, pred_len, 5) time fields of those bars.
             seed, keys: a series' paths depend on the seed, its key and its bars only; without
                 keys the rises and falls of its bars are the key, so that the unit of prices or
-                volume decides nothing. Equal keys give equal chance: common random numbers, whose
-                noise cancels between series.
+                volume decides nothing. Equal keys give common random numbers, whose noise cancels
+                between series.
             coherent: make each bar one: high its highest and low its lowest price, prices
                 positive, volume and amount not negative. False gives the network's raw numbers,
                 as published.
@@ -337,9 +339,9 @@ class KronosPredictor:
         place_uniforms(result, seed, names, stratified)
 
         def draw(rows: slice, futures: slice) -> None:
-            past, uniforms = x[rows], uniforms_in(result[rows, futures]).copy()
-            chance = torch.from_numpy(uniforms)
-            drawn = self._forecast(packed, past, stamps[rows], how, chance, anchor)
+            past = x[rows]
+            uniforms = torch.from_numpy(uniforms_in(result[rows, futures]).copy())
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, anchor)
             result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
 
         batches = plan.batches(len(x), how.paths)
@@ -406,15 +408,15 @@ class KronosPredictor:
         bars: Floats,
         stamps: Stamps,
         how: SamplingConfig,
-        chance: torch.Tensor,
+        uniforms: torch.Tensor,
         anchor: bool,
     ) -> Floats:
-        horizon, paths = stamps.shape[1] - bars.shape[1], chance.shape[1]
+        horizon, paths = stamps.shape[1] - bars.shape[1], uniforms.shape[1]
         scale = WindowScale.of(bars)
         tokens = packed.tokenizer.encode(self._normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         drawn = generate(
-            packed.net, tokens, moments, horizon, how, chance.to(self.device), self.max_context
+            packed.net, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
         )
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
         require_finite(ahead, "bars of the tokenizer")
@@ -435,7 +437,8 @@ class KronosPredictor:
     def _seen(self, x: Floats, stamps: Stamps) -> tuple[Floats, Stamps]:
         """The bars that the network attends to: what is normalised is what is seen."""
         seen = slice(-self.max_context, None)
-        if x.shape[1] > self.max_context:
+        if x.shape[1] > self.max_context and x.shape[1] not in self._cut:
+            self._cut.add(x.shape[1])  # said once: a backtest asks for each of its days
             logger.warning(
                 "a lookback of %d bars is more than the %d that the network sees: the last %d "
                 "are taken, the others count for nothing",

@@ -263,12 +263,6 @@ class KronosModel(ModelFT):
         logger.info(f"{len(windows)} windows to score{told(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
-        context = self.predictor.max_context
-        if source.lookback > context:
-            logger.warning(
-                f"the network sees {context} bars at once: of each lookback of {source.lookback} "
-                f"only the last {context}, normalised by all of it"
-            )
         name = self._score_name()
         found = self._found(source, windows, list(dict.fromkeys([name, *keep])))
         frame = pd.DataFrame({"score": found[name]})

@@ -214,7 +214,7 @@ def ask(source: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_suspension_in_a_file_is_told_by_every_command(how, tmp_path, capsys):
+def test_a_suspension_in_a_file_is_reported_by_every_command(how, tmp_path, capsys):
     source = write(tmp_path / "halt.csv", suspend(walk(0), how))
     assert main(["data", "check", str(source)]) == 1
     said = capsys.readouterr().out
@@ -287,21 +287,30 @@ def test_the_predictor_warns_of_a_lookback_that_looks_wrong_and_leaves_it_alone(
     predictor = make_predictor()
     sound, halted, split = walk(0), suspend(walk(1), "flat"), walk(2)
     split.iloc[90:, :4] /= 10
+    sound, halted, split = (each.tail(predictor.max_context) for each in (sound, halted, split))
+    days = DAYS[-predictor.max_context :]
     options = {"pred_len": 2, "freq": "B", "sample_count": 2, "verbose": False}
-
-    def of_bars():
-        return [each for each in caplog.records if each.name == "kronos_qlib.inference.frames"]
-
     with caplog.at_level(logging.WARNING):
-        predictor.predict_paths([sound], [DAYS], **options)
-        assert not of_bars()
+        predictor.predict_paths([sound], [days], **options)
+        assert not caplog.records
         frames = [sound, halted, split]
-        predictor.predict_paths(frames, [DAYS] * 3, keys=["AA", "BB", "CC"], **options)
-    (record,) = of_bars()
+        predictor.predict_paths(frames, [days] * 3, keys=["AA", "BB", "CC"], **options)
+    (record,) = caplog.records
     said = record.getMessage()
     assert "2 of 3 series" in said and "AA" not in said
-    assert f"BB: 20 of 120 bars did not trade, {DAYS[80].date()} to {DAYS[99].date()}" in said
+    assert f"BB: 20 of 100 bars did not trade, {DAYS[80].date()} to {DAYS[99].date()}" in said
     assert f"CC: {DAYS[90].date()} the close jumps from" in said and "split-jumps" in said
+
+
+def test_what_the_network_does_not_see_is_not_doubted(caplog):
+    """A split long before the last bars that count was logged as one in the lookback."""
+    predictor, split = make_predictor(), walk(2)
+    split.iloc[10:, :4] /= 10
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            predictor.predict_paths([split], [DAYS], pred_len=2, freq="B", verbose=False)
+    (record,) = caplog.records
+    assert "the last 100 are taken" in record.getMessage(), "said once: a backtest asks each day"
 
 
 def make_predictor() -> KronosPredictor:
@@ -309,3 +318,16 @@ def make_predictor() -> KronosPredictor:
 
     tokenizer = KronosTokenizer.from_pretrained("nano")
     return KronosPredictor(Kronos.from_pretrained("nano"), tokenizer, device="cpu")
+
+
+def test_a_day_that_may_not_be_over_is_said_wherever_bars_are_read(tmp_path, capsys):
+    """Conversion refused a bar of 11:05 among daily ones; check and forecast took it in silence."""
+    times = DAYS[:-1].append(DAYS[-1:] + pd.Timedelta("11:05:00"))
+    source = write(tmp_path / "live.csv", walk(0, times))
+    assert main(["data", "check", str(source), "--no-gaps"]) == 0
+    assert main(ask(source)) == 0
+    dataset = WindowDataset.from_file(source, {"test": 1.0}, lookback=20, horizon=2)
+    said = capsys.readouterr().out
+    assert said.count("11:05:00: a daily bar has no time of day") == 2
+    assert any("a daily bar has no time of day" in note for note in dataset.notes)
+    assert main(["data", "convert", str(source), str(tmp_path / "qlib")]) != 0

@@ -316,7 +316,7 @@ def test_daily_bars_stamped_with_the_close_are_daily_bars(tmp_path, freq):
     summary = write_provider(bars, tmp_path / "q", freq=freq, future_bars=1)
     assert summary.notes[0].startswith("one bar a day, at 15:00 and 16:00: daily bars, taken with")
     assert (summary.freq, summary.times, future_of(tmp_path / "q")) == ("day", 20, ["2024-01-29"])
-    with pytest.raises(BarDataError, match=r"1440 minutes apart.*--freq day"):
+    with pytest.raises(BarDataError, match=r"1 day apart.*--freq day"):
         write_provider(bars, tmp_path / "r", freq="5min")
 
 
@@ -398,7 +398,7 @@ def test_minute_bars_and_their_future(tmp_path):
     ("minutes", "freq", "says"),
     [
         ((0, 5, 10), "1min", r"A 2024-01-04 09:35:00: bars stand 5 minutes apart.*--freq 5min"),
-        ((0, 1, 2, 3, 7), "5min", r"A 2024-01-04 09:31:00.*stand 1 minutes.*freq='1min'"),
+        ((0, 1, 2, 3, 7), "5min", r"A 2024-01-04 09:31:00.*stand 1 minute apart.*freq='1min'"),
         ((0, 24 * 60), "5min", r"freq='5min'; pass freq='day'"),
         ((0, 0.5), "1min", "Qlib has none such"),
     ],
@@ -616,7 +616,7 @@ def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_pat
         ({"symbol": ".."}, "cannot name a folder"),
         (
             {"date": pd.Timestamp("2024-01-05 09:35")},
-            "a daily bar has no time of day, and others of it have none",
+            "a daily bar has no time of day, and other bars of A have none",
         ),
         ({"low": 1e-60}, "low 1e-60 becomes 0 in float32"),
     ],

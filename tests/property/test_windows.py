@@ -322,7 +322,7 @@ ONE_DAY = pd.DataFrame(np.ones((1, 6)), columns=list(BAR_COLUMNS))
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ([("a", DAYS[0]), ("a", DAYS[0])], "a at 2024-01-01T00:00: two bars of one time"),
+        ([("a", DAYS[0]), ("a", DAYS[0])], "a at 2024-01-01: two bars of one time"),
         ([("a", DAYS[0]), (None, DAYS[1])], "1 bars have no instrument"),
         ([("a", DAYS[0]), ("a", None)], r"number 2 is missing"),
         ([DAYS[0], DAYS[1]], "index of .instrument, datetime., got one of 1 level"),

@@ -220,7 +220,7 @@ def test_bars_far_ahead_are_found():
         ),
         (bars("2024-02-08", "11:05", "11:45"), "XSHG", r"02-08 11:45 is no bar of XSHG.*\(3 such"),
         (bars("2023-11-22", "10:00", "16:00", "60min"), "XNYS", "11-22 10:00 is no bar of XNYS"),
-        (pd.date_range("2024-01-05", "2024-01-09"), "XSHG", "01-07 00:00 is on no session of XSHG"),
+        (pd.date_range("2024-01-05", "2024-01-09"), "XSHG", "01-07 is on no session of XSHG"),
         (
             pd.date_range("2024-01-05", periods=9, freq="W-FRI"),
             "XSHG",

@@ -450,3 +450,34 @@ def test_real_a_shares_go_on_by_weekdays_through_golden_weeks(lookback):
         found = bars_ahead(days[end - lookback : end], 10).times
         wanted = pd.bdate_range(days[end - 1], periods=11)[1:].to_numpy("datetime64[ns]")
         assert (found == wanted).all()
+
+
+@pytest.mark.parametrize("freq", ["D", "B", "30min", "W-FRI", "MS", "7h"])
+def test_a_past_that_ends_with_pandas_nanoseconds_goes_on_nowhere(freq):
+    """Bars up to April 2262 ended in an IndexError."""
+    past = pd.date_range(end="2262-04-10 20:00", periods=400, freq=freq)
+    with pytest.raises(CalendarError, match="beyond the year 2262"):
+        bars_ahead(past, 3)
+
+
+@pytest.mark.parametrize("beyond", ["error", "pattern", "weekdays", "XSHG"])
+def test_no_moment_needs_no_bars_to_come(beyond):
+    """A segment without windows ended in numpy's ValueError where a calendar goes on by pattern."""
+    calendar = pd.date_range("2024-01-01", periods=20, freq="B").to_numpy()
+    assert next_times(calendar, calendar[:0], 30, beyond).shape == (0, 30)
+
+
+def test_series_of_the_same_times_share_their_clock(monkeypatch):
+    """A thousand names of one market had their clock read a thousand times."""
+    from kronos_qlib.inference import frames
+
+    reads = []
+    real = frames.bars_ahead
+    monkeypatch.setattr(frames, "bars_ahead", lambda *a, **k: reads.append(1) or real(*a, **k))
+    days = weekdays("2024-01-01", 20)
+    prices = pd.DataFrame({name: np.linspace(10, 11, 20) for name in ("open", "high", "low")})
+    bars = prices.assign(close=prices["open"], volume=np.arange(1.0, 21.0))
+    pasts = [days, days, days + pd.Timedelta(days=7)]
+    found = frames.series_of_frames([bars] * 3, pasts, None, 2, None, None, None)
+    assert len(reads) == 2
+    assert [f"{one.ahead[0]}"[:10] for one in found] == ["2024-01-29", "2024-01-29", "2024-02-05"]

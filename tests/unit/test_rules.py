@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from kronos_qlib.data import rules
 from kronos_qlib.data.bar_table import BarTable, TableBuilder
+from kronos_qlib.data.bars import idle_bars
+from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.rules import (
     find_faults,
     find_jumps,
@@ -246,7 +248,7 @@ def test_an_error_names_a_bar_its_values_the_count_and_the_way_out(dirty):
     with pytest.raises(BarDataError) as told:
         BarTable.from_frame(frame)
     said = str(told.value)
-    assert said.startswith("A at 2024-01-17T00:00: high-below-low: open ")
+    assert said.startswith("A at 2024-01-17: high-below-low: open ")
     assert "(2 such bars of A, D)" in said and said.endswith("invalid='skip'")
     with pytest.raises(BarDataError, match=r"A at 2024-01-08.*untraded.*10 such bars of A, D; 2"):
         BarTable.from_frame(frame, untraded="error")
@@ -304,3 +306,16 @@ def test_windows_that_span_a_split_are_found(chunk, monkeypatch):
     assert windows.take(np.flatnonzero(windows.times < DAYS[12])).describe_jumps() == ""
     shorter = windows_to_score(table, 5, min_bars=2, first=DAYS[12], last=DAYS[12])
     assert "1 of 3 windows" in shorter.describe_jumps()
+
+
+def test_a_bar_that_repeats_the_one_before_a_halt_is_left_out_at_every_door():
+    """Repairs looked again once the halt was gone, and the forecast did not."""
+    halt = (10.5, 10.5, 10.5, 10.5, 0.0, 0.0)
+    bars = pd.DataFrame([BARS[0], halt, BARS[0], BARS[1]], columns=list(BAR_COLUMNS))
+    bars.insert(0, "date", pd.date_range("2024-01-01", periods=4))
+    bars.insert(0, "symbol", "A")
+    assert idle_bars(bars).tolist() == [False, True, True, False]
+    kept, record = repair_bars(bars, ["drop-untraded"])
+    assert kept["close"].tolist() == [10.5, 11.0]
+    assert record["date"].dt.day.tolist() == [2, 3]
+    assert not len(idle_bars(bars.head(0)))
