@@ -15,8 +15,10 @@ from kronos_qlib.evaluation.comparison_text import (
     correlation_rows,
     mean_rows,
     measure_rows,
+    money_pair_verdicts,
     notes_of,
     pair_rows,
+    run_verdicts,
     verdict,
 )
 from kronos_qlib.evaluation.uncertainty import LEVEL
@@ -45,6 +47,9 @@ p { margin: 6px 0; }
 .quiet { color: #59636e; }
 .verdicts { background: #fff; border-left: 4px solid #0072B2; margin: 18px 0; padding: 12px 18px; }
 .wide { overflow-x: auto; background: #fff; border: 1px solid #e2e5e9; border-radius: 6px; }
+.hint { font-size: 13px; color: #59636e; margin: 8px 0 4px; }
+.hint[hidden] { display: none; }
+h1, h2, p, li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px; text-align: right; border-top: 1px solid #eceef1; }
 thead th { border-top: 0; background: #fafbfc; font-weight: 600; white-space: nowrap; }
@@ -56,8 +61,34 @@ th:first-child, td:first-child { text-align: left; font-weight: 400; }
 .differs td { background: #fff8e6; }
 ol { padding-left: 22px; color: #3d454d; font-size: 14px; }
 li { margin: 4px 0; }
+@media (max-width: 640px) {
+  body { padding: 20px 12px 40px; }
+  h1 { font-size: 22px; }
+  .verdicts { padding: 8px 12px; }
+  th, td { padding: 6px 10px; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; min-width: 104px;
+    max-width: 132px; white-space: normal; overflow-wrap: anywhere;
+    box-shadow: 1px 0 #e2e5e9; }
+  thead th { white-space: normal; overflow-wrap: anywhere; min-width: 84px; vertical-align: bottom; }
+  .differs td:first-child { background: #fff8e6; }
+}
 @media print { :root { background: #fff; } h2 { break-after: avoid; } }
 """
+
+
+# A hint stands above what can be scrolled, and only while there is something to scroll to. Without
+# scripts it stays.
+HINTS = """
+function hints() {
+  document.querySelectorAll(".hint").forEach(function (hint) {
+    var box = hint.nextElementSibling;
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  });
+}
+window.addEventListener("load", hints);
+window.addEventListener("resize", hints);
+"""
+HINT = '<p class="hint">&#8596; Scroll the table sideways for more columns.</p>'
 
 
 def comparison_page(comparison: Comparison, title: str = "Runs side by side") -> str:
@@ -96,17 +127,19 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>",
             f"<script>{get_plotlyjs()}</script>\n</head>\n<body>",
             *body,
+            f"<script>{HINTS}</script>",
             "</body>\n</html>\n",
         ]
     )
 
 
 def _verdicts(comparison: Comparison) -> list[str]:
-    signals = comparison.signals
-    if signals is None or not signals.pairs:
-        said = ["Nothing is tested: a test needs the signals of two runs."]
-    else:
-        said = [verdict(pair) for pair in signals.pairs]
+    signals, equity = comparison.signals, comparison.equity
+    said = run_verdicts(comparison)
+    said += [verdict(pair) for pair in signals.pairs] if signals is not None else []
+    said += money_pair_verdicts(equity) if equity is not None else []
+    if not said:
+        said = ["Nothing is tested: no run here has both scores and labels, or a backtest."]
     return ['<div class="verdicts">', *(f"<p>{escape(each)}</p>" for each in said), "</div>"]
 
 
@@ -175,7 +208,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
     ]
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'{HINT}<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -188,7 +221,7 @@ def _settings_table(settings: pd.DataFrame) -> str:
         cells = "".join(f"<td>{escape(str(value)) or '-'}</td>" for value in (name, *values))
         lines.append(f"<tr{mark}>{cells}</tr>")
     return (
-        f'<div class="wide words"><table><thead><tr>{head}</tr></thead>'
+        f'{HINT}<div class="wide words" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
