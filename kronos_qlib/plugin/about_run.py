@@ -337,7 +337,9 @@ def _attempt(what: str, do: Callable[[], Any]) -> Any:
         if isinstance(problem, KronosError):
             logger.warning("the run does not tell %s: %s", what, problem)
         else:
-            logger.warning("the run does not tell %s: %s: %s", what, type(problem).__name__, problem)
+            logger.warning(
+                "the run does not tell %s: %s: %s", what, type(problem).__name__, problem
+            )
         return None
 
 

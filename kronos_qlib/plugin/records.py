@@ -26,6 +26,8 @@ from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.comparison import excess_test
+from kronos_qlib.evaluation.comparison_text import money_sentence
 from kronos_qlib.evaluation.costs import break_even_cost, capacity_table, cost_paid, cost_table
 from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.metrics import (
@@ -37,8 +39,6 @@ from kronos_qlib.evaluation.metrics import (
     portfolio_metrics,
     to_days,
 )
-from kronos_qlib.evaluation.comparison import excess_test
-from kronos_qlib.evaluation.comparison_text import money_sentence
 from kronos_qlib.evaluation.signal_figures import cost_figure
 from kronos_qlib.plugin.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.artifacts import (

@@ -111,10 +111,7 @@ def test_a_run_without_a_backtest_shows_dashes_and_a_note_says_so(store, capsys)
     assert main(["compare", "--tracking-uri", store[0], "kronos", "signal"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Sharpe ratio, after cost +1\.20 +-\n", printed)
-    assert (
-        "signal logged no rank_ic.t, oracle_share, excess_return, excess_return_low, "
-        in printed
-    )
+    assert "signal logged no rank_ic.t, oracle_share, excess_return, excess_return_low, " in printed
     assert re.search(r"Information ratio, after cost +1\.10 \(not significant\) +-\n", printed)
     assert main(["compare", "--tracking-uri", store[0], "signal"]) == 0
     assert "Sharpe ratio, after cost " not in capsys.readouterr().out, "no run has it"

@@ -263,7 +263,9 @@ def test_the_benchmark_is_a_column_of_its_own():
     cells = {row[0]: row[-1] for row in rows}
     bench = report(3, 0.0)["bench"]
     assert cells["Return a year, after cost"] == f"{(1 + bench).prod() ** (252 / 50) - 1:.2%}"
-    assert cells["Excess return a year, after cost"] == cells["Information ratio, after cost"] == "-"
+    assert (
+        cells["Excess return a year, after cost"] == cells["Information ratio, after cost"] == "-"
+    )
     assert {len(row) for row in (heading, *rows)} == {4}
 
 
