@@ -189,7 +189,7 @@ class BarTable:
 
     @property
     def checksums(self) -> str:
-        """Of values, places, offsets and calendar: other bars, other numbers, whatever the names."""
+        """Of values, places, offsets and calendar: other bars, other numbers, names aside."""
         parts = (self.values, self.places, self.offsets, self.calendar.view(np.int64))
         return " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts)
 

@@ -49,7 +49,8 @@ DEFINITIONS = (
     "Turnover counts what was bought and what was sold, as a fraction of the account.",
     "Tests pair the days: mean of the daily difference of Rank IC, of several bars a day their "
     f"mean, or of excess return after cost. Intervals of {LEVEL:.0%} and t: standard error by "
-    "equal-weighted cosines, Student's t (Lazarus, Lewis, Stock and Watson 2018), wide enough for labels that overlap. Significant at "
+    "equal-weighted cosines, Student's t (Lazarus, Lewis, Stock and Watson "
+    "2018), wide enough for labels that overlap. Significant at "
     f"{1 - LEVEL:.0%}: the interval leaves zero out. Intervals cover 93 to 97 % of the time from "
     "120 days on where neighbouring days correlate by .5 or less.",
     "A blend is the mean of its members' percentile ranks of the day, equal weights; no weight is "

@@ -67,7 +67,7 @@ GENERIC = {"", "market", "provider", "data", "qlib", "qlib_data", "bars"}
 
 
 def key_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those of KEY_METRICS that are among some metrics and known, under the names that come first."""
+    """Those of KEY_METRICS that are among some metrics and known, under names that come first."""
     return {
         KEY_PREFIX + short: float(metrics[name])
         for short, name in KEY_METRICS.items()
