@@ -90,11 +90,10 @@ def describe_run(recorder: Recorder, model: Any, dataset: Any, scores: pd.DataFr
     task = _attempt("its task", lambda: load_task(recorder)) or {}
     name_run(recorder, task or {"model": {"class": type(model).__name__}})
     times = pd.DatetimeIndex(scores.index.get_level_values("datetime"))
-    freq = frequency_of(scores.index) if len(times.unique()) > 1 else "day"
     tags = {
         WEIGHTS: _attempt("digests of weights", lambda: weights_digest(model)),
         BARS: _attempt("digests of bars", lambda: bars_digest(dataset)),
-        PROVIDER: _attempt("the provider", lambda: provider_folder(freq).absolute().as_posix()),
+        PROVIDER: _attempt("the folder of its bars", lambda: _folder_of(scores.index)),
         UNIVERSE: universe_of(task),
         DAYS: f"{times.min():%Y-%m-%d}/{times.max():%Y-%m-%d}",
     }
@@ -313,6 +312,11 @@ def same_market(one: Mapping[str, str], other: Mapping[str, str]) -> str:
 
 def _joined(parts: Mapping[str, str]) -> str:
     return "\n\n".join(parts[name] for name in VERDICTS if name in parts)
+
+
+def _folder_of(index: pd.Index) -> str:
+    is_moment = index.get_level_values("datetime").nunique() == 1  # which has no frequency
+    return provider_folder("day" if is_moment else frequency_of(index)).absolute().as_posix()
 
 
 def _provider() -> str:

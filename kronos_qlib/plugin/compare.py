@@ -251,17 +251,17 @@ def _trials(runs: Mapping[str, Run]) -> int:
 def _measured_alike(table: pd.DataFrame, equity: Equity, trials: int) -> pd.DataFrame:
     """The table with what backtests earned measured alike for all runs that have one."""
     table = table.copy()
-    for name in equity.net:
-        table.loc[name, list(BACKTESTED)] = math.nan
-        for column, value in equity.measures.loc[name].items():
-            table.loc[name, column] = value
+    for name in map(str, equity.net):
+        table.loc[name, ["excess_low", "excess_high"]] = math.nan
+        for column in equity.measures:
+            table.loc[name, column] = float(equity.measures.loc[name, column])
         if name in equity.tests:
             bounds = equity.tests[name].interval()
             table.loc[name, ["excess_low", "excess_high"]] = [
                 bound * equity.days_per_year for bound in bounds
             ]
     deflated = equity.deflated(trials)
-    place = table.columns.get_loc("sharpe") + 1
+    place = list(table).index("sharpe") + 1
     table.insert(place, "deflated_sharpe", pd.Series(deflated, dtype="float64"))
     counted = pd.Series(dict.fromkeys(deflated, float(trials)), dtype="float64")
     table.insert(place + 1, "trials", counted)

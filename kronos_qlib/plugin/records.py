@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from qlib.log import get_module_logger
 from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
@@ -166,7 +167,7 @@ class PortfolioReportRecord(ACRecordTemp):
             trial_variance=self.trial_variance,
             days_per_year=self.days_per_year,
         )
-        logger.info(
+        get_module_logger(__name__).info(  # Qlib's, which a workflow prints
             "deflated Sharpe ratio %.0f %%: the chance that the excess over the benchmark is more "
             "than the luck of the best of %d trial(s), counted as %s",
             100 * deflated.probability,
