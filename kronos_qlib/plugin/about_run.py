@@ -230,13 +230,15 @@ def weights_digest(model: Any) -> str:
     the digests of its members; of LightGBM that of the trees.
     """
     members = getattr(model, "members", None)
-    if _is_map(members):
+    if isinstance(members, Mapping):
         each = {name: weights_digest(member) for name, member in members.items()}
         return "; ".join(f"{name}: {digest}" for name, digest in each.items() if digest)
     trees = getattr(getattr(model, "model", None), "model_to_string", None)
     if callable(trees):
         return f"trees {hashlib.sha256(trees().encode()).hexdigest()[:16]}"
-    from kronos_qlib.model.checkpoint import fingerprint  # torch, which LightGBM does without
+    from torch.nn import Module  # which LightGBM does without
+
+    from kronos_qlib.model.checkpoint import fingerprint
 
     pair = getattr(model, "predictor", None)
     nets = {
@@ -245,7 +247,7 @@ def weights_digest(model: Any) -> str:
         "alpha": getattr(model, "head", None),
     }
     return " ".join(
-        f"{name} {fingerprint(net)}" for name, net in nets.items() if hasattr(net, "state_dict")
+        f"{name} {fingerprint(net)}" for name, net in nets.items() if isinstance(net, Module)
     )
 
 
@@ -263,7 +265,8 @@ def bars_digest(dataset: Any) -> str:
     if not isinstance(frame, pd.DataFrame):
         return ""
     digest = hashlib.sha256(repr([*map(str, frame.columns)]).encode())
-    digest.update(pd.util.hash_pandas_object(frame.index.to_frame(), index=False).to_numpy())
+    rows = pd.util.hash_pandas_object(frame.index.to_frame(), index=False)
+    digest.update(rows.to_numpy().tobytes())
     for place in range(frame.shape[1]):  # a column at a time: the whole may be gigabytes
         digest.update(np.ascontiguousarray(frame.iloc[:, place].to_numpy()).data)
     return f"frame {digest.hexdigest()[:16]}"

@@ -253,8 +253,8 @@ def _measured_alike(table: pd.DataFrame, equity: Equity, trials: int) -> pd.Data
     table = table.copy()
     for name in map(str, equity.net):
         table.loc[name, ["excess_low", "excess_high"]] = math.nan
-        for column in equity.measures:
-            table.loc[name, column] = float(equity.measures.loc[name, column])
+        for column in map(str, equity.measures):
+            table.loc[name, column] = equity.measures[column].loc[name]
         if name in equity.tests:
             bounds = equity.tests[name].interval()
             table.loc[name, ["excess_low", "excess_high"]] = [
