@@ -5,6 +5,7 @@ Shape letters: M bars in all, K times of the calendar, I instruments.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -186,6 +187,12 @@ class BarTable:
     def skipped(self) -> dict[str, int]:
         """How many bars were left out when it was filled, by the rule that they broke."""
         return self.left_out.counts()
+
+    @property
+    def checksums(self) -> str:
+        """Of values, places, offsets and calendar: other bars, other numbers, names aside."""
+        parts = (self.values, self.places, self.offsets, self.calendar.view(np.int64))
+        return " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts)
 
     @cached_property
     def jumps(self) -> Ints:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.ic import LEAST_PAIRS, daily_ic, to_wide
+from kronos_qlib.evaluation.metrics import TRADING_DAYS, deflated_sharpe, wealth_measures
 from kronos_qlib.evaluation.uncertainty import (
     DailyMean,
     by_day,
@@ -35,12 +36,12 @@ class Signal:
 
 @dataclass(frozen=True)
 class Pair:
-    """A test of one daily Rank IC against another on the same days."""
+    """A test of one daily series, a Rank IC or an excess return, against another's same days."""
 
     one: str
     other: str
     difference: DailyMean | None
-    """Of the mean daily Rank IC, `one` less `other`; None where it cannot be tested."""
+    """Of the daily means, `one` less `other`; None where it cannot be tested."""
     reason: str = ""
     """Why there is no test."""
 
@@ -135,14 +136,21 @@ def check_comparable(signals: Mapping[str, Signal]) -> None:
     _rank_ics(signals)
 
 
-def pair_of(one: pd.Series[float], other: pd.Series[float], *, label_days: int = 1) -> Pair:
+def pair_of(
+    one: pd.Series[float],
+    other: pd.Series[float],
+    *,
+    label_days: int = 1,
+    alike: str = "the two rank alike on every day",
+) -> Pair:
     """Test two daily series of the same days, named by the runs.
 
-    See `paired_difference`; `label_days` are the days that a label's return runs over.
+    See `paired_difference`; `label_days` are the days that a label's return runs over, `alike` the
+    reason why there is no test of two that are the same.
     """
     names = (str(one.name), str(other.name))
     if np.allclose(one, other, rtol=0, atol=1e-12):
-        return Pair(*names, None, "the two rank alike on every day")
+        return Pair(*names, None, alike)
     try:
         found = paired_difference(one, other, label_bars=label_days)
     except UndefinedMetricError as refusal:
@@ -274,14 +282,54 @@ class Equity:
     """Days of each backtest by itself."""
     same_bench: bool
     """Whether all runs have that benchmark."""
+    days_per_year: float
+    """What daily figures are scaled to a year by, for all runs alike."""
+    measures: pd.DataFrame
+    """(runs, measures): those of `wealth_measures`, and `turnover` where all runs tell it."""
+    benchmark: Mapping[str, float]
+    """The same measures of the benchmark; what compares it with itself is absent."""
+    tests: Mapping[str, DailyMean]
+    """Mean daily excess return after cost of each run; one that cannot be tested is absent."""
+    pairs: tuple[Pair, ...]
+    """Tests of the daily excess returns after cost of every two runs."""
+
+    def deflated(self, trials: int) -> dict[str, float]:
+        """The deflated Sharpe ratio of each run's excess, the best of so many trials for all.
+
+        A run whose excess never varies has none and is absent.
+        """
+        found = {}
+        for name in self.excess:
+            try:
+                of_run = deflated_sharpe(
+                    self.excess[name], trials, days_per_year=self.days_per_year
+                )
+            except UndefinedMetricError:
+                continue
+            found[str(name)] = of_run.probability
+        return found
 
 
-def common_equity(reports: Mapping[str, pd.DataFrame]) -> Equity:
-    """Cut daily reports to their common days.
+def excess_test(excess: pd.Series[float]) -> DailyMean | None:
+    """`daily_mean` of a daily excess return; None where it cannot be tested.
+
+    Days are not taken for independent: a book that is held for days earns alike on them.
+    """
+    try:
+        return daily_mean(excess, name="the excess return")
+    except UndefinedMetricError:
+        return None
+
+
+def common_equity(
+    reports: Mapping[str, pd.DataFrame], *, days_per_year: float = TRADING_DAYS
+) -> Equity:
+    """Cut daily reports to their common days, measure them and test what they earned.
 
     Args:
         reports: of each run, a row a day with `net_return`, `excess_return` and `bench`, each a
-            fraction of the day before's account.
+            fraction of the day before's account; `turnover` if known.
+        days_per_year: what daily figures are scaled to a year by.
 
     Raises:
         ConfigError: no two days are common to all.
@@ -298,13 +346,36 @@ def common_equity(reports: Mapping[str, pd.DataFrame]) -> Equity:
             for name, report in reports.items()
         ]
         raise ConfigError(f"the backtests share no two days: {'; '.join(spans)}")
-    bench = parts["bench"]
+    net, excess, bench = (parts[column] for column in ("net_return", "excess_return", "bench"))
+    measures = pd.DataFrame(
+        {
+            name: wealth_measures(net[name], bench[name], days_per_year=days_per_year)
+            for name in reports
+        }
+    ).T
+    if all("turnover" in report for report in reports.values()):
+        measures["turnover"] = [
+            float(report["turnover"].reindex(net.index).mean()) for report in reports.values()
+        ]
+    first = bench.iloc[:, 0].rename("benchmark")
+    of_benchmark = wealth_measures(first, first, days_per_year=days_per_year)
+    tests = {name: excess_test(excess[name]) for name in reports}
     return Equity(
-        net=parts["net_return"],
-        excess=parts["excess_return"],
-        bench=bench.iloc[:, 0].rename("benchmark"),
+        net=net,
+        excess=excess,
+        bench=first,
         own_days={name: len(report) for name, report in reports.items()},
-        same_bench=bool(np.allclose(bench.sub(bench.iloc[:, 0], axis=0), 0, atol=1e-9)),
+        same_bench=bool(np.allclose(bench.sub(first, axis=0), 0, atol=1e-9)),
+        days_per_year=days_per_year,
+        measures=measures,
+        benchmark={
+            name: of_benchmark[name] for name in ("annual_return", "sharpe", "max_drawdown")
+        },
+        tests={name: test for name, test in tests.items() if test is not None},
+        pairs=tuple(
+            pair_of(excess[one], excess[other], alike="the two earn the same on every day")
+            for one, other in combinations(reports, 2)
+        ),
     )
 
 
@@ -313,7 +384,8 @@ class Comparison:
     """All that is shown of several runs side by side."""
 
     table: pd.DataFrame
-    """A row per run; columns are keys of `comparison_text.MEASURES`, NaN where a run lacks one."""
+    """A row per run; columns are keys of `comparison_text.MEASURES`, NaN where a run lacks one,
+    and `excess_low`, `excess_high`: the interval of `excess_return`."""
     signals: SignalComparison | None
     equity: Equity | None
     settings: pd.DataFrame

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.metrics import TRADING_DAYS, check_report
+from kronos_qlib.evaluation.metrics import TRADING_DAYS, check_report, ratio_to_risk
 
 COSTS = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 """Basis points of the money traded, each side by itself: of what is bought, and of what is sold.
@@ -124,7 +124,7 @@ def capacity_table(
 
 
 def _ratio(returns: pd.Series[float], days_per_year: float) -> float:
-    spread = float(returns.std(ddof=1))
-    if spread == 0:
+    found = ratio_to_risk(returns, days_per_year)
+    if math.isnan(found):
         raise UndefinedMetricError("returns that never vary have no ratio to their risk")
-    return float(returns.mean()) / spread * math.sqrt(days_per_year)
+    return found

@@ -138,14 +138,45 @@ def portfolio_metrics(
     return metrics
 
 
+def wealth_measures(
+    net: pd.Series[float], bench: pd.Series[float], *, days_per_year: float = TRADING_DAYS
+) -> dict[str, float]:
+    """The few of `portfolio_metrics` that returns of any strategy have, a benchmark's too.
+
+    Args:
+        net: daily return after cost, two days or more.
+        bench: the benchmark's on the same days.
+        days_per_year: what daily figures are scaled to a year by.
+
+    Returns:
+        `annual_return`, `sharpe`, `max_drawdown`, `excess_return`, `information_ratio`, as of
+        `portfolio_metrics`; NaN for a ratio to a risk of 0.
+    """
+    excess = net - bench
+    return {
+        "annual_return": float(empyrical.annual_return(net, annualization=days_per_year)),
+        "sharpe": ratio_to_risk(net, days_per_year),
+        "max_drawdown": float(empyrical.max_drawdown(net)),
+        "excess_return": float(excess.mean() * days_per_year),
+        "information_ratio": ratio_to_risk(excess, days_per_year),
+    }
+
+
+def ratio_to_risk(returns: pd.Series[float], days_per_year: float) -> float:
+    """Daily mean / standard deviation (ddof 1) x sqrt(days_per_year); NaN where nothing varies."""
+    if np.ptp(returns.to_numpy()) < ROUNDING:
+        return math.nan
+    return float(returns.mean() / returns.std(ddof=1) * math.sqrt(days_per_year))
+
+
 @dataclass(frozen=True)
 class DeflatedSharpe:
-    """A Sharpe ratio after the search that found it."""
+    """A Sharpe ratio of excess returns after the search that found it."""
 
     probability: float
-    """That the true Sharpe ratio is above what the best of the trials has by luck alone."""
+    """That the true ratio is above what the best of the trials has by luck alone."""
     by_luck: float
-    """That Sharpe ratio, a year: expected of the best of so many trials without skill."""
+    """That ratio, a year: expected of the best of so many trials without skill."""
     trials: int
 
 
@@ -159,7 +190,10 @@ def deflated_sharpe(
     """How sure a Sharpe ratio is once it counts that the best of several trials was taken.
 
     Args:
-        returns: daily, after cost.
+        returns: daily, after cost, less the benchmark's: the ratio is then the information ratio.
+            Of total returns a benchmark that rises would count as skill, and a score that is pure
+            chance would pass for certain in a rising market. Without skill, and with one trial,
+            the probability is spread evenly between 0 and 1.
         trials: strategies or signals tried, this one included; 1 leaves the probabilistic Sharpe
             ratio against 0. Trials that resemble each other count for fewer than they are, so
             taking all for independent is on the safe side.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from kronos_qlib.evaluation.comparison_text import (
     correlation_rows,
     mean_rows,
     measure_rows,
+    money_pair_verdicts,
     notes_of,
     pair_rows,
+    run_verdicts,
     verdict,
 )
 from kronos_qlib.evaluation.uncertainty import LEVEL
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's, told apart by readers who see no red or green.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A")
 GREY = "#6E6E6E"
+ROW_LETTERS = 34
+"""Of a line of a test's name beside its interval."""
 
 # A browser that minds this fetches nothing, whatever a script in the page would like. plotly.js
 # draws with inline styles, and saves pictures through data and blob addresses.
@@ -45,6 +50,10 @@ p { margin: 6px 0; }
 .quiet { color: #59636e; }
 .verdicts { background: #fff; border-left: 4px solid #0072B2; margin: 18px 0; padding: 12px 18px; }
 .wide { overflow-x: auto; background: #fff; border: 1px solid #e2e5e9; border-radius: 6px; }
+.hint { font-size: 13px; color: #59636e; margin: 8px 0 4px; }
+.roomy { min-width: 600px; }
+.hint[hidden] { display: none; }
+h1, h2, p, li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px; text-align: right; border-top: 1px solid #eceef1; }
 thead th { border-top: 0; background: #fafbfc; font-weight: 600; white-space: nowrap; }
@@ -56,8 +65,34 @@ th:first-child, td:first-child { text-align: left; font-weight: 400; }
 .differs td { background: #fff8e6; }
 ol { padding-left: 22px; color: #3d454d; font-size: 14px; }
 li { margin: 4px 0; }
+@media (max-width: 640px) {
+  body { padding: 20px 12px 40px; }
+  h1 { font-size: 22px; }
+  .verdicts { padding: 8px 12px; }
+  th, td { padding: 6px 10px; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; min-width: 104px;
+    max-width: 132px; white-space: normal; overflow-wrap: anywhere;
+    box-shadow: 1px 0 #e2e5e9; }
+  thead th { white-space: normal; min-width: 84px; vertical-align: bottom; }
+  .differs td:first-child { background: #fff8e6; }
+}
 @media print { :root { background: #fff; } h2 { break-after: avoid; } }
 """
+
+
+# A hint stands above what can be scrolled, and only while there is something to scroll to. Without
+# scripts it stays.
+HINTS = """
+function hints() {
+  document.querySelectorAll(".hint").forEach(function (hint) {
+    var box = hint.nextElementSibling;
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  });
+}
+window.addEventListener("load", hints);
+window.addEventListener("resize", hints);
+"""
+HINT = '<p class="hint">&#8596; Scroll sideways for the rest of it.</p>'
 
 
 def comparison_page(comparison: Comparison, title: str = "Runs side by side") -> str:
@@ -96,17 +131,20 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>",
             f"<script>{get_plotlyjs()}</script>\n</head>\n<body>",
             *body,
+            f"<script>{HINTS}</script>",
             "</body>\n</html>\n",
         ]
     )
 
 
 def _verdicts(comparison: Comparison) -> list[str]:
-    signals = comparison.signals
-    if signals is None or not signals.pairs:
-        said = ["Nothing is tested: a test needs the signals of two runs."]
-    else:
-        said = [verdict(pair) for pair in signals.pairs]
+    signals, equity = comparison.signals, comparison.equity
+    said = run_verdicts(comparison)
+    said += [verdict(pair) for pair in signals.pairs] if signals is not None else []
+    if equity is not None and len(equity.pairs) == 1:  # of more they stand in their section
+        said += money_pair_verdicts(equity)
+    if not said:
+        said = ["Nothing is tested: no run here has both scores and labels, or a backtest."]
     return ['<div class="verdicts">', *(f"<p>{escape(each)}</p>" for each in said), "</div>"]
 
 
@@ -126,6 +164,7 @@ def _equity_sections(equity: Equity, colors: dict[str, str]) -> list[str]:
             _embed(_curves(equity.excess.cumsum(), colors, "Summed excess return", percent=True)),
             "Daily return after cost less the benchmark's, summed, not compounded, as Qlib does.",
         ),
+        *(f"<p>{escape(said)}</p>" for said in money_pair_verdicts(equity)),
     ]
 
 
@@ -144,7 +183,7 @@ def _signal_sections(
         return found
     tests = [*signals.pairs, *(blend.test for blend in signals.blends)]
     tested = [test for test in tests if test.difference is not None]
-    forest = _embed(_forest(tested)) if tested else ""
+    forest = _embed(_forest(tested), roomy=True) if tested else ""
     found += _section(
         "Is the difference significant?",
         forest + _table(pair_rows(signals.pairs)),
@@ -175,7 +214,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
     ]
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'{HINT}<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -188,7 +227,7 @@ def _settings_table(settings: pd.DataFrame) -> str:
         cells = "".join(f"<td>{escape(str(value)) or '-'}</td>" for value in (name, *values))
         lines.append(f"<tr{mark}>{cells}</tr>")
     return (
-        f'<div class="wide words"><table><thead><tr>{head}</tr></thead>'
+        f'{HINT}<div class="wide words" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -225,7 +264,8 @@ def _curves(
         )
     figure.add_hline(y=0, line_color="#1b1f24", line_width=0.8)
     figure.update_yaxes(title_text=what, tickformat=".0%" if percent else None)
-    return _dress(figure, height=400)
+    # A line each in the legend where the page is narrow; beside one another they take less.
+    return _dress(figure, height=390 + 22 * len(drawn))
 
 
 def _forest(tested: Sequence[Pair]) -> Figure:
@@ -236,7 +276,7 @@ def _forest(tested: Sequence[Pair]) -> Figure:
     for pair in reversed(tested):
         assert pair.difference is not None
         color = PALETTE[0] if pair.is_significant else GREY
-        name = f"{escape(pair.one)} vs {escape(pair.other)}"
+        name = _row_name(pair)
         figure.add_scatter(
             x=list(pair.difference.interval()),
             y=[name, name],
@@ -266,8 +306,16 @@ def _forest(tested: Sequence[Pair]) -> Figure:
         title_text="Mean daily difference of Rank IC", range=[low - room, high + room]
     )
     figure.update_yaxes(automargin=True)
-    figure = _dress(figure, height=110 + 34 * len(tested))
+    lines = max(_row_name(pair).count("<br>") + 1 for pair in tested)
+    figure = _dress(figure, height=110 + (18 + 16 * lines) * len(tested))
     return figure.update_layout(hovermode="closest")
+
+
+def _row_name(pair: Pair) -> str:
+    """A test's name in lines that leave room for its interval."""
+    return "<br>".join(
+        escape(line) for line in textwrap.wrap(f"{pair.one} vs {pair.other}", ROW_LETTERS)
+    )
 
 
 def _dress(figure: Figure, height: int) -> Figure:
@@ -275,17 +323,21 @@ def _dress(figure: Figure, height: int) -> Figure:
         template="plotly_white",
         height=height,
         margin={"l": 60, "r": 20, "t": 40, "b": 45},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        # Below: above, it would grow into the figure's buttons.
+        legend={"orientation": "h", "y": -0.12, "yanchor": "top", "x": 0},
         hovermode="x unified",
         font={"family": "system-ui, sans-serif", "size": 13},
     )
     return figure
 
 
-def _embed(figure: Figure) -> str:
+def _embed(figure: Figure, *, roomy: bool = False) -> str:
+    """The figure, as wide as the page; if `roomy`, one that scrolls where the page is narrow."""
     drawn: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         config={"displaylogo": False, "responsive": True},
     )
+    if roomy:
+        return f'{HINT}<div class="wide" tabindex="0"><div class="roomy">{drawn}</div></div>'
     return f'<div class="wide">{drawn}</div>'

@@ -68,11 +68,11 @@ def signal_page(
         definitions: of the baselines, by name.
         tried: signals that Holm's correction was made for.
     """
-    own = signals[signals["kind"] != "baseline"].drop(columns="kind")
+    own = _own(signals)
     found = _rows(summary)
     parts = [
         f"# {markdown(title)}: what the score knew",
-        _verdict(found, years, own, baselines, tried),
+        signal_verdict(summary, years, signals, baselines, tried=tried),
         "## The score against its label",
         format_rows(
             [
@@ -111,13 +111,21 @@ def signal_page(
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(
-    found: Rows,
+def _own(signals: pd.DataFrame) -> pd.DataFrame:
+    """The score and the run's signals, without the baselines."""
+    return signals[signals["kind"] != "baseline"].drop(columns="kind")
+
+
+def signal_verdict(
+    summary: pd.DataFrame,
     years: pd.DataFrame,
-    own: pd.DataFrame,
+    signals: pd.DataFrame,
     baselines: pd.DataFrame,
-    tried: int,
+    *,
+    tried: int = 1,
 ) -> str:
+    """The first paragraph of the page, as Markdown; the arguments are those of `signal_page`."""
+    found, own = _rows(summary), _own(signals)
     score, corrected = found["rank_ic"], own["p_holm"].iloc[0]
     significant = is_significant({"p": corrected})
     order = "orders returns" if score["mean"] > 0 else "orders returns the wrong way round"

@@ -6,21 +6,24 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.comparison import (
     Comparison,
+    Equity,
     Signal,
     common_equity,
     compare_signals,
 )
 from kronos_qlib.evaluation.markup import one_line
+from kronos_qlib.evaluation.metrics import TRADING_DAYS
 from kronos_qlib.plugin.plain import LABELS, SCORES, Kept, artifact, artifacts, read_table
 from kronos_qlib.plugin.plain import read_task as read_kept_task
 
@@ -36,21 +39,34 @@ CORE = {"ic": "IC", "icir": "ICIR", "rank_ic": "Rank IC", "rank_icir": "Rank ICI
 COMPARED = CORE | {
     "rank_ic_t": "rank_ic.t",
     "oracle_share": "oracle_share",
-    "excess_return": "1day.excess_return_with_cost.annualized_return",
-    "information_ratio": "1day.excess_return_with_cost.information_ratio",
+    "excess_return": "excess_return",
+    "excess_low": "excess_return_low",
+    "excess_high": "excess_return_high",
+    "information_ratio": "information_ratio",
     "annual_return": "annual_return",
     "sharpe": "sharpe",
-    "deflated_sharpe": "deflated_sharpe",
     "max_drawdown": "max_drawdown",
     "turnover": "turnover",
 }
 """Columns of the comparison and the MLflow metric behind each; a backtest's are after cost.
 
-`excess_return` and `information_ratio` are Qlib's: returns summed, not compounded, and 238 days
-to a year; at another frequency than `1day` they bear that instead. `annual_return` is compounded;
-it, `sharpe` and the rest are PortfolioReportRecord's, with 252 unless its workflow says otherwise.
-`rank_ic_t` and `oracle_share` are SignalReportRecord's.
+A backtest's are PortfolioReportRecord's, by one count of days a year (252 unless its workflow says
+otherwise) and not Qlib's `1day.excess_return_with_cost.*`, which take 238. `rank_ic_t` and
+`oracle_share` are SignalReportRecord's. The deflated Sharpe ratio is not among them: a run counts
+its own trials alone, and `comparison_of` counts all runs' for each.
 """
+
+BACKTESTED = (
+    "excess_return",
+    "excess_low",
+    "excess_high",
+    "information_ratio",
+    "annual_return",
+    "sharpe",
+    "max_drawdown",
+    "turnover",
+)
+"""Of these columns what a comparison measures anew, on the days that all runs have."""
 
 REPORT = "portfolio_report/daily.csv"
 """A run's backtest by days."""
@@ -120,15 +136,6 @@ def comparison_of(
     """
     table = _table(runs)
     said = list(notes)
-    for name in runs:
-        # A measure that no run has gets no line, so nothing is missing there.
-        gone = [
-            COMPARED[each]
-            for each in COMPARED
-            if table[each].isna()[name] and table[each].notna().any()
-        ]
-        if gone:
-            said.append(f"{name} logged no {', '.join(gone)}: shown as a dash.")
     signals = {}
     for name, run in runs.items():
         try:
@@ -150,20 +157,40 @@ def comparison_of(
             )
     equity = None
     if reports:
+        days_per_year = _days_per_year(runs, said)
         try:
-            equity = common_equity(reports)
+            equity = common_equity(reports, days_per_year=days_per_year)
         except ConfigError as reason:
             said.append(f"There are no curves: {reason}.")
+    for name in runs:
+        # A measure that no run has gets no line, so nothing is missing there.
+        gone = [
+            COMPARED[each]
+            for each in COMPARED
+            if table[each].isna()[name]
+            and table[each].notna().any()
+            and not (each in BACKTESTED and equity is not None and name in equity.net)
+        ]
+        if gone:
+            said.append(f"{name} logged no {', '.join(gone)}: shown as a dash.")
     if equity is not None:
+        table = _measured_alike(table, equity, _trials(runs))
         days = len(equity.net)
         longer = [f"{name} {own}" for name, own in equity.own_days.items() if own != days]
         if longer:
             said.append(
-                f"Backtests differ in days, {days} are common: {', '.join(longer)}. Curves show "
-                "the common days; the table's returns are over each run's own."
+                f"Backtests differ in days, {days} are common: {', '.join(longer)}. Curves and the "
+                "table's returns are of the common days."
+            )
+        logged = [name for name in runs if name not in equity.net]
+        if table.loc[logged, list(BACKTESTED)].notna().any(axis=None):
+            said.append(
+                f"Returns of {', '.join(logged)} are as the run logged them, over its own days."
             )
         if not equity.same_bench:
-            said.append("The runs' benchmarks differ; the curves show the first run's.")
+            said.append(
+                "The runs' benchmarks differ; curves and the table's column show the first run's."
+            )
     tasks = {}
     for name, run in runs.items():
         try:
@@ -198,6 +225,47 @@ def comparison_of(
         settings=settings,
         notes=tuple(said),
     )
+
+
+def _days_per_year(runs: Mapping[str, Run], said: list[str]) -> float:
+    """The one count of days a year for all: the runs' own, or the most days that one of them has
+    and a note."""
+    known = {name: run.data.metrics.get("days_per_year") for name, run in runs.items()}
+    own = {name: days for name, days in known.items() if days and is_stored_finite(days)}
+    most = max(own.values(), default=float(TRADING_DAYS))
+    others = [f"{name} {days:g}" for name, days in own.items() if days != most]
+    if others:
+        said.append(
+            f"The runs' workflows count days a year differently ({', '.join(others)}); here all "
+            f"have {most:g}."
+        )
+    return most
+
+
+def _trials(runs: Mapping[str, Run]) -> int:
+    """Trials of all runs: of each those it counted, which are its signals, and 1 at least."""
+    counted = (run.data.metrics.get("sharpe_trials", 1.0) for run in runs.values())
+    return sum(max(1, round(each)) if is_stored_finite(each) else 1 for each in counted)
+
+
+def _measured_alike(table: pd.DataFrame, equity: Equity, trials: int) -> pd.DataFrame:
+    """The table with what backtests earned measured alike for all runs that have one."""
+    table = table.copy()
+    for name in map(str, equity.net):
+        table.loc[name, ["excess_low", "excess_high"]] = math.nan
+        for column in map(str, equity.measures):
+            table.loc[name, column] = equity.measures[column].loc[name]
+        if name in equity.tests:
+            bounds = equity.tests[name].interval()
+            table.loc[name, ["excess_low", "excess_high"]] = [
+                bound * equity.days_per_year for bound in bounds
+            ]
+    deflated = equity.deflated(trials)
+    place = list(table).index("sharpe") + 1
+    table.insert(place, "deflated_sharpe", pd.Series(deflated, dtype="float64"))
+    counted = pd.Series(dict.fromkeys(deflated, float(trials)), dtype="float64")
+    table.insert(place + 1, "trials", counted)
+    return table
 
 
 def _asked(
@@ -244,25 +312,39 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 def latest_finished(client: MlflowClient, experiment: str) -> Run:
     """The run of an experiment that started last, among those that finished."""
+    return next(finished_runs(client, experiment))
+
+
+def finished_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    """The finished runs of an experiment, those that started last first: one at least.
+
+    Raises:
+        ConfigError: no such experiment.
+        MissingArtifactError: none of its runs finished.
+    """
     found = client.get_experiment_by_name(experiment)
     if found is None or found.lifecycle_stage != "active":
         known = [each.name for each in client.search_experiments()]
         near = get_close_matches(experiment, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
         raise ConfigError(f"no MLflow experiment {experiment!r}; {hint}")
-    runs = client.search_runs(
-        [found.experiment_id],
-        filter_string="attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not runs:
+    finished, page = 0, None
+    while page != "":
+        runs = client.search_runs(
+            [found.experiment_id],
+            filter_string="attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=50,
+            page_token=page,
+        )
+        yield from runs
+        finished, page = finished + len(runs), runs.token or ""
+    if not finished:
         last = "".join(f" (its last run {told})" for told in _unfinished(client, found, 0)[:1])
         raise MissingArtifactError(
             f"experiment {experiment!r} has no finished run{last}; run its workflow to the end "
             "first"
         )
-    return runs[0]
 
 
 def unfinished_notes(client: MlflowClient, experiments: Sequence[str]) -> list[str]:
@@ -325,11 +407,10 @@ def row_of(label: str, run: Run) -> dict[str, object]:
         )
     row: dict[str, object] = {}
     for column, name in COMPARED.items():
-        found = _logged_as(name, metrics)
-        row[column] = value = metrics[found] if found else math.nan
-        if found and not is_stored_finite(value):
+        row[column] = value = metrics.get(name, math.nan)
+        if name in metrics and not is_stored_finite(value):
             raise MissingArtifactError(
-                f"{label!r}: run {run.info.run_id} has {found} = {value:g}, no finite number; with "
+                f"{label!r}: run {run.info.run_id} has {name} = {value:g}, no finite number; with "
                 "RunCheckRecord last in its workflow such a run fails"
             )
     # MLflow keeps ms; a run that is still going on has no end yet.
@@ -337,14 +418,6 @@ def row_of(label: str, run: Run) -> dict[str, object]:
     row["wall_seconds"] = (ended - run.info.start_time) / 1000
     row["run_id"] = run.info.run_id
     return row
-
-
-def _logged_as(name: str, metrics: Mapping[str, float]) -> str | None:
-    """The metric of that name, or of the same one at the only other frequency of a backtest."""
-    if name in metrics or not name.startswith("1day."):
-        return name if name in metrics else None
-    others = [each for each in metrics if each.partition(".")[2] == name.partition(".")[2]]
-    return others[0] if len(others) == 1 else None
 
 
 MUST_AGREE = (
@@ -507,12 +580,20 @@ def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
         try:
             report = pd.read_csv(path, index_col=0, parse_dates=True)
             report.index = pd.DatetimeIndex(report.index)
-            return report.astype(dict.fromkeys(REPORT_COLUMNS, "float64"))
+            numbers = [*REPORT_COLUMNS, *(["turnover"] if "turnover" in report else [])]
+            report = report.astype(dict.fromkeys(numbers, "float64"))
         except (ValueError, KeyError, TypeError) as problem:
             raise MissingArtifactError(
                 f"{REPORT} of run {run_id} is no table of days with the columns "
                 f"{', '.join(REPORT_COLUMNS)} ({_one_line(problem)})"
             ) from problem
+    broken = ~np.isfinite(report[numbers]).all(axis=1)
+    if broken.any() or not report.index.is_unique:
+        raise MissingArtifactError(
+            f"{REPORT} of run {run_id} has {int(broken.sum())} days without a finite number and "
+            f"{int(report.index.duplicated().sum())} days twice"
+        )
+    return report.sort_index()
 
 
 def read_task(client: MlflowClient, run: Run) -> dict[str, Any]:

@@ -20,24 +20,28 @@ from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.comparison import check_comparable
 from kronos_qlib.evaluation.comparison_text import comparison_text
 from kronos_qlib.evaluation.page import comparison_page
-from kronos_qlib.plugin.compare import comparison_of, latest_finished, read_signal, row_of
+from kronos_qlib.plugin.about_run import same_market
+from kronos_qlib.plugin.compare import comparison_of, finished_runs, read_signal, row_of
 from kronos_qlib.plugin.records import await_metrics
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
 
 class CompareRecord(RecordTemp):
-    """Set this run beside the latest finished run of other experiments. List it last.
+    """Set this run beside the latest finished run of other experiments on its market. List it last.
 
     Leaves in the folder `comparison` of the run: `comparison.md`, `table.csv` (a row per run),
     `daily_rank_ic.csv` (days x runs, on common rows) and, if asked for, `comparison.html`.
 
-    An experiment without a finished run yet, or whose run was judged by other labels or on other
-    days, is left out: the log and the page's notes say so. A run is not lost by what it is
-    compared with.
+    Runs of another market (tagged with another folder of bars or universe, or with none of this
+    run's days) are passed over. An experiment without a finished run of this market, or whose run
+    was judged by other labels or on other days, is left out: the log and the page's notes say so.
+    Where nothing is left to compare with, nothing is written but a line in the log. A run is not
+    lost by what it is compared with.
     """
 
     artifact_path = "comparison"
@@ -81,26 +85,25 @@ class CompareRecord(RecordTemp):
         except MissingArtifactError as lacking:
             raise MissingArtifactError(f"CompareRecord: {lacking}; list one before it") from lacking
 
-        def leave_out(label: str, reason: Exception) -> None:
-            notes.append(f"{label} is left out: {str(reason).rstrip('.?')}.")
-            logger.warning(notes[-1])
-
         for experiment in self.experiments:
             label = f"{name} (before)" if experiment == name else experiment
             try:
-                other = latest_finished(client, experiment)
-            except (ConfigError, MissingArtifactError) as reason:
-                if experiment != name:  # the first run of its own has none before it
-                    leave_out(label, reason)
-                continue
-            try:
+                other = _latest_of_market(client, experiment, mine)
                 row_of(label, other)
                 found = {**signals, label: read_signal(client, other)}
                 check_comparable(found)
             except (ConfigError, MissingArtifactError) as reason:
-                leave_out(label, reason)
+                # The first run of an experiment has none before it.
+                if experiment != name or _has_finished(client, name):
+                    notes.append(f"{label} is left out: {str(reason).rstrip('.?')}.")
             else:
                 runs[label], signals = other, found
+        if len(runs) == 1:
+            why = " ".join(notes) or "no other run is named, or has finished before."
+            logger.warning("CompareRecord writes no comparison, this run stands alone: %s", why)
+            return
+        for note in notes:
+            logger.warning(note)
         comparison = comparison_of(client, runs, notes)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
@@ -113,3 +116,29 @@ class CompareRecord(RecordTemp):
                 page = comparison_page(comparison, f"{name} beside others")
                 (place / "comparison.html").write_text(page, encoding="utf-8")
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+
+
+def _latest_of_market(client: MlflowClient, experiment: str, mine: Run) -> Run:
+    """The last finished run of an experiment on the market of a run, as far as tags tell.
+
+    Raises:
+        ConfigError, MissingArtifactError: as of `finished_runs`.
+        MissingArtifactError: all of its runs are of other markets.
+    """
+    others = ""
+    for run in finished_runs(client, experiment):
+        other = same_market(mine.data.tags, run.data.tags)
+        if not other:
+            return run
+        others = others or other
+    raise MissingArtifactError(
+        f"experiment {experiment!r} has no finished run of this market; its last is of another "
+        f"({others})"
+    )
+
+
+def _has_finished(client: MlflowClient, experiment: str) -> bool:
+    try:
+        return next(finished_runs(client, experiment), None) is not None
+    except (ConfigError, MissingArtifactError):
+        return False

@@ -22,10 +22,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from qlib.log import get_module_logger
 from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.comparison import excess_test
+from kronos_qlib.evaluation.comparison_text import money_sentence
 from kronos_qlib.evaluation.costs import break_even_cost, capacity_table, cost_paid, cost_table
 from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.metrics import (
@@ -38,6 +41,7 @@ from kronos_qlib.evaluation.metrics import (
     to_days,
 )
 from kronos_qlib.evaluation.signal_figures import cost_figure
+from kronos_qlib.plugin.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.artifacts import (
     count_signals,
     features_at,
@@ -60,6 +64,7 @@ SEARCH_AND_COST_METRICS = (
     "deflated_sharpe",
     "sharpe_by_luck",
     "sharpe_trials",
+    "days_per_year",
     "cost_paid_bp",
     "break_even_cost_bp",
 )
@@ -75,8 +80,13 @@ class PortfolioReportRecord(ACRecordTemp):
     Reports of bars of minutes are told by days. The metrics are those of `portfolio_metrics`,
     under their own names, and:
 
-        deflated_sharpe: the chance that the Sharpe ratio is better than the luckiest of so many
-            trials without skill; `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
+        deflated_sharpe: the chance that the Sharpe ratio of the excess over the benchmark (the
+            information ratio) is better than the luckiest of so many trials without skill;
+            `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
+        excess_return_low, excess_return_high, excess_return_t: the 95 % interval of
+            `excess_return`, and its t, by `evaluation.uncertainty.daily_mean`; not logged where
+            days are too few.
+        days_per_year: that daily figures were scaled by.
         cost_paid_bp, break_even_cost_bp: basis points of the money traded that were paid, and at
             which nothing is left of the excess over the benchmark. Money bought and money sold
             both count: 5 bp to buy and 15 bp to sell are 10 on the whole.
@@ -107,7 +117,8 @@ class PortfolioReportRecord(ACRecordTemp):
             days_per_year: trading days that daily figures are scaled to.
             trials: strategies or signals that the reported one was chosen from; None counts those
                 in the run's `signals/signals.parquet`, and 1 where it has none. Other runs are not
-                counted: whoever tried ten settings says so here.
+                counted: whoever tried ten settings says so here. A comparison counts the trials of
+                all its runs, alike for each.
             trial_variance: of these trials' Sharpe ratios a year, if known; see `deflated_sharpe`.
             title: above the figure; None takes the experiment's name.
         """
@@ -148,17 +159,27 @@ class PortfolioReportRecord(ACRecordTemp):
         )
         report = to_days(bars)
         metrics = portfolio_metrics(report, days_per_year=self.days_per_year)
+        daily = daily_table(report)
+        trials, counted = self._trials()
         deflated = deflated_sharpe(
-            net_returns(report),
-            self._trials(),
+            daily["excess_return"],
+            trials,
             trial_variance=self.trial_variance,
             days_per_year=self.days_per_year,
+        )
+        get_module_logger(__name__).info(  # Qlib's, which a workflow prints
+            "deflated Sharpe ratio %.0f %%: the chance that the excess over the benchmark is more "
+            "than the luck of the best of %d trial(s), counted as %s",
+            100 * deflated.probability,
+            trials,
+            counted,
         )
         paid, even = cost_paid(report), break_even_cost(report)
         metrics |= {
             "deflated_sharpe": deflated.probability,
             "sharpe_by_luck": deflated.by_luck,
             "sharpe_trials": float(deflated.trials),
+            "days_per_year": float(self.days_per_year),
             "cost_paid_bp": paid,
             "break_even_cost_bp": even,
         }
@@ -172,6 +193,14 @@ class PortfolioReportRecord(ACRecordTemp):
         largest = float(capacity["95 %"][CAPACITY_SHARE])
         if np.isfinite(largest):
             metrics["capacity"] = largest
+        tested = excess_test(daily["excess_return"])
+        if tested is not None:
+            low, high = tested.interval()
+            metrics |= {
+                "excess_return_low": low * self.days_per_year,
+                "excess_return_high": high * self.days_per_year,
+                "excess_return_t": tested.t,
+            }
 
         costs = cost_table(report, days_per_year=self.days_per_year)
         title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
@@ -180,22 +209,33 @@ class PortfolioReportRecord(ACRecordTemp):
             "costs": cost_figure(costs, paid, even, f"{title}: the same trades at other costs"),
         }
         with tempfile.TemporaryDirectory() as folder:
-            daily_table(report).to_csv(Path(folder, "daily.csv"))
+            daily.to_csv(Path(folder, "daily.csv"))
             costs.to_csv(Path(folder, "costs.csv"), float_format="%.6g")
             capacity.to_csv(Path(folder, "capacity.csv"), na_rep="unknown", float_format="%.6g")
             for name, figure in figures.items():
                 figure.savefig(Path(folder, f"{name}.png"))
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
-        self.recorder.log_metrics(**metrics)
+        self.recorder.log_metrics(**metrics, **key_metrics(metrics))
+        said = money_sentence(
+            metrics["information_ratio"], tested, days_per_year=self.days_per_year
+        )
+        add_verdict(
+            self.recorder,
+            "money",
+            f"{said} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
+            f"{trials} trial{'s' if trials > 1 else ''} counted ({counted}).",
+        )
         return {"portfolio_metrics.pkl": pd.Series(metrics, name="value")}
 
-    def _trials(self) -> int:
+    def _trials(self) -> tuple[int, str]:
+        """How many trials there were, and how they were counted."""
         if self.trials is not None:
-            return self.trials
+            return self.trials, "the workflow says"
         signals = load_signals(self.recorder)
         if signals is None:
-            return 1
-        return count_signals(load_predictions(self.recorder, type(self).__name__), signals)
+            return 1, "this score alone"
+        pred = load_predictions(self.recorder, type(self).__name__)
+        return count_signals(pred, signals), "the different signals kept with this run"
 
     def _capacity(
         self, positions: Mapping[pd.Timestamp, Any], account: pd.Series[float], freq: str

@@ -41,17 +41,21 @@ _held: dict[str, tuple[FileLock, int]] = {}
 
 
 class KronosExpManager(MLflowExpManager):
-    """Qlib's, with two things done where a run begins.
+    """Qlib's, with three things done where a run begins.
 
     A folder of bars that is not there is refused before MLflow makes a store: `qrun` from another
     folder would leave an empty one there, and a run without bars. The run is tagged with its
     process, and runs of the experiment that are RUNNING though theirs is gone are marked KILLED.
+    And it is tagged with versions and git revision, see `about_run`.
     """
 
     def _start_exp(self, **kwargs: Any) -> Any:
         check_provider()
+        from kronos_qlib.plugin.about_run import tag_versions
+
         experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
+        tag_versions(experiment.active_recorder)
         return experiment
 
     def _end_exp(self, *args: Any, **kwargs: Any) -> None:
@@ -97,12 +101,16 @@ def claim_run(recorder: Recorder) -> None:
 
 
 def claim_active_run() -> None:
-    """The same for the run that Qlib has open, if any, where its manager is not ours."""
+    """The same for the run that Qlib has open, if any, where its manager is not ours; and a name
+    for it, since by now its task is known."""
     if not getattr(C, "registered", False):
         return
     experiment = R.exp_manager.active_experiment
     if experiment is not None and experiment.active_recorder is not None:
+        from kronos_qlib.plugin.about_run import name_run
+
         claim_run(experiment.active_recorder)
+        name_run(experiment.active_recorder)
 
 
 def _claim(client: MlflowClient, run_id: str) -> None:

@@ -13,6 +13,7 @@ from qlib.utils.serial import Serializable
 from qlib.workflow.record_temp import SignalRecord
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.plugin.about_run import describe_run
 from kronos_qlib.plugin.artifacts import load_task
 from kronos_qlib.plugin.plain import LABELS, SCORES, TASK, task_json, write_table
 from kronos_qlib.plugin.runs import claim_run
@@ -29,7 +30,8 @@ class KronosSignalRecord(SignalRecord):
     A model that has `signals(dataset, segment)` (KronosModel, BlendModel) is asked for its frame;
     of any other the frame is its score. All come from one pass: `pred.pkl` holds the frame's
     column "score". Scores, labels and the task are kept as Parquet and JSON too, for readers who
-    must not run what a pickle's writer likes (`kronos-qlib compare`). Unlike Qlib's, it raises
+    must not run what a pickle's writer likes (`kronos-qlib compare`). The run gets a name, digests
+    of weights and bars, and versions: see `about_run`. Unlike Qlib's, it raises
     where labels are not to be had: what reads them later would be skipped without a word.
     """
 
@@ -41,6 +43,7 @@ class KronosSignalRecord(SignalRecord):
             )
         claim_run(self.recorder)
         frame = signals_frame(self.model, self.dataset)
+        describe_run(self.recorder, self.model, self.dataset, frame)
         label = self.generate_label(self.dataset)
         if label is None:
             raise MissingArtifactError(

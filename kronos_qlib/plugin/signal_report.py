@@ -43,8 +43,9 @@ from kronos_qlib.evaluation.signal_figures import (
     group_figure,
     ic_figure,
 )
-from kronos_qlib.evaluation.signal_text import signal_page
+from kronos_qlib.evaluation.signal_text import signal_page, signal_verdict
 from kronos_qlib.evaluation.uncertainty import by_day, daily_mean, fewest_days
+from kronos_qlib.plugin.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.artifacts import (
     count_signals,
     features_at,
@@ -156,6 +157,9 @@ class SignalReportRecord(ACRecordTemp):
         oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
             (a simulated market: the label's true expected value), what the truth itself reaches on
             the rows that the score has, and the score's Rank IC as a share of it.
+
+    The first paragraph of summary.md is the run's description in MLflow, and the three of
+    `about_run.KEY_METRICS` among the above are logged once more under names that come first.
 
     Leaves FILES in the folder `signal_report` of the run, summary.md to be read first;
     daily_ic.parquet has `ic`, `rank_ic` and `pairs` on datetime. Days on which fewer than
@@ -316,7 +320,10 @@ class SignalReportRecord(ACRecordTemp):
             for name, figure in figures.items():
                 figure.savefig(Path(folder, f"{name}.png"))
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
-        self.recorder.log_metrics(**{name: float(value) for name, value in metrics.items()})
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.recorder.log_metrics(**metrics, **key_metrics(metrics))
+        verdict = signal_verdict(tables["summary"], years, signals, beside, tried=tried)
+        add_verdict(self.recorder, "signal", verdict)
         return {}
 
     def _refuse_short(self, daily: pd.DataFrame, overlap: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -183,7 +182,6 @@ class _Work:
         from kronos_qlib.model.checkpoint import fingerprint
 
         table, source = self.source.table, self.source
-        parts = (table.values, table.places, table.offsets, table.calendar.view(np.int64))
         windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
         halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
@@ -192,7 +190,7 @@ class _Work:
             "device": f"{self.predictor.device.type} {self.predictor.dtype}",
             "context": str(self.predictor.max_context),
             "weights": " ".join(map(fingerprint, halves)),
-            "bars": " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts),
+            "bars": table.checksums,
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
             "windows": hashlib.sha256(windows.encode()).hexdigest(),
         }

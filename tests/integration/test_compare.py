@@ -12,6 +12,9 @@ from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.evaluation.metrics import deflated_sharpe
+from kronos_qlib.plugin.about_run import DAYS as DAYS_TAG
+from kronos_qlib.plugin.about_run import PROVIDER, UNIVERSE
 from kronos_qlib.plugin.compare import (
     COMPARED,
     compare,
@@ -28,7 +31,7 @@ from kronos_qlib.plugin.plain import task_json, write_table
 pytestmark = pytest.mark.integration
 
 NOON = 1_700_000_000_000  # ms
-VALUES = [0.05, 0.4, 0.06, 0.5, 2.5, 0.8, 0.123, 1.1, 0.11, 1.2, 0.9, -0.08, 0.4]
+VALUES = [0.05, 0.4, 0.06, 0.5, 2.5, 0.8, 0.123, -0.02, 0.27, 1.1, 0.11, 1.2, -0.08, 0.4]
 METRICS = dict(zip(COMPARED.values(), VALUES, strict=True))
 
 
@@ -64,8 +67,6 @@ def store(database):
     add_run(client, "unfinished", {}, status="KILLED")
     add_run(client, "partial", {name: METRICS[name] for name in METRICS if name != "Rank IC"})
     add_run(client, "signal", {name: METRICS[name] for name in list(METRICS)[:4]})
-    minutes = {name.replace("1day", "5minute"): METRICS[name] for name in METRICS}
-    add_run(client, "minutes", minutes)
     add_run(client, "broken", METRICS | {"IC": float("nan")})
     add_run(client, "endless", METRICS | {"sharpe": float("inf")})
     return uri, runs
@@ -110,17 +111,10 @@ def test_a_run_without_a_backtest_shows_dashes_and_a_note_says_so(store, capsys)
     assert main(["compare", "--tracking-uri", store[0], "kronos", "signal"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Sharpe ratio, after cost +1\.20 +-\n", printed)
-    assert (
-        "signal logged no rank_ic.t, oracle_share, 1day.excess_return_with_cost.annualized_return, "
-        in printed
-    )
+    assert "signal logged no rank_ic.t, oracle_share, excess_return, excess_return_low, " in printed
+    assert re.search(r"Information ratio, after cost +1\.10 \(not significant\) +-\n", printed)
     assert main(["compare", "--tracking-uri", store[0], "signal"]) == 0
     assert "Sharpe ratio, after cost " not in capsys.readouterr().out, "no run has it"
-
-
-def test_a_backtest_at_another_frequency_is_found(store):
-    table = compare_runs(["minutes"], tracking_uri=store[0])
-    assert table.loc["minutes", "excess_return"] == METRICS[COMPARED["excess_return"]]
 
 
 def test_a_run_is_named_by_a_beginning_and_found_beyond_the_first_page(store, monkeypatch):
@@ -230,6 +224,9 @@ def report_of(gain):
     return pd.DataFrame({**columns, "net_return": net, "excess_return": net - MARKET}, index=DAYS)
 
 
+NOISY = report_of(NOISE.normal(0.0005, 0.004, len(DAYS)))
+
+
 def save_artifacts(client, run_id, folder, score, label=LABEL, task=TASK, report=None):
     folder.mkdir()
     score.to_frame("score").to_pickle(folder / "pred.pkl")
@@ -273,6 +270,12 @@ def test_signals_are_judged_on_common_rows(signals):
     assert len(found.equity.net) == 55 and found.equity.own_days == {"good": 60, "blind": 55}
     said = " ".join(found.notes)
     assert "55 are common: good 60" in said
+    # Of the common days, and not of each run's own.
+    ours = report_of(0.001).iloc[5:]
+    expected = ours["excess_return"].mean() * 252
+    assert found.table.loc["good", "excess_return"] == pytest.approx(expected)
+    bench = (1 + ours["bench"]).prod() ** (252 / 55) - 1
+    assert found.equity.benchmark["annual_return"] == pytest.approx(bench)
     assert "not asked alike: bars held at least, cost to buy is not the same" in said
     assert found.settings.loc["Label", "good"] == "Ref($close, -1)"
     assert found.settings.loc["Cost to buy"].to_list() == ["0.0005", "0.002"]
@@ -476,15 +479,73 @@ def test_the_record_puts_the_running_run_beside_others(recorder, tmp_path, caplo
     assert daily.shape == (60, 2) and daily["mine"].mean() > 0.2
 
 
-def test_the_record_needs_predictions_and_writes_alone_what_it_can(recorder, tmp_path):
+def test_the_record_needs_predictions_and_writes_nothing_alone(recorder, tmp_path, caplog):
     with pytest.raises(MissingArtifactError, match=r"no pred\.pkl, which SignalRecord"):
         CompareRecord(recorder).generate()
     recorder.log_metrics(**METRICS)
     save_artifacts(recorder.client, recorder.id, tmp_path / "mine", SCORES["good"])
-    CompareRecord(recorder, html=False).generate()
-    assert len(recorder.list_artifacts("comparison")) == 3
+    for asked in ([], ["absent"]):
+        caplog.clear()
+        CompareRecord(recorder, asked).generate()
+        (said,) = [each.getMessage() for each in caplog.records if "compare" in each.name]
+        assert said.startswith("CompareRecord writes no comparison, this run stands alone: ")
+        assert "\n" not in said and all(f"{name} is left out" in said for name in asked)
+    assert recorder.list_artifacts("comparison") == []
     with pytest.raises(ConfigError, match="a list of names, got 'lightgbm'"):
         CompareRecord(recorder, "lightgbm")
+
+
+@pytest.mark.parametrize(
+    ("tag", "mine", "its"),
+    [
+        (PROVIDER, "/here/demo/market", "/here/us/market"),
+        (UNIVERSE, "csi300", "csi500"),
+        (DAYS_TAG, "2022-07-01/2022-09-22", "2013-01-02/2016-12-30"),
+    ],
+)
+def test_runs_of_another_market_are_passed_over(
+    signals, recorder, tmp_path, caplog, tag, mine, its
+):
+    """The latest run of an experiment hid those of this market, whatever it was run on."""
+    client, experiment = mlflow.MlflowClient(signals), f"two markets by {tag.rpartition('.')[2]}"
+    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+    recorder.log_metrics(**METRICS)
+    save_artifacts(client, recorder.id, tmp_path / "mine", SCORES["good"], report=report_of(0.0))
+    client.set_tag(recorder.id, tag, mine)
+    foreign = add_run(client, experiment, start=NOON + 10_000)
+    client.set_tag(foreign, tag, its)
+    CompareRecord(recorder, [experiment], html=False).generate()
+    assert recorder.list_artifacts("comparison") == []
+    assert "has no finished run of this market; its last is of another" in caplog.text
+    same = add_run(client, experiment, start=NOON)
+    client.set_tag(same, tag, mine)
+    save_artifacts(client, same, tmp_path / "same", SCORES["blind"], report=report_of(-0.001))
+    CompareRecord(recorder, [experiment], html=False).generate()
+    (tmp_path / "read").mkdir()
+    text = client.download_artifacts(recorder.id, "comparison", str(tmp_path / "read"))
+    table = pd.read_csv(f"{text}/table.csv", index_col="run")
+    assert table["run_id"].to_list() == [recorder.id, same]
+
+
+def test_trials_are_counted_alike_and_the_benchmark_has_a_column(signals, tmp_path, capsys):
+    """A column deflated by one trial stood beside one deflated by twelve."""
+    client = mlflow.MlflowClient(signals)
+    for name, trials in (("few", 1), ("many", 12)):
+        client.create_experiment(name, (tmp_path / name).as_uri())
+        run_id = add_run(client, name, METRICS | {"sharpe_trials": trials, "days_per_year": 365})
+        save_artifacts(client, run_id, tmp_path / f"{name} files", SCORES["good"], report=NOISY)
+    found = compare(["few", "many"], tracking_uri=signals)
+    assert found.table["trials"].to_list() == [13, 13]
+    expected = deflated_sharpe(NOISY["excess_return"], 13, days_per_year=365).probability
+    assert found.table["deflated_sharpe"].to_list() == pytest.approx([expected] * 2)
+    assert found.equity.days_per_year == 365
+    assert main(["compare", "--tracking-uri", signals, "few", "many"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["few", "many", "benchmark"]
+    assert re.search(r"Trials it is deflated by +13 +13 +-\n", printed)
+    assert "365 days to a year for all" in printed and "the sum, over the runs compared" in printed
+    mixed = compare(["few", "good"], tracking_uri=signals)
+    assert mixed.equity.days_per_year == 365 and not any("differently" in n for n in mixed.notes)
 
 
 # The runs of a stranger: after the record's, whose first must be its experiment's first.

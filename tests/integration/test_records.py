@@ -22,6 +22,8 @@ from kronos_qlib.evaluation.metrics import (
     deflated_sharpe,
     portfolio_metrics,
 )
+from kronos_qlib.evaluation.uncertainty import daily_mean
+from kronos_qlib.plugin.about_run import BARS, KEY_METRICS, KEY_PREFIX, NOTE, WEIGHTS
 from kronos_qlib.plugin.backtest_record import BacktestRecord
 from kronos_qlib.plugin.compare import compare_runs
 from kronos_qlib.plugin.lookahead import open_provider
@@ -104,8 +106,14 @@ def test_the_report_record_logs_metrics_and_leaves_table_and_figure(recorder, re
         assert figure.read_bytes()[:4] == b"\x89PNG"
 
     assert logged["sharpe_trials"] == 1, "the run kept no signal beside its score"
-    net = report["return"] - report["cost"]
-    assert logged["deflated_sharpe"] == pytest.approx(deflated_sharpe(net, 1).probability)
+    excess = report["return"] - report["cost"] - report["bench"]
+    assert logged["deflated_sharpe"] == pytest.approx(deflated_sharpe(excess, 1).probability)
+    assert logged["days_per_year"] == 240
+    test = daily_mean(excess)
+    low, high = test.interval()
+    assert logged["excess_return_low"] == pytest.approx(low * 240)
+    assert logged["excess_return_high"] == pytest.approx(high * 240)
+    assert logged["0_key.excess_return_t"] == logged["excess_return_t"] == pytest.approx(test.t)
     assert logged["cost_paid_bp"] == pytest.approx(10)
     assert logged["break_even_cost_bp"] == pytest.approx(break_even_cost(report))
     costs = read_csv(recorder, "portfolio_report/costs.csv", index_col="cost_bp")
@@ -117,7 +125,7 @@ def test_the_report_record_logs_metrics_and_leaves_table_and_figure(recorder, re
 
 def test_a_sharpe_ratio_is_deflated_by_the_signals_kept(recorder, report, tmp_path):
     save_report(recorder, report)
-    net = report["return"] - report["cost"]
+    excess = report["return"] - report["cost"] - report["bench"]
 
     def told(**settings):
         PortfolioReportRecord(recorder, **settings).generate()
@@ -132,11 +140,21 @@ def test_a_sharpe_ratio_is_deflated_by_the_signals_kept(recorder, report, tmp_pa
     recorder.save_objects(local_path=str(tmp_path / "signals.parquet"), artifact_path="signals")
     recorder.save_objects(**{"pred.pkl": pd.DataFrame({"score": score}, index=index)})
     # The score and expected_return are one trial.
-    assert told() == (3, pytest.approx(deflated_sharpe(net, 3).probability))
-    found = deflated_sharpe(net, 50, trial_variance=0.2)
+    assert told() == (3, pytest.approx(deflated_sharpe(excess, 3).probability))
+    said = recorder.client.get_run(recorder.id).data.tags[NOTE]
+    assert "3 trials counted (the different signals kept with this run)" in said
+    assert re.search(r"information ratio \S+, 60 days\), is (not )?significant at 5%", said)
+    found = deflated_sharpe(excess, 50, trial_variance=0.2)
     assert told(trials=50, trial_variance=0.2) == (50, pytest.approx(found.probability))
     with pytest.raises(ConfigError, match="1 or more, got 0"):
         PortfolioReportRecord(recorder, trials=0)
+
+
+def test_a_benchmark_alone_has_no_deflated_sharpe_ratio(recorder, report):
+    """It scored 85 %: its rise was taken for skill."""
+    save_report(recorder, report.assign(**{"return": report["bench"] + 0.0005, "cost": 0.0001}))
+    with pytest.raises(UndefinedMetricError, match="from the benchmark's on every day"):
+        PortfolioReportRecord(recorder).generate()
 
 
 def test_capacity_is_told_from_orders_and_the_money_traded(recorder, report, bars):
@@ -415,8 +433,17 @@ def test_the_lightgbm_workflow_is_green_with_all_its_metrics(market):
     assert row["ic"] > 0.02, "returns remember the day before; LightGBM should see it"
     assert 0.05 < row["turnover"] < 2
     client = mlflow.MlflowClient(uri)
-    logged = client.get_run(row["run_id"]).data.metrics
+    run = client.get_run(row["run_id"])
+    logged, tags = run.data.metrics, run.data.tags
     assert set(expected_metrics()) <= set(logged)
+    assert run.info.run_name == f"LGBModel Alpha158 · {folder.name}"
+    assert sorted(logged)[:10] == sorted(KEY_PREFIX + name for name in KEY_METRICS)
+    report = next((folder / "mlruns").glob("*/*/artifacts/signal_report/summary.md"))
+    verdict = report.read_text(encoding="utf-8").split("\n\n")[1]
+    assert tags[NOTE].startswith(verdict) and "Its excess return over the benchmark" in tags[NOTE]
+    assert tags[BARS].startswith("frame ") and tags[WEIGHTS].startswith("trees ")
+    assert not list((folder / "mlruns").glob("*/*/artifacts/comparison")), "it ran alone"
+    assert "CompareRecord writes no comparison, this run stands alone" in done.stdout + done.stderr
     # The backtest reaches the very last day of the provider's calendar.
     daily = next((folder / "mlruns").glob("*/*/artifacts/portfolio_report/daily.csv"))
     assert pd.read_csv(daily)["datetime"].iloc[-1] == settings["KRONOS_TEST_END"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,9 +17,19 @@ from kronos_qlib.evaluation.comparison import (
     check_comparable,
     common_equity,
     compare_signals,
+    excess_test,
     pair_of,
 )
-from kronos_qlib.evaluation.comparison_text import format_rows, notes_of, verdict
+from kronos_qlib.evaluation.comparison_text import (
+    comparison_text,
+    format_rows,
+    measure_rows,
+    money_pair_verdicts,
+    notes_of,
+    run_verdicts,
+    verdict,
+)
+from kronos_qlib.evaluation.uncertainty import paired_difference
 
 DAYS = pd.bdate_range("2022-07-01", periods=50, name="datetime")
 NAMES = [f"S{number}" for number in range(12)]
@@ -177,6 +190,112 @@ def test_equity_is_cut_to_common_days_and_knows_of_other_benchmarks():
     assert not found.same_bench
     with pytest.raises(ConfigError, match="share no two days: 'a' from 2022-07-01"):
         common_equity({"a": table.iloc[:9], "b": table.iloc[9:]})
+
+
+def report(seed: int, gain: float, spread: float = 0.004) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    bench = np.random.default_rng(99).normal(0.0005, 0.01, len(DAYS))
+    excess = rng.normal(gain, spread, len(DAYS))
+    return pd.DataFrame(
+        {"net_return": bench + excess, "excess_return": excess, "bench": bench}, index=DAYS
+    )
+
+
+def judged(**runs: tuple[Signal, pd.DataFrame]) -> Comparison:
+    """Of each run its signal and its backtest."""
+    equity = common_equity({name: backtest for name, (_, backtest) in runs.items()})
+    table = equity.measures.assign(
+        excess_low=[252 * equity.tests[name].interval()[0] for name in runs],
+        excess_high=[252 * equity.tests[name].interval()[1] for name in runs],
+    )
+    signals = compare_signals({name: each for name, (each, _) in runs.items()})
+    settings = pd.DataFrame()
+    return Comparison(table=table, signals=signals, equity=equity, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("known", "gain", "order", "money", "conclusion"),
+    [
+        (0.5, 0.004, "it orders returns, significant at 5%", "is significant", "The money can"),
+        (0.5, 0.0, "it orders returns, significant", "is not significant", "is not shown"),
+        (0.5, -0.004, "it orders returns, significant", "is significant", "loses more than that"),
+        (0.0, 0.004, "is not significant at 5% (Rank", "is significant", "The money is not shown"),
+        (0.0, 0.0, "is not significant at 5% (Rank", "is not significant", "Neither order nor"),
+        (0.0, -0.004, "is not significant at 5% (Rank", "is significant", "It loses against"),
+        (-0.5, 0.004, "orders returns the wrong way round", "is significant", "is not shown to"),
+    ],
+)
+def test_each_run_has_a_verdict_on_order_and_money(known, gain, order, money, conclusion):
+    """The verdict spoke of Rank IC alone, over an information ratio that nobody qualified."""
+    (said,) = run_verdicts(judged(mine=(signal(1, known), report(3, gain))))
+    assert said.startswith("mine: ")
+    assert order in said and f"days), {money} at 5%" in said and conclusion in said
+
+
+def test_a_run_without_backtest_or_without_signal_is_judged_by_what_it_has():
+    both = judged(mine=(signal(1, 0.5), report(3, 0.004)))
+    said = {"equity": None, "signals": None}
+    for lacking in said:
+        (said[lacking],) = run_verdicts(replace(both, **{lacking: None}))
+    assert said["equity"].endswith("it has no backtest to compare.")
+    assert said["signals"].startswith("mine: whether it orders returns is not tested. Its excess")
+    assert run_verdicts(replace(both, equity=None, signals=None)) == []
+
+
+def test_no_information_ratio_stands_unqualified():
+    """2.40 over 50 days of chance read like success."""
+    found = judged(good=(signal(1, 0.5), report(3, 0.004)), luck=(signal(2), report(4, 0.0005)))
+    text = comparison_text(found)
+    (row,) = [line for line in text.splitlines() if line.startswith("Information ratio, after")]
+    assert re.search(r"\d\.\d\d \(significant\) +-?\d\.\d\d \(not significant\) +-$", row)
+    for prose in re.findall(r"information ratio -?\d[^.]*\.\d\d[^.]*", text):
+        assert "significant at 5%" in prose
+    table = found.table.drop(columns=["excess_low", "excess_high"])
+    assert text.count("% interval") > 2 and "(not tested)" in comparison_text(
+        replace(found, table=table)
+    )
+
+
+def test_the_benchmark_is_a_column_of_its_own():
+    found = judged(benchmark=(signal(1), report(3, 0.0)), other=(signal(2), report(4, 0.0)))
+    heading, *rows = measure_rows(found)
+    assert heading == ["", "benchmark", "other", "the benchmark"], "a run may be called so"
+    cells = {row[0]: row[-1] for row in rows}
+    bench = report(3, 0.0)["bench"]
+    assert cells["Return a year, after cost"] == f"{(1 + bench).prod() ** (252 / 50) - 1:.2%}"
+    assert (
+        cells["Excess return a year, after cost"] == cells["Information ratio, after cost"] == "-"
+    )
+    assert {len(row) for row in (heading, *rows)} == {4}
+
+
+def test_excess_returns_are_paired_by_day():
+    one, other = report(3, 0.004), report(4, 0.0)
+    equity = common_equity({"one": one, "other": other}, days_per_year=365)
+    expected = paired_difference(one["excess_return"], other["excess_return"])
+    assert equity.pairs[0].difference == expected
+    (said,) = money_pair_verdicts(equity)
+    assert said.startswith(f"one has an excess return after cost {365 * expected.mean:.1%} a year")
+    assert "the difference is significant at 5%" in said
+    (twins,) = money_pair_verdicts(common_equity({"a": one, "b": one}))
+    assert twins == "a and b: not tested, the two earn the same on every day."
+
+
+def test_chance_is_called_significant_about_as_often_as_it_should_be():
+    found = [excess_test(report(seed, 0.0)["excess_return"]) for seed in range(200)]
+    assert sum(test.is_significant() for test in found) <= 20, "10 are to be expected"
+
+
+def test_a_backtest_that_is_its_benchmark_has_no_ratio_and_no_test():
+    bench = report(3, 0.0)
+    same = bench.assign(net_return=bench["bench"], excess_return=0.0)
+    equity = common_equity({"index fund": same})
+    assert equity.tests == {} and equity.deflated(3) == {}
+    assert np.isnan(equity.measures.loc["index fund", "information_ratio"])
+    table = equity.measures
+    found = Comparison(table=table, signals=None, equity=equity, settings=pd.DataFrame())
+    (said,) = run_verdicts(found)
+    assert said.endswith("Its excess return after cost cannot be tested.")
 
 
 def test_a_bar_in_a_name_does_not_break_a_markdown_table():

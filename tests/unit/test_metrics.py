@@ -160,6 +160,29 @@ def test_luck_is_what_the_best_of_so_many_trials_has():
     assert luck == pytest.approx(best.mean(), rel=0.05)
 
 
+def test_pure_chance_in_a_rising_market_is_not_skill():
+    """Of total returns a benchmark scored 85 % and a score of pure chance 93 %: the market rose."""
+    rng = np.random.default_rng(0)
+    bench = rng.normal(0.0008, 0.012, (500, 250))
+    chance = rng.normal(0, 0.004, (500, 250))
+
+    def scored(returns: np.ndarray, trials: int = 1) -> np.ndarray:
+        days = pd.bdate_range("2024-01-01", periods=250)
+        rows = (pd.Series(one, days) for one in returns)
+        return np.array([deflated_sharpe(one, trials).probability for one in rows])
+
+    assert np.median(scored(bench + chance)) > 0.8, "what total returns say of chance"
+    of_excess = scored(chance)
+    assert of_excess.mean() == pytest.approx(0.5, abs=0.05)
+    assert (of_excess > 0.95).mean() == pytest.approx(0.05, abs=0.03)
+    assert ((of_excess > 0.85) & (of_excess < 0.93)).mean() < 0.14, "it is 8 % of the time"
+    # The best of 20 without skill is no better than the luck of the best.
+    groups = chance.reshape(25, 20, 250)
+    best = groups[np.arange(25), (groups.mean(axis=2) / groups.std(axis=2)).argmax(axis=1)]
+    assert scored(best, 20).mean() == pytest.approx(0.5, abs=0.15)
+    assert scored(best, 1).mean() > 0.9
+
+
 def test_what_cannot_be_deflated(noisy):
     with pytest.raises(UndefinedMetricError, match="1 or more, got 0"):
         deflated_sharpe(noisy["return"], 0)

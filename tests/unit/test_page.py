@@ -86,7 +86,23 @@ def test_the_page_says_it_all(page):
     ]
     assert page.count('class="plotly-graph-div"') == 4
     assert "kronos has a daily Rank IC" in page and "is significant at 5%" in page
-    assert "summed and not compounded, 238 days" in page and "<td>-</td>" in page
+    assert "summed and not compounded" in page and "252 days to a year for all" in page
+    assert "<td>-</td>" in page and "238 days" not in page
+    assert "Neither order nor money is shown" in page
+    heading = re.findall(r"<thead><tr>(.*?)</tr></thead>", page)[0]
+    assert heading.endswith("<th>benchmark</th>")
+
+
+def test_every_table_has_a_hint_and_scrolls_by_itself(page):
+    """On a phone the right half of a table lay beyond the edge, and nothing said so."""
+    tags = Tags()
+    tags.feed(page.replace(get_plotlyjs(), ""))
+    tables = [place for place, (tag, _) in enumerate(tags.found) if tag == "table"]
+    assert len(tables) == 6
+    for place in tables:
+        (outer, box), (before, hint) = tags.found[place - 1], tags.found[place - 2]
+        assert outer == "div" and box["class"].startswith("wide") and box["tabindex"] == "0"
+        assert before == "p" and hint["class"] == "hint"
 
 
 def test_names_are_text_and_not_markup(page):
