@@ -213,7 +213,7 @@ def titles_of(monkeypatch) -> list:
 
 
 def test_what_is_uncalibrated_says_so_wherever_it_is_read(csv, capsys, monkeypatch):
-    """"up in 18 %" was printed of paths that are known to be too bold."""
+    """ "up in 18 %" was printed of paths that are known to be too bold."""
     figures = titles_of(monkeypatch)
     assert main(ask(csv, "--freq", "B")) == 0
     line = capsys.readouterr().out.splitlines()[-2]
