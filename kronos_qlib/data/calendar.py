@@ -216,6 +216,12 @@ def _check_weekdays(clock: Clock, last: str) -> None:
         )
 
 
+def show_span(times: Times) -> str:
+    """The first and the last of some times, days without a time of day."""
+    ends = (pd.Timestamp(times.min()), pd.Timestamp(times.max()))
+    return " to ".join(str(end).removesuffix(" 00:00:00") for end in ends)
+
+
 @dataclass(frozen=True, eq=False)
 class Ahead:
     """Bars to come, and what there is to say of them."""

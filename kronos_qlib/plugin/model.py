@@ -29,6 +29,7 @@ from kronos_qlib.plugin.signals import (
 from kronos_qlib.plugin.stages import (
     Resume,
     StagesConfig,
+    check_trainable,
     make_head,
     no_windows,
     run_stages,
@@ -197,6 +198,8 @@ class KronosModel(ModelFT):
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         claim_active_run()
         self._check_windows(_source_of(dataset))
+        if not self.training.is_zero_shot:
+            check_trainable(self.training, _source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
         self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
