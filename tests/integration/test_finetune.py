@@ -126,7 +126,7 @@ def test_a_file_without_what_it_needs_is_refused(tmp_path, capsys):
     [
         (12, 0.1, {"predictor": {}}, "20 bars and 3 bars after them, and of 8 instruments"),
         (12, 0.1, {"alpha": {}}, "it needs 20 bars and 2 bars of its label after them"),
-        (40, 0.05, {"predictor": {}}, "no window to judge by in the segment valid"),
+        (40, 0.03, {"predictor": {}}, "no window to judge by in the segment valid"),
     ],
 )
 def test_bars_that_are_too_few_are_refused_before_weights_are_loaded(
