@@ -66,8 +66,10 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
         state["booster"] = f"{prefix}lightgbm.txt"
     elif kind == "LinearModel" and getattr(model, "coef_", None) is not None:
         # Python writes a float in as many digits as bring back its very bits.
-        state["coef"] = np.asarray(model.coef_, dtype=np.float64).tolist()
-        state["intercept"] = float(model.intercept_)
+        for name, value in (("coef", model.coef_), ("intercept", model.intercept_)):
+            state[name] = np.asarray(value, dtype=np.float64).tolist()
+            single = getattr(value, "dtype", None) == np.float32
+            state[f"{name}_type"] = "float32" if single else "float64"
     elif type(model) is not BaselineModel:
         return None
     return state
@@ -112,9 +114,14 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
 
             model.model = lightgbm.Booster(model_str=read[state["booster"]].decode())
         elif kind == "LinearModel":
-            model.coef_ = np.asarray(state["coef"], dtype=np.float64)
-            model.intercept_ = float(state["intercept"])
+            model.coef_ = _numbers(state, "coef")
+            model.intercept_ = _numbers(state, "intercept")[()]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MissingArtifactError(
             f"{STATE} does not hold a {kind}: {type(problem).__name__} {plain(str(problem))[:200]}"
         ) from problem
+
+
+def _numbers(state: Mapping[str, Any], name: str) -> Any:
+    kind = np.float32 if state[f"{name}_type"] == "float32" else np.float64
+    return np.asarray(state[name], dtype=np.float64).astype(kind)

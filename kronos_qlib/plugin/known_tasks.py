@@ -14,7 +14,22 @@ from typing import Any
 
 from kronos_qlib.errors import UnsafeArtifactError, plain
 
-_PROCESSORS = ["DropnaProcessor", "DropnaLabel", "DropCol", "FilterCol", "TanhProcess", "ProcessInf", "Fillna", "MinMaxNorm", "ZScoreNorm", "RobustZScoreNorm", "CSZScoreNorm", "CSRankNorm", "CSZFillna", "HashStockFormat"]
+_PROCESSORS = (
+    "DropnaProcessor",
+    "DropnaLabel",
+    "DropCol",
+    "FilterCol",
+    "TanhProcess",
+    "ProcessInf",
+    "Fillna",
+    "MinMaxNorm",
+    "ZScoreNorm",
+    "RobustZScoreNorm",
+    "CSZScoreNorm",
+    "CSRankNorm",
+    "CSZFillna",
+    "HashStockFormat",
+)
 KNOWN: Mapping[str, str] = {
     "KronosModel": "kronos_qlib.plugin.model",
     "BaselineModel": "kronos_qlib.plugin.baselines",
@@ -91,7 +106,7 @@ def _check_class(config: Mapping[str, Any], key: str) -> None:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is arithmetic on fields and calls of operators by name, and no other Python."""
+    """Whether a text is arithmetic on fields and calls of operators, and no other Python."""
     try:
         tree = ast.parse(re.sub(r"\${1,2}(\w+)", r"field_\1", text.strip()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

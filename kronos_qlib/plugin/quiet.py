@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault(MLFLOW_BARS, "false")
     with contextlib.suppress(ImportError):  # Qlib's strategies import gym, and with it the notice
-        from gym_notices import notices
+        from gym_notices import notices  # type: ignore[import-untyped]
 
         notices.notices.clear()
     TimeInspector.timer_logger.setLevel("WARNING")

@@ -313,9 +313,9 @@ def _notes(
     segments = (dataset.get("kwargs") or {}).get("segments") or {}
     for name in ("train", "valid"):
         span = segments.get(name)
-        if isinstance(span, list | tuple) and len(span) == 2 and span[1] is not None:
-            if pd.Timestamp(str(span[1])) >= moment:
-                notes.append(
-                    f"the run's segment {name} reaches to {span[1]}: the model has seen this day"
-                )
+        last_day = span[1] if isinstance(span, list | tuple) and len(span) == 2 else None
+        if last_day is not None and pd.Timestamp(str(last_day)) >= moment:
+            notes.append(
+                f"the run's segment {name} reaches to {last_day}: the model has seen this day"
+            )
     return notes
