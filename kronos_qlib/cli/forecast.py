@@ -111,7 +111,8 @@ def forecast(arguments: argparse.Namespace) -> None:
     context = predictor.max_context
     lookback, cut = _lookback(arguments, len(bars), context)
     window = bars.tail(lookback)
-    notes = (*notes, *cut, *_check_bars(window, arguments.source))
+    notes = (*notes, *_tokenizer_taken(predictor, arguments), *cut)
+    notes = (*notes, *_check_bars(window, arguments.source))
     ahead = _ahead(bars, window, arguments)
     is_slow = lookback + arguments.horizon > context
     if is_slow:
@@ -233,6 +234,15 @@ def _load(arguments: argparse.Namespace) -> KronosPredictor:
     # Weights that do not say how much they have seen at once are taken for published ones.
     published = model.origin.max_context if model.origin else None
     return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
+
+
+def _tokenizer_taken(predictor: KronosPredictor, arguments: argparse.Namespace) -> list[str]:
+    """Which tokenizer was found for a predictor that lies alone in its folder."""
+    origin = predictor.tokenizer.origin
+    asked = arguments.tokenizer or arguments.model
+    if origin is None or origin.repo == asked or Path(origin.name) == Path(asked).expanduser():
+        return []
+    return [f"the tokenizer of {asked} is {origin.name}"]
 
 
 def _lookback(

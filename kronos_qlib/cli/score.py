@@ -57,7 +57,6 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.out} exists; name another file or say --overwrite")
     if not arguments.out.parent.is_dir():
         raise ConfigError(f"{arguments.out.parent} is no folder to write {arguments.out.name} in")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kronos_qlib.data.bars import show_time
     from kronos_qlib.evaluation.comparison_text import format_rows
     from kronos_qlib.plugin.score import score_newest

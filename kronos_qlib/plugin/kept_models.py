@@ -68,8 +68,7 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
         # Python writes a float in as many digits as bring back its very bits.
         for name, value in (("coef", model.coef_), ("intercept", model.intercept_)):
             state[name] = np.asarray(value, dtype=np.float64).tolist()
-            single = getattr(value, "dtype", None) == np.float32
-            state[f"{name}_type"] = "float32" if single else "float64"
+            state[f"{name}_type"] = str(getattr(value, "dtype", "float"))
     elif type(model) is not BaselineModel:
         return None
     return state
@@ -115,7 +114,7 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
             model.model = lightgbm.Booster(model_str=read[state["booster"]].decode())
         elif kind == "LinearModel":
             model.coef_ = _numbers(state, "coef")
-            model.intercept_ = _numbers(state, "intercept")[()]
+            model.intercept_ = _numbers(state, "intercept")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MissingArtifactError(
             f"{STATE} does not hold a {kind}: {type(problem).__name__} {plain(str(problem))[:200]}"
@@ -123,5 +122,9 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
 
 
 def _numbers(state: Mapping[str, Any], name: str) -> Any:
-    kind = np.float32 if state[f"{name}_type"] == "float32" else np.float64
-    return np.asarray(state[name], dtype=np.float64).astype(kind)
+    """Numbers of the type they had: of a float of numpy's, products would have another."""
+    kind = state[f"{name}_type"]
+    if kind == "float":
+        return float(state[name])
+    values = np.asarray(state[name], dtype=np.float64)
+    return values.astype(np.float32 if kind == "float32" else np.float64)[()]

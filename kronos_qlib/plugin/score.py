@@ -72,6 +72,9 @@ def score_newest(
         UnsafeArtifactError: it could be made only by running its writer's code.
         BarDataError, CalendarError: as of the model's `predict`.
     """
+    from kronos_qlib.plugin.quiet import quiet_libraries
+
+    quiet_libraries()
     client = open_tracking(tracking_uri)
     found = _find(client, run)
     run_id = found.info.run_id
