@@ -153,7 +153,12 @@ def test_a_day_is_scored_as_in_the_run_that_covers_it(place, provider, tmp_path,
         assert found.day == pd.Timestamp(day or NEWEST) and found.run_id == recorder.id
         scores = found.table.set_index("instrument")["score"].sort_index()
         wanted = expected.xs(found.day).dropna().sort_index()
-        pd.testing.assert_series_equal(scores, wanted, check_exact=True, check_names=False)
+        if name == "linear":
+            # Qlib multiplies all rows of a segment at once, in float32: how they round depends on
+            # how many there are, in a backtest too.
+            pd.testing.assert_series_equal(scores, wanted, rtol=1e-3, check_names=False)
+        else:
+            pd.testing.assert_series_equal(scores, wanted, check_exact=True, check_names=False)
         assert found.table["rank"].tolist() == list(range(1, len(wanted) + 1))
         assert found.table["score"].is_monotonic_decreasing
     assert sorted(tmp_path.iterdir()) == before
