@@ -16,6 +16,11 @@ demo: $(VENV)/demo.ready
 	$(BIN)/qrun workflows/workflow_kronos_alpha.yaml
 	$(BIN)/qrun workflows/workflow_lightgbm.yaml
 	$(BIN)/kronos-qlib compare kronos kronos_alpha lightgbm --html demo/comparison.html
+	@echo ""
+	@echo "Next: look at demo/comparison.html; then, with $(VENV) activated,"
+	@echo "  kronos-qlib score kronos_alpha --top 10    the newest day, ranked"
+	@echo "  kronos-qlib forecast bars.csv              of your own bars, a CSV or Parquet file"
+	@echo "  kronos-qlib data convert bars.csv data/mine    a Qlib folder of them: README, From Qlib"
 
 # Runs each from top to bottom and keeps what it shows; a few minutes.
 notebooks: $(VENV)/demo.ready

@@ -11,7 +11,11 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], what: str, *, unit: str, total: int | None = None, show: bool = True
 ) -> Iterable[T]:
-    """Yield `items`, with a bar on stderr if `show`."""
+    """Yield `items`, with a bar if `show`, on a terminal or in a notebook.
+
+    A log file or a pipe would get a line for every second of it.
+    """
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc=what, unit=unit, total=total, disable=not show, mininterval=1.0)
+    is_off = None if show else True  # None: off where stderr is no terminal
+    return tqdm(items, desc=what, unit=unit, total=total, disable=is_off, mininterval=1.0)

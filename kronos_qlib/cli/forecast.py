@@ -7,13 +7,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from kronos_qlib.data.calendar import Ahead
@@ -26,13 +28,19 @@ JUMPS_SHOWN = 3
 """Jumps of the lookback that a note names."""
 CANDLES = 80
 """Most bars of the past in the picture."""
+UNCALIBRATED = "uncalibrated"
+"""What is said of a spread that nothing has been learned about: drawn paths are known to be too
+bold. It stands in the printed line, in the table's column `calibration`, and in the picture."""
+PATHS_FOR_A_BAND = 19
+"""The fewest paths whose lowest and highest are a band of 90 %."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe(
         parser,
         "Draw the bars after the last one of a file: their mean and quantiles as CSV, and a "
-        "picture. The same file, settings and seed give the same forecast.",
+        "picture. The same file, settings and seed give the same forecast. Its spread is "
+        "uncalibrated: drawn paths are too bold, and no share of them is a probability.",
         "kronos-qlib forecast 600977.csv --exchange XSHG --model small --lookback 400 --horizon 48",
         "kronos-qlib forecast bars.parquet --symbol AAPL --exchange XNYS --out aapl.csv",
         "kronos-qlib forecast coins.csv --symbol BTC --paths 200 --quantiles 0.1 0.5 0.9",
@@ -65,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="see as many bars as the model can, and reread every path for every bar to come: slow",
     )
-    parser.add_argument("--paths", type=int, default=100, help="futures drawn (%(default)s)")
+    parser.add_argument(
+        "--paths",
+        type=int,
+        default=100,
+        help="futures drawn (%(default)s); 1 is one path, without band or quantiles",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -73,7 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantiles",
         type=float,
         nargs="+",
-        default=list(QUANTILES),
         metavar="Q",
         help=f"of the close ({' '.join(map(str, QUANTILES))})",
     )
@@ -88,8 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def forecast(arguments: argparse.Namespace) -> None:
     picture = arguments.picture or arguments.out.with_suffix(".png")
-    if not all(0 <= level <= 1 for level in arguments.quantiles):
-        raise ConfigError(f"--quantiles lie in 0 to 1, got {arguments.quantiles}")
+    levels = _levels(arguments)
     _check_targets(arguments, picture)
     bars, notes = _bars_of(arguments)
     import pandas as pd
@@ -100,7 +111,8 @@ def forecast(arguments: argparse.Namespace) -> None:
     context = predictor.max_context
     lookback, cut = _lookback(arguments, len(bars), context)
     window = bars.tail(lookback)
-    notes = (*notes, *cut, *_check_bars(window, arguments.source))
+    notes = (*notes, *_tokenizer_taken(predictor, arguments), *cut)
+    notes = (*notes, *_check_bars(window, arguments.source))
     ahead = _ahead(bars, window, arguments)
     is_slow = lookback + arguments.horizon > context
     if is_slow:
@@ -123,17 +135,38 @@ def forecast(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             keys=[window["symbol"].iloc[0]],
         )[0]
-    levels = sorted(set(arguments.quantiles))
-    quantiles = pd.DataFrame(found.quantiles(levels)["close"])
+    quantiles = pd.DataFrame(index=found.mean.index)
+    if levels:
+        quantiles = pd.DataFrame(found.quantiles(levels)["close"])
     _table(found, quantiles).to_csv(arguments.out, index=False, lineterminator="\n")
     candle_figure(
-        window.set_index("date").tail(CANDLES), found.mean, quantiles, _title(found, arguments)
+        window.set_index("date").tail(CANDLES),
+        found.mean,
+        quantiles,
+        _title(found, arguments),
+        mean_label="mean" if len(found.paths) > 1 else "one path",
     ).savefig(picture)
     for note in (*notes, *ahead.doubts):
         print(f"note: {note}")
     rule = arguments.exchange or arguments.freq or ahead.rule
     print(_summary(bars, window, found, arguments, context, rule))
     print(f"{arguments.out} and {picture}")
+
+
+def _levels(arguments: argparse.Namespace) -> list[float]:
+    """Quantiles that are asked for, in order; none of a single path."""
+    asked: list[float] | None = arguments.quantiles
+    if arguments.paths == 1:
+        if asked is not None:
+            raise ConfigError(
+                "--quantiles of one path would all be that path; draw more (--paths), or leave "
+                "--quantiles out"
+            )
+        return []
+    levels = list(QUANTILES) if asked is None else asked
+    if not all(0 <= level <= 1 for level in levels):
+        raise ConfigError(f"--quantiles lie in 0 to 1, got {levels}")
+    return sorted(set(levels))
 
 
 def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
@@ -203,6 +236,15 @@ def _load(arguments: argparse.Namespace) -> KronosPredictor:
     # Weights that do not say how much they have seen at once are taken for published ones.
     published = model.origin.max_context if model.origin else None
     return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
+
+
+def _tokenizer_taken(predictor: KronosPredictor, arguments: argparse.Namespace) -> list[str]:
+    """Which tokenizer was found for a predictor that lies alone in its folder."""
+    origin = predictor.tokenizer.origin
+    asked = arguments.tokenizer or arguments.model
+    if origin is None or origin.repo == asked or Path(origin.name) == Path(asked).expanduser():
+        return []
+    return [f"the tokenizer of {asked} is {origin.name}"]
 
 
 def _lookback(
@@ -285,21 +327,30 @@ def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespa
 
 
 def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
-    """A row per bar to come: the mean of the paths, quantiles of the close, share that rose."""
+    """A row per bar to come: the mean of the paths, quantiles of the close, share that rose.
+
+    Of a single path it is that path, and there are no quantiles and no share.
+    """
     table = found.mean.rename_axis("date").reset_index()
     for level in quantiles:
         table[f"close_q{level:g}"] = quantiles[level].to_numpy()
-    chance = found.prob("close > last_close")
-    table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
+    if len(found.paths) > 1:
+        chance = found.prob("close > last_close")
+        table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
     table.insert(0, "symbol", found.name)
+    table.insert(2, "calibration", UNCALIBRATED)
     return table
 
 
 def _title(found: Forecast, arguments: argparse.Namespace) -> str:
     return (
-        f"{found.name}: {arguments.horizon} bars ahead, {arguments.paths} paths of "
-        f"{arguments.model}"
+        f"{found.name}: {arguments.horizon} bars ahead, {_drawn(found)} of {arguments.model}, "
+        f"{UNCALIBRATED}"
     )
+
+
+def _drawn(found: Forecast) -> str:
+    return "one path" if len(found.paths) == 1 else f"{len(found.paths)} paths"
 
 
 def _summary(
@@ -313,22 +364,29 @@ def _summary(
     from kronos_qlib.data.clock import show_span
 
     seen, ahead = window["date"].to_numpy(), found.mean.index.to_numpy()
-    moves = found.returns()
     lines = [
         f"{found.name}: {len(bars)} bars read, the last {len(seen)} seen, {show_span(seen)}",
         f"{arguments.model} sees {context} bars at once",
     ]
-    low, middle, high = (f"{value:+.2%}" for value in _quantiles(moves, (0.05, 0.5, 0.95)))
     lines += [
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
-        f"return from {found.last_close:.6g} to the last of them, {arguments.paths} paths: median "
-        f"{middle}, 90 % within {low} and {high}, mean {moves.mean():+.2%}, up in "
-        f"{(moves > 0).mean():.0%}",
+        f"return from {found.last_close:.6g} to the last of them, {_drawn(found)}, "
+        f"{UNCALIBRATED}: {_spread(found.returns())}",
     ]
     return "\n".join(lines)
 
 
-def _quantiles(values: object, levels: tuple[float, ...]) -> list[float]:
+def _spread(moves: npt.NDArray[np.floating[Any]]) -> str:
+    """Returns of the paths in words: no more of them than so many paths can say."""
     import numpy as np
 
-    return [float(each) for each in np.quantile(np.asarray(values), levels)]
+    if len(moves) == 1:
+        return f"{moves[0]:+.2%}, one draw of many that could be"
+    share = f"mean {moves.mean():+.2%}, {(moves > 0).mean():.0%} of the paths up"
+    if len(moves) < PATHS_FOR_A_BAND:
+        return (
+            f"median {np.median(moves):+.2%}, lowest {moves.min():+.2%}, highest "
+            f"{moves.max():+.2%}, {share}"
+        )
+    low, middle, high = (f"{value:+.2%}" for value in np.quantile(moves, (0.05, 0.5, 0.95)))
+    return f"median {middle}, 90 % of the paths within {low} and {high}, {share}"

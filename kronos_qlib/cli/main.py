@@ -22,6 +22,7 @@ COMMANDS = {
         "kronos_qlib.cli.finetune",
     ),
     "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare"),
+    "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score"),
     "models": ("list the checkpoints: bundled, cached, available", "kronos_qlib.cli.models"),
     "data": ("check bars, turn them into a Qlib folder, simulate a market", "kronos_qlib.cli.data"),
 }

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar import Times, stamps_of, to_times
-from kronos_qlib.data.clock import show_time
+from kronos_qlib.data.clock import show_span, show_time
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     INCOMPLETE,
@@ -105,6 +105,16 @@ class BarTable:
     instruments: tuple[str, ...]
     offsets: Ints
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.instruments[:3]) + (", …" if len(self.instruments) > 3 else "")
+        span = ""
+        if len(self.calendar):
+            span = f", {len(self.calendar):,} times from {show_span(self.calendar)}"
+        return (
+            f"BarTable({len(self.values):,} bars of {len(self.instruments):,} instruments"
+            f"{f' ({names})' if names else ''}{span})"
+        )
 
     @classmethod
     def from_frame(

@@ -23,6 +23,7 @@ from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.segments import (
     Segment,
     bounds_of,
+    describe_segments,
     first_instant,
     last_instant,
     places_of,
@@ -85,6 +86,12 @@ class WindowDataset:
         if self.max_age_days is not None and self.max_age_days < 1:
             raise ConfigError(f"max_age_days must be at least 1, got {self.max_age_days}")
         check_beyond(self.beyond_calendar)
+
+    def __repr__(self) -> str:
+        return (
+            f"WindowDataset({self.table!r}, lookback={self.lookback}, horizon={self.horizon}, "
+            f"{describe_segments(self.segments)})"
+        )
 
     @classmethod
     def from_file(

@@ -275,7 +275,11 @@ REPAIRS: Mapping[str, Repair] = {
     "zero-sizes": Repair("set negative or missing volume and amount to 0", _zero_sizes),
     "zero-strange": Repair("set volume and amount that the vwap rule doubts to 0", _zero_strange),
     "split-jumps": Repair("adjust the bars before a jump that looks like a split", _split_jumps),
-    "drop-before-jump": Repair("leave out what is before the last jump", _drop_before_jump),
+    "drop-before-jump": Repair(
+        "leave out what is before the last jump: a later jump decides that an instrument has no "
+        "past, which no one knew then, so not for a backtest",
+        _drop_before_jump,
+    ),
     "drop-untraded": Repair(
         "leave out bars of days without trade, repeated ones too", _drop_untraded
     ),

@@ -17,6 +17,7 @@ import pandas as pd
 
 from kronos_qlib.data.bar_table import BarTable, Floats, Ints
 from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.clock import show_span
 from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import CLOSE
@@ -86,6 +87,12 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __repr__(self) -> str:
+        span = f", ending from {show_span(np.sort(self.times))}" if len(self) else ""
+        seen = f"{self.lookback} bars" if self.lengths is None else f"up to {self.lookback} bars"
+        ahead = f" and {self.ahead} ahead" if self.ahead else ""
+        return f"Windows({len(self):,} of {seen}{ahead}{span})"
 
     @property
     def index(self) -> pd.MultiIndex:

@@ -28,6 +28,7 @@ def candle_figure(
     *,
     paths: npt.NDArray[np.floating[Any]] | None = None,
     came: pd.Series[float] | None = None,
+    mean_label: str = "mean",
 ) -> Figure:
     """Draw bars seen as candles and what was sampled of the bars to come.
 
@@ -37,10 +38,11 @@ def candle_figure(
         past: (L rows) by time; open, high, low, close, volume in their own units.
         mean: (H rows) by time; close and volume, the mean of the sampled paths.
         quantiles: (H rows) of the close; columns are levels in [0, 1], such as 0.05. Levels q and
-            1 - q make a band of the fan; 0.5 is drawn as a line.
+            1 - q make a band of the fan; 0.5 is drawn as a line. Without columns there is no fan.
         title: a line above the figure.
         paths: (P, H) closes of some paths, drawn thin, in the same unit.
         came: (H,) closes that came, where they are known.
+        mean_label: what the legend calls `mean`, where it is of a single path.
 
     Returns:
         A figure on an Agg canvas, ready for `savefig`.
@@ -66,7 +68,7 @@ def candle_figure(
         figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
     )
     _draw_candles(panels[0], past)
-    _draw_fan(panels[0], past, mean, quantiles)
+    _draw_fan(panels[0], past, mean, quantiles, mean_label)
     _draw_lines(panels[0], past, paths, came)
     # Above the axes: inside it would sooner or later hide a candle.
     panels[0].legend(
@@ -122,7 +124,9 @@ def _draw_candles(axes: Axes, past: pd.DataFrame) -> None:
         )
 
 
-def _draw_fan(axes: Axes, past: pd.DataFrame, mean: pd.DataFrame, quantiles: pd.DataFrame) -> None:
+def _draw_fan(
+    axes: Axes, past: pd.DataFrame, mean: pd.DataFrame, quantiles: pd.DataFrame, mean_label: str
+) -> None:
     """Every line and band starts from the last close seen."""
     last = float(past["close"].iloc[-1])
     places = np.arange(len(past) - 1, len(past) + len(mean))
@@ -144,7 +148,7 @@ def _draw_fan(axes: Axes, past: pd.DataFrame, mean: pd.DataFrame, quantiles: pd.
     if 0.5 in quantiles:
         axes.plot(places, grown(quantiles[0.5]), color=FAN, linewidth=1.8, label="median")
     axes.plot(
-        places, grown(mean["close"]), color="black", linewidth=1.1, linestyle="--", label="mean"
+        places, grown(mean["close"]), color="black", linewidth=1.1, linestyle="--", label=mean_label
     )
     axes.plot(
         [len(past) - 1, places[-1]],

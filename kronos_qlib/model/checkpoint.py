@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -18,11 +19,34 @@ from kronos_qlib.configs import PredictorConfig, TokenizerConfig, from_mapping
 from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
 from kronos_qlib.files import replacing
 from kronos_qlib.model import weights
+from kronos_qlib.model.hub import fetch
+from kronos_qlib.model.published import (
+    ALIASES,
+    CONFIG_FILE,
+    SHAPES,
+    TOKENIZER_SIZES,
+    WEIGHTS_FILE,
+    HubModel,
+    published_in,
+    tokenizer_beside,
+    tokenizer_named,
+)
 from kronos_qlib.model.strict_json import is_file, read_object
 from kronos_qlib.model.weights import Fillable, some
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+__all__ = [
+    "ALIASES",
+    "BUNDLED",
+    "CONFIG_FILE",
+    "CONTEXT_KEY",
+    "SHAPES",
+    "WEIGHTS_FILE",
+    "HubModel",
+    "Origin",
+]
+
+logger = logging.getLogger(__name__)
+
 PARTNER_KEY = "kronos_qlib.tokenizer"
 """Header entry of a predictor's file: the fingerprint of the tokenizer it was trained with."""
 CONTEXT_KEY = "kronos_qlib.max_context"
@@ -37,66 +61,13 @@ BUNDLED = "nano"
 
 
 @dataclass(frozen=True)
-class HubModel:
-    """A published pair: two Hub repositories, and the revisions we have a reason to trust."""
-
-    predictor: str
-    tokenizer: str
-    max_context: int
-    predictor_revision: str | None = None
-    tokenizer_revision: str | None = None
-
-
-_TOKENIZER_BASE_REVISION = "0e0117387f39004a9016484a186a908917e22426"
-
-ALIASES: Mapping[str, HubModel] = {
-    "mini": HubModel("NeoQuasar/Kronos-mini", "NeoQuasar/Kronos-Tokenizer-2k", 2048),
-    "small": HubModel(
-        "NeoQuasar/Kronos-small",
-        "NeoQuasar/Kronos-Tokenizer-base",
-        512,
-        predictor_revision="901c26c1332695a2a8f243eb2f37243a37bea320",
-        tokenizer_revision=_TOKENIZER_BASE_REVISION,
-    ),
-    "base": HubModel(
-        "NeoQuasar/Kronos-base",
-        "NeoQuasar/Kronos-Tokenizer-base",
-        512,
-        tokenizer_revision=_TOKENIZER_BASE_REVISION,
-    ),
-}
-
-
-_PREDICTOR = {"s1_bits": 10, "s2_bits": 10, "learn_te": True}
-_DROPOUTS = ("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p", "token_dropout_p")
-_TOKENIZER = {
-    "d_in": 6, "d_model": 256, "n_heads": 4, "ff_dim": 512, "n_enc_layers": 4, "n_dec_layers": 4,
-    "ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "s1_bits": 10,
-    "s2_bits": 10, "beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 4,
-}  # fmt: skip
-
-
-def _shape(layers: int, width: int, heads: int, ff: int, *dropouts: float) -> dict[str, Any]:
-    sizes = {"n_layers": layers, "d_model": width, "n_heads": heads, "ff_dim": ff}
-    return {**_PREDICTOR, **sizes, **dict(zip(_DROPOUTS, dropouts, strict=True))}
-
-
-SHAPES: Mapping[str, dict[str, Any]] = {
-    "mini": _shape(4, 256, 4, 512, 0.2, 0.0, 0.2, 0.0),
-    "small": _shape(8, 512, 8, 1024, 0.25, 0.1, 0.25, 0.1),
-    "base": _shape(12, 832, 16, 2048, 0.2, 0.0, 0.2, 0.0),
-}
-"""Sizes of the published predictors, to train new ones; a checkpoint's own come from its file."""
-
-
-@dataclass(frozen=True)
 class Origin:
     """Where a loaded network came from, and what it says of its partner."""
 
     name: str
     """Alias, Hub id or folder."""
     repo: str | None = None
-    """Hub repository, if it came from there."""
+    """Hub repository that it came from; of a folder, the one that it is taken for a copy of."""
     partner: str | None = None
     """Fingerprint of the tokenizer that a predictor was trained with, if its file says."""
     max_context: int | None = None
@@ -188,10 +159,12 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
     """
     name = str(name_or_path)
     if name in SHAPES:
-        return dict(SHAPES[name] if role == "predictor" else _TOKENIZER)
+        return dict(SHAPES[name] if role == "predictor" else TOKENIZER_SIZES)
     folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
     if name != BUNDLED:
         folder = folder_of(name_or_path)
+        if role == "tokenizer" and (beside := tokenizer_beside(folder)) is not None:
+            return sizes_of(beside, role)
     path = next((each for each in (folder, folder / role) if is_file(each / CONFIG_FILE)), None)
     if path is None:
         raise CheckpointError(
@@ -204,8 +177,11 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
 
 
 def is_published(name_or_path: str | Path) -> bool:
-    """Whether these are weights from the Hub, not the bundled ones nor those of a folder."""
-    return str(name_or_path) != BUNDLED and not folder_of(name_or_path).is_dir()
+    """Whether these are weights from the Hub or a copy of them in a folder, see `published_in`."""
+    if str(name_or_path) == BUNDLED:
+        return False
+    folder = folder_of(name_or_path)
+    return not folder.is_dir() or published_in(_half(folder, "predictor")) is not None
 
 
 def replaced(**parts: tuple[object, type]) -> dict[str, str]:
@@ -325,7 +301,13 @@ def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
         return _from_hub(role, name, repo, revision or getattr(model, f"{role}_revision"))
     folder = folder_of(name_or_path)
     if folder.is_dir():
-        return _in_folder(role, folder, str(folder))
+        beside = tokenizer_beside(folder) if role == "tokenizer" else None
+        if beside is None:
+            return _in_folder(role, folder, str(folder))
+        logger.info("%s: its tokenizer is taken from %s", folder, beside)
+        if folder_of(beside).is_dir():
+            return _in_folder(role, folder_of(beside), str(beside))
+        return _find(role, beside, None)
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
         return _from_hub(role, name, name, revision or _pinned(name, role))
@@ -345,8 +327,7 @@ def _pinned(repo: str, role: str) -> str | None:
 
 
 def _in_folder(role: str, folder: Path, name: str) -> _Place:
-    if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
-        folder = folder / role  # a folder that holds both halves
+    folder = _half(folder, role)
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for path in (config, weights):
         if not path.is_file():
@@ -356,16 +337,23 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
                 f"(safetensors only, no pickles), this one holds "
                 f"{some([plain(one) for one in found]) or 'nothing'}"
             )
-    return _Place(config, weights, name)
+    copied = published_in(folder) if role == "predictor" and name != BUNDLED else None
+    repo = copied.predictor if copied else None
+    return _Place(config, weights, name, tokenizer_named(folder) if role == "tokenizer" else repo)
+
+
+def _half(folder: Path, role: str) -> Path:
+    """Where one half lies in a folder, which may hold both."""
+    if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
+        return folder / role
+    return folder
 
 
 def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
-    from huggingface_hub import hf_hub_download
-
     paths = []
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         try:
-            paths.append(Path(hf_hub_download(repo, file, revision=revision)))
+            paths.append(fetch(repo, file, revision))
         except Exception as cause:  # the hub client's errors share no base, httpx's among them
             raise CheckpointError(
                 f"cannot get {file} of the {role} {repo} at revision {revision or 'main'} from the "

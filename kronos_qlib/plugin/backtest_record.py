@@ -21,6 +21,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.configs import from_mapping
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.artifacts import frequency_of, load_predictions, load_task, report_frequency
+from kronos_qlib.plugin.quiet import quiet_backtest
 from kronos_qlib.plugin.source import read_calendar
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ class BacktestRecord(PortAnaRecord):
         pred = load_predictions(self.recorder, type(self).__name__)
         config = qlib_config(self.settings, pred)
         super().__init__(self.recorder, config=config, skip_existing=self.skip_existing)
-        return super().generate(*args, **kwargs)
+        with quiet_backtest():
+            return super().generate(*args, **kwargs)
 
 
 def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from kronos_qlib.data.bar_table import (
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.search import Spans
-from kronos_qlib.data.segments import Segment, last_instant
+from kronos_qlib.data.segments import Segment, describe_segments, last_instant
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.labels import ExpressionLabel
@@ -272,6 +272,18 @@ class KronosDataset(DatasetH):
             self.bar_handler = self.handler
         else:
             raise ConfigError("bar_handler goes with another handler; KronosHandler has the bars")
+
+    def __repr__(self) -> str:
+        """Without reading a bar."""
+        handler = self.handler
+        universe = getattr(handler, "instruments", None)
+        if isinstance(universe, Mapping):  # Qlib's stock pool
+            universe = universe.get("market")
+        told = universe if isinstance(universe, str) else f"{len(universe or ())} instruments"
+        return (
+            f"{type(self).__name__}({type(handler).__name__} of {told}, lookback={self.lookback}, "
+            f"horizon={self.horizon}, {describe_segments(self.segments)})"
+        )
 
     def config(self, handler_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Qlib's: moves handler and segments in time; the bars' handler follows."""

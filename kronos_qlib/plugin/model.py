@@ -29,6 +29,7 @@ from kronos_qlib.plugin.signals import (
 from kronos_qlib.plugin.stages import (
     Resume,
     StagesConfig,
+    check_trainable,
     make_head,
     no_windows,
     run_stages,
@@ -71,13 +72,15 @@ class KronosModel(ModelFT):
 
     Args:
         checkpoint: alias (nano, mini, small, base), Hub id, or folder of the predictor.
-        tokenizer: the same for the tokenizer; None takes the one of `checkpoint`, which must then
-            be an alias or a folder that holds both.
+        tokenizer: the same for the tokenizer; None takes the one of `checkpoint`: an alias', that
+            of a folder that holds both, or beside published weights in a folder of their own the
+            folder with the published tokenizer's name. There KRONOS_TOKENIZER names another.
         revision, tokenizer_revision: Hub revisions; an alias brings its pinned ones.
         sampling: fields of `SamplingConfig`.
         signals: fields of `SignalsConfig`: what the score is, and what is kept beside it.
         training: fields of `StagesConfig`; None is zero-shot, and `fit` does nothing. Without a
-            `preset`, published weights (mini, small, base, a Hub id) take "gentle".
+            `preset`, published weights (mini, small, base, a Hub id, copies in a folder) take
+            "gentle".
         from_scratch: only the sizes are those of `checkpoint`; the weights are new, by `seed`. The
             tokenizer is new too, unless `tokenizer` names one.
         alpha_head: folder of an alpha head that `save_pretrained` or `kronos-qlib finetune` wrote,
@@ -197,6 +200,8 @@ class KronosModel(ModelFT):
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         claim_active_run()
         self._check_windows(_source_of(dataset))
+        if not self.training.is_zero_shot:
+            check_trainable(self.training, _source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
         self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
@@ -438,6 +443,7 @@ class KronosModel(ModelFT):
 
     def _load(self) -> KronosPredictor:
         from kronos_qlib.inference.predictor import KronosPredictor
+        from kronos_qlib.model.checkpoint import BUNDLED
         from kronos_qlib.model.tokenizer import KronosTokenizer
         from kronos_qlib.model.transformer import Kronos
 
@@ -446,6 +452,8 @@ class KronosModel(ModelFT):
         else:
             net = Kronos.from_pretrained(self.checkpoint, self.revision)
             tokenizer = KronosTokenizer.from_pretrained(self.tokenizer, self.tokenizer_revision)
+            if tokenizer.origin and tokenizer.origin.name not in (self.tokenizer, BUNDLED):
+                logger.info(f"the tokenizer of {self.checkpoint} is {tokenizer.origin.name}")
         known = net.origin.max_context if net.origin else None
         if self.max_context and known and self.max_context > known:
             raise ConfigError(

@@ -24,6 +24,7 @@ from qlib.workflow.recorder import MLflowRecorder, Recorder
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.owners import Owner, is_free, lock_of, private_folder
+from kronos_qlib.plugin.quiet import no_git_usage, quiet_libraries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,14 +47,17 @@ class KronosExpManager(MLflowExpManager):
     A folder of bars that is not there is refused before MLflow makes a store: `qrun` from another
     folder would leave an empty one there, and a run without bars. The run is tagged with its
     process, and runs of the experiment that are RUNNING though theirs is gone are marked KILLED.
-    And it is tagged with versions and git revision, see `about_run`.
+    And it is tagged with versions and git revision, see `about_run`. What other libraries would
+    print meanwhile is kept off the terminal (`quiet_libraries`).
     """
 
     def _start_exp(self, **kwargs: Any) -> Any:
+        quiet_libraries()
         check_provider()
         from kronos_qlib.plugin.about_run import tag_versions
 
-        experiment = super()._start_exp(**kwargs)
+        with no_git_usage():
+            experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
         tag_versions(experiment.active_recorder)
         return experiment

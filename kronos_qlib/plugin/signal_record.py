@@ -15,6 +15,7 @@ from qlib.workflow.record_temp import SignalRecord
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.plugin.about_run import describe_run
 from kronos_qlib.plugin.artifacts import load_task
+from kronos_qlib.plugin.kept_models import STATE, write_model
 from kronos_qlib.plugin.plain import LABELS, SCORES, TASK, task_json, write_table
 from kronos_qlib.plugin.runs import claim_run
 
@@ -30,9 +31,10 @@ class KronosSignalRecord(SignalRecord):
     A model that has `signals(dataset, segment)` (KronosModel, BlendModel) is asked for its frame;
     of any other the frame is its score. All come from one pass: `pred.pkl` holds the frame's
     column "score". Scores, labels and the task are kept as Parquet and JSON too, for readers who
-    must not run what a pickle's writer likes (`kronos-qlib compare`). The run gets a name, digests
-    of weights and bars, and versions: see `about_run`. Unlike Qlib's, it raises
-    where labels are not to be had: what reads them later would be skipped without a word.
+    must not run what a pickle's writer likes (`kronos-qlib compare`), and what fitting left of the
+    model too, in `weights` (`kronos-qlib score`). The run gets a name, digests of weights and bars,
+    and versions: see `about_run`. Unlike Qlib's, it raises where labels are not to be had: what
+    reads them later would be skipped without a word.
     """
 
     def generate(self, **kwargs: Any) -> None:
@@ -57,6 +59,7 @@ class KronosSignalRecord(SignalRecord):
                 write_table(table, place / kept.plain, pickled)
             if task := load_task(self.recorder):
                 (place / TASK.plain).write_text(task_json(task), encoding="utf-8")
+            write_model(self.model, place)
             signals = place / SIGNALS_FILE
             signals.parent.mkdir()
             frame.to_parquet(signals)
@@ -64,7 +67,7 @@ class KronosSignalRecord(SignalRecord):
         logger.info(f"{len(frame)} rows of {', '.join(map(str, frame.columns))} in {SIGNALS_FILE}")
 
     def list(self) -> list[str]:
-        return ["pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE]
+        return ["pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE, STATE]
 
 
 def signals_frame(model: Any, dataset: Any, segment: str = "test") -> pd.DataFrame:

@@ -13,8 +13,8 @@ import numpy as np
 from qlib.log import get_module_logger
 
 from kronos_qlib.configs import PRESETS, AlphaConfig, TrainingConfig, from_mapping
-from kronos_qlib.data.segments import first_instant, last_instant
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.data.segments import first_instant, last_instant, places_of
+from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.plugin.signals import contexts_of
 
 if TYPE_CHECKING:
@@ -362,6 +362,46 @@ def check_segments(source: WindowDataset) -> None:
             )
     if "test" in order and not len(tested := source.windows("test")):
         raise BarDataError(no_windows(source, "test", tested.dropped))
+
+
+def check_trainable(stages: StagesConfig, source: WindowDataset) -> None:
+    """Refuse bars that cannot be trained on, before weights are loaded or anything is read.
+
+    Raises:
+        ConfigError, BarDataError: as of `check_segments`.
+        TrainingError: a segment has no window to learn from or to judge by; says what a window
+            needs and what the bars have.
+    """
+    check_segments(source)
+    asked = []
+    if stages.predictor is not None or stages.tokenizer is not None:
+        asked.append((source.training_windows, source.horizon, "bars"))
+    if stages.alpha is not None:
+        asked.append((source.labelled_windows, source.label.ahead, "bars of its label"))
+    for name, use in (("train", "train on"), ("valid", "judge by")):
+        for find, ahead, what in asked:
+            found = find(name)
+            if not len(found):
+                raise TrainingError(
+                    f"there is no window to {use} in the segment {name}: it needs "
+                    f"{source.min_bars or source.lookback} bars and {ahead} {what} after them, "
+                    f"{_lengths(source, name)}{told(found.dropped)}. Give more bars, widen the "
+                    "segment, or set a shorter lookback and horizon, or min_bars"
+                )
+
+
+def _lengths(source: WindowDataset, segment: str) -> str:
+    """How many bars there are, for an error: of the longest instrument, and in the segment."""
+    table, (first, last) = source.table, source.bounds(segment)
+    counts = np.diff(table.offsets)
+    if not len(counts) or not counts.max():
+        return "and there are no bars"
+    start, stop = places_of(table.calendar, first, last)
+    longest = int(counts.argmax())
+    return (
+        f"and of {len(counts)} instruments {table.instruments[longest]} has the most bars, "
+        f"{counts[longest]}; the segment, {first} to {last}, has {stop - start} times"
+    )
 
 
 def no_windows(source: WindowDataset, segment: Segment, dropped: Mapping[str, int]) -> str:

@@ -82,9 +82,10 @@ def test_help_answers_at_once():
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_the_package_runs_as_a_module():
+@pytest.mark.parametrize("module", ["kronos_qlib", "kronos_qlib.cli"])
+def test_the_package_runs_as_a_module(module):
     """torchrun starts it so."""
-    command = [sys.executable, "-m", "kronos_qlib.cli", "compare", "--no-such-flag"]
+    command = [sys.executable, "-m", module, "compare", "--no-such-flag"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "unrecognized arguments: --no-such-flag" in done.stderr
@@ -186,14 +187,68 @@ def test_a_forecast_is_a_table_and_a_picture(csv, capsys):
     assert table["symbol"].unique().tolist() == ["600001"]
     assert table["date"].to_list() == ["2023-12-29", "2024-01-02", "2024-01-03"]
     levels = [f"close_q{level}" for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
+    assert set(table["calibration"]) == {"uncalibrated"}
     assert table.columns.to_list() == [
-        *("symbol", "date", "open", "high", "low", "close", "volume", "amount"),
+        *("symbol", "date", "calibration", "open", "high", "low", "close", "volume", "amount"),
         *levels,
         "prob_up",
     ]
     assert (table[levels].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
     assert (table["high"] >= table["low"]).all() and table["prob_up"].between(0, 1).all()
     assert csv.with_name("forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def titles_of(monkeypatch) -> list:
+    """Figures that a command draws, each as it was made."""
+    from kronos_qlib.evaluation import candles
+
+    drawn, draw = [], candles.candle_figure
+
+    def keep(*arguments, **named):
+        drawn.append(draw(*arguments, **named))
+        return drawn[-1]
+
+    monkeypatch.setattr(candles, "candle_figure", keep)
+    return drawn
+
+
+def test_what_is_uncalibrated_says_so_wherever_it_is_read(csv, capsys, monkeypatch):
+    """ "up in 18 %" was printed of paths that are known to be too bold."""
+    figures = titles_of(monkeypatch)
+    assert main(ask(csv, "--freq", "B")) == 0
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert ", 8 paths, uncalibrated: median" in line and "% of the paths up" in line
+    assert "lowest" in line and "90 %" not in line  # eight paths have no such band
+    (figure,) = figures
+    assert figure.texts or figure.axes
+    assert "8 paths of nano, uncalibrated" in title_of(figure)
+    assert main(ask(csv, "--freq", "B", "--overwrite", "--paths", "20")) == 0
+    assert "90 % of the paths within" in capsys.readouterr().out
+
+
+def title_of(figure) -> str:
+    texts = [figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)]
+    return " ".join([*texts, *(axes.get_title() for axes in figure.axes)])
+
+
+def test_one_path_has_no_band_and_no_share(csv, capsys, monkeypatch):
+    """A single path was said to be "up in 100 %", with a band of no width around it."""
+    figures = titles_of(monkeypatch)
+    asked = ["--freq", "B", "--paths", "1"]
+    assert main(ask(csv, *asked)) == 0
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert re.search(r", one path, uncalibrated: [+-]\d+\.\d\d%, one draw", line)
+    assert not re.search(r"90 %|up in|median|mean|paths", line)
+    table = pd.read_csv(csv.with_name("forecast.csv"))
+    expected = ["symbol", "date", "calibration", "open", "high", "low", "close", "volume", "amount"]
+    assert table.columns.to_list() == expected
+    (figure,) = figures
+    assert "one path of nano, uncalibrated" in title_of(figure)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[0] == "one path" and not {"mean", "median"} & set(labels)
+    assert not any("of the paths" in label for label in labels)
+    assert main(ask(csv, *asked, "--overwrite", "--quantiles", "0.5")) == 2
+    assert "--quantiles of one path would all be that path" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_file_and_another_another(csv):

@@ -121,6 +121,31 @@ def test_a_file_without_what_it_needs_is_refused(tmp_path, capsys):
     assert main(["finetune", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "out")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("bars_of_each", "valid", "training", "message"),
+    [
+        (12, 0.1, {"predictor": {}}, "20 bars and 3 bars after them, and of 8 instruments"),
+        (12, 0.1, {"alpha": {}}, "it needs 20 bars and 2 bars of its label after them"),
+        (40, 0.03, {"predictor": {}}, "no window to judge by in the segment valid"),
+    ],
+)
+def test_bars_that_are_too_few_are_refused_before_weights_are_loaded(
+    bars, tmp_path, capsys, monkeypatch, bars_of_each, valid, training, message
+):
+    """It loaded weights and read tokens first, and then said that a segment has no window."""
+    few = bars.groupby("symbol").head(bars_of_each)
+    few.to_parquet(tmp_path / "few.parquet")
+    config = written(tmp_path, tmp_path / "few.parquet", {"training": training})
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["task"]["dataset"]["segments"] = {"train": 0.9, "valid": valid}
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    monkeypatch.setattr(KronosModel, "_load", lambda self: pytest.fail("it loaded weights"))
+    assert main(["finetune", str(config), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in said and "has the most bars" in said and "Give more bars" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_workflow_file_is_taken_as_it_is(provider, tmp_path, monkeypatch):
     """The same file that qrun takes, jinja and all; only model and data set are used."""
     for name, value in {

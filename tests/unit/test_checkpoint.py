@@ -52,6 +52,12 @@ def test_the_bundled_pair_needs_no_network():
     check_pair(predictor, tokenizer)
 
 
+def put_hub(monkeypatch, hub):
+    """The Hub in reach, and what it serves."""
+    monkeypatch.setattr("kronos_qlib.model.hub.reach", lambda endpoint: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+
+
 class Hub:
     """Stands in for the Hugging Face Hub: records what is asked, serves a folder or nothing."""
 
@@ -70,7 +76,7 @@ class Hub:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_an_alias_is_its_repositories_at_pinned_revisions(alias, folder, monkeypatch):
     hub = Hub(folder)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    put_hub(monkeypatch, hub)
     tokenizer, predictor = KronosTokenizer.from_pretrained(alias), Kronos.from_pretrained(alias)
     check_pair(predictor, tokenizer)
     model = ALIASES[alias]
@@ -83,7 +89,7 @@ def test_an_alias_is_its_repositories_at_pinned_revisions(alias, folder, monkeyp
 
 def test_a_hub_id_keeps_its_pin_and_a_revision_overrides_it(folder, monkeypatch):
     hub = Hub(folder)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    put_hub(monkeypatch, hub)
     repo, pin = ALIASES["small"].predictor, ALIASES["small"].predictor_revision
     assert Kronos.from_pretrained(repo).origin.max_context == 512
     Kronos.from_pretrained(repo, "abc")
@@ -110,7 +116,7 @@ def test_a_revision_of_what_has_none_is_refused(folder):
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Hub())
+    put_hub(monkeypatch, Hub())
     with pytest.raises(CheckpointError) as caught:
         Kronos.from_pretrained("base")
     message = str(caught.value)

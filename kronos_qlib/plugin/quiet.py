@@ -1,0 +1,69 @@
+"""What Qlib, MLflow, gym and git print during a run and nobody reads, kept off the terminal.
+
+Nothing here is done by importing: a run does it where it begins, a backtest for its own time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from qlib.log import TimeInspector
+from qlib.workflow.recorder import MLflowRecorder
+
+MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+
+
+def quiet_libraries() -> None:
+    """For the rest of the process: no bar for each small file, no advertisement, no timers.
+
+    What somebody has set in the environment stays.
+    """
+    os.environ.setdefault(MLFLOW_BARS, "false")
+    with contextlib.suppress(ImportError):  # Qlib's strategies import gym, and with it the notice
+        from gym_notices import notices  # type: ignore[import-untyped]
+
+        notices.notices.clear()
+    TimeInspector.timer_logger.setLevel("WARNING")
+
+
+@contextlib.contextmanager
+def no_git_usage() -> Iterator[None]:
+    """Where a run begins: outside a git repository nothing is asked of git.
+
+    Qlib keeps uncommitted changes with a run; elsewhere git prints its whole usage, 80 lines.
+    """
+    here = Path.cwd()
+    if any((folder / ".git").exists() for folder in (here, *here.parents)):
+        yield
+        return
+    asks = MLflowRecorder._log_uncommitted_code
+    MLflowRecorder._log_uncommitted_code = lambda self: None
+    try:
+        yield
+    finally:
+        MLflowRecorder._log_uncommitted_code = asks
+
+
+@contextlib.contextmanager
+def quiet_backtest() -> Iterator[None]:
+    """While Qlib trades: a bar on terminals alone, and no tables that MLflow and reports have.
+
+    A bar without a trade has no mean price, of which numpy warns at each.
+    """
+    backtest: Any = import_module("qlib.backtest.backtest")  # a function has its name there
+    bars = backtest.tqdm
+    backtest.tqdm = functools.partial(bars, disable=None)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", message="Mean of empty slice")
+            yield
+    finally:
+        backtest.tqdm = bars
