@@ -220,7 +220,7 @@ def test_an_incomplete_bar_is_an_error_or_left_out_as_told(folders, tmp_path):
     open_provider(str(tmp_path / "qlib"))
     names = sorted(read_spans("all"))
     when = read_calendar()[traded[0] - 1 + int(values[0])]
-    day = np.datetime_as_string(when, unit="m")
+    day = np.datetime_as_string(when, unit="D")
     for direct in (True, False):
         with pytest.raises(BarDataError, match=rf"{name} at {day}: volume is missing.*\(2 such"):
             read_table(names, direct=direct)
