@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kronos_qlib.cli.parsers import add_commands, add_debug
 from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.evaluation.markup import one_line
 from kronos_qlib.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _one_line(error: Exception) -> str:
     """What went wrong; where we did not expect it, what it is and how to see more."""
-    said = " ".join(str(error).split())
+    said = one_line(str(error))  # it may hold names out of files and stores
     if isinstance(error, KronosError):
         return said
     return f"{type(error).__name__}: {said or 'no message'} (--debug shows where)"

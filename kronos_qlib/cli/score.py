@@ -57,7 +57,7 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.out} exists; name another file or say --overwrite")
     if not arguments.out.parent.is_dir():
         raise ConfigError(f"{arguments.out.parent} is no folder to write {arguments.out.name} in")
-    from kronos_qlib.data.bars import show_time
+    from kronos_qlib.data.clock import show_time
     from kronos_qlib.evaluation.comparison_text import format_rows
     from kronos_qlib.plugin.score import score_newest
 

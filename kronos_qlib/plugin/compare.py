@@ -79,6 +79,8 @@ LONGEST_SETTING = 300
 
 AHEAD = re.compile(r",\s*-(\d+)\s*\)")
 """How far a part of a label's expression looks ahead, as in Ref($close, -2)."""
+FURTHEST = 10**9
+"""Bars ahead that a longer number is taken for: none of it is a label that can be tested."""
 
 # MLflow's SQL stores keep no infinity: they write the largest float64 in its place.
 LARGEST_STORED = 1.7e308
@@ -324,7 +326,8 @@ def finished_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
     """
     found = client.get_experiment_by_name(experiment)
     if found is None or found.lifecycle_stage != "active":
-        known = [each.name for each in client.search_experiments()]
+        # Names that others chose, in a message for a terminal.
+        known = [one_line(each.name) for each in client.search_experiments()]
         near = get_close_matches(experiment, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
         raise ConfigError(f"no MLflow experiment {experiment!r}; {hint}")
@@ -493,7 +496,10 @@ def label_bars_of(task: Mapping[str, Any]) -> int:
 
     Read off the text, since Qlib, which could parse it, need not be initialised to compare.
     """
-    ahead = [int(bars) for bars in AHEAD.findall(label_of(task) or "")]
+    ahead = [
+        int(bars) if len(bars) < 10 else FURTHEST  # Python refuses to read 4,300 digits and more
+        for bars in AHEAD.findall(label_of(task) or "")
+    ]
     return (max(ahead) - min(ahead) or max(ahead)) if ahead else 1
 
 

@@ -6,28 +6,24 @@ as data: which bytes an array has, which levels an index. Nothing of numpy's, pa
 own unpickling runs, since some of it trusts its input (a dtype's state, an array's address).
 
 The list has what pandas 2.2 to 3 and numpy 1.24 to 2 write for a Series, a DataFrame, their indexes
-and scalars, and plain containers. This is the package's only module that unpickles what another
-process wrote: tests/unit/test_house.py holds the others to it.
+and scalars, and plain containers, as Qlib writes them: in protocol 4, or another from 2 on, and not
+compressed. This is the package's only module that unpickles what another process wrote:
+tests/unit/test_house.py holds the others to it.
 """
 
 from __future__ import annotations
 
-import bz2
 import datetime as dt
-import gzip
 import io
-import lzma
 import pickle
 import re
 import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -38,12 +34,13 @@ from kronos_qlib.evaluation.markup import one_line
 
 LARGEST_PICKLE = 2**31
 """Bytes: 5,000 names over 10 years take 200 MB."""
-PLAIN_UNPACKED = 2**26
-"""Bytes that a compressed file may unpack to whatever its size; beyond it, UNPACKED times as much
-as it has."""
-UNPACKED = 100
+MOST_STEPS = 2**25
+"""Of a pickle's program, counted by the memory that they take: a table has some hundreds, a
+backtest's positions of 2,500 days with 50 names up to 10 million."""
 LONGEST_RANGE = 2**26
 """Rows of an index that is written as its two ends."""
+LARGEST_KEY = 2**61 - 1
+"""Whole numbers from here on can share a hash by the million, and a mapping of them takes hours."""
 DEEPEST = 100
 """Containers within containers."""
 
@@ -52,9 +49,6 @@ UNREADABLE = (
     EOFError,
     OSError,
     struct.error,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
     ValueError,
     TypeError,
     KeyError,
@@ -116,16 +110,6 @@ class _Getattr(Inert):
         raise _RefusedError("builtins.getattr")
 
 
-class _Reconstructor(Inert):
-    """`copyreg._reconstructor(cls, object, None)`, by which protocols 0 and 1 make an object."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        kind = args[0] if args else None
-        if isinstance(kind, type) and issubclass(kind, Inert):
-            return kind()
-        raise pickle.UnpicklingError("an object of no class")
-
-
 @dataclass(frozen=True)
 class HeldPosition:
     """What a backtest held after a bar: of Qlib's Position its amounts alone."""
@@ -144,7 +128,7 @@ class _RefusedError(Exception):
 
 
 def load_pickle(path: Path, where: str, *, any_class: bool = False) -> Any:
-    """A Series, DataFrame or plain containers, from a pickle of any protocol, compressed or not.
+    """A Series, DataFrame or plain containers, from a pickle as Qlib writes them.
 
     Args:
         path: of the file.
@@ -157,7 +141,7 @@ def load_pickle(path: Path, where: str, *, any_class: bool = False) -> Any:
         MissingArtifactError: it is damaged, too large, or no pickle.
     """
     try:
-        data = _unpacked(path)
+        data = _bytes(path)
         stand_in = _Reader(data, any_class=any_class).load()
         return _Converter(len(data), any_class=any_class).value(stand_in)
     except _RefusedError as refused:
@@ -189,37 +173,11 @@ class _TooLargeError(Exception):
     """More than is read, or than its file can hold honestly."""
 
 
-def _unpacked(path: Path) -> bytes:
-    """The pickle's bytes; what packs them is seen by their beginning, as names are not kept."""
+def _bytes(path: Path) -> bytes:
     size = path.stat().st_size
     if size > LARGEST_PICKLE:
         raise _TooLargeError(f"it has {size:,} bytes, and {LARGEST_PICKLE:,} are the most")
-    with path.open("rb") as file:
-        begin = file.read(6)
-    most = min(LARGEST_PICKLE, max(PLAIN_UNPACKED, UNPACKED * size))
-    if begin.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(path) as archive:
-            if len(archive.namelist()) != 1:
-                raise ValueError("a zip of several files")
-            with archive.open(archive.namelist()[0]) as member:
-                return _at_most(member, most)
-    openers: tuple[tuple[bytes, Callable[..., Any]], ...] = (
-        (b"\x1f\x8b", gzip.open),
-        (b"BZh", bz2.open),
-        (b"\xfd7zXZ\x00", lzma.open),
-    )
-    for mark, opener in openers:
-        if begin.startswith(mark):
-            with opener(path, "rb") as member:
-                return _at_most(member, most)
     return path.read_bytes()
-
-
-def _at_most(file: Any, most: int) -> bytes:
-    data: bytes = file.read(most + 1)
-    if len(data) > most:
-        raise _TooLargeError(f"it unpacks to more than {most:,} bytes")
-    return data
 
 
 PythonUnpickler: Any = pickle._Unpickler
@@ -234,6 +192,7 @@ class _Reader(PythonUnpickler):
 
     def __init__(self, data: bytes, *, any_class: bool) -> None:
         super().__init__(io.BytesIO(data))
+        self.dispatch = _Steps()
         self.any_class = any_class
         self.found: dict[Pair, type[Inert]] = {}
 
@@ -243,18 +202,12 @@ class _Reader(PythonUnpickler):
             if pair not in CONVERTERS and not self.any_class:
                 raise _RefusedError(f"{module}.{name}")
             base: type[Inert] = Inert
-            if pair in STEPS and not self.any_class:
-                base = STEPS[pair]
+            if pair == GETATTR and not self.any_class:
+                base = _Getattr
             elif self.any_class and pair not in SETTINGS:
                 base = _OfAnyClass
             self.found[pair] = type("Inert", (base,), {"pair": pair})
         return self.found[pair]
-
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError(f"an extension of copyreg's registry, {code}")
-
-    def persistent_load(self, pid: Any) -> None:
-        raise pickle.UnpicklingError("a persistent id")
 
     # Python follows a deep key with its own stack when it hashes it: such keys end the process.
 
@@ -263,34 +216,50 @@ class _Reader(PythonUnpickler):
         super().load_setitem()
 
     def load_setitems(self) -> None:
-        for key in self.stack[::2]:
-            _check_key(key)
+        _check_keys(self.stack[::2])
         super().load_setitems()
 
-    def load_dict(self) -> None:
-        for key in self.stack[::2]:
-            _check_key(key)
-        super().load_dict()
-
     def load_additems(self) -> None:
-        for key in self.stack:
-            _check_key(key)
+        _check_keys(self.stack)
         super().load_additems()
 
     def load_frozenset(self) -> None:
-        for key in self.stack:
-            _check_key(key)
+        _check_keys(self.stack)
         super().load_frozenset()
 
-    dispatch: ClassVar[dict[int, Any]] = {**PythonUnpickler.dispatch}
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.DICT[0]] = load_dict
-    dispatch[pickle.ADDITEMS[0]] = load_additems
-    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
+class _Steps(dict[int, Any]):
+    """What Python's unpickler does for each step, for as many of them as a pickle may have."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                getattr(pickle, name)[0]: getattr(_Reader, f"load_{name.lower()}", None)
+                or PythonUnpickler.dispatch[getattr(pickle, name)[0]]
+                for name in STEP_NAMES
+            }
+        )
+        self.left = MOST_STEPS
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= COSTS.get(code, 1)
+        if self.left < 0:
+            raise _TooLargeError("it takes more steps than a table or a backtest's positions do")
+        if code not in self:
+            raise pickle.UnpicklingError(
+                f"the step {bytes([code])!r}, which protocols 2 to 5 do without"
+            )
+        return super().__getitem__(code)
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    for key in keys:
+        _check_key(key)
 
 
 def _check_key(key: Any, depth: int = 0) -> None:
+    if type(key) is int and abs(key) >= LARGEST_KEY:
+        raise ValueError("a number as a key that others can be made to collide with")
     if isinstance(key, tuple | frozenset):
         if depth > 5:
             raise ValueError("a key of tuples within tuples")
@@ -401,7 +370,7 @@ class _Converter:
                 return self.raw(given.args[0]) if given.args else b""
             raise ValueError(f"{'.'.join(given.pair)} instead of bytes")
         if isinstance(given, bytes | bytearray):
-            self.spend(len(given))
+            self.spend(1 + len(given))
             return bytes(given)
         raise ValueError(f"a {type(given).__name__} instead of bytes")
 
@@ -409,7 +378,7 @@ class _Converter:
         text, how = given.args
         if not isinstance(text, str) or how not in ("latin1", "latin-1"):
             raise ValueError("bytes as text of another encoding than latin1")
-        self.spend(len(text))
+        self.spend(1 + len(text))
         return text.encode("latin1")
 
     # Parts of pandas'.
@@ -432,7 +401,7 @@ class _Converter:
         name = self.value(parts.get("name"))
         if kind == "MultiIndex":
             levels: Any = [self.index(level) for level in parts["levels"]]
-            codes: Any = [self.array(each) for each in parts["codes"]]
+            codes: Any = [self.places(each) for each in parts["codes"]]
             return pd.MultiIndex(
                 levels=levels,
                 codes=codes,
@@ -466,13 +435,23 @@ class _Converter:
             (self.values(values), places) for values, places in parts
         ]
 
-    def places(self, given: Any, count: int) -> list[int]:
+    def columns(self, given: Any, count: int) -> list[int]:
         """Columns that a block's rows are."""
         if isinstance(given, Inert) and given.pair[1] == "BlockPlacement":
             given = given.args[0]
         if isinstance(given, Inert) and given.pair == ("builtins", "slice"):
-            return list(range(count))[slice(*given.args)]
-        return [int(place) for place in self.array(given)]
+            found = range(count)[slice(*given.args)]
+            self.spend(len(found))
+            return list(found)
+        places: list[int] = self.places(given).tolist()
+        return places
+
+    def places(self, given: Any) -> np.ndarray[Any, Any]:
+        """An array of whole numbers; of objects, one alone could take for ever to become one."""
+        found = self.array(given)
+        if found.dtype.kind not in "iu":
+            raise ValueError(f"places as {found.dtype}")
+        return found
 
 
 Rule = Callable[[_Converter, Inert], Any]
@@ -480,10 +459,13 @@ Rule = Callable[[_Converter, Inert], Any]
 
 def _frame(convert: _Converter, given: Inert) -> pd.DataFrame:
     (columns, rows), parts = convert.blocks(_manager(given))
+    convert.spend(len(columns))
     found: dict[int, Any] = {}
     for values, places in parts:
-        at = convert.places(places, len(columns))
+        at = convert.columns(places, len(columns))
         lines = values if getattr(values, "ndim", 1) == 2 else [values]
+        for line in lines:
+            _check_rows(line, rows)
         found |= dict(zip(at, lines, strict=True))
     if sorted(found) != list(range(len(columns))):
         raise ValueError("a table whose blocks are not its columns")
@@ -494,7 +476,14 @@ def _frame(convert: _Converter, given: Inert) -> pd.DataFrame:
 
 def _series(convert: _Converter, given: Inert) -> pd.Series[Any]:
     (rows,), ((values, _),) = convert.blocks(_manager(given))
+    _check_rows(values, rows)
     return pd.Series(values, index=rows, name=convert.value(given.state.get("_name")))
+
+
+def _check_rows(values: Any, rows: pd.Index[Any]) -> None:
+    """A value by itself pandas would repeat for every row that an index says it has."""
+    if getattr(values, "ndim", 1) != 1 or len(values) != len(rows):
+        raise ValueError(f"a column of other than the {len(rows):,} rows of its index")
 
 
 def _manager(given: Inert) -> Any:
@@ -538,7 +527,7 @@ def _categorical(convert: _Converter, given: Inert) -> Any:
         else dict(zip(names, dtype.args, strict=False))
     )
     return pd.Categorical.from_codes(
-        convert.array(codes), convert.index(state["categories"]), ordered=bool(state["ordered"])
+        convert.places(codes), convert.index(state["categories"]), ordered=bool(state["ordered"])
     )
 
 
@@ -565,6 +554,7 @@ def _arrow(convert: _Converter, given: Any) -> np.ndarray[Any, Any]:
     """Texts of an Arrow array of strings, or of its chunks."""
     if not isinstance(given, Inert):
         raise ValueError("strings without an Arrow array")
+    convert.spend(1)
     if given.pair[1] == "chunked_array":
         chunks = [_arrow(convert, chunk) for chunk in given.args[0]]
         return np.concatenate(chunks) if chunks else np.empty(0, dtype=object)
@@ -640,6 +630,15 @@ def _ordered(convert: _Converter, given: Inert) -> dict[Any, Any]:
     return {convert.value(key): convert.value(one) for key, one in pairs}
 
 
+def _items(convert: _Converter, given: Inert) -> list[Any]:
+    """What a set is of in protocol 3: a list, and nothing that could count for ever."""
+    if not given.args:
+        return []
+    if len(given.args) > 1 or not isinstance(given.args[0], list):
+        raise ValueError("a set of no list")
+    return [convert.value(one) for one in given.args[0]]
+
+
 def _unread(convert: _Converter, given: Inert) -> Any:
     raise ValueError(f"{'.'.join(given.pair)} where a table or a setting is expected")
 
@@ -672,10 +671,35 @@ def _short(problem: BaseException) -> str:
 
 
 ZONE = ("zoneinfo", "ZoneInfo")
-ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "pathlib._local": "pathlib"}
-"""Names of modules in Python 2, which protocols 0 to 2 write, and in Python 3.13."""
-STEPS = {("builtins", "getattr"): _Getattr, ("copyreg", "_reconstructor"): _Reconstructor}
-"""Names that are not values but ways to one."""
+ALIASES = {"__builtin__": "builtins", "pathlib._local": "pathlib"}
+"""Names of modules in Python 2, which protocol 2 writes, and in Python 3.13."""
+GETATTR = ("builtins", "getattr")
+"""The name that is no value but a way to one."""
+STEP_NAMES = (
+    *("PROTO", "STOP", "FRAME", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("GLOBAL", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD"),
+)
+"""What protocols 2 to 5 write. Of older ones' text, of persistent ids, extensions and buffers of
+elsewhere nothing is read."""
+COSTS = {
+    getattr(pickle, name)[0]: cost
+    for cost, names in {
+        2: ("MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT"),
+        4: ("EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        8: ("REDUCE", "NEWOBJ", "NEWOBJ_EX"),
+        16: ("EMPTY_SET", "FROZENSET"),
+        50: ("GLOBAL", "STACK_GLOBAL"),
+    }.items()
+    for name in names
+}
+"""Steps that take more memory than a number does, in some 40 bytes."""
 DTYPE = re.compile(r"[<>|=]?(b1|i[1248]|u[1248]|f[248]|f16|c8|c16|O8?|M8|m8|[SU]\d{1,6})")
 UNITS = ("D", "h", "m", "s", "ms", "us", "ns")
 RESOLUTIONS = {4: "D", 5: "h", 6: "m", 7: "s", 8: "ms", 9: "us", 10: "ns"}
@@ -707,11 +731,9 @@ def _pairs(names: Mapping[str, Sequence[str]]) -> list[Pair]:
 SETTINGS: dict[Pair, Rule] = {
     ("_codecs", "encode"): lambda convert, given: convert._encoded(given),
     ("builtins", "bytearray"): lambda convert, given: convert.raw(given),
-    ("builtins", "set"): lambda convert, given: set(*convert.value(given.args)),
-    ("builtins", "frozenset"): lambda convert, given: frozenset(*convert.value(given.args)),
+    ("builtins", "set"): lambda convert, given: set(_items(convert, given)),
+    ("builtins", "frozenset"): lambda convert, given: frozenset(_items(convert, given)),
     ("builtins", "slice"): lambda convert, given: slice(*convert.value(given.args)),
-    ("builtins", "range"): lambda convert, given: range(*convert.value(given.args)),
-    ("builtins", "complex"): lambda convert, given: complex(*convert.value(given.args)),
     ("collections", "OrderedDict"): _ordered,
     ("datetime", "date"): _date,
     ("datetime", "datetime"): _date,
@@ -736,9 +758,7 @@ SETTINGS: dict[Pair, Rule] = {
 
 CONVERTERS: dict[Pair, Rule] = {
     **SETTINGS,
-    ("builtins", "getattr"): _unread,
-    ("copyreg", "_reconstructor"): _unread,
-    ("builtins", "object"): _unread,
+    GETATTR: _unread,
     ("numpy", "ndarray"): _unread,
     ("numpy", "dtype"): _unread,
     **{

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.errors import MissingArtifactError
+from kronos_qlib.errors import MissingArtifactError, plain
+from kronos_qlib.evaluation.markup import one_line
 from kronos_qlib.plugin.pickles import load_pickle
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ BESIDE = b"kronos_qlib.sha256_of_pickle"
 """Where a Parquet file says which pickle it was written beside."""
 LARGEST_FILE = 2**31
 """Bytes of an artifact that is read."""
-LARGEST_TABLE = 2**28
-"""Cells: 5,000 names over 10 years are 12 million a column."""
+PLAIN_ROWS, ROWS_A_BYTE = 2**22, 4
+"""Rows that a Parquet file may have whatever its size, and beyond them so many a byte: 5,000 names
+over 10 years are 12 million, and their scores take 50 MB and more."""
+PLAIN_BYTES, UNPACKED = 2**26, 100
+"""Bytes that it may unpack to whatever its size, and beyond them so many times as many."""
 LARGEST_TASK = 2**24
 """Bytes of settings."""
 
@@ -169,8 +173,23 @@ def read_task(client: MlflowClient, run_id: str, *, any_class: bool = False) -> 
 
 
 def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> list[str]:
-    """Paths of a run's files in a folder, or at its top."""
-    return [each.path for each in client.list_artifacts(run_id, folder)]
+    """Paths of a run's files in a folder, or at its top.
+
+    Raises:
+        MissingArtifactError: MLflow cannot list them; a link to nothing is enough for that.
+    """
+    return list(_sizes(client, run_id, folder))
+
+
+def _sizes(client: MlflowClient, run_id: str, folder: str | None) -> dict[str, int | None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {each.path: each.file_size for each in client.list_artifacts(run_id, folder)}
+    except (MlflowException, OSError) as problem:
+        raise MissingArtifactError(
+            f"the files of run {run_id} cannot be listed: MLflow says {_one_line(problem)}"
+        ) from problem
 
 
 @contextmanager
@@ -180,50 +199,93 @@ def artifact(
     """A copy of a run's file, gone afterwards.
 
     Raises:
-        MissingArtifactError: it has more bytes than `largest`, or is not there though listed.
+        MissingArtifactError: it has more bytes than `largest`, is not there though listed, is a
+            link out of the run's folder, a pipe or a device, or MLflow cannot get it.
     """
+    from mlflow.exceptions import MlflowException
+
     folder = name.rpartition("/")[0]
-    listed = client.list_artifacts(run_id, folder or None)
-    size = next((one.file_size for one in listed if one.path == name), None)
+    size = _sizes(client, run_id, folder or None).get(name)
     if size is not None and size > largest:
         raise MissingArtifactError(
             f"{name} of run {run_id} has {size:,} bytes, and {largest:,} are the most that is read"
         )
     with tempfile.TemporaryDirectory() as place:
-        path = Path(client.download_artifacts(run_id, name, place))
+        try:
+            path = Path(client.download_artifacts(run_id, name, place))
+        except (MlflowException, OSError) as problem:
+            raise MissingArtifactError(
+                f"{name} of run {run_id} is listed and cannot be read: MLflow says "
+                f"{_one_line(problem)}"
+            ) from problem
         if not path.is_file():
             raise MissingArtifactError(f"{name} of run {run_id} is no file")
         yield path
 
 
 def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
-    """The table and the digest of the pickle that it was written beside.
+    """The first column beside the keys, and the digest of the pickle that it was written beside.
 
     Columns are taken as Arrow has them, and nothing that the file says of pandas is minded.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    time, name = KEYS
     try:
-        with pq.ParquetFile(path) as file:
-            about = file.metadata
-            if about.num_rows * about.num_columns > LARGEST_TABLE:
+        # As a dictionary a long name costs its bytes once, as a text again in every row.
+        with pq.ParquetFile(path, read_dictionary=[name]) as file:
+            _check_size(file.metadata, path.stat().st_size, where)
+            kinds = {one.name: one.type for one in file.schema_arrow}
+            lacking = [key for key in KEYS if key not in kinds]
+            values = [each for each in kinds if each not in KEYS]
+            if lacking or not values:
                 raise MissingArtifactError(
-                    f"{where} says that it has {about.num_rows:,} rows of {about.num_columns} "
-                    f"columns; {LARGEST_TABLE:,} cells are the most that is read"
+                    f"{where} has no column {' and '.join(lacking) or 'beside the keys'}; run its "
+                    "workflow again"
                 )
-            found = file.read()
+            text = getattr(kinds[name], "value_type", kinds[name])
+            wanted = {
+                time: pa.types.is_timestamp(kinds[time]),
+                name: pa.types.is_string(text) or pa.types.is_large_string(text),
+                values[0]: pa.types.is_primitive(kinds[values[0]])
+                and not pa.types.is_temporal(kinds[values[0]]),
+            }
+            for column, is_good in wanted.items():
+                if not is_good:
+                    raise MissingArtifactError(
+                        f"{where} has {kinds[column]!s:.80} in its column {plain(column)}; "
+                        f"expected times in {time}, texts in {name} and numbers; run its workflow "
+                        "again"
+                    )
+            found = file.read(columns=list(wanted))
         digest = (found.schema.metadata or {}).get(BESIDE, b"").decode("ascii", "replace")
         flat = found.replace_schema_metadata(None).to_pandas()
-        table = flat.set_index(list(KEYS))
+        names = flat.pop(name)
+        index = pd.MultiIndex.from_arrays([flat.pop(time), names], names=list(KEYS))
+        table = flat.set_index(index.set_levels(names.cat.categories, level=name))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as problem:
         raise MissingArtifactError(
             f"{where} cannot be read: it is damaged, or no table with the columns "
-            f"{' and '.join(KEYS)} ({' '.join(str(problem).split())[:200]})"
+            f"{' and '.join(KEYS)} ({_one_line(problem)})"
         ) from problem
-    if not len(table.columns):
-        raise MissingArtifactError(f"{where} has no column beside {' and '.join(KEYS)}")
     return table, digest
+
+
+def _check_size(about: Any, size: int, where: str) -> None:
+    """Refuse a table that says it is far more than a file of so many bytes holds honestly."""
+    unpacked = sum(about.row_group(each).total_byte_size for each in range(about.num_row_groups))
+    if about.num_rows > max(PLAIN_ROWS, ROWS_A_BYTE * size) or unpacked > max(
+        PLAIN_BYTES, UNPACKED * size
+    ):
+        raise MissingArtifactError(
+            f"{where} has {size:,} bytes and says that they are {about.num_rows:,} rows, unpacked "
+            f"{unpacked:,} bytes: it is not read"
+        )
+
+
+def _one_line(problem: Exception) -> str:
+    return one_line(str(problem))[:200].rstrip(".")
 
 
 def _digest(path: Path) -> str:

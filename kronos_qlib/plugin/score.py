@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.bars import show_time
+from kronos_qlib.data.clock import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.compare import finished_run, latest_finished, open_tracking
 from kronos_qlib.plugin.plain import LARGEST_TASK, artifact, artifacts, read_task

@@ -1,22 +1,29 @@
 """Runs side by side, from real MLflow databases with made-up metrics, signals and backtests."""
 
 import logging
+import os
 import pickle
 import re
+import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.metrics import deflated_sharpe
+from kronos_qlib.plugin import plain
 from kronos_qlib.plugin.about_run import DAYS as DAYS_TAG
 from kronos_qlib.plugin.about_run import PROVIDER, UNIVERSE
 from kronos_qlib.plugin.compare import (
     COMPARED,
+    FURTHEST,
     compare,
     compare_runs,
     label_bars_of,
@@ -26,7 +33,7 @@ from kronos_qlib.plugin.compare import (
 from kronos_qlib.plugin.compare_record import CompareRecord
 from kronos_qlib.plugin.plain import LABELS as LABELS_KEPT
 from kronos_qlib.plugin.plain import SCORES as SCORES_KEPT
-from kronos_qlib.plugin.plain import task_json, write_table
+from kronos_qlib.plugin.plain import _read_parquet, task_json, write_table
 
 pytestmark = pytest.mark.integration
 
@@ -376,6 +383,98 @@ def test_a_damaged_file_costs_its_run_the_tests_and_no_more(signals, tmp_path, n
     assert any(re.search(words, note) for note in found.notes), found.notes
 
 
+def outside(path):
+    path.symlink_to(Path(__file__).absolute())
+
+
+def nowhere(path):
+    path.symlink_to(path.with_name("nothing"))
+
+
+def zeros(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are for administrators there")
+@pytest.mark.parametrize("put", [outside, nowhere, zeros, os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("name", ["scores.parquet", "pred.pkl", "task.json"])
+def test_a_link_or_a_pipe_costs_its_run_the_tests_and_no_more(signals, tmp_path, put, name):
+    """MLflow's error for one file of one run ended the comparison, CompareRecord's run included."""
+    client = mlflow.MlflowClient(signals)
+    experiment = f"{tmp_path.name} {name} {put.__name__}"
+    client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+    run_id = add_run(client, experiment)
+    folder = tmp_path / "files"
+    save_artifacts(client, run_id, folder, SCORES["blind"])
+    keep_plain(client, run_id, folder, SCORES["blind"])
+    stored = next((tmp_path / "artifacts").rglob("pred.pkl")).parent / name
+    stored.unlink()
+    put(stored)
+    found = compare([experiment, "good"], tracking_uri=signals)
+    assert any(run_id in note and "\n" not in note for note in found.notes), found.notes
+
+
+NAMES = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4, "i4")), pa.array(["x" * 5000]))
+TIMES = pa.array(DAYS.to_numpy()[:4])
+FOUR = pa.array(np.arange(4.0))
+STRANGE = {
+    "lists": ([TIMES, NAMES, pa.array([[[1]]] * 4)], "list<.* in its column s"),
+    "texts": ([TIMES, NAMES, pa.array(["1"] * 4)], "string in its column s"),
+    "names": ([TIMES, pa.array(range(4)), FOUR], "int64 in its column instrument"),
+    "times": ([pa.array(["2024"] * 4), NAMES, FOUR], "string in its column datetime"),
+    "keys": ([TIMES, NAMES], "has no column beside the keys"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_table_of_other_than_numbers_is_refused_by_its_header(name, tmp_path):
+    columns, words = STRANGE[name]
+    named = ["datetime", "instrument", "s"][: len(columns)]
+    pq.write_table(pa.table(columns, names=named), tmp_path / "scores.parquet")
+    with pytest.raises(MissingArtifactError, match=words):
+        _read_parquet(tmp_path / "scores.parquet", "scores.parquet of run 1")
+
+
+def test_a_long_name_in_many_rows_is_kept_once_and_columns_beside_the_first_are_not_read(tmp_path):
+    """A file of some kilobytes took gigabytes: each row with a copy of its name."""
+    rows = 2**20
+    index = pa.array(np.zeros(rows, "i4"))
+    table = pa.table(
+        {
+            "datetime": pa.DictionaryArray.from_arrays(index, TIMES).dictionary_decode(),
+            "instrument": pa.DictionaryArray.from_arrays(index, NAMES.dictionary),
+            "score": pa.array(np.zeros(rows)),
+            "more": pa.DictionaryArray.from_arrays(index, pa.array(["y" * 5000])),
+        }
+    )
+    pq.write_table(table, tmp_path / "scores.parquet")
+    before = pa.total_allocated_bytes()
+    found, _ = _read_parquet(tmp_path / "scores.parquet", "scores.parquet of run 1")
+    assert list(found) == ["score"] and len(found) == rows
+    assert pa.total_allocated_bytes() - before < 2**26
+
+
+def test_more_rows_than_a_file_can_hold_honestly_are_not_read(tmp_path, monkeypatch):
+    """800 KB of one number 67 million times took 3 GB and half a minute."""
+    monkeypatch.setattr(plain, "PLAIN_ROWS", 1000)
+    rows = pa.array(np.zeros(200_000))
+    keys = {"datetime": TIMES.take(pa.array(np.zeros(200_000, "i4")))}
+    names = pa.array(["A"] * 200_000)
+    table = pa.table({**keys, "instrument": names, "score": rows})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(MissingArtifactError, match=r"says that they are 200,000 rows"):
+        _read_parquet(tmp_path / "scores.parquet", "scores.parquet of run 1")
+
+
+def test_names_of_a_store_reach_no_terminal_as_they_are(signals, capsys):
+    """The list of known experiments was printed raw, escape sequences and all."""
+    client = mlflow.MlflowClient(signals)
+    client.create_experiment("\x1b]0;owned\x07\u202e evil")
+    assert main(["compare", "--tracking-uri", signals, "zzzz"]) == 2
+    told = capsys.readouterr().err
+    assert "evil" in told and told.rstrip("\n").isprintable()
+
+
 @pytest.mark.parametrize("junk", [None, 1, "x", [], [1, "a"], {"kwargs": 3}, {"kwargs": {"a": []}}])
 def test_settings_of_a_strange_task_are_empty_or_short(junk):
     for key in ("model", "dataset", "record", "backtest"):
@@ -423,6 +522,8 @@ def test_settings_are_found_in_the_records_of_an_older_workflow():
         ("Ref($open,-6) / Ref($open,-1) - 1", 5),
         ("Ref($close, -5) / $close - 1", 5),
         (None, 1),
+        (f"Ref($close, -{'9' * 5000})", FURTHEST),
+        (f"Ref($close, -{'9' * 100}) / Ref($close, -1) - 1", FURTHEST - 1),
     ],
 )
 def test_the_bars_of_a_label_are_read_off_its_expression(label, bars):
