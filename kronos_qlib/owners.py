@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, by what tells it from others."""
+    """A process, by what no other has."""
 
     host: str
     process: int
@@ -49,15 +49,15 @@ class Owner:
 
 
 def started_of(process: int) -> str:
-    """When a process began, by Linux's ticks since the start; "" where there is none or no telling.
+    """When a process began, by Linux's ticks since the start; "" where that is not known.
 
-    One that has ended and that nobody has asked for yet counts as none.
+    A process that has ended and that its parent has not asked for yet counts as none.
     """
     try:
-        told = Path(f"/proc/{process}/stat").read_bytes()
+        line = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
         return ""
-    state, *fields = told[told.rfind(b")") + 1 :].split()
+    state, *fields = line[line.rfind(b")") + 1 :].split()
     return "" if state in (b"Z", b"X") or len(fields) < 19 else fields[18].decode("ascii")
 
 

@@ -16,6 +16,8 @@ from kronos_qlib.schema import CLOSE, HIGH, LOW, PRICE_COLUMNS, SIZE_COLUMNS, VO
 
 NEARLY_ALL = 0.8
 """Where so large a share of the bars breaks one rule, the table is read wrongly, not broken."""
+MANY_STRANGE = 0.05
+"""Where so large a share has an average price paid that does not fit, sizes must not be zeroed."""
 FEW = 5
 """So few bars show no cause."""
 APART = 1.2
@@ -63,7 +65,9 @@ def advise(bars: pd.DataFrame, report: pd.DataFrame) -> list[Advice]:
             cause = _cause_of_duplicates(bars)
         elif name == "vwap":
             cause = describe_units(bars)
-            cause = cause or (_cause(name, bars) if is_common else "")
+            if not cause:
+                strange = _cause_of_strange_sizes(len(rows), len(bars))
+                cause = _cause(name, bars) if is_common else strange
         else:
             cause = _cause(name, bars) if is_common else ""
         found.append(Advice(name, () if cause else MENDED_BY.get(name, ()), cause))
@@ -114,6 +118,18 @@ def describe_units(bars: pd.DataFrame) -> str:
     usual, amount, volume = UNITS[power]
     times = f"amount x {amount:,}" + (f", volume x {volume:,}" if volume > 1 else "")
     return f"{what}: {usual}? Then multiply in the source: {times}"
+
+
+def _cause_of_strange_sizes(count: int, bars: int) -> str:
+    """Why amount / volume lies far from the prices in more bars than slips of the pen would be."""
+    if count < FEW or count < MANY_STRANGE * bars:
+        return ""
+    return (
+        f"amount / volume lies outside the prices in {count} of {bars} bars, too many to be slips: "
+        "prices are adjusted and sizes are not, as vendors have it (read prices as they were "
+        "traded, with a column factor), or a split is not adjusted for. Only the average price "
+        "paid is not known there: no repair is needed"
+    )
 
 
 def _cause_of_duplicates(bars: pd.DataFrame) -> str:

@@ -30,7 +30,7 @@ from kronos_qlib.evaluation.forecasts import (
     interval,
     losses_of,
 )
-from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference
+from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference, varies
 
 Floats = npt.NDArray[np.float64]
 
@@ -217,7 +217,7 @@ def coverage_table(
             for horizon in _horizons(outcomes):
                 daily = covered[horizon]
                 reach = (np.nan, np.nan)
-                if np.ptp(daily.to_numpy()) > 0:
+                if varies(daily.to_numpy()):
                     reach = daily_mean(daily, label_bars=_label_days(outcomes, horizon)).interval()
                 rows[name, level, horizon] = (daily.mean(), *reach, width[horizon])
     table = pd.DataFrame.from_dict(
@@ -257,7 +257,7 @@ def difference_table(
             for horizon in _horizons(outcomes):
                 ours, theirs = one[horizon], other[horizon]
                 apart = [0.0, *[np.nan] * 5]
-                if np.ptp((ours - theirs).to_numpy()) > 0:
+                if varies((ours - theirs).to_numpy()):
                     days = _label_days(outcomes, horizon)
                     found = paired_difference(ours, theirs, label_bars=days)
                     apart = [found.mean, *found.interval(), found.t, found.p, found.covers]

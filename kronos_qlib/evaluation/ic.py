@@ -23,6 +23,7 @@ from kronos_qlib.evaluation.uncertainty import (
     daily_mean,
     fewest_days,
     statistic_interval,
+    varies,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -438,7 +439,9 @@ def _summarise_if_enough(daily: pd.Series[float], **how: Any) -> dict[str, float
     """`summarise`, or the mean alone where the days are too few for an error."""
     known = daily.dropna()
     days = by_day(known)
-    if len(days) >= fewest_days(how.get("horizon", 1), len(known), len(days)) and np.ptp(days) > 0:
+    if len(days) >= fewest_days(how.get("horizon", 1), len(known), len(days)) and varies(
+        days.to_numpy()
+    ):
         return summarise(daily, **how)
     return {**dict.fromkeys(SUMMARY, np.nan), "mean": float(days.mean()), **count_days(daily)}
 

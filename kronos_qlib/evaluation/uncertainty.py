@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ LEVEL = 0.95
 
 PROMISED = 0.93
 """An interval of 95 % that covers less than this is reported with its coverage."""
+
+ROUNDING = 1e-12
+"""Relative size below which a difference is rounding."""
 
 LARGEST_PHI = 0.99
 """Of what a series' own phi is taken for."""
@@ -125,14 +128,14 @@ def daily_mean(
             f"returns over {label_days} days overlap, and {days} days are too few for a standard "
             "error: leave the horizon out or test longer"
         )
-    if np.ptp(values) == 0:
+    if not varies(values):
         raise UndefinedMetricError(
             f"{name} is {values[0]:g} on every one of {days} days, so its mean has no standard "
             "error"
         )
     count = cosines_for(days, label_days)
     error = float(cosine_error(values, count))
-    if error <= 1e-12 * float(values.std()):
+    if error <= ROUNDING * float(values.std()):
         raise UndefinedMetricError(
             f"{name} is the same back and forth over its {days} days, so that its {count} slowest "
             "cosines vanish and its mean has no standard error; test longer"
@@ -193,7 +196,7 @@ def statistic_interval(
     _check_level(level)
     found = {}
     for column in daily:
-        if np.ptp(_checked(daily[column], f"column {column!r}").to_numpy()) > 0:
+        if varies(_checked(daily[column], f"column {column!r}").to_numpy()):
             found[column] = daily_mean(
                 daily[column], label_bars=label_bars, name=f"column {column!r}"
             )
@@ -210,6 +213,11 @@ def statistic_interval(
     drawn = np.array([statistic(each) for each in means])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return low, high
+
+
+def varies(values: npt.NDArray[Any]) -> bool:
+    """Whether values differ by more than the rounding of one and the same number."""
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
 def by_day(values: Rows) -> Rows:

@@ -6,6 +6,7 @@ it more often, at these widths that is most of a training step on a CPU (benchma
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from torch.autograd.function import once_differentiable
 from kronos_qlib.model.crew import crew
 
 SIXTEEN_BITS = 2**16
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no number is NaN or infinite; a sum costs a third of asking every number."""
+    # Finite numbers may have a sum that overflows.
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

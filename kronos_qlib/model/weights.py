@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kronos_qlib.errors import CheckpointError, plain, shown
+from kronos_qlib.model.kernels import all_finite
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
 from kronos_qlib.model.strict_json import MOST_BYTES, is_file, parse_object
@@ -245,14 +246,12 @@ def _read(file: File, header: Header, name: str, source: Path | str) -> Tensor:
     if entry.kind not in FLOATS:
         return tensor
     tensor = tensor.float()
-    # Faster than asking every number: a sum of finite ones that overflows is looked at again.
-    if not math.isfinite(float(tensor.sum())):
+    if not all_finite(tensor):
         wrong = int((~torch.isfinite(tensor)).sum())
-        if wrong:
-            raise CheckpointError(
-                f"{name} in {source} has {wrong} of {tensor.numel()} numbers that are not finite: "
-                "its training diverged or the file is damaged; take another checkpoint"
-            )
+        raise CheckpointError(
+            f"{name} in {source} has {wrong} of {tensor.numel()} numbers that are not finite: "
+            "its training diverged or the file is damaged; take another checkpoint"
+        )
     return tensor
 
 

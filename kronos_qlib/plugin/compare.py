@@ -303,7 +303,9 @@ def open_tracking(tracking_uri: str) -> MlflowClient:
     try:
         return MlflowClient(tracking_uri=tracking_uri)
     except MlflowException as refusal:
-        raise ConfigError(f"MLflow cannot open {tracking_uri!r}: {_one_line(refusal)}") from refusal
+        raise ConfigError(
+            f"MLflow cannot open {tracking_uri!r}: {one_line(str(refusal))}"
+        ) from refusal
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
@@ -591,7 +593,7 @@ def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
         except (ValueError, KeyError, TypeError) as problem:
             raise MissingArtifactError(
                 f"{REPORT} of run {run_id} is no table of days with the columns "
-                f"{', '.join(REPORT_COLUMNS)} ({_one_line(problem)})"
+                f"{', '.join(REPORT_COLUMNS)} ({one_line(str(problem))[:200]})"
             ) from problem
     broken = ~np.isfinite(report[numbers]).all(axis=1)
     if broken.any() or not report.index.is_unique:
@@ -614,7 +616,3 @@ def read_task(client: MlflowClient, run: Run) -> dict[str, Any]:
 def is_stored_finite(value: float) -> bool:
     """Whether a metric read back from MLflow was a finite number when it was logged."""
     return math.isfinite(value) and abs(value) < LARGEST_STORED
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from qlib.backtest.exchange import Exchange
 from qlib.data import D
 from qlib.log import get_module_logger
+from qlib.utils.time import Freq
 
 from kronos_qlib.data.rules import FLOAT32_SLACK, Flags, is_repeated, is_untraded, starts_of
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
@@ -22,6 +24,8 @@ BAR_FIELDS = tuple(f"${name}" for name in BAR_COLUMNS)
 OTHER_PRICES = tuple(f"${name}" for name in PRICE_COLUMNS if f"${name}" != CLOSE)
 ADDED = (*OTHER_PRICES, "$amount")
 """Fields of a bar that Qlib's exchange does not ask for by itself."""
+RECENT = pd.Timedelta(days=31)
+"""How far before the span the last known close is looked for first."""
 
 
 class BarExchange(Exchange):
@@ -51,41 +55,62 @@ class BarExchange(Exchange):
     def _update_limit(self, limit_threshold: Any) -> None:
         quotes = self.quote_df
         quotes[CLOSE] = quotes[CLOSE].where(quotes[CLOSE] > 0)
-        if self._get_limit_type(limit_threshold) == self.LT_FLT:
+        is_limit = self._get_limit_type(limit_threshold) == self.LT_FLT
+        if is_limit and math.isfinite(limit_threshold):
             quotes[CHANGE] = self._changes()
         super()._update_limit(limit_threshold)
         untraded = untraded_quotes(quotes)
         _report_untraded(quotes, untraded)
         for side in ("limit_buy", "limit_sell"):
             quotes[side] = quotes[side] | untraded
-        used = {self.buy_price, self.sell_price, *self._subscribed}
+        by_volume = self._get_vol_limit(self.volume_threshold)[2]
+        used = {self.buy_price, self.sell_price, *self._subscribed, *by_volume}
         self.quote_df = quotes.drop(columns=[field for field in ADDED if field not in used])
 
     def _changes(self) -> pd.Series:
         """Each bar's return since the close that its limit counts from; NaN where there is none."""
         quotes = self.quote_df
-        is_daily = self.freq in ("day", "1day")
+        is_minutes = Freq(self.freq).base == Freq.NORM_FREQ_MINUTE
         wanted = quotes[CLOSE].notna()
-        if is_daily:
+        if not is_minutes:
             wanted &= quotes[CHANGE].isna()
             _report_changes(quotes, self.limit_threshold)
-        lacking = quotes.index[wanted.to_numpy()]
-        if not len(lacking):
+        if not wanted.any():
             return quotes[CHANGE]
-        names = sorted(lacking.get_level_values("instrument").unique())
-        # From the first bar on: an instrument may have been suspended for months before the span.
-        closes = D.features(names, [CLOSE], None, self.end_time, freq=self.freq)[CLOSE]
-        closes = closes[closes > 0]
-        if is_daily:
-            since = closes.groupby(level="instrument").shift()
-        else:
-            days = closes.index.get_level_values("datetime").normalize()
-            daily = closes.groupby([closes.index.get_level_values("instrument"), days]).last()
-            before = daily.groupby(level=0).shift()
-            keys = [closes.index.get_level_values("instrument"), days]
-            since = pd.Series(before.reindex(pd.MultiIndex.from_arrays(keys)).array, closes.index)
-        made = (closes.astype(np.float64) / since - 1.0).reindex(quotes.index)
+
+        def made_of(rows: pd.Index, first: pd.Timestamp | None) -> pd.Series:
+            names = sorted(rows.get_level_values("instrument").unique())
+            closes = D.features(names, [CLOSE], first, self.end_time, freq=self.freq)[CLOSE]
+            return returns_since(closes[closes > 0], by_day=is_minutes).reindex(quotes.index)
+
+        first = None if self.start_time is None else pd.Timestamp(self.start_time) - RECENT
+        made = made_of(quotes.index[wanted], first)
+        # Listed in the span, or suspended for months before it: only the first bar on knows.
+        unknown = quotes.index[wanted & made.isna()]
+        if first is not None and len(unknown):
+            made = made.fillna(made_of(unknown, None))
         return made.where(wanted, quotes[CHANGE]).astype(np.float32)
+
+
+def returns_since(closes: pd.Series, *, by_day: bool) -> pd.Series:
+    """Each close's return since the one before, or since the last of an earlier day.
+
+    Args:
+        closes: on (instrument, datetime), in order; all of them known.
+        by_day: count from the last close of the instrument's day before.
+
+    Returns:
+        float64, NaN where no close comes before.
+    """
+    if not by_day:
+        since = closes.groupby(level="instrument").shift()
+    else:
+        names = closes.index.get_level_values("instrument")
+        days = pd.DatetimeIndex(closes.index.get_level_values("datetime")).normalize()
+        before = closes.groupby([names, days]).last().groupby(level=0).shift()
+        since = pd.Series(before.reindex(pd.MultiIndex.from_arrays([names, days])).array)
+        since.index = closes.index
+    return closes.astype(np.float64) / since - 1.0
 
 
 def untraded_quotes(quotes: pd.DataFrame) -> Flags:

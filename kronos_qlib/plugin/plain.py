@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.errors import MissingArtifactError, plain
+from kronos_qlib.errors import MissingArtifactError, plain, shown
 from kronos_qlib.evaluation.markup import one_line
 from kronos_qlib.plugin.pickles import load_pickle
 
@@ -140,7 +140,7 @@ def as_table(found: Any, name: str, run_id: str) -> pd.DataFrame:
     if set(table.index.names) != set(KEYS) or table.index.nlevels != len(KEYS):
         raise MissingArtifactError(
             f"{name} of run {run_id} is not on {' and '.join(KEYS)} but on "
-            f"{', '.join(map(str, table.index.names))}; run its workflow again"
+            f"{shown(list(table.index.names))}; run its workflow again"
         )
     return table.swaplevel() if table.index.names[0] == KEYS[1] else table
 
@@ -267,7 +267,7 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as problem:
         raise MissingArtifactError(
             f"{where} cannot be read: it is damaged, or no table with the columns "
-            f"{' and '.join(KEYS)} ({_one_line(problem)})"
+            f"{' and '.join(KEYS)} ({one_line(str(problem))[:200]})"
         ) from problem
     return table, digest
 

@@ -136,13 +136,16 @@ def work_folder() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove work folders whose process is gone; of a process that lives, none."""
+    """Remove work folders with bars whose process is gone; of a process that lives, none."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         try:
             mine = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
         except OSError:
             continue
-        if mine and folder.is_dir() and not folder.is_symlink() and is_free(folder / OWNER):
+        # The job is written under the lock: of a folder without one the lock may be just being
+        # taken, and to try it would take it from its owner.
+        is_begun = folder.is_dir() and not folder.is_symlink() and (folder / JOB).exists()
+        if mine and is_begun and is_free(folder / OWNER):
             shutil.rmtree(folder, ignore_errors=True)
             logger.warning("removed %s, which a killed training left", folder)
 
@@ -245,15 +248,15 @@ def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
 
 def write_problem(folder: Path, rank: int, problem: BaseException) -> None:
     """Leave for the parent what a worker met."""
-    told = {"kind": type(problem).__name__, "text": str(problem)}
-    (folder / PROBLEM.format(rank=rank)).write_text(json.dumps(told), encoding="utf-8")
+    found = {"kind": type(problem).__name__, "text": str(problem)}
+    (folder / PROBLEM.format(rank=rank)).write_text(json.dumps(found), encoding="utf-8")
 
 
 def _read_problem(file: Path) -> Exception:
     """The same as an error: of our kinds and Python's own; of others the text."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        kind, text = str(told["kind"]), str(told["text"])
+        left = json.loads(file.read_text(encoding="utf-8"))
+        kind, text = str(left["kind"]), str(left["text"])
     except (OSError, ValueError, KeyError, TypeError) as cut_short:  # by a full disk
         return TrainingError(f"a training process failed, and its error was lost: {cut_short}")
     found = getattr(errors, kind, None) or getattr(builtins, kind, None)
@@ -287,12 +290,12 @@ def _check(
         if isinstance(problem, KronosError):
             raise problem
     if silent:
-        told = "; ".join(
+        ends = "; ".join(
             f"process {rank} of {len(workers)} (pid {workers[rank].pid}) {how_it_ended(code)}"
             for rank, code in silent.items()
         )
         again = " Start it again: it goes on from its last state." if resumes else ""
-        raise TrainingError(f"training ended before its time: {told}.{again}")
+        raise TrainingError(f"training ended before its time: {ends}.{again}")
     for problem in problems:
         raise problem
     if not (folder / RESULT).exists():
@@ -305,7 +308,7 @@ def how_it_ended(code: int) -> str:
     >>> how_it_ended(3)
     'ended with exit code 3 and without an error'
     """
-    if code > 0xFFFF:  # Windows tells what killed a process as a large number
+    if code > 0xFFFF:  # on Windows what killed a process is a large number
         return f"was killed, exit code {code:#x}"
     if code > 0:
         return f"ended with exit code {code} and without an error"
@@ -314,7 +317,7 @@ def how_it_ended(code: int) -> str:
     except ValueError:
         name = f"signal {-code}"
     memory = (
-        " (by hand, or by the system because memory ran out: the kernel's log, dmesg, tells; a "
-        "smaller batch_size or fewer n_processes need less)"
+        " (by hand, or by the system because memory ran out: the kernel's log, dmesg, says which; "
+        "a smaller batch_size or fewer n_processes need less)"
     )
     return f"was killed by {name}{memory if -code == getattr(signal, 'SIGKILL', 9) else ''}"

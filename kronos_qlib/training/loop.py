@@ -16,6 +16,7 @@ from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
 from kronos_qlib.model.crew import Crew, Piecewise, working_as
+from kronos_qlib.model.kernels import all_finite
 from kronos_qlib.training.batches import Ints
 from kronos_qlib.training.steps import Losses, Step, TrainingData, check_losses, exploded
 from kronos_qlib.training.store import RunStore
@@ -409,7 +410,7 @@ class _Run:
         """What `state` said."""
         for kept in ("net", "best"):
             for name, value in state[kept].items():
-                if value.is_floating_point() and not torch.isfinite(value).all():
+                if value.is_floating_point() and not all_finite(value):
                     raise CheckpointError(
                         f"{name} of the weights ({kept}) in the state to go on from is not finite; "
                         "go on from an older state, or in another folder"

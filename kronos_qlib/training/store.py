@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.owners import lock_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,9 @@ class RunStore:
         Raises:
             TrainingError: another run has it, or the folder cannot be written.
         """
-        lock = FileLock(self.folder / LOCK, timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock = lock_of(self.folder / LOCK)
         except Timeout as taken:
             raise TrainingError(
                 f"another run is at work in {self.folder}: two would delete each other's states. "

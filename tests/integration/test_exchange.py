@@ -8,10 +8,12 @@ import pytest
 import qlib
 from qlib.backtest.decision import Order
 from qlib.backtest.exchange import Exchange
+from qlib.backtest.position import Position
 from qlib.data import D
 from qlib.data.cache import H
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.plugin import exchange as exchange_module
 from kronos_qlib.plugin.backtest_record import BacktestConfig, BacktestRecord
 from kronos_qlib.plugin.exchange import BAR_FIELDS, BarExchange, untraded_quotes
 
@@ -141,11 +143,15 @@ def test_limits_from_closes_are_those_of_change(recorder, dump_folder, tmp_path,
     assert region[0].equals(made[0]) == (limit == 0.095)
 
 
+@pytest.mark.parametrize("recent_days", [0, 31])
 @pytest.mark.parametrize(
     "how", ["left out", "volume 0", "no volume", "close alone", "repeated", "zeros"]
 )
-def test_limits_without_change_are_flags_of_the_same_bars(dump_folder, tmp_path, how):
+def test_limits_without_change_are_flags_of_the_same_bars(
+    dump_folder, tmp_path, monkeypatch, how, recent_days
+):
     """After a suspension the move counts from the last known close, where Ref sees NaN."""
+    monkeypatch.setattr(exchange_module, "RECENT", pd.Timedelta(days=recent_days))
     bars = with_change(halt(make_bars(), how))
     flags = []
     for name, fields in (("change", (*FIELDS, "change")), ("noamount", FIELDS)):
@@ -278,6 +284,34 @@ def test_whose_limits_come_from_closes_is_logged(dump_folder, tmp_path, monkeypa
     assert said.pop().startswith("the folder has no $change: the limit of 0.095 counts the return")
 
 
+def test_without_a_limit_no_close_is_read_for_it(dump_folder, tmp_path, monkeypatch):
+    """Of `.inf`, no limit at all, it was logged that it counts returns since the last close."""
+    said = messages(monkeypatch)
+    open_folder(dump_folder(tmp_path / "q", make_bars(), FIELDS))
+    given = {"codes": NAMES, "start_time": "2020-03-02", "end_time": "2020-05-01"}
+    exchange = BarExchange(limit_threshold=float("inf"), **given)
+    assert said == []
+    assert not exchange.quote_df[["limit_buy", "limit_sell"]].any(axis=None)
+
+
+def test_closes_are_read_from_shortly_before_the_span(dump_folder, tmp_path, monkeypatch):
+    """All closes since the first were: of minutes, years for a test of months."""
+    open_folder(dump_folder(tmp_path / "q", make_bars(), FIELDS))
+    reads = []
+    read = D.features
+
+    def features(names, fields, start, *args, **kwargs):
+        reads.append((list(names), start))
+        return read(names, fields, start, *args, **kwargs)
+
+    monkeypatch.setattr(D._provider, "features", features)
+    BarExchange(codes=NAMES, start_time="2020-04-01", end_time="2020-05-01", limit_threshold=0.095)
+    assert [start for _, start in reads] == ["2020-04-01", pd.Timestamp("2020-03-01")]
+    reads.clear()  # the last is listed within the span
+    BarExchange(codes=NAMES, start_time="2020-02-03", end_time="2020-05-01", limit_threshold=0.095)
+    assert [names for names, start in reads if start is None] == [[NAMES[-1]]]
+
+
 @pytest.mark.parametrize("has_change", [True, False])
 def test_minutes_count_from_the_close_of_the_day_before(dump_folder, tmp_path, has_change):
     """From bar to bar no limit is ever reached: a share 10 % up was bought at every bar."""
@@ -312,6 +346,22 @@ def test_open_prices_stay_where_they_are_traded_at(dump_folder, tmp_path):
         codes=NAMES, start_time="2020-01-02", end_time="2020-05-01", subscribe_fields=["$high"]
     )
     assert "$high" in kept.quote_df and "$low" not in kept.quote_df
+
+
+def test_a_field_that_limits_volume_stays(dump_folder, tmp_path):
+    """It was dropped with the fields that the rules alone need: KeyError at the first order."""
+    bars = make_bars().assign(amount=5000.0)
+    open_folder(dump_folder(tmp_path / "q", bars, (*FIELDS, "amount")))
+    day = D.calendar()[5]
+    exchange = BarExchange(
+        codes=NAMES,
+        start_time=day,
+        end_time=D.calendar()[9],
+        volume_threshold=("current", "$amount"),
+    )
+    order = Order(NAMES[0], 1e6, Order.BUY, day, day)
+    exchange.deal_order(order, position=Position(cash=1e9))
+    assert order.deal_amount == 5000
 
 
 @pytest.mark.parametrize("wrong", [0, -0.1, 9.5, "0.095", True, float("nan"), [0.1, 0.1]], ids=str)

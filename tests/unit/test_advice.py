@@ -78,6 +78,15 @@ def test_lots_and_right_units_are_no_matter_of_units():
     assert advice_on(bars) == {"vwap": "  vwap: --repair zero-strange mends"}
 
 
+def test_sizes_beside_adjusted_prices_are_never_zeroed():
+    """Adjusted prices beside the sizes as traded: a third of all volumes was to be set to 0."""
+    bars = table()
+    bars.loc[:19, ["open", "high", "low", "close"]] *= 0.43
+    said = advice_on(bars)
+    assert "20 of 60 bars" in said["vwap"] and "a column factor" in said["vwap"]
+    assert "--repair" not in said["vwap"]
+
+
 def test_amounts_of_another_column_are_not_zeroed_either():
     bars = table()
     bars["amount"] *= np.exp(np.random.default_rng(1).normal(0, 3, len(bars)))

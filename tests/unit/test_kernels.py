@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from kronos_qlib.model.kernels import dropout, rms_norm, rotate, swiglu
+from kronos_qlib.model.kernels import all_finite, dropout, rms_norm, rotate, swiglu
 
 
 def plain_norm(x, weight):
@@ -75,3 +75,18 @@ def test_dropout_keeps_its_share_and_the_mean():
         assert (out == 0).float().mean(dim=0).std() < 0.05, "no column is favoured"
     assert dropout(x, 0.0) is x
     assert dropout(torch.ones(7), 0.5).shape == (7,)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_finite_says_what_isfinite_does(kind):
+    """A sum of large numbers overflows though each of them is finite."""
+    largest = torch.finfo(kind).max
+    for values, is_finite in (
+        ([0.0, -1.0], True),
+        ([largest, largest], True),
+        ([0.0, float("nan")], False),
+        ([float("inf"), float("-inf")], False),
+        ([largest, largest, float("-inf")], False),
+        ([], True),
+    ):
+        assert all_finite(torch.tensor(values, dtype=kind)) is is_finite

@@ -16,6 +16,7 @@ from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.owners import Owner, is_free, lock_of
 from kronos_qlib.training import launch
 from kronos_qlib.training.launch import (
+    JOB,
     OWNER,
     PROBLEM,
     RESULT,
@@ -85,12 +86,16 @@ def test_a_folder_is_private_and_goes_with_an_error(place):
 
 
 def test_what_is_no_abandoned_work_folder_stays(place):
-    """Not another's of a like name, not one whose lock was not yet made, not a link's target."""
+    """Not another's of a like name, not one whose lock is not yet taken, not a link's target."""
     (place / "kronos-work-new").mkdir()
     (place / "kronos-work-file").write_text("a file", encoding="utf-8")
     target = place / "precious"
     target.mkdir()
     (target / OWNER).touch()
+    (target / JOB).touch()
+    begins = place / "kronos-work-begins"  # its lock is there, and not yet taken
+    begins.mkdir()
+    (begins / OWNER).touch()
     if os.name == "posix":
         (place / "kronos-work-link").symlink_to(target)
     before = sorted(place.rglob("*"))

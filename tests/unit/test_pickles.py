@@ -21,6 +21,7 @@ from pandas.core.indexes.base import _new_Index
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
 from kronos_qlib.plugin.pickles import load_pickle
+from kronos_qlib.plugin.plain import as_table
 
 KEPT = Path(__file__).parent / "pickles"
 """As pandas 2.2.3 and 3.1 wrote them, by protocol."""
@@ -332,3 +333,11 @@ def test_a_damaged_pickle_is_a_table_or_one_error(tmp_path_factory, data):
 def test_what_is_no_pickle_says_so(data, tmp_path):
     with pytest.raises(MissingArtifactError, match=r"^pred.pkl of run 1234 cannot be read"):
         read(data, tmp_path)
+
+
+def test_names_of_a_strange_table_cannot_write_to_the_terminal():
+    """The names of an index came into the message as their writer had them, escapes and all."""
+    index = pd.MultiIndex.from_tuples([(1, 2)], names=["\x1b[31m", "x" * 5000])
+    with pytest.raises(MissingArtifactError) as refused:
+        as_table(pd.DataFrame({"score": [1.0]}, index=index), "pred.pkl", "abc")
+    assert "\x1b" not in str(refused.value) and len(str(refused.value)) < 400

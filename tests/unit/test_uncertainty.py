@@ -269,3 +269,14 @@ def test_a_level_is_a_share():
     daily = daily_mean(series_of(np.random.default_rng(11).normal(size=30)))
     with pytest.raises(UndefinedMetricError, match="between 0 and 1, got 95"):
         daily.interval(95)
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0, -3e-9, 1e6])
+def test_rounding_is_no_variation(value):
+    """A Rank IC of 1 on every day, and of 1 - 1e-16 on some, had a t of 10**16."""
+    rng = np.random.default_rng(0)
+    noise = value * (1 + rng.choice([0.0, 2.3e-16], 60))
+    daily = pd.Series(noise, index=pd.bdate_range("2024-01-01", periods=60))
+    assert np.ptp(daily) > 0
+    with pytest.raises(UndefinedMetricError, match="on every one of 60 days"):
+        daily_mean(daily)
