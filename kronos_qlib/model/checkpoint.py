@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -351,8 +352,10 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
     for path in (config, weights):
         if not path.is_file():
             found = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+            is_there = os.path.lexists(path)
+            what = "is no file but a folder, a pipe or a broken link" if is_there else "is missing"
             raise CheckpointError(
-                f"{path} is missing; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
+                f"{path} {what}; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds "
                 f"{some([plain(one) for one in found]) or 'nothing'}"
             )
