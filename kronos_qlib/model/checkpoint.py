@@ -224,24 +224,25 @@ def save(
     path: str | Path,
     header: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a network's two files; each appears whole or not at all.
+    """Write a network's two files: on a full disk the old ones stay, both.
 
     Args:
         header: entries for the weights file's own header, beside those of replaced parts.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(config), indent=2) + "\n"
     parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
-    replace_file(folder / CONFIG_FILE, text.encode())
-    replace_file(folder / WEIGHTS_FILE, weights.to_bytes(net, {**(header or {}), **parts}))
-    return folder
+    return replace_files(path, asdict(config), weights.to_bytes(net, {**(header or {}), **parts}))
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write beside the target, then move into place, so that a crash leaves the old file."""
-    with replacing(target) as draft:
+def replace_files(path: str | Path, config: Mapping[str, Any], data: bytes) -> Path:
+    """Write a checkpoint's two files beside their places, and move them when both are whole."""
+    folder = Path(path)
+    with (
+        replacing(folder / CONFIG_FILE) as settings,
+        replacing(folder / WEIGHTS_FILE) as draft,
+    ):
+        settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
         draft.write_bytes(data)
+    return folder
 
 
 def fingerprint(net: nn.Module) -> str:
