@@ -224,9 +224,9 @@ def _check_labels(signals: Mapping[str, Signal]) -> None:
 
 
 def _reach(series: pd.Series) -> str:
-    known = series.dropna()
+    known = series[np.isfinite(series)]
     if known.empty:
-        return "no score"
+        return "no score that is a finite number"
     times = known.index.get_level_values("datetime")
     names = known.index.get_level_values("instrument").nunique()
     return f"{names} instruments from {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"

@@ -5,7 +5,6 @@ Shape letters: B windows of one day, D width of the context, F features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,12 +56,8 @@ class AlphaHead(nn.Module):
         Args:
             names: of the features, which have no weight of their own to tell them by.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**self.settings, "names": list(names)}, indent=2) + "\n"
-        checkpoint.replace_file(folder / checkpoint.CONFIG_FILE, text.encode())
-        checkpoint.replace_file(folder / checkpoint.WEIGHTS_FILE, weights.to_bytes(self))
-        return folder
+        config = {**self.settings, "names": list(names)}
+        return checkpoint.replace_files(path, config, weights.to_bytes(self))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, d_model: int, names: Sequence[str]) -> AlphaHead:

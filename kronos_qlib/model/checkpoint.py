@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -199,24 +200,25 @@ def save(
     path: str | Path,
     header: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a network's two files; each appears whole or not at all.
+    """Write a network's two files: on a full disk the old ones stay, both.
 
     Args:
         header: entries for the weights file's own header, beside those of replaced parts.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(config), indent=2) + "\n"
     parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
-    replace_file(folder / CONFIG_FILE, text.encode())
-    replace_file(folder / WEIGHTS_FILE, weights.to_bytes(net, {**(header or {}), **parts}))
-    return folder
+    return replace_files(path, asdict(config), weights.to_bytes(net, {**(header or {}), **parts}))
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write beside the target, then move into place, so that a crash leaves the old file."""
-    with replacing(target) as draft:
+def replace_files(path: str | Path, config: Mapping[str, Any], data: bytes) -> Path:
+    """Write a checkpoint's two files beside their places, and move them when both are whole."""
+    folder = Path(path)
+    with (
+        replacing(folder / CONFIG_FILE) as settings,
+        replacing(folder / WEIGHTS_FILE) as draft,
+    ):
+        settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
         draft.write_bytes(data)
+    return folder
 
 
 def fingerprint(net: nn.Module) -> str:
@@ -332,8 +334,10 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
     for path in (config, weights):
         if not path.is_file():
             found = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+            is_there = os.path.lexists(path)
+            what = "is no file but a folder, a pipe or a broken link" if is_there else "is missing"
             raise CheckpointError(
-                f"{path} is missing; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
+                f"{path} {what}; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds "
                 f"{some([plain(one) for one in found]) or 'nothing'}"
             )

@@ -74,6 +74,8 @@ REPORT_COLUMNS = ("net_return", "excess_return", "bench")
 """Of it, what is compared."""
 LARGEST_REPORT = 2**26
 """Bytes."""
+LONGEST_HEADER = 10_000
+"""Letters of a report's first line: pandas takes minutes for a million columns."""
 LONGEST_SETTING = 300
 """Letters of a setting that are shown."""
 
@@ -567,6 +569,11 @@ def _read_column(client: MlflowClient, run: Run, kept: Kept) -> pd.Series:
             f"{where} has other than times in its index, or a name twice at a time; run its "
             "workflow again"
         )
+    if column.index.levels[0].tz is not None:
+        raise MissingArtifactError(
+            f"{where} has times of the zone {column.index.levels[0].tz}, and Qlib's have none; "
+            "take it off and run its workflow again"
+        )
     try:
         return column.astype("float64")
     except (TypeError, ValueError) as problem:
@@ -586,6 +593,9 @@ def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
         return None
     with artifact(client, run_id, REPORT, LARGEST_REPORT) as path:
         try:
+            with path.open(encoding="utf-8") as file:
+                if len(file.readline(LONGEST_HEADER + 1)) > LONGEST_HEADER:
+                    raise ValueError(f"its first line has more than {LONGEST_HEADER:,} letters")
             report = pd.read_csv(path, index_col=0, parse_dates=True)
             report.index = pd.DatetimeIndex(report.index)
             numbers = [*REPORT_COLUMNS, *(["turnover"] if "turnover" in report else [])]

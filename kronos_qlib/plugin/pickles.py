@@ -34,9 +34,9 @@ from kronos_qlib.evaluation.markup import one_line
 
 LARGEST_PICKLE = 2**31
 """Bytes: 5,000 names over 10 years take 200 MB."""
-MOST_STEPS = 2**25
-"""Of a pickle's program, counted by the memory that they take: a table has some hundreds, a
-backtest's positions of 2,500 days with 50 names up to 10 million."""
+MOST_STEPS = 2**24
+"""Of a pickle's program, counted by the memory that they take, or two a byte where that is more: a
+table has some hundreds, a backtest's positions about one a byte."""
 LONGEST_RANGE = 2**26
 """Rows of an index that is written as its two ends."""
 LARGEST_KEY = 2**61 - 1
@@ -192,7 +192,7 @@ class _Reader(PythonUnpickler):
 
     def __init__(self, data: bytes, *, any_class: bool) -> None:
         super().__init__(io.BytesIO(data))
-        self.dispatch = _Steps()
+        self.dispatch = _Steps(max(MOST_STEPS, 2 * len(data)))
         self.any_class = any_class
         self.found: dict[Pair, type[Inert]] = {}
 
@@ -231,7 +231,7 @@ class _Reader(PythonUnpickler):
 class _Steps(dict[int, Any]):
     """What Python's unpickler does for each step, for as many of them as a pickle may have."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__(
             {
                 getattr(pickle, name)[0]: getattr(_Reader, f"load_{name.lower()}", None)
@@ -239,7 +239,7 @@ class _Steps(dict[int, Any]):
                 for name in STEP_NAMES
             }
         )
-        self.left = MOST_STEPS
+        self.left = most
 
     def __getitem__(self, code: int) -> Any:
         self.left -= COSTS.get(code, 1)

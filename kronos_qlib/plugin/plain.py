@@ -71,7 +71,8 @@ def write_table(table: pd.DataFrame, path: Path, pickled: bytes) -> None:
     flat = table.rename_axis(index=list(KEYS)).rename(columns=str).reset_index()
     found = pa.Table.from_pandas(flat, preserve_index=False)
     digest = hashlib.sha256(pickled).hexdigest().encode()
-    pq.write_table(found.replace_schema_metadata({BESIDE: digest}), path)
+    # With checksums a byte that a disk or a network changed is no other score.
+    pq.write_table(found.replace_schema_metadata({BESIDE: digest}), path, write_page_checksum=True)
 
 
 def task_json(task: Mapping[str, Any]) -> str:
@@ -234,7 +235,7 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
     time, name = KEYS
     try:
         # As a dictionary a long name costs its bytes once, as a text again in every row.
-        with pq.ParquetFile(path, read_dictionary=[name]) as file:
+        with pq.ParquetFile(path, read_dictionary=[name], page_checksum_verification=True) as file:
             _check_size(file.metadata, path.stat().st_size, where)
             kinds = {one.name: one.type for one in file.schema_arrow}
             lacking = [key for key in KEYS if key not in kinds]

@@ -364,6 +364,7 @@ def test_parquet_and_json_are_read_and_pickles_written_later_instead(signals, tm
         ("task.json", b"[" * 200_000, "task.json of run .* is no JSON"),
         ("task.json", b"\xff\xfe", "task.json of run .* is no JSON"),
         ("portfolio_report/daily.csv", b"a,b\n1,2\n", "no table of days with the columns"),
+        ("portfolio_report/daily.csv", b"a" + b",b" * 9999, "more than 10,000 letters"),
         ("pred.pkl", pickle.dumps("no table"), "holds no table of scores but str"),
         ("pred.pkl", pickle.dumps(pd.Series([1.0])), "is not on datetime and instrument"),
     ],
@@ -412,6 +413,32 @@ def test_a_link_or_a_pipe_costs_its_run_the_tests_and_no_more(signals, tmp_path,
     put(stored)
     found = compare([experiment, "good"], tracking_uri=signals)
     assert any(run_id in note and "\n" not in note for note in found.notes), found.notes
+
+
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6])
+def test_a_changed_byte_is_no_other_score(tmp_path, place):
+    """One flipped byte in the middle of scores.parquet was read as another Rank IC."""
+    path = tmp_path / "scores.parquet"
+    write_table(SCORES["good"].to_frame("score"), path, b"")
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(MissingArtifactError, match="cannot be read: it is damaged"):
+        _read_parquet(path, "scores.parquet of run 1")
+
+
+def test_times_of_a_zone_and_endless_scores_are_named_as_the_cause(signals, tmp_path):
+    """Both were told as runs that share no day, with the same days for each."""
+    client = mlflow.MlflowClient(signals)
+    good = SCORES["good"]
+    zoned = good.set_axis(INDEX.set_levels(DAYS.tz_localize("Asia/Shanghai"), level="datetime"))
+    for name, score in {"zone": zoned, "endless scores": good * np.inf}.items():
+        client.create_experiment(name, (tmp_path / "artifacts").as_uri())
+        save_artifacts(client, add_run(client, name), tmp_path / name, score)
+    found = compare(["zone", "good"], tracking_uri=signals)
+    assert any("times of the zone Asia/Shanghai" in note for note in found.notes)
+    with pytest.raises(ConfigError, match="'endless scores' has no score that is a finite number"):
+        compare(["endless scores", "good"], tracking_uri=signals)
 
 
 NAMES = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4, "i4")), pa.array(["x" * 5000]))

@@ -555,3 +555,14 @@ def test_weights_of_a_pickled_model_are_checked_like_a_file(tiny_pair, make_pair
         weights.fill_from_bytes(net, weights.to_bytes(other), "the pickle")
     with pytest.raises(CheckpointError, match="the pickle cannot be read as safetensors"):
         weights.fill_from_bytes(net, b"what is this", "the pickle")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are for administrators there")
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_what_is_no_file_is_not_told_as_missing(folder, put, file):
+    """It was told that config.json is missing in a folder that holds config.json."""
+    path = folder / "predictor" / file
+    path.unlink()
+    put(path)
+    refused(folder, "predictor", file, "is no file but a folder, a pipe or a broken link")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import huggingface_hub
@@ -236,3 +238,21 @@ def test_a_tokenizer_with_another_fingerprint_is_refused(folder, make_pair, tmp_
     loaded = KronosTokenizer.from_pretrained(stranger.save_pretrained(tmp_path / "stranger"))
     with pytest.raises(CheckpointError, match=r"the one from .*stranger"):
         check_pair(predictor, loaded)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_pair, tmp_path, monkeypatch):
+    """The small config.json still fitted, and then lay beside the weights of another network."""
+    tokenizer, predictor = tiny_pair
+    predictor.save_pretrained(tmp_path, tokenizer, 64)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(path, data):
+        write(path, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    other = Kronos(**{**asdict(predictor.config), "n_layers": 1})
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(tmp_path, tokenizer, 64)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
