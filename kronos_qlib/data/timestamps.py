@@ -37,7 +37,7 @@ NAMED = rf"(?P<name>{'|'.join(MONTHS)})[a-z]*"
 
 DATE_TEXT = re.compile(
     r"(?P<year>\d{4})(?:(?P<sep>[-/.])(?P<month>\d{1,2})(?P=sep)(?P<day>\d{1,2})"
-    r"|年(?P<month_zh>\d{1,2})月(?P<day_zh>\d{1,2})日|(?P<packed>\d{4}))"
+    r"|年(?P<month_zh>\d{1,2})月(?P<day_zh>\d{1,2})日|(?P<packed>\d{4})(?:\.0+(?!\d|:))?)"
     rf"(?:(?:T| +){CLOCK})?",
     re.ASCII,
 )
@@ -46,10 +46,10 @@ PACKED_TEXT = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(?:(\d\d)(\d{3})?)?", 
 """202401020935, 20240102093500 and 20240102093500000, which ends in milliseconds."""
 NAMED_TEXT = re.compile(
     rf"(?:(?P<day>\d{{1,2}})[- ]{NAMED}[-, ]+|{NAMED.replace('name', 'first')}\.? +(?P<second_day>"
-    rf"\d{{1,2}}),? +)(?P<year>\d{{4}})(?: +{CLOCK})?",
+    rf"\d{{1,2}}),? +)(?P<year>\d{{4}}|\d{{2}})(?: +{CLOCK})?",
     re.ASCII | re.IGNORECASE,
 )
-"""18-Jun-2024 and Jun 18, 2024."""
+"""18-Jun-2024 and Jun 18, 2024; 18-Jun-24 only where the caller says the order."""
 ORDERED_TEXT = re.compile(
     r"(?P<one>\d{1,2})(?P<sep>[-/.])(?P<two>\d{1,2})(?P=sep)(?P<year>\d{4}|\d{2})"
     rf"(?:(?:T|,? +){CLOCK})?",
@@ -67,6 +67,10 @@ EPOCH_UNITS = {
     19: ("nanoseconds", "ns"),
 }
 """By its digits: what such a count counts, and what pandas calls that."""
+
+DAY_COUNT_TEXT = re.compile(r"([1-6]\d{4})(?:\.\d+)?", re.ASCII)
+"""A count of days since 1970 (from 1997 on) or, as in Excel, since 1899-12-30."""
+EXCEL_1970 = 25569
 
 FIRST_YEAR, LAST_YEAR = 1678, 2261
 """The whole years that pandas' nanoseconds hold."""
@@ -162,7 +166,7 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
         of_month, of_day = part["month"] or part["month_zh"], part["day"] or part["day_zh"]
         if part["packed"]:
             of_month, of_day = part["packed"][:2], part["packed"][2:]
-    elif match := NAMED_TEXT.fullmatch(text):
+    elif (match := NAMED_TEXT.fullmatch(text)) and (order != "ymd" or len(match["year"]) == 4):
         part = match.groupdict()
         of_month = str(1 + MONTHS.index((part["name"] or part["first"]).lower()))
         of_day = part["day"] or part["second_day"]
@@ -171,10 +175,10 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
         of_day, of_month = part["one"], part["two"]
         if order == "mdy":
             of_day, of_month = of_month, of_day
-        if len(part["year"]) == 2:  # as POSIX has it
-            part["year"] = ("19" if int(part["year"]) >= 69 else "20") + part["year"]
     else:
         raise ValueError(text)
+    if len(part["year"]) == 2:  # as POSIX has it
+        part["year"] = ("19" if int(part["year"]) >= 69 else "20") + part["year"]
     if part["digits"]:
         part["hour"], part["minute"], part["second"] = (
             part["digits"][place : place + 2] or None for place in (0, 2, 4)
@@ -229,6 +233,18 @@ def tell_time(text: str, *, in_table: bool = True) -> str:
         return (
             f"{wanted}{why}: say which with pd.to_datetime(..., "
             f'format="%d{sep}%m{sep}{year}{clock}") or "%m{sep}%d{sep}{year}{clock}"'
+        )
+    if (match := NAMED_TEXT.fullmatch(text)) and len(match["year"]) == 2:
+        way = "pd.to_datetime(..., format=...)"
+        if in_table:
+            way = 'date_order="dmy" (--date-order dmy)'
+        return f"{wanted}, whose year has two digits: if it stands last, say so with {way}"
+    if match := DAY_COUNT_TEXT.fullmatch(text):
+        since = "1899-12-30" if int(match[1]) >= EXCEL_1970 else "1970-01-01"
+        whose = " as Excel counts them" if int(match[1]) >= EXCEL_1970 else ""
+        return (
+            f"{wanted}, which looks like days since {since}{whose}: convert them before, with "
+            f'pd.to_datetime(..., unit="D", origin="{since}")'
         )
     try:
         _, offset = parse_time(text)

@@ -742,3 +742,34 @@ def test_settings_reach_the_command_line_and_from_file(tmp_path, capsys):
     ):
         with pytest.raises(ConfigError):
             read_bars(path, **bad)
+
+
+def test_named_months_with_years_of_two_digits_are_read_where_the_order_is_given(tmp_path):
+    """NSE's 02-Jan-23 was refused without a word of what was wrong with it or what to do."""
+    bars = walk()
+    path = save(bars.assign(date=bars["date"].dt.strftime("%d-%b-%y")), tmp_path)
+    with pytest.raises(BarDataError, match=r"'02-Jan-23', whose year has two digits.*date_order"):
+        read_bars(path)
+    check(read_bars(path, date_order="dmy").bars, bars)
+    with pytest.raises(CalendarError, match=r"two digits.*pd.to_datetime"):
+        to_times(["02-Jan-23", "03-Jan-23"])
+
+
+def test_dates_that_were_decimal_numbers_are_read(tmp_path):
+    """A column of 20230102 with a cell missing once is 20230102.0 when pandas writes it again."""
+    bars = walk()
+    days = bars["date"].dt.strftime("%Y%m%d")
+    check(read_bars(save(bars.assign(date=days.astype(float)), tmp_path)).bars, bars)
+    with pytest.raises(BarDataError, match="expected a date like"):
+        read_bars(save(bars.assign(date=days + ".5"), tmp_path))
+
+
+@pytest.mark.parametrize("since", ["1899-12-30", "1970-01-01"])
+def test_counts_of_days_are_told_with_the_way_to_convert_them(tmp_path, since):
+    """44928 is a date to whoever looks at it in Excel."""
+    bars = walk()
+    days = (bars["date"] - pd.Timestamp(since)).dt.days
+    path = save(bars.assign(date=days), tmp_path)
+    with pytest.raises(BarDataError, match=rf"days since {since}.*origin=\"{since}\""):
+        read_bars(path)
+    assert (pd.to_datetime(days, unit="D", origin=since) == bars["date"]).all(), "as advised"
