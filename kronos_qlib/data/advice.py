@@ -61,6 +61,8 @@ def advise(bars: pd.DataFrame, report: pd.DataFrame) -> list[Advice]:
         is_common = len(rows) >= FEW and share >= NEARLY_ALL
         if name == "duplicate":
             cause = _cause_of_duplicates(bars)
+        elif name == rules.NONPOSITIVE and (cause := describe_negative(bars)):
+            pass
         elif name == "vwap":
             cause = describe_units(bars)
             cause = cause or (_cause(name, bars) if is_common else "")
@@ -109,11 +111,28 @@ def describe_units(bars: pd.DataFrame) -> str:
         f"amount / volume is {10.0**power:g} of the price in {fits.sum()} of {len(fits)} bars, a "
         "matter of units"
     )
+    if power == -2:
+        what += ": prices in cents or pence? Then divide them by 100. Or"
     if power not in UNITS:
         return f"{what}: bring volume to shares and amount to money"
     usual, amount, volume = UNITS[power]
     times = f"amount x {amount:,}" + (f", volume x {volume:,}" if volume > 1 else "")
-    return f"{what}: {usual}? Then multiply in the source: {times}"
+    colon = "" if power == -2 else ":"
+    return f"{what}{colon} {usual}? Then multiply in the source: {times}"
+
+
+def describe_negative(bars: pd.DataFrame) -> str:
+    """Why many prices lie below 0 in bars that are sound otherwise; "" where few do."""
+    values = values_of(bars)
+    below = (values[:, : len(PRICE_COLUMNS)] < 0).any(axis=1)
+    sound = below & ~rules.is_outside(values) & ~rules.is_upside_down(values)
+    if below.sum() < FEW or sound.sum() < NEARLY_ALL * below.sum():
+        return ""
+    return (
+        f"{below.sum()} of {len(bars)} bars have prices below 0 that fit one another: a spread of "
+        "two contracts, which returns are not defined for (take the contracts themselves), or "
+        "prices adjusted by a difference (adjust by a ratio); left out, they would tear the series"
+    )
 
 
 def _cause_of_duplicates(bars: pd.DataFrame) -> str:
