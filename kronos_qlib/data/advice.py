@@ -144,6 +144,11 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
     sizes, times = groups.size(), len(bars.drop_duplicates(["symbol", "date"]))
     said = f"{len(sizes)} of {times} times have several bars, which differ"
     if 2 * len(sizes) <= times:
+        if _clocks_went_back(several["date"]):
+            return (
+                f"{said}, all on a Sunday night: clocks went back and the hour stands twice; give "
+                "the times in UTC, or with their offsets and the zone UTC (--zone UTC)"
+            )
         return (
             f"{said}: two instruments under one name, or corrections; see which is right, and keep "
             "that one"
@@ -156,6 +161,18 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
     if is_daily and sizes.median() > 2:
         return f"{said}, {sizes.median():.0f} each: either {clock}; or {symbol}"
     return f"{said}: either {symbol}; or {clock}" if is_daily else f"{said}: {symbol}"
+
+
+def _clocks_went_back(times: pd.Series) -> bool:
+    """Whether bars of minutes repeat in the small hours of some Sundays alone, as they do then."""
+    hours = times[times != times.dt.normalize()].dt.hour
+    days = times.dt.normalize().drop_duplicates()
+    return bool(
+        len(hours)
+        and (times.dt.day_of_week == 6).all()
+        and (times.dt.hour < 4).all()
+        and len(days) <= 1 + (days.max() - days.min()).days / 300
+    )
 
 
 def _cause(rule: str, bars: pd.DataFrame) -> str:

@@ -181,3 +181,12 @@ def test_a_spread_is_not_torn_by_leaving_out_what_lies_below_zero():
     few = table()
     few.loc[7, ["low", "close"]] = [-40.3, -37.6]
     assert advice_on(few)["nonpositive"].endswith("drop-nonpositive mends")
+
+
+def test_an_hour_that_stands_twice_is_put_down_to_the_clocks():
+    """It was said to be another instrument's, or a correction."""
+    times = pd.date_range("2023-10-27", periods=96, freq="h", tz="Europe/Berlin").tz_localize(None)
+    told = advice_on(table(times=times))["duplicate"]
+    assert "clocks went back" in told and "UTC" in told and "repair" not in told
+    moved = advice_on(table(times=times + pd.Timedelta(days=1)))["duplicate"]
+    assert "two instruments" in moved and "clocks" not in moved

@@ -773,3 +773,47 @@ def test_counts_of_days_are_told_with_the_way_to_convert_them(tmp_path, since):
     with pytest.raises(BarDataError, match=rf"days since {since}.*origin=\"{since}\""):
         read_bars(path)
     assert (pd.to_datetime(days, unit="D", origin=since) == bars["date"]).all(), "as advised"
+
+
+def test_offsets_of_several_zones_are_not_taken_for_one_clock(tmp_path):
+    """Bars of Tokyo and New York in turn were one instrument, each by its own clock, in silence."""
+    hours = pd.date_range("2024-03-06 14:30", periods=40, freq="h", tz="UTC")
+    zones = ["Asia/Tokyo", "America/New_York"]
+    texts = [time.tz_convert(zones[place % 2]).isoformat() for place, time in enumerate(hours)]
+    path = save(walk(hours).assign(date=texts), tmp_path)
+    with pytest.raises(BarDataError, match=r"from -05:00 to \+09:00.*zone="):
+        read_bars(path)
+    wanted = walk(hours.tz_convert("America/New_York").tz_localize(None))
+    check(read_bars(path, zone="America/New_York").bars, wanted)
+    with pytest.raises(CalendarError, match=r"from -05:00 to \+09:00.*tz_convert"):
+        timestamps_of(texts, 40, "A", "x_timestamp")
+
+
+def test_letters_of_a_zone_are_named(tmp_path):
+    texts = walk()["date"].dt.strftime("%Y-%m-%d 16:00:00 EST")
+    with pytest.raises(
+        BarDataError, match=r"the letters EST may mean several zones; take them off"
+    ):
+        read_bars(save(walk().assign(date=texts), tmp_path))
+    with pytest.raises(CalendarError, match="the letters EST"):
+        to_times(list(texts))
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_a_clock_of_bare_digits_is_no_symbol(tmp_path, kind):
+    """Times such as 935 beside the day were to be mapped as the names of 12 instruments."""
+    bars = walk(MINUTES)
+    apart = bars.assign(date=MINUTES.normalize(), hhmm=MINUTES.strftime("%H%M").astype(int))
+    apart["hhmm"] = apart["hhmm"].astype(kind)
+    path = save(apart, tmp_path)
+    for source in (path, apart):
+        with pytest.raises(BarDataError, match=r"'hhmm' has it.*time=hhmm"):
+            read_bars(source, symbol="A")
+        check(read_bars(source, columns={"time": "hhmm"}, symbol="A").bars, bars)
+
+
+def test_versions_of_one_share_are_not_sent_in_a_circle(tmp_path):
+    """Prices as traded and adjusted in one file: without a symbol they were refused again."""
+    both = pd.concat([walk().assign(adj="raw"), walk(seed=1).assign(adj="qfq")])
+    with pytest.raises(BarDataError, match="one instrument, keep the rows of one value and say"):
+        read_bars(save(both, tmp_path))
