@@ -246,7 +246,8 @@ def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     ]
     for name in SIZE_COLUMNS:
         if name in bars:
-            bad = is_bad_size(bars, name)
+            # A row without prices is no bar, and setting its volume to 0 makes none of it.
+            bad = is_bad_size(bars, name) & ~np.isnan(values[:, : rules.PRICES]).all(axis=1)
             if name == "amount" and bad.any():
                 bad &= ~is_derived_amount(bars)
             problems += broken(bad, rules.SIZE, (name,))

@@ -426,17 +426,19 @@ def test_a_derived_amount_is_never_at_fault_itself(tmp_path):
     bars.loc[15, "high"] = np.nan
     bars.loc[20, "volume"] = -5.0
     bars.loc[26, ["open"]] = close[26] * 9
+    bars.loc[28, ["open", "high", "low", "close", "volume"]] = np.nan
     bars.to_csv(tmp_path / "a.csv", index=False)
     read = read_bars(tmp_path / "a.csv", as_is=True).bars
     report = check_bars(read, max_move=None)
     rules_of = {
-        day: set(report.loc[report["date"] == days[day], "rule"]) for day in (10, 15, 20, 26)
+        day: set(report.loc[report["date"] == days[day], "rule"]) for day in (10, 15, 20, 26, 28)
     }
     assert rules_of == {
         10: {"nonpositive"},
         15: {"nan"},
         20: {"size"},
         26: {"bracket"},
+        28: {"nan"},
     }
     sizes = report.loc[report["rule"] == "size", "detail"].tolist()
     assert sizes == ["volume -5"], "and no column that the file does not have"

@@ -806,10 +806,10 @@ def test_a_clock_of_bare_digits_is_no_symbol(tmp_path, kind):
     apart = bars.assign(date=MINUTES.normalize(), hhmm=MINUTES.strftime("%H%M").astype(int))
     apart["hhmm"] = apart["hhmm"].astype(kind)
     path = save(apart, tmp_path)
-    for source in (path, apart):
+    for source in (path, apart.assign(symbol="A")):
         with pytest.raises(BarDataError, match=r"'hhmm' has it.*time=hhmm"):
-            read_bars(source, symbol="A")
-        check(read_bars(source, columns={"time": "hhmm"}, symbol="A").bars, bars)
+            read_bars(source)
+        check(read_bars(source, columns={"time": "hhmm"}).bars, bars)
 
 
 def test_versions_of_one_share_are_not_sent_in_a_circle(tmp_path):
