@@ -63,6 +63,8 @@ def advise(bars: pd.DataFrame, report: pd.DataFrame) -> list[Advice]:
         is_common = len(rows) >= FEW and share >= NEARLY_ALL
         if name == "duplicate":
             cause = _cause_of_duplicates(bars)
+        elif name == rules.NONPOSITIVE and (cause := describe_negative(bars)):
+            pass
         elif name == "vwap":
             cause = describe_units(bars)
             if not cause:
@@ -113,11 +115,28 @@ def describe_units(bars: pd.DataFrame) -> str:
         f"amount / volume is {10.0**power:g} of the price in {fits.sum()} of {len(fits)} bars, a "
         "matter of units"
     )
+    if power == -2:
+        what += ": prices in cents or pence? Then divide them by 100. Or"
     if power not in UNITS:
         return f"{what}: bring volume to shares and amount to money"
     usual, amount, volume = UNITS[power]
     times = f"amount x {amount:,}" + (f", volume x {volume:,}" if volume > 1 else "")
-    return f"{what}: {usual}? Then multiply in the source: {times}"
+    colon = "" if power == -2 else ":"
+    return f"{what}{colon} {usual}? Then multiply in the source: {times}"
+
+
+def describe_negative(bars: pd.DataFrame) -> str:
+    """Why many prices lie below 0 in bars that are sound otherwise; "" where few do."""
+    values = values_of(bars)
+    below = (values[:, : len(PRICE_COLUMNS)] < 0).any(axis=1)
+    sound = below & ~rules.is_outside(values) & ~rules.is_upside_down(values)
+    if below.sum() < FEW or sound.sum() < NEARLY_ALL * below.sum():
+        return ""
+    return (
+        f"{below.sum()} of {len(bars)} bars have prices below 0 that fit one another: a spread of "
+        "two contracts, which returns are not defined for (take the contracts themselves), or "
+        "prices adjusted by a difference (adjust by a ratio); left out, they would tear the series"
+    )
 
 
 def _cause_of_strange_sizes(count: int, bars: int) -> str:
@@ -141,6 +160,11 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
     sizes, times = groups.size(), len(bars.drop_duplicates(["symbol", "date"]))
     said = f"{len(sizes)} of {times} times have several bars, which differ"
     if 2 * len(sizes) <= times:
+        if _clocks_went_back(several["date"]):
+            return (
+                f"{said}, all on a Sunday night: clocks went back and the hour stands twice; give "
+                "the times in UTC, or with their offsets and the zone UTC (--zone UTC)"
+            )
         return (
             f"{said}: two instruments under one name, or corrections; see which is right, and keep "
             "that one"
@@ -153,6 +177,18 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
     if is_daily and sizes.median() > 2:
         return f"{said}, {sizes.median():.0f} each: either {clock}; or {symbol}"
     return f"{said}: either {symbol}; or {clock}" if is_daily else f"{said}: {symbol}"
+
+
+def _clocks_went_back(times: pd.Series) -> bool:
+    """Whether bars of minutes repeat in the small hours of some Sundays alone, as they do then."""
+    hours = times[times != times.dt.normalize()].dt.hour
+    days = times.dt.normalize().drop_duplicates()
+    return bool(
+        len(hours)
+        and (times.dt.day_of_week == 6).all()
+        and (times.dt.hour < 4).all()
+        and len(days) <= 1 + (days.max() - days.min()).days / 300
+    )
 
 
 def _cause(rule: str, bars: pd.DataFrame) -> str:

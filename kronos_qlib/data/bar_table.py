@@ -442,6 +442,8 @@ def _explain(rule: str, bar: Floats) -> str:
     """What is wrong with one bar."""
     if rule == INCOMPLETE:
         lacking = [BAR_COLUMNS[place] for place in np.flatnonzero(~np.isfinite(bar))]
+        if len(lacking) > 1 and lacking[-1] == "amount":  # it may be derived from the others
+            lacking.pop()
         verb = "is" if len(lacking) == 1 else "are"
         return f"{', '.join(lacking)} {verb} missing or not finite beside values that are given"
     values = ", ".join(

@@ -159,6 +159,21 @@ def _rows(
     ]
 
 
+def derive_amount(bars: pd.DataFrame) -> pd.Series:
+    """What an amount that a table lacks is taken for: volume x the mean of the four prices."""
+    derived: pd.Series = bars["volume"] * bars[list(PRICE_COLUMNS)].mean(axis=1)
+    return derived
+
+
+def is_derived_amount(bars: pd.DataFrame) -> Flags:
+    """Where the amount is what `derive_amount` makes, or missing with volume.
+
+    What is wrong with it is wrong with volume or a price, and told there.
+    """
+    derived, amount = derive_amount(bars).to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
+    return np.asarray((amount == derived) | np.isnan(amount) & np.isnan(derived))
+
+
 def values_of(bars: pd.DataFrame) -> Values:
     """(n, 6) float64 of a long table, in its order; an amount that it lacks is NaN."""
     return bars.reindex(columns=list(BAR_COLUMNS)).to_numpy(np.float64)
@@ -231,7 +246,11 @@ def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
     ]
     for name in SIZE_COLUMNS:
         if name in bars:
-            problems += broken(is_bad_size(bars, name), rules.SIZE, (name,))
+            # A row without prices is no bar, and setting its volume to 0 makes none of it.
+            bad = is_bad_size(bars, name) & ~np.isnan(values[:, : rules.PRICES]).all(axis=1)
+            if name == "amount" and bad.any():
+                bad &= ~is_derived_amount(bars)
+            problems += broken(bad, rules.SIZE, (name,))
     if "factor" in bars:
         factor = bars["factor"].to_numpy(np.float64)
         bad = ~(np.isfinite(factor) & (factor > 0))
@@ -315,6 +334,8 @@ def is_strange_size(bars: pd.DataFrame, lot: int) -> Flags:
         vwap = paid / (volume * lot)
     strange: Flags = (volume > 0) & np.isfinite(paid) & ~is_vwap_plausible(bars, vwap)
     strange &= np.isfinite(bars[["low", "high"]].to_numpy(np.float64)).all(axis=1)
+    if strange.any():
+        strange &= ~is_derived_amount(bars)
     return strange
 
 

@@ -18,6 +18,7 @@ from kronos_qlib.data.timestamps import (
     TimeTextError,
     check_utc_days,
     read_texts,
+    tell_apart,
     tell_epoch,
     tell_time,
     texts_of,
@@ -98,6 +99,8 @@ def _read_times(cells: pd.Index) -> tuple[Times, bool]:
         raise CalendarError(f"timestamps cannot be read: {bad}") from bad
     if read.epoch is not None:
         raise CalendarError(tell_epoch(texts[0], read.epoch, in_table=False))
+    if read.apart is not None:
+        raise CalendarError(tell_apart(read.apart, in_table=False))
     return read.times, read.is_utc
 
 
@@ -105,7 +108,7 @@ def _tell_number(number: Any) -> str:
     """What to say of a bare number."""
     problem = tell_time(str(number), in_table=False)
     wanted = f"expected timestamps, got numbers such as {number}"
-    if "since 1970" in problem:
+    if "since 1" in problem:
         return f"{wanted}: {problem}"
     if 19000101 <= number <= 21001231:
         return (

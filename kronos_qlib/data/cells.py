@@ -26,6 +26,7 @@ from kronos_qlib.data.timestamps import (
     instants,
     read_texts,
     split_half,
+    tell_apart,
     tell_epoch,
     tell_time,
     tell_zone,
@@ -129,6 +130,8 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
         raise raw.fail(0, column, tell_epoch(texts[0], read.epoch))
     if zone is None and read.is_utc:
         raise raw.fail(0, column, tell_zone(texts[0]))
+    if zone is None and read.apart is not None:
+        raise raw.fail(0, column, tell_apart(read.apart))
     if zone is None or read.offset is None:
         if read.offset is not None and notes is not None:
             notes.append(

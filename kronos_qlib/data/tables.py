@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.data.bars import derive_amount
 from kronos_qlib.data.cells import (
     NO_NUMBER,
     symbol_problem,
@@ -40,7 +41,7 @@ from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
 from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
-from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
 
 __all__ = [
     "ALIASES",
@@ -354,7 +355,7 @@ def _fill(frame: pd.DataFrame) -> list[str]:
             notes.append("amount is missing: set to 0, like volume")
     if "amount" not in frame:
         with np.errstate(over="ignore", invalid="ignore"):
-            frame["amount"] = frame["volume"] * frame[list(PRICE_COLUMNS)].mean(axis=1)
+            frame["amount"] = derive_amount(frame)
         notes.append("amount is missing: derived as volume x mean of open, high, low, close")
     if "factor" not in frame:
         frame["factor"] = 1.0

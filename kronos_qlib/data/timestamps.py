@@ -37,7 +37,7 @@ NAMED = rf"(?P<name>{'|'.join(MONTHS)})[a-z]*"
 
 DATE_TEXT = re.compile(
     r"(?P<year>\d{4})(?:(?P<sep>[-/.])(?P<month>\d{1,2})(?P=sep)(?P<day>\d{1,2})"
-    r"|年(?P<month_zh>\d{1,2})月(?P<day_zh>\d{1,2})日|(?P<packed>\d{4}))"
+    r"|年(?P<month_zh>\d{1,2})月(?P<day_zh>\d{1,2})日|(?P<packed>\d{4})(?:\.0+(?!\d|:))?)"
     rf"(?:(?:T| +){CLOCK})?",
     re.ASCII,
 )
@@ -46,10 +46,10 @@ PACKED_TEXT = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(?:(\d\d)(\d{3})?)?", 
 """202401020935, 20240102093500 and 20240102093500000, which ends in milliseconds."""
 NAMED_TEXT = re.compile(
     rf"(?:(?P<day>\d{{1,2}})[- ]{NAMED}[-, ]+|{NAMED.replace('name', 'first')}\.? +(?P<second_day>"
-    rf"\d{{1,2}}),? +)(?P<year>\d{{4}})(?: +{CLOCK})?",
+    rf"\d{{1,2}}),? +)(?P<year>\d{{4}}|\d{{2}})(?: +{CLOCK})?",
     re.ASCII | re.IGNORECASE,
 )
-"""18-Jun-2024 and Jun 18, 2024."""
+"""18-Jun-2024 and Jun 18, 2024; 18-Jun-24 only where the caller says the order."""
 ORDERED_TEXT = re.compile(
     r"(?P<one>\d{1,2})(?P<sep>[-/.])(?P<two>\d{1,2})(?P=sep)(?P<year>\d{4}|\d{2})"
     rf"(?:(?:T|,? +){CLOCK})?",
@@ -67,6 +67,13 @@ EPOCH_UNITS = {
     19: ("nanoseconds", "ns"),
 }
 """By its digits: what such a count counts, and what pandas calls that."""
+
+DAY_COUNT_TEXT = re.compile(r"([1-6]\d{4})(?:\.\d+)?", re.ASCII)
+"""A count of days since 1970 (from 1997 on) or, as in Excel, since 1899-12-30."""
+EXCEL_1970 = 25569
+ABBREVIATED_TEXT = re.compile(r"(.*\d) ?\(?([A-Z]{3,4})\)?", re.ASCII)
+"""A zone by its letters, such as EST, which is an hour in New York and another in Sydney."""
+CLOCK_CHANGE = timedelta(hours=1)
 
 FIRST_YEAR, LAST_YEAR = 1678, 2261
 """The whole years that pandas' nanoseconds hold."""
@@ -90,13 +97,15 @@ class ReadTimes:
 
     times: (n,) datetime64[us], wall-clock time.
     offset: None where no time had an offset, else the first one's text. is_utc: whether all of
-    them are 0. epoch: what was counted since 1970, None where it was not.
+    them are 0. epoch: what was counted since 1970, None where it was not. apart: two offsets that
+    no change of clocks explains, and which no one exchange has.
     """
 
     times: Times
     offset: str | None = None
     is_utc: bool = False
     epoch: str | None = None
+    apart: tuple[str, str] | None = None
 
 
 def read_texts(texts: Sequence[str], order: str = "ymd") -> ReadTimes:
@@ -143,6 +152,7 @@ def read_texts(texts: Sequence[str], order: str = "ymd") -> ReadTimes:
         times[codes] if len(times) else times,
         zoned[0] if zoned else None,
         bool(zoned) and all(not re.search("[1-9]", offset) for offset in zoned),
+        apart=_far_apart(zoned),
     )
 
 
@@ -162,7 +172,7 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
         of_month, of_day = part["month"] or part["month_zh"], part["day"] or part["day_zh"]
         if part["packed"]:
             of_month, of_day = part["packed"][:2], part["packed"][2:]
-    elif match := NAMED_TEXT.fullmatch(text):
+    elif (match := NAMED_TEXT.fullmatch(text)) and (order != "ymd" or len(match["year"]) == 4):
         part = match.groupdict()
         of_month = str(1 + MONTHS.index((part["name"] or part["first"]).lower()))
         of_day = part["day"] or part["second_day"]
@@ -171,10 +181,10 @@ def parse_time(text: str, order: str = "ymd") -> tuple[datetime, str | None]:
         of_day, of_month = part["one"], part["two"]
         if order == "mdy":
             of_day, of_month = of_month, of_day
-        if len(part["year"]) == 2:  # as POSIX has it
-            part["year"] = ("19" if int(part["year"]) >= 69 else "20") + part["year"]
     else:
         raise ValueError(text)
+    if len(part["year"]) == 2:  # as POSIX has it
+        part["year"] = ("19" if int(part["year"]) >= 69 else "20") + part["year"]
     if part["digits"]:
         part["hour"], part["minute"], part["second"] = (
             part["digits"][place : place + 2] or None for place in (0, 2, 4)
@@ -229,6 +239,27 @@ def tell_time(text: str, *, in_table: bool = True) -> str:
         return (
             f"{wanted}{why}: say which with pd.to_datetime(..., "
             f'format="%d{sep}%m{sep}{year}{clock}") or "%m{sep}%d{sep}{year}{clock}"'
+        )
+    if (match := NAMED_TEXT.fullmatch(text)) and len(match["year"]) == 2:
+        way = "pd.to_datetime(..., format=...)"
+        if in_table:
+            way = 'date_order="dmy" (--date-order dmy)'
+        return f"{wanted}, whose year has two digits: if it stands last, say so with {way}"
+    if match := ABBREVIATED_TEXT.fullmatch(text):
+        try:
+            parse_time(match[1])
+        except ValueError:
+            return wanted
+        return (
+            f"{wanted}: the letters {match[2]} may mean several zones; take them off if they are "
+            "the exchange's own, or write the offset, such as -05:00"
+        )
+    if match := DAY_COUNT_TEXT.fullmatch(text):
+        since = "1899-12-30" if int(match[1]) >= EXCEL_1970 else "1970-01-01"
+        whose = " as Excel counts them" if int(match[1]) >= EXCEL_1970 else ""
+        return (
+            f"{wanted}, which looks like days since {since}{whose}: convert them before, with "
+            f'pd.to_datetime(..., unit="D", origin="{since}")'
         )
     try:
         _, offset = parse_time(text)
@@ -290,12 +321,7 @@ def instants(texts: Sequence[str], order: str = "ymd") -> Times:
     moments = {}
     for text in set(texts):
         moment, offset = parse_time(text, order)
-        sign_and_digits = re.search(r"([+-])(\d{2}):?(\d{2})?", offset or "")
-        shift = timedelta(0)
-        if sign_and_digits:
-            sign, hours, minutes = sign_and_digits.groups()
-            shift = timedelta(hours=int(hours), minutes=int(minutes or 0)) * int(f"{sign}1")
-        moments[text] = moment - shift
+        moments[text] = moment - _shift_of(offset)
     return np.array([moments[text] for text in texts], dtype="datetime64[us]")
 
 
@@ -321,6 +347,37 @@ def check_utc_days(times: Times) -> str | None:
         'another zone, often of the day after; convert them, with .tz_convert("Europe/Berlin") or '
         "the zone of your exchange, or say with .tz_localize(None) that they are its own clock"
     )
+
+
+def tell_apart(apart: tuple[str, str], *, in_table: bool = True) -> str:
+    """What to say of times whose offsets are those of several zones."""
+    way = (
+        'say the zone to read all in with zone="America/New_York" (--zone America/New_York)'
+        if in_table
+        else "convert all to the exchange's, with "
+        'pd.to_datetime(x_timestamp, utc=True).tz_convert("America/New_York")'
+    )
+    return (
+        f"the times have offsets from {apart[0]} to {apart[1]}, further apart than a change of "
+        f"clocks moves them: {way}, or give each exchange's bars by themselves"
+    )
+
+
+def _shift_of(offset: str | None) -> timedelta:
+    """What an offset such as +05:30, UTC+8 or Z adds to UTC."""
+    sign_and_digits = re.search(r"([+-])(\d{2}):?(\d{2})?", offset or "")
+    if not sign_and_digits:
+        return timedelta(0)
+    sign, hours, minutes = sign_and_digits.groups()
+    return timedelta(hours=int(hours), minutes=int(minutes or 0)) * int(f"{sign}1")
+
+
+def _far_apart(offsets: Sequence[str]) -> tuple[str, str] | None:
+    shifts = {offset: _shift_of(offset) for offset in set(offsets)}
+    if len(shifts) < 2:
+        return None
+    least, most = min(shifts, key=shifts.__getitem__), max(shifts, key=shifts.__getitem__)
+    return (least, most) if shifts[most] - shifts[least] > CLOCK_CHANGE else None
 
 
 def _epoch_unit(distinct: Sequence[str]) -> int | None:

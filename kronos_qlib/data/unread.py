@@ -22,6 +22,8 @@ LOOKS_LIKE_SYMBOL = re.compile(
     r"code|symbol|ticker|\btic|instr|stock|share|asset|contract|secu|_id$|^id$|代码|证券|股票|合约|品种"
 )
 
+LOOKS_LIKE_CLOCK = re.compile(r"time|hhmm|clock|minute|时间|时刻")
+
 WEEKDAYS = re.compile(
     r"(?:\d{4}[- ]?)?[qh][1-4]|"
     r"(mon|tue|wed|thu|fri|sat|sun)[a-z]*|(星期|周|礼拜)[一二三四五六日天]|"
@@ -53,6 +55,8 @@ def check_unread(
         if labels is None:
             continue
         codes, values = labels
+        if repeats and LOOKS_LIKE_CLOCK.search(name.lower()) and is_clock(values):
+            continue  # see _check_times
         # A bar or two may be written twice; of several shares, or periods, most times repeat.
         if dates is not None and repeats * (20 if symbol is None else 4) >= len(dates):
             is_apart = _count_repeats(_pair(keys, codes), dates) * 10 <= repeats
@@ -147,10 +151,12 @@ def _tell_labels(
             f"these are the instruments, {tell_mapping(raw, 'symbol', name)}"
         )
     why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
+    # Without the symbol the bars of one time would be refused next.
+    none = "keep the rows of one value and " * bool(repeats) + tell_none(raw, "symbol")
     return (
         f"{raw.source}: no column of symbols is known, but {name!r} has several values ({some})"
         f"{why}: if they are the instruments, {tell_mapping(raw, 'symbol', name)}; if all is one "
-        f"instrument, {tell_none(raw, 'symbol')}"
+        f"instrument, {none}"
     )
 
 
@@ -165,7 +171,7 @@ def _check_times(
     """Where most times repeat, name an unread column that holds the time of day."""
     for name in spare:
         cells = raw.columns[name]
-        if cells.dtype.kind not in "OM":
+        if cells.dtype.kind not in "OMiu":
             continue
         texts = [str(cell).strip() for cell in cells]
         distinct = list(dict.fromkeys(texts))

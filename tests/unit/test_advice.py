@@ -171,3 +171,31 @@ def test_bars_at_one_time_do_not_hide_or_make_a_suspension():
     report = check_bars(twice.reset_index(drop=True), find_gaps=False)
     assert (report["rule"] == "untraded").sum() == 2
     assert advice_on(table().iloc[:0]) == {}
+
+
+def test_pence_are_told_beside_lots_and_ten_thousands():
+    """Shares quoted in pence were advised to multiply their amounts by 10,000."""
+    bars = table()
+    bars[["open", "high", "low", "close"]] *= 100
+    told = advice_on(bars)["vwap"]
+    assert "prices in cents or pence? Then divide them by 100" in told and "repair" not in told
+
+
+def test_a_spread_is_not_torn_by_leaving_out_what_lies_below_zero():
+    """A calendar spread lost the third of its bars that lay below 0, by a repair on offer."""
+    bars = table()
+    bars[["open", "high", "low", "close"]] -= bars["close"].mean()
+    told = advice_on(bars)["nonpositive"]
+    assert "prices below 0 that fit one another" in told and "repair" not in told
+    few = table()
+    few.loc[7, ["low", "close"]] = [-40.3, -37.6]
+    assert advice_on(few)["nonpositive"].endswith("drop-nonpositive mends")
+
+
+def test_an_hour_that_stands_twice_is_put_down_to_the_clocks():
+    """It was said to be another instrument's, or a correction."""
+    times = pd.date_range("2023-10-27", periods=96, freq="h", tz="Europe/Berlin").tz_localize(None)
+    told = advice_on(table(times=times))["duplicate"]
+    assert "clocks went back" in told and "UTC" in told and "repair" not in told
+    moved = advice_on(table(times=times + pd.Timedelta(days=1)))["duplicate"]
+    assert "two instruments" in moved and "clocks" not in moved

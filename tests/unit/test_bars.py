@@ -10,6 +10,7 @@ import pytest
 
 from kronos_qlib.data.bars import check_bars, describe_report, measure_lot
 from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.tables import read_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
 PRICES = ["open", "high", "low", "close"]
@@ -412,3 +413,34 @@ def test_the_splits_of_the_us_panel_are_told_from_spin_offs_and_news():
     untouched, _ = repair_bars(bars[rest], ["drop-bracket"])
     kept = mended[~mended["symbol"].isin(["DISCA", "DISCK"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, untouched, check_dtype=False)
+
+
+def test_a_derived_amount_is_never_at_fault_itself(tmp_path):
+    """A file without amount was told that its amount was negative, and to set its volume to 0."""
+    days = pd.bdate_range("2024-01-01", periods=30)
+    rng = np.random.default_rng(0)
+    close = np.round(20 + rng.normal(0, 0.1, 30).cumsum(), 2)
+    bars = pd.DataFrame({"date": days, "open": close, "high": close + 1, "low": close - 1})
+    bars = bars.assign(close=close, volume=rng.integers(1000, 9999, 30).astype(float))
+    bars.loc[10, ["low", "close"]] = [-40.3, -37.6]
+    bars.loc[15, "high"] = np.nan
+    bars.loc[20, "volume"] = -5.0
+    bars.loc[26, ["open"]] = close[26] * 9
+    bars.loc[28, ["open", "high", "low", "close", "volume"]] = np.nan
+    bars.to_csv(tmp_path / "a.csv", index=False)
+    read = read_bars(tmp_path / "a.csv", as_is=True).bars
+    report = check_bars(read, max_move=None)
+    rules_of = {
+        day: set(report.loc[report["date"] == days[day], "rule"]) for day in (10, 15, 20, 26, 28)
+    }
+    assert rules_of == {
+        10: {"nonpositive"},
+        15: {"nan"},
+        20: {"size"},
+        26: {"bracket"},
+        28: {"nan"},
+    }
+    sizes = report.loc[report["rule"] == "size", "detail"].tolist()
+    assert sizes == ["volume -5"], "and no column that the file does not have"
+    given = read.assign(amount=read["amount"].where(read["date"] != days[3], -1.0))
+    assert (check_bars(given)["detail"] == "amount -1").any()

@@ -742,3 +742,78 @@ def test_settings_reach_the_command_line_and_from_file(tmp_path, capsys):
     ):
         with pytest.raises(ConfigError):
             read_bars(path, **bad)
+
+
+def test_named_months_with_years_of_two_digits_are_read_where_the_order_is_given(tmp_path):
+    """NSE's 02-Jan-23 was refused without a word of what was wrong with it or what to do."""
+    bars = walk()
+    path = save(bars.assign(date=bars["date"].dt.strftime("%d-%b-%y")), tmp_path)
+    with pytest.raises(BarDataError, match=r"'02-Jan-23', whose year has two digits.*date_order"):
+        read_bars(path)
+    check(read_bars(path, date_order="dmy").bars, bars)
+    with pytest.raises(CalendarError, match=r"two digits.*pd.to_datetime"):
+        to_times(["02-Jan-23", "03-Jan-23"])
+
+
+def test_dates_that_were_decimal_numbers_are_read(tmp_path):
+    """A column of 20230102 with a cell missing once is 20230102.0 when pandas writes it again."""
+    bars = walk()
+    days = bars["date"].dt.strftime("%Y%m%d")
+    check(read_bars(save(bars.assign(date=days.astype(float)), tmp_path)).bars, bars)
+    with pytest.raises(BarDataError, match="expected a date like"):
+        read_bars(save(bars.assign(date=days + ".5"), tmp_path))
+
+
+@pytest.mark.parametrize("since", ["1899-12-30", "1970-01-01"])
+def test_counts_of_days_are_told_with_the_way_to_convert_them(tmp_path, since):
+    """44928 is a date to whoever looks at it in Excel."""
+    bars = walk()
+    days = (bars["date"] - pd.Timestamp(since)).dt.days
+    path = save(bars.assign(date=days), tmp_path)
+    with pytest.raises(BarDataError, match=rf"days since {since}.*origin=\"{since}\""):
+        read_bars(path)
+    assert (pd.to_datetime(days, unit="D", origin=since) == bars["date"]).all(), "as advised"
+
+
+def test_offsets_of_several_zones_are_not_taken_for_one_clock(tmp_path):
+    """Bars of Tokyo and New York in turn were one instrument, each by its own clock, in silence."""
+    hours = pd.date_range("2024-03-06 14:30", periods=40, freq="h", tz="UTC")
+    zones = ["Asia/Tokyo", "America/New_York"]
+    texts = [time.tz_convert(zones[place % 2]).isoformat() for place, time in enumerate(hours)]
+    path = save(walk(hours).assign(date=texts), tmp_path)
+    with pytest.raises(BarDataError, match=r"from -05:00 to \+09:00.*zone="):
+        read_bars(path)
+    wanted = walk(hours.tz_convert("America/New_York").tz_localize(None))
+    check(read_bars(path, zone="America/New_York").bars, wanted)
+    with pytest.raises(CalendarError, match=r"from -05:00 to \+09:00.*tz_convert"):
+        timestamps_of(texts, 40, "A", "x_timestamp")
+
+
+def test_letters_of_a_zone_are_named(tmp_path):
+    texts = walk()["date"].dt.strftime("%Y-%m-%d 16:00:00 EST")
+    with pytest.raises(
+        BarDataError, match=r"the letters EST may mean several zones; take them off"
+    ):
+        read_bars(save(walk().assign(date=texts), tmp_path))
+    with pytest.raises(CalendarError, match="the letters EST"):
+        to_times(list(texts))
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_a_clock_of_bare_digits_is_no_symbol(tmp_path, kind):
+    """Times such as 935 beside the day were to be mapped as the names of 12 instruments."""
+    bars = walk(MINUTES)
+    apart = bars.assign(date=MINUTES.normalize(), hhmm=MINUTES.strftime("%H%M").astype(int))
+    apart["hhmm"] = apart["hhmm"].astype(kind)
+    path = save(apart, tmp_path)
+    for source in (path, apart.assign(symbol="A")):
+        with pytest.raises(BarDataError, match=r"'hhmm' has it.*time=hhmm"):
+            read_bars(source)
+        check(read_bars(source, columns={"time": "hhmm"}).bars, bars)
+
+
+def test_versions_of_one_share_are_not_sent_in_a_circle(tmp_path):
+    """Prices as traded and adjusted in one file: without a symbol they were refused again."""
+    both = pd.concat([walk().assign(adj="raw"), walk(seed=1).assign(adj="qfq")])
+    with pytest.raises(BarDataError, match="one instrument, keep the rows of one value and say"):
+        read_bars(save(both, tmp_path))
