@@ -396,5 +396,9 @@ def _check_single(bars: pd.DataFrame, parts: Sequence[_Part]) -> None:
     symbol, date = bars["symbol"].iloc[entry], bars["date"].iloc[entry]
     for part in parts:
         if entry < len(part.frame):
-            raise part.raw.fail(entry, part.date_column, f"a second bar for {symbol} at {date}")
+            problem = (
+                f"a second bar for {symbol} at {date}; `kronos-qlib data check` says why and what "
+                "to do"
+            )
+            raise part.raw.fail(entry, part.date_column, problem)
         entry -= len(part.frame)

@@ -817,3 +817,10 @@ def test_versions_of_one_share_are_not_sent_in_a_circle(tmp_path):
     both = pd.concat([walk().assign(adj="raw"), walk(seed=1).assign(adj="qfq")])
     with pytest.raises(BarDataError, match="one instrument, keep the rows of one value and say"):
         read_bars(save(both, tmp_path))
+
+
+def test_a_second_bar_leads_to_the_command_that_explains_it(tmp_path):
+    """The forecast of a file with rows appended twice said so, and nothing of what to do."""
+    twice = pd.concat([walk(), walk().iloc[20:30]])
+    with pytest.raises(BarDataError, match=r"a second bar for bars at 2023.*data check` says why"):
+        read_bars(save(twice, tmp_path))
