@@ -235,7 +235,7 @@ def test_bars_that_do_not_fit_the_exchange_are_named(tmp_path, capsys):
     asked = [str(source), str(target), "--exchange"]
     assert csv_to_qlib.main([*asked, "XNYS"]) == 2
     said = capsys.readouterr().err
-    assert "error: the bars do not fit --exchange XNYS: 2024-01-07 00:00 is on no session" in said
+    assert "error: the bars do not fit --exchange XNYS: 2024-01-07 is on no session" in said
     assert "--future-calendar FILE" in said
     assert csv_to_qlib.main([*asked, "XNIS"]) == 2
     assert "knows no exchange 'XNIS'" in capsys.readouterr().err
@@ -289,7 +289,7 @@ def test_a_frequency_that_the_bars_do_not_have_is_refused(tmp_path, capsys):
     source, target = write_csv(tmp_path / "bars.csv"), tmp_path / "q"
     assert csv_to_qlib.main([str(source), str(target), "--freq", "5min"]) == 2
     said = capsys.readouterr().err
-    assert "000001 2024-01-03 00:00:00: bars stand 1440 minutes" in said and "--freq day" in said
+    assert "000001 2024-01-03 00:00:00: bars stand 1 day apart" in said and "--freq day" in said
     assert not target.exists()
 
 

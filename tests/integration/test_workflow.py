@@ -141,7 +141,7 @@ def test_the_readme_lists_the_variables_that_the_files_read():
     files = set().union(*(variables_in(path.read_text(encoding="utf-8")) for path in FILES))
     files -= {"KRONOS_"}
     readme = variables_in((WORKFLOWS / "README.md").read_text(encoding="utf-8"))
-    assert readme == files
+    assert readme - {"KRONOS_TOKENIZER"} == files  # which the package reads, and no file
 
 
 def test_workflows_of_the_demo_market_run_on_equal_terms():
