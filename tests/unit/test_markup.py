@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos_qlib.evaluation.comparison import Comparison, Equity, Signal, compare_signals
+from kronos_qlib.evaluation.comparison import Comparison, Signal, common_equity, compare_signals
 from kronos_qlib.evaluation.comparison_figures import comparison_figure
 from kronos_qlib.evaluation.comparison_text import comparison_text, format_rows
 from kronos_qlib.evaluation.figures import new_figure
@@ -91,13 +91,15 @@ def named(one: str, other: str) -> Comparison:
     label = pd.Series(rng.normal(size=len(index)), index)
     scores = {name: label + rng.normal(size=len(index)) for name in (one, other)}
     table = pd.DataFrame({"ic": [0.1, 0.2], "run_id": ["12345678"] * 2}, index=[one, other])
-    net = pd.DataFrame(rng.normal(0, 0.01, (40, 2)), days, columns=[one, other])
+    reports = {}
+    for name in (one, other):
+        excess, bench = rng.normal(0, 0.01, (2, 40))
+        money = {"net_return": excess + bench, "excess_return": excess, "bench": bench}
+        reports[name] = pd.DataFrame(money, days)
     return Comparison(
         table=table.rename_axis("run"),
         signals=compare_signals({name: Signal(scores[name], label) for name in scores}),
-        equity=Equity(
-            net=net, excess=net, bench=net[one], own_days={one: 40, other: 40}, same_bench=True
-        ),
+        equity=common_equity(reports),
         settings=pd.DataFrame({one: {"Model": one}, other: {"Model": other}}),
         notes=(f"{one} is not in the tests: {other}.",),
     )
