@@ -173,7 +173,8 @@ def table_of(closes, missing=()):
             if (name, place) not in missing:
                 rows.append((name, day, price, price, price, price, 100.0, 100.0 * price))
     columns = ["symbol", "date", "open", "high", "low", "close", "volume", "amount"]
-    return BarTable.from_bars(pd.DataFrame(rows, columns=columns), invalid="keep"), days
+    bars = pd.DataFrame(rows, columns=columns)
+    return BarTable.from_bars(bars, invalid="keep", untraded="keep"), days
 
 
 def test_a_window_into_a_suspension_is_left_out_and_counted():
@@ -268,9 +269,9 @@ def test_windows_of_several_lengths_are_drawn_too(bars):
 
 def test_a_price_that_has_no_return_is_named():
     walk = np.linspace(10, 12, 10)
-    walk[7] = 0
+    walk[7] = -1
     table, _ = table_of({"A": walk})
     source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
     windows, _ = known_windows(source, "all")
-    with pytest.raises(BarDataError, match=r"window of A at 2024-01-08 .* has a close of 0"):
+    with pytest.raises(BarDataError, match=r"window of A at 2024-01-08 .* has a close of -1"):
         outcomes_of(source, windows, 2)
