@@ -121,7 +121,9 @@ def test_autocorrelation_and_costs(signal, report):
     assert figure.axes[0].get_title(loc="left").startswith("85%")
     assert_nothing_is_clipped(figure)
 
-    costs = cost_table(report.assign(turnover=np.linspace(0.2, 0.6, len(report))))
+    varied = report["return"] + np.linspace(-0.001, 0.001, len(report))
+    changed = {"turnover": np.linspace(0.2, 0.6, len(report)), "return": varied}
+    costs = cost_table(report.assign(**changed))
     figure = cost_figure(costs, 10.0, 25.0, "demo: costs")
     drawn = [line.get_ydata() for line in figure.axes[0].get_lines()[:2]]
     assert drawn[0] == pytest.approx(costs["net_return"].to_numpy())
