@@ -68,10 +68,10 @@ from qlib.data.cache import H
 from kronos_qlib.data.features import standardised_over_day
 from kronos_qlib.errors import UndefinedMetricError
 from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference
+from kronos_qlib.pipeline.scoring import contexts_of
 from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHandler
 from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.signals import contexts_of
 from kronos_qlib.training.alpha import LEAST_WINDOWS, correlations
 
 FEW = {"epochs": 2, "windows_per_day": 48, "validation_days": 16}

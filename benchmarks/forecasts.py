@@ -22,7 +22,7 @@ from kronos_qlib import WindowDataset
 from kronos_qlib.data.tables import read_bars
 from kronos_qlib.evaluation.forecast_tables import ALL, judge
 from kronos_qlib.evaluation.forecasts import Outcomes
-from kronos_qlib.plugin.forecast_windows import (
+from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     known_windows,
     outcomes_of,
@@ -68,7 +68,7 @@ def main() -> None:
         known, left_out = known_windows(source, segment)
         windows = sample_windows(known, args.windows, args.seed)
         began = time.perf_counter()
-        closes[segment] = draw_closes(model, source, windows, args.paths, args.seed)
+        closes[segment] = draw_closes(model.predictor, source, windows, model.sampling, args.seed)
         outcomes[segment] = outcomes_of(source, windows, 20)
         print(
             f"{segment}: {len(windows)} of {len(known)} windows on "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.clock import show_span
 from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.errors import BarDataError
+from kronos_qlib.log import progress
 from kronos_qlib.schema import CLOSE
 
 JUMPS_SHOWN = 3
@@ -149,6 +150,39 @@ class Windows:
             which = np.flatnonzero(self.lengths == length)
             yield which, Windows(self.table, self.ends[which], length, self.ahead)
 
+    def seen(self, last: int | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """What a predictor reads of windows of one length.
+
+        Args:
+            last: only so many of the newest bars; None: all that each window has seen.
+
+        Returns:
+            (N, T, 6) bars in their own units, and (N, T, 5) time fields.
+
+        Raises:
+            BarDataError: windows differ in length; take them `by_length`.
+        """
+        length = self.lookback if last is None else min(last, self.lookback)
+        rows = self.rows(slice(None))[:, self.lookback - length : self.lookback]
+        return self.table.values[rows], self.table.stamps_at(rows)
+
+    def by_day(self, what: str = "", show_progress: bool = False) -> Iterator[DayGroup]:
+        """Those of each moment that have seen equally many bars: the order of all scoring.
+
+        A batch is made of one day's windows alone, since a matrix product rounds by its shape: a
+        day scored by itself, in a backtest, or before later bars existed gets the same bits.
+
+        Args:
+            what, show_progress: title of a progress bar over the days, and whether there is one.
+
+        Raises:
+            BarDataError: they do not stand by time; take them `by_time`.
+        """
+        days = progress(self.moments(), what, unit="day", show=show_progress)
+        for day, places in enumerate(days):
+            for which, group in self.take(places).by_length():
+                yield DayGroup(day, places.start + which, group)
+
     def moments(self) -> list[slice]:
         """The runs of windows that end at one moment, in order of time.
 
@@ -198,6 +232,16 @@ class Windows:
     def describe(self, which: Ints | slice) -> list[str]:
         """Names of windows for a message: instrument and last bar seen."""
         return [f"{name} at {moment:%Y-%m-%d %H:%M}" for moment, name in self.take(which).index]
+
+
+class DayGroup(NamedTuple):
+    """Windows of one moment and one length, of those that `Windows.by_day` walks through."""
+
+    day: int
+    """Which of the moments, from 0."""
+    places: Ints
+    """(B,) where they stand among all windows."""
+    windows: Windows
 
 
 def _by_time(

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,9 @@ from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_b
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
-from kronos_qlib.inference.frames import Series, series_of_frames, warn_of_doubts, whole
+from kronos_qlib.inference.frames import series_of_frames, warn_of_doubts, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
+from kronos_qlib.inference.options import FrameOptions, PathOptions, Request
 from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoint import check_pair
@@ -30,6 +31,9 @@ from kronos_qlib.model.layers import TIME_TABLE_ROWS
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, TIME_FIELDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 logger = logging.getLogger(__name__)
 
@@ -110,32 +114,24 @@ class KronosPredictor:
         top_p: float = 0.9,
         sample_count: int = 1,
         verbose: bool = True,
-        seed: int = 0,
-        coherent: bool = True,
-        anchor: bool = True,
-        exchange: str | None = None,
-        freq: str | None = None,
-        stratified: bool = False,
-        rotate_s2: bool = False,
+        **options: Unpack[FrameOptions],
     ) -> pd.DataFrame:
         """Forecast one series; the mean of its sampled paths.
 
         Args:
             df: (L rows) open, high, low, close[, volume[, amount]] in their own units.
             x_timestamp: the L timestamps of `df`: a Series, a DatetimeIndex, an array or a list.
-            y_timestamp: the `pred_len` timestamps after them; None makes them from `exchange`, a
-                code of exchange-calendars such as "XSHG" (holidays, half days, lunch break); from
-                `freq`, a pandas frequency such as "5min" or "B", refused where it is not the step
-                of the past; or, without both, at the weekdays and times of day of the past. What
+            y_timestamp: the `pred_len` timestamps after them; None makes them from `exchange`,
+                from `freq`, or, without both, at the weekdays and times of day of the past. What
                 of them is doubtful is logged.
             pred_len: bars to forecast; None takes as many as `y_timestamp` has.
             T: temperature; 0 takes the likeliest token.
             top_k: 0 keeps all tokens. top_p applies after it.
             sample_count: paths to average.
             verbose: show progress.
-            seed: the same seed and bars give the same forecast, whatever else is in a batch.
-            coherent, anchor: see `paths`; both False give the published numbers.
-            stratified, rotate_s2: see `SamplingConfig`.
+            options: exchange, freq, seed, coherent, and `sampling` in place of the four above, or
+                anchor, stratified, rotate_s2: see `inference.options.FrameOptions`.
+                `coherent=False, anchor=False` gives the published numbers.
 
         Returns:
             `pred_len` rows by time, the columns of `schema.BAR_COLUMNS`.
@@ -143,24 +139,9 @@ class KronosPredictor:
         Raises:
             BarDataError, CalendarError, ConfigError: name the series and what is wrong.
         """
-        return self.predict_batch(
-            [df],
-            [x_timestamp],
-            None if y_timestamp is None else [y_timestamp],
-            pred_len,
-            T=T,
-            top_k=top_k,
-            top_p=top_p,
-            sample_count=sample_count,
-            verbose=verbose,
-            seed=seed,
-            coherent=coherent,
-            anchor=anchor,
-            exchange=exchange,
-            freq=freq,
-            stratified=stratified,
-            rotate_s2=rotate_s2,
-        )[0]
+        how = Request.of((T, top_k, top_p), sample_count, verbose, options)
+        ahead = None if y_timestamp is None else [y_timestamp]
+        return self._forecasts([df], [x_timestamp], ahead, pred_len, how)[0].mean
 
     def predict_batch(
         self,
@@ -173,38 +154,16 @@ class KronosPredictor:
         top_p: float = 0.9,
         sample_count: int = 1,
         verbose: bool = True,
-        seed: int = 0,
-        coherent: bool = True,
-        anchor: bool = True,
-        exchange: str | None = None,
-        freq: str | None = None,
-        stratified: bool = False,
-        rotate_s2: bool = False,
+        **options: Unpack[FrameOptions],
     ) -> list[pd.DataFrame]:
         """Forecast several series, of equal length or not; arguments as in `predict`.
 
         Returns:
             One frame per series, in the order given.
         """
-        forecasts = self.predict_paths(
-            df_list,
-            x_timestamp_list,
-            y_timestamp_list,
-            pred_len,
-            T=T,
-            top_k=top_k,
-            top_p=top_p,
-            sample_count=sample_count,
-            verbose=verbose,
-            seed=seed,
-            coherent=coherent,
-            anchor=anchor,
-            exchange=exchange,
-            freq=freq,
-            stratified=stratified,
-            rotate_s2=rotate_s2,
-        )
-        return [forecast.mean for forecast in forecasts]
+        how = Request.of((T, top_k, top_p), sample_count, verbose, options)
+        found = self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how)
+        return [forecast.mean for forecast in found]
 
     def predict_paths(
         self,
@@ -217,14 +176,8 @@ class KronosPredictor:
         top_p: float = 0.9,
         sample_count: int = 20,
         verbose: bool = True,
-        seed: int = 0,
-        coherent: bool = True,
-        anchor: bool = True,
-        exchange: str | None = None,
-        freq: str | None = None,
-        stratified: bool = False,
-        rotate_s2: bool = False,
         keys: Sequence[str] | None = None,
+        **options: Unpack[FrameOptions],
     ) -> list[Forecast]:
         """What was sampled for several series, of equal length or not; arguments as in `predict`.
 
@@ -234,9 +187,19 @@ class KronosPredictor:
         Returns:
             One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
         """
-        series = series_of_frames(
-            df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq
-        )
+        how = Request.of((T, top_k, top_p), sample_count, verbose, options, usual_paths=20)
+        return self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how, keys)
+
+    def _forecasts(
+        self,
+        frames: Sequence[pd.DataFrame],
+        past: Sequence[Any],
+        ahead: Sequence[Any] | None,
+        pred_len: int | None,
+        how: Request,
+        keys: Sequence[str] | None = None,
+    ) -> list[Forecast]:
+        series = series_of_frames(frames, past, ahead, pred_len, keys, how.exchange, how.freq)
         warn_of_doubts(series, keys, self.max_context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(series):
@@ -244,33 +207,19 @@ class KronosPredictor:
         results: dict[int, Forecast] = {}
         for places in by_length.values():
             group = [series[place] for place in places]
-            drawn = self._paths_of(
-                group,
+            drawn = self._paths(
+                np.stack([one.bars for one in group]),
+                stamps_of(np.stack([one.past for one in group])),
+                stamps_of(np.stack([one.ahead for one in group])),
+                how,
                 None if keys is None else [keys[place] for place in places],
-                T=T,
-                top_k=top_k,
-                top_p=top_p,
-                sample_count=sample_count,
-                seed=seed,
-                coherent=coherent,
-                anchor=anchor,
-                verbose=verbose,
-                stratified=stratified,
-                rotate_s2=rotate_s2,
             )
             for place, one, paths in zip(places, group, drawn, strict=True):
                 close = float(one.bars[-1, CLOSE])
                 name = "" if keys is None else keys[place]
-                results[place] = Forecast(paths, one.ahead, close, name, anchored=anchor)
+                anchored = how.sampling.anchor
+                results[place] = Forecast(paths, one.ahead, close, name, anchored=anchored)
         return [results[place] for place in range(len(series))]
-
-    def _paths_of(
-        self, group: Sequence[Series], keys: Sequence[str] | None, **options: Any
-    ) -> Floats:
-        past = stamps_of(np.stack([one.past for one in group]))
-        ahead = stamps_of(np.stack([one.ahead for one in group]))
-        bars = np.stack([one.bars for one in group])
-        return self.paths(bars, past, ahead, ahead.shape[1], keys=keys, **options)
 
     def paths(
         self,
@@ -284,11 +233,8 @@ class KronosPredictor:
         sample_count: int = 1,
         seed: int = 0,
         keys: Sequence[str] | None = None,
-        coherent: bool = True,
-        anchor: bool = True,
         verbose: bool = False,
-        rotate_s2: bool = False,
-        stratified: bool = False,
+        **options: Unpack[PathOptions],
     ) -> Floats:
         """Sample futures of several series of one length.
 
@@ -299,13 +245,8 @@ class KronosPredictor:
                 keys the rises and falls of its bars are the key, so that the unit of prices or
                 volume decides nothing. Equal keys give common random numbers, whose noise cancels
                 between series.
-            coherent: make each bar one: high its highest and low its lowest price, prices
-                positive, volume and amount not negative. False gives the network's raw numbers,
-                as published.
-            anchor: begin where the bars end. The last bar seen comes back from its tokens with an
-                error, which all bars to come share; their prices are moved by what the last close
-                lost, so that the error is no return. False leaves them, as published.
-            rotate_s2, stratified: see `SamplingConfig`.
+            options: coherent, and `sampling` in place of T, top_k, top_p and sample_count, or
+                anchor, stratified, rotate_s2: see `inference.options.PathOptions`.
 
         Returns:
             (series, sample_count, pred_len, 6) float32 bars in their own units.
@@ -314,16 +255,21 @@ class KronosPredictor:
             BarDataError: shapes do not agree, or a value is not finite.
             ConfigError: a sampling setting cannot work, or one path exceeds the memory budget.
         """
-        how = SamplingConfig(
-            paths=sample_count,
-            temperature=T,
-            top_k=top_k,
-            top_p=top_p,
-            rotate_s2=rotate_s2,
-            stratified=stratified,
-        )
+        how = Request.of((T, top_k, top_p), sample_count, verbose, {**options, "seed": seed})
+        pred_len = whole("pred_len", pred_len)
+        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
+        return self._paths(x, x_stamp, y_stamp, how, keys)
+
+    def _paths(
+        self,
+        x: Floats,
+        x_stamp: Stamps,
+        y_stamp: Stamps,
+        request: Request,
+        keys: Sequence[str] | None,
+    ) -> Floats:
+        how, pred_len = request.sampling, y_stamp.shape[1]
         x = np.asarray(x, dtype=np.float32)
-        pred_len, seed = whole("pred_len", pred_len), whole("seed", seed, least=None)
         _check_bars(x, keys)
         _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
         _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
@@ -334,19 +280,21 @@ class KronosPredictor:
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         packed = self._engine()
 
-        plan = self.plan(len(x), x.shape[1], pred_len, how.paths, stratified)
+        plan = self.plan(len(x), x.shape[1], pred_len, how.paths, how.stratified)
         names = [key_of(row) for row in x] if keys is None else [str(key).encode() for key in keys]
-        place_uniforms(result, seed, names, stratified)
+        place_uniforms(result, request.seed, names, how.stratified)
 
         def draw(rows: slice, futures: slice) -> None:
             past = x[rows]
             uniforms = torch.from_numpy(uniforms_in(result[rows, futures]).copy())
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, anchor)
-            result[rows, futures] = make_coherent(drawn, past) if coherent else drawn
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
+            result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
         batches = plan.batches(len(x), how.paths)
         done = run_batches(draw, batches, plan)
-        for _ in progress(done, "forecasting", unit="batch", show=verbose, total=len(batches)):
+        for _ in progress(
+            done, "forecasting", unit="batch", show=request.verbose, total=len(batches)
+        ):
             pass
         return result
 
@@ -409,7 +357,6 @@ class KronosPredictor:
         stamps: Stamps,
         how: SamplingConfig,
         uniforms: torch.Tensor,
-        anchor: bool,
     ) -> Floats:
         horizon, paths = stamps.shape[1] - bars.shape[1], uniforms.shape[1]
         scale = WindowScale.of(bars)
@@ -421,7 +368,7 @@ class KronosPredictor:
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
         require_finite(ahead, "bars of the tokenizer")
         futures = scale.to_bars(ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1))
-        if anchor:
+        if how.anchor:
             seen = scale.to_bars(newest.cpu().numpy()[:, None])
             futures[..., PRICES] += (bars[:, -1:, CLOSE] - seen[..., CLOSE])[..., None]
         return futures.reshape(len(bars), paths, horizon, -1)

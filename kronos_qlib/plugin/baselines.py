@@ -74,13 +74,12 @@ class BaselineModel(Model):
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
         scores = np.empty(len(windows), dtype=np.float64)
-        for day in windows.moments():
-            for which, group in windows.take(day).by_length():
-                bars = group.bars(slice(None))
-                if (place := first_broken(bars)) is not None:
-                    moment, name = group.index[place]
-                    raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
-                scores[day.start + which] = baseline_of(self.kind, bars, self.bars, self.skip)
+        for _, places, group in windows.by_day():
+            bars = group.bars(slice(None))
+            if (place := first_broken(bars)) is not None:
+                moment, name = group.index[place]
+                raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
+            scores[places] = baseline_of(self.kind, bars, self.bars, self.skip)
         return pd.Series(scores, index=windows.index, name="score").sort_index()
 
 

@@ -305,10 +305,22 @@ class KronosDataset(DatasetH):
         if handler_kwargs is not None and self.bar_handler is not self.handler:
             self.bar_handler.setup_data(**handler_kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Qlib's `config` moves segments and handler by setting them: windows are made anew."""
+        super().__setattr__(name, value)
+        if name != "_source":
+            self.__dict__.pop("_source", None)
+
     @property
     def source(self) -> WindowDataset:
-        """The windows' side of it, which knows no Qlib."""
-        table = self.bar_handler.bars
+        """The windows' side of it, which knows no Qlib; the same one until a setting changes."""
+        table = self.bar_handler.bars  # another one after the handler's own `setup_data`
+        known: WindowDataset | None = self.__dict__.get("_source")
+        if known is None or known.table is not table:
+            known = self._source = self._make_source(table)
+        return known
+
+    def _make_source(self, table: BarTable) -> WindowDataset:
         begin, end = self.bar_handler.bounds
         return WindowDataset(
             table=table,

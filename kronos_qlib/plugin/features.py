@@ -13,9 +13,9 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.features import standardised_over_day
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.pipeline.scoring import contexts_of, signals_from_paths
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.signals import contexts_of, signals_from_paths
 from kronos_qlib.signals.paths import check_signals
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only

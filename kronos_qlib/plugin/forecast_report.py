@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ from kronos_qlib.evaluation.forecast_figures import (
 from kronos_qlib.evaluation.forecast_tables import ForecastQuality, judge
 from kronos_qlib.evaluation.forecasts import LEVELS, VOLATILITY_BARS, Outcomes
 from kronos_qlib.evaluation.uncertainty import LEAST_DAYS
-from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.forecast_windows import (
+from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     known_windows,
     outcomes_of,
     sample_windows,
 )
+from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.schema import CLOSE
 
@@ -229,7 +229,8 @@ class ForecastReportRecord(RecordTemp):
                 f"{LEAST_DAYS} are the fewest for a standard error; test on a longer segment, or "
                 "set more `windows`"
             )
-        closes = draw_closes(model, source, windows, paths, self.seed)
+        how = replace(model.sampling, paths=paths)
+        closes = draw_closes(model.predictor, source, windows, how, self.seed, model.show_progress)
         return Drawn(windows, closes, outcomes, left_out)
 
     def _save(self, found: ForecastQuality, drawn: Drawn, paths: int, fitted_on: int) -> None:

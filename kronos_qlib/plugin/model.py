@@ -18,14 +18,14 @@ from kronos_qlib.configs import SamplingConfig, SignalsConfig, from_mapping
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
-from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.runs import claim_active_run
-from kronos_qlib.plugin.signals import (
+from kronos_qlib.pipeline.scoring import (
     exposures_from_windows,
     members_of,
     scores_from_alpha,
     signals_from_paths,
 )
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.runs import claim_active_run
 from kronos_qlib.plugin.stages import (
     Resume,
     StagesConfig,

@@ -15,7 +15,7 @@ from qlib.log import get_module_logger
 from kronos_qlib.configs import PRESETS, AlphaConfig, TrainingConfig, from_mapping
 from kronos_qlib.data.segments import first_instant, last_instant, places_of
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
-from kronos_qlib.plugin.signals import contexts_of
+from kronos_qlib.pipeline.scoring import contexts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

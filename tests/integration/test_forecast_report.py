@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,15 @@ from kronos_qlib.errors import (
     UndefinedMetricError,
 )
 from kronos_qlib.evaluation.calibration import Calibration
-from kronos_qlib.plugin import forecast_windows
-from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.forecast_report import FIGURES, ForecastReportRecord
-from kronos_qlib.plugin.forecast_windows import (
+from kronos_qlib.pipeline import outcomes
+from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     known_windows,
     outcomes_of,
     sample_windows,
 )
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.forecast_report import FIGURES, ForecastReportRecord
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
 from kronos_qlib.schema import CLOSE
@@ -194,7 +195,7 @@ def test_a_window_into_a_suspension_is_left_out_and_counted():
 
 def test_a_stray_bar_on_a_holiday_is_warned_of(caplog, monkeypatch):
     """One instrument's bar on a Saturday makes it a day of the calendar: all others lack it."""
-    monkeypatch.setattr(forecast_windows.logger, "warning", logging.getLogger("seen").warning)
+    monkeypatch.setattr(outcomes.logger, "warning", logging.getLogger("seen").warning)
     walk = np.linspace(10, 12, 9)
     missing = {(name, 5) for name in "ABC"}
     table, days = table_of(dict.fromkeys("ABCD", walk), missing)
@@ -242,7 +243,8 @@ def test_paths_are_those_of_predict_paths(dataset, bars):
     source = dataset.source
     windows = sample_windows(known_windows(source, "test")[0], 6, 0)
     model = model_of(stratified=True)
-    closes = draw_closes(model, source, windows, 9, seed=5)
+    how = replace(model.sampling, paths=9)
+    closes = draw_closes(model.predictor, source, windows, how, seed=5)
     moment, name = windows.index[2]
     own = bars[(bars["symbol"] == name) & (bars["date"] <= moment)].tail(LOOKBACK)
     ahead = pd.Series(source.future_times(windows)[2])
@@ -261,7 +263,8 @@ def test_windows_of_several_lengths_are_drawn_too(bars):
     windows, _ = known_windows(source, "all")
     assert windows.lengths is not None
     assert len(set(windows.lengths.tolist())) > 1
-    closes = draw_closes(model_of(), source, windows, 3, 0)
+    model = model_of(paths=3)
+    closes = draw_closes(model.predictor, source, windows, model.sampling, 0)
     assert closes.shape == (len(windows), 3, 2)
     ratio = closes[:, 0, 0] / windows.last_close
     assert ((ratio > 0.7) & (ratio < 1.4)).all(), "each window has its own paths"

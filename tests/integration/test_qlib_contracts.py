@@ -248,6 +248,22 @@ def test_prepare_knows_members_of_the_day_only(provider, tmp_path):
 # config and setup_data; what is read, and when
 
 
+def test_the_windows_side_is_made_once_until_a_setting_changes(provider):
+    """It was built anew, calendar and universe included, at every access."""
+    dataset = dataset_of(provider)
+    source = dataset.source
+    assert dataset.source is source
+    dataset.config(segments={"test": ("2020-06-01", "2020-06-05")})
+    assert dataset.source is not source
+    assert dataset.source.segments == {"test": ("2020-06-01", "2020-06-05")}
+    source = dataset.source
+    dataset.horizon = source.horizon + 1
+    assert dataset.source.horizon == source.horizon + 1
+    source = dataset.source
+    dataset.setup_data(handler_kwargs={})
+    assert dataset.source.table is not source.table
+
+
 def test_config_and_setup_move_frame_and_windows(provider, bars, monkeypatch):
     """What Qlib's updater does; until setup_data what was read stays, and IT_LS fits nothing."""
     dataset = dataset_of(provider)

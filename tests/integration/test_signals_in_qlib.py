@@ -176,7 +176,7 @@ def test_an_ensemble_pools_the_paths_of_its_members(dataset, frame):
 
     def watched(x, x_stamp, y_stamp, pred_len, **how):
         paths = draw(x, x_stamp, y_stamp, pred_len, **how)
-        seen[x.shape[1], how["T"]] = (x, how["keys"], paths)
+        seen[x.shape[1], how["sampling"].temperature] = (x, how["keys"], paths)
         return paths
 
     model._predictor = types.SimpleNamespace(paths=watched, max_context=100)

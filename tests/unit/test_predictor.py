@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.data.calendar import stamps_of
 from kronos_qlib.data.scale import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
@@ -494,3 +495,25 @@ def test_arrays_that_are_refused(forecaster):
     x[1, 4, 3] = np.nan
     with pytest.raises(BarDataError, match="SH600000: close of bar 4 is missing"):
         forecaster.paths(x, past, ahead, 3, keys=["a", "SH600000"])
+
+
+def test_sampling_may_be_given_whole(forecaster):
+    """`sampling` is the published arguments in one object; both at once is a question."""
+    x = np.stack([bars(seed=seed).to_numpy(np.float32) for seed in (0, 1)])
+    stamps = np.repeat(stamps_of(DAYS[: PAST + AHEAD])[None], 2, axis=0)
+    asked = (x, stamps[:, :PAST], stamps[:, PAST:], AHEAD)
+    how = SamplingConfig(paths=3, temperature=0.8, top_k=5, top_p=0.95, anchor=False)
+    one = forecaster.paths(*asked, sampling=how, seed=4)
+    other = forecaster.paths(
+        *asked, T=0.8, top_k=5, top_p=0.95, sample_count=3, anchor=False, seed=4
+    )
+    np.testing.assert_array_equal(one, other)
+    for twice in ({"T": 0.8}, {"sample_count": 3}, {"anchor": False}):
+        with pytest.raises(ConfigError, match=f"give `sampling` or {next(iter(twice))}, not both"):
+            forecaster.paths(*asked, sampling=how, **twice)
+    with pytest.raises(ConfigError, match="must be a SamplingConfig, got 'paper'"):
+        forecaster.paths(*asked, sampling="paper")
+    means = forecaster.predict(bars(), DAYS[:PAST], freq="B", pred_len=2, sampling=how)
+    assert len(means) == 2
+    with pytest.raises(TypeError, match="unexpected option 'temperature'; known: sampling, anchor"):
+        forecaster.paths(*asked, temperature=0.8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from kronos_qlib.model.alpha import AlphaHead
 
 Scores = npt.NDArray[np.float64]
-
-# In all of these a batch is one day's windows. A matrix product rounds by its shape: so a day
-# scored alone, in a backtest, or before later bars existed gets the same bits.
 
 
 @dataclass(frozen=True)
@@ -105,60 +102,71 @@ def signals_from_paths(
     newest = windows.take(np.array([day.start for day in days], dtype=np.int64))
     stamps_ahead = source.future_stamps(newest)  # all at once: a short calendar fails early
     found = {name: np.empty(len(windows), dtype=np.float64) for name in names}
-    for number, day in enumerate(
-        progress(days, "Kronos forecasts", unit="day", show=show_progress)
-    ):
-        for which, group in windows.take(day).by_length():
-            index, last_close = group.index, group.last_close
-            paths = np.concatenate(
-                [
-                    _draw(predictor, group, index, stamps_ahead[number], sampling, member, seed)
-                    for member in members
-                ],
-                axis=1,
+    for day, places, group in windows.by_day("Kronos forecasts", show_progress):
+        ahead = np.broadcast_to(stamps_ahead[day], (len(group), *stamps_ahead.shape[1:]))
+        pooled = [
+            draw_paths(
+                predictor,
+                group,
+                ahead,
+                replace(sampling, temperature=member.temperature),
+                seed,
+                lookback=member.lookback,
+                mark=member.mark,
+                coherent=False,  # the paper's score is of the raw closes
             )
-            if broken := describe_broken(paths, last_close):
-                moment, name = index[broken[0]]
-                raise BarDataError(f"{name} at {moment}: {broken[1]}")
-            for name, values in signals_of(paths, last_close, names).items():
-                found[name][day.start + which] = values
+            for member in members
+        ]
+        paths, last_close = np.concatenate(pooled, axis=1), group.last_close
+        if broken := describe_broken(paths, last_close):
+            moment, name = group.index[broken[0]]
+            raise BarDataError(f"{name} at {moment}: {broken[1]}")
+        for name, values in signals_of(paths, last_close, names).items():
+            found[name][places] = values
     return pd.DataFrame(found, index=windows.index)
 
 
-def _draw(
+def draw_paths(
     predictor: KronosPredictor,
-    group: Windows,
-    index: pd.MultiIndex,
+    windows: Windows,
     stamps_ahead: npt.NDArray[np.int64],
     sampling: SamplingConfig,
-    member: Member,
     seed: int,
+    *,
+    lookback: int | None = None,
+    mark: str = "",
+    coherent: bool = True,
+    verbose: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """(N, P, H, 6) paths of one moment's windows of one length."""
-    rows = group.rows(slice(None))
-    if member.lookback is not None:
-        rows = rows[:, -member.lookback :]
-    paths: npt.NDArray[np.float32] = predictor.paths(
-        group.table.values[rows],
-        group.table.stamps_at(rows),
-        np.broadcast_to(stamps_ahead, (len(group), *stamps_ahead.shape)),
-        len(stamps_ahead),
-        T=member.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        sample_count=sampling.paths,
+    """Sampled futures of windows of one length, keyed by instrument and moment.
+
+    Args:
+        windows: N of them, all with as many bars seen.
+        stamps_ahead: (N, H, 5) time fields of the bars to come.
+        sampling: how; with `common` the windows of a moment share their random numbers.
+        lookback: only so many of the newest bars are seen; None: all.
+        mark: the end of each key, which sets these paths apart from others of the same windows.
+        coherent: see `KronosPredictor.paths`.
+
+    Returns:
+        (N, P, H, 6) float32 bars in their own units.
+    """
+    keys = [
+        (moment.isoformat() if sampling.common else f"{name} {moment.isoformat()}") + mark
+        for moment, name in windows.index
+    ]
+    bars, stamps = windows.seen(lookback)
+    return predictor.paths(
+        bars,
+        stamps,
+        stamps_ahead,
+        stamps_ahead.shape[1],
+        sampling=sampling,
         seed=seed,
-        keys=[
-            (moment.isoformat() if sampling.common else f"{name} {moment.isoformat()}")
-            + member.mark
-            for moment, name in index
-        ],
-        coherent=False,  # the paper's score is of the raw closes
-        anchor=sampling.anchor,
-        rotate_s2=sampling.rotate_s2,
-        stratified=sampling.stratified,
+        keys=keys,
+        coherent=coherent,
+        verbose=verbose,
     )
-    return paths
 
 
 def exposures_from_windows(
@@ -182,11 +190,10 @@ def exposures_from_windows(
     index = windows.index
     numbers = [name for name in needed if name != SECTOR]
     table = {name: np.empty(len(windows), dtype=np.float64) for name in numbers}
-    for day in windows.moments() if numbers else []:
-        for which, group in windows.take(day).by_length():
-            measured = window_exposures(group.bars(slice(None)))
-            for name in numbers:
-                table[name][day.start + which] = measured[name]
+    for _, places, group in windows.by_day() if numbers else ():
+        measured = window_exposures(group.bars(slice(None)))
+        for name in numbers:
+            table[name][places] = measured[name]
     for name, values in table.items():
         broken = ~np.isfinite(values)
         if broken.any():
@@ -220,16 +227,15 @@ def scores_from_alpha(
 
     head = head.to(predictor.device).eval()
     scores = np.empty(len(windows), dtype=np.float64)
-    days = windows.moments()
-    for day in progress(days, "Kronos alpha", unit="day", show=show_progress):
+    for day in progress(windows.moments(), "Kronos alpha", unit="day", show=show_progress):
         one = windows.take(day)
         contexts = np.zeros((len(one), 0), dtype=np.float32)
         if head.narrow is not None:
             contexts = contexts_of(predictor, one)
         inputs = (contexts, day_features(one))
         with torch.inference_mode():
-            said = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
-        scores[day] = said.float().cpu().numpy()
+            found = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
+        scores[day] = found.float().cpu().numpy()
     return scores
 
 
@@ -238,10 +244,6 @@ def contexts_of(
 ) -> npt.NDArray[np.float32]:
     """(N, D) context vectors after each window's last bar; windows by time."""
     contexts = np.empty((len(windows), predictor.model.config.d_model), dtype=np.float32)
-    days = windows.moments()
-    for day in progress(days, "Kronos contexts", unit="day", show=show_progress):
-        for which, group in windows.take(day).by_length():
-            rows = group.rows(slice(None))
-            bars, stamps = group.table.values[rows], group.table.stamps_at(rows)
-            contexts[day.start + which] = predictor.embed(bars, stamps)
+    for _, places, group in windows.by_day("Kronos contexts", show_progress):
+        contexts[places] = predictor.embed(*group.seen())
     return contexts

@@ -5,22 +5,28 @@ Shape letters: N windows, P paths, H bars of the horizon.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from qlib.log import get_module_logger
 
+from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.segments import Segment
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.evaluation.forecasts import Outcomes
-from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.pipeline.scoring import draw_paths
 from kronos_qlib.schema import CLOSE
 
-logger = get_module_logger(__name__)
+if TYPE_CHECKING:
+    from kronos_qlib.inference.predictor import KronosPredictor
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,38 +116,37 @@ def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -
 
 
 def draw_closes(
-    model: KronosModel, source: WindowDataset, windows: Windows, paths: int, seed: int
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    windows: Windows,
+    sampling: SamplingConfig,
+    seed: int,
+    show_progress: bool = False,
 ) -> Floats:
-    """(N, P, H) closes of coherent paths, independent of each other, in money.
+    """(N, P, H) closes of coherent paths in money, independent of each other.
+
+    Args:
+        sampling: how; neither `stratified` nor `common`, which make paths depend on each other.
 
     Raises:
         BarDataError: a close is not positive; names instrument and time.
     """
-    how = model.sampling
+    sampling = replace(sampling, stratified=False, common=False)
     stamps_ahead = source.future_stamps(windows)
-    closes = np.empty((len(windows), paths, source.horizon))
+    closes = np.empty((len(windows), sampling.paths, source.horizon))
     for which, group in windows.by_length():
-        names = [f"{name} {moment.isoformat()}" for moment, name in group.index]
         for start in range(0, len(group), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            rows = group.ends[some][:, None].astype(np.int64) + np.arange(1 - group.lookback, 1)
-            drawn = model.predictor.paths(
-                group.table.values[rows],
-                group.table.stamps_at(rows),
-                stamps_ahead[which[some]],
-                source.horizon,
-                T=how.temperature,
-                top_k=how.top_k,
-                top_p=how.top_p,
-                sample_count=paths,
-                seed=seed,
-                keys=names[some],
-                coherent=True,
-                anchor=how.anchor,
-                verbose=model.show_progress,
-                rotate_s2=how.rotate_s2,
+            places = which[some]
+            drawn = draw_paths(
+                predictor,
+                group.take(some),
+                stamps_ahead[places],
+                sampling,
+                seed,
+                verbose=show_progress,
             )
-            closes[which[some]] = drawn[..., CLOSE]
+            closes[places] = drawn[..., CLOSE]
     _check_positive(closes.reshape(len(windows), -1), windows, "has a path with a close")
     return closes
 

@@ -1,0 +1,1 @@
+"""Windows and network together, without Qlib: paths, contexts, signals, the stages of training."""
