@@ -9,6 +9,7 @@ from kronos_qlib.cli.parsers import add_commands, describe
 COMMANDS = {
     "check": ("report what is wrong with bars, and repair it", "kronos_qlib.cli.data_check"),
     "convert": ("turn bars in files into a Qlib data folder", "kronos_qlib.cli.data_convert"),
+    "members": ("write who was in an index, day by day", "kronos_qlib.cli.data_members"),
     "demo": ("make a Qlib data folder with a simulated market", "kronos_qlib.cli.data_demo"),
 }
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rule, 2 when the input or a setting is bad.",
         "kronos-qlib data check bars.csv --no-gaps --report problems.csv",
         "kronos-qlib data convert bars.csv data/mine --benchmark MEAN --exchange XSHG",
+        "kronos-qlib data members data/mine csi300",
         "kronos-qlib data demo demo/market",
     )
     add_commands(parser, COMMANDS)
