@@ -7,9 +7,9 @@ have it. Anchored, drift alone is left: paths are drawn once and moved, so that 
 both.
 
 Gaps are given in bar deviations (the standard deviation of the close-to-close returns of the
-window's lookback) and in percent of the last close: their mean size and their mean. "Share" is the
-part of the unanchored gap's variance that is the tokens' error, cov(error, gap) / var(gap); the rest
-is drift. "Bars" is the mean size of the move that came, for scale. `+-` is the standard error of a
+window's lookback) and in percent of the last close: their mean size and their mean. "Share" is what
+of the unanchored gap's variance is the tokens' error, cov(error, gap) / var(gap); the rest is
+drift. "Bars" is the mean size of the move that came, for scale. `+-` is the standard error of a
 mean, clustered by day, since names move together.
 
 One window of each of `--windows` equally long stretches of the windows by (day, name) is taken, by

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from kronos_qlib.cli.parsers import add_commands, add_debug
-from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
 from kronos_qlib.evaluation.markup import one_line
 from kronos_qlib.version import __version__
 
@@ -66,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _one_line(error: Exception) -> str:
-    """What went wrong; where we did not expect it, what it is and how to see more."""
+    """What went wrong, a line for each reason; where we did not expect it, how to see more."""
+    if isinstance(error, RefusedRunError) and len(error.problems) > 1:
+        return "\n- ".join(map(one_line, ("this run would fail:", *error.problems)))
     said = one_line(str(error))  # it may hold names out of files and stores
     if isinstance(error, KronosError):
         return said
