@@ -66,7 +66,7 @@ def check_folder(folder: Path) -> None:
         what = "has no calendars/" if place.is_dir() else "is a file"
         raise ConfigError(
             f"{place} is no Qlib folder: it {what}; name the one that holds calendars, features "
-            "and instruments (provider_uri), `kronos-qlib data convert` writes it from files of bars"
+            "and instruments (provider_uri); `kronos-qlib data convert` writes one from files"
         )
 
 
@@ -200,7 +200,7 @@ def check_market(folder: Path, market: str) -> Market:
         elif near:
             hint = f"did you mean {near[0]!r}? There are {some}"
         else:
-            hint = f"there are {some}"
+            hint = f"there are {some}: name one of these"
         raise ConfigError(f"market {market!r} has no file {path}; {hint}")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [(at, line.split("\t")) for at, line in enumerate(lines, start=1) if line.strip()]
@@ -279,7 +279,7 @@ def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None
     features = folder / "features"
     there = sorted(_folders(features))
     if not there:
-        return f"{features} is {'empty' if features.is_dir() else 'not there'}"
+        return f"{features} is {'empty' if features.is_dir() else 'not there'}; {RECONVERT}"
     own = [name for name in names if feature_folder(name) in set(there)]
     if not own:
         return _no_folder(features, names, there)

@@ -14,7 +14,7 @@ from qlib.utils import fill_placeholder
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar import Times
-from kronos_qlib.data.segments import bounds_of, first_instant, last_instant
+from kronos_qlib.data.segments import bounds_of, first_instant, last_instant, places_of
 from kronos_qlib.errors import ConfigError, KronosError
 from kronos_qlib.plugin.faults import (
     check_frequency,
@@ -68,6 +68,14 @@ class PlannedData:
         first, last = bounds_of(self.segments, name)
         begin = self.calendar[0] if first is None else first_instant(first)
         return begin, self.calendar[-1] if last is None else last_instant(last, self.calendar)
+
+    @cached_property
+    def is_tested(self) -> bool:
+        """Whether the test segment has a time of the calendar."""
+        if self.span("test") is None:
+            return False
+        start, stop = places_of(self.calendar, *bounds_of(self.segments, "test"))
+        return start < stop
 
     @cached_property
     def universe(self) -> set[str] | None:
@@ -133,10 +141,14 @@ class PlannedRun:
         handler = dict(mapping_of(kwargs["handler"].get("kwargs")))
         handler |= mapping_of(kwargs.get("bar_handler"))
         freq = handler.get("freq") or "day"
+        if not isinstance(freq, str):  # several
+            return
         try:
             Freq(freq)
-        except (TypeError, ValueError):  # several, or one that Qlib will refuse
-            return
+        except ValueError as unknown:
+            raise ConfigError(
+                f"handler.freq: Qlib knows no freq {freq!r}, give day or as 5min"
+            ) from unknown
         folder = self.folders.get(str(Freq(freq)), self.folders.get(QlibConfig.DEFAULT_FREQ))
         yield PlannedData(mapping_of(kwargs.get("segments")), handler, folder, freq)
 

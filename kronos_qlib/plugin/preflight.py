@@ -116,7 +116,7 @@ def _universe(run: PlannedRun) -> Iterator[str]:
         market = instruments.get("market") if isinstance(instruments, Mapping) else instruments
         if isinstance(market, str):
             yield from _said(check_market, data.folder, market)
-        names = data.universe
+        names = data.universe if data.is_tested else None
         if names is not None and not names:
             what = f"market {market!r}" if isinstance(market, str) else f"{len(instruments)} names"
             cause = ""
@@ -200,9 +200,9 @@ def _backtest(run: PlannedRun) -> Iterator[str]:
         names = settings.get("benchmark")
         names = [names] if isinstance(names, str) else names
         for data in run.data[:1]:
-            if not data.is_sound or data.span("test") is None:
+            if not data.is_tested:
                 continue
-            if isinstance(names, list | tuple) and len(data.calendar):
+            if isinstance(names, list | tuple):
                 yield from _benchmark(run, data, settings, [*map(str, names)])
             yield from _size(data, settings)
 
@@ -279,13 +279,18 @@ def _resume(run: PlannedRun) -> Iterator[str]:
 
 def _checkpoints(run: PlannedRun) -> Iterator[str]:
     for model in run.models:
+        lacking: set[str] = set()
         for role, name, revision in halves_of(model):
+            if name in lacking:  # said of its predictor
+                continue
             from kronos_qlib.model.checkpoint import check_there, sizes_of
 
             if model.get("from_scratch") and not (role == "tokenizer" and model.get("tokenizer")):
-                yield from _said(sizes_of, name, role)
+                found = [*_said(sizes_of, name, role)]
             else:
-                yield from _said(check_there, role, name, revision)
+                found = [*_said(check_there, role, name, revision)]
+            lacking |= {name} if found else set()
+            yield from found
         if head := model.get("alpha_head"):
             yield from _said(_check_head, head)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from kronos_qlib.data.segments import bounds_of, places_of
-from kronos_qlib.errors import KronosError
+from kronos_qlib.errors import ConfigError, KronosError
 from kronos_qlib.plugin.planned_run import PlannedRun, mapping_of
 
 QRUN_STORE = "mlruns"
@@ -46,15 +47,21 @@ def why_unwritable(folder: Path) -> str:
 
 
 def outputs_of(run: PlannedRun) -> list[tuple[str, Path]]:
-    """Folders that MLflow writes in, the one of artifacts last; [] for a store elsewhere."""
+    """Folders that MLflow writes in, the one of artifacts last; [] for a store elsewhere.
+
+    Raises:
+        ConfigError: the file of a store is a folder, or may not be written.
+    """
     given = mapping_of(mapping_of(run.init.get("exp_manager")).get("kwargs")).get("uri")
     uri = str(given or Path.cwd() / QRUN_STORE)
     what = f"the MLflow store {uri}"
     if uri.startswith(SQLITE):
         file = Path(uri.removeprefix(SQLITE).partition("?")[0])
         found = [(what, file.absolute().parent)]
-        if file.exists() and not file.is_file():
-            return [(what, file)]  # `why_unwritable` says what is wrong with a folder there
+        if file.is_dir():
+            raise ConfigError(f"{what} names a folder: name a file in it, {uri}/mlflow.db")
+        if file.exists() and not os.access(file, os.W_OK):
+            raise ConfigError(f"{what} cannot be written: change its rights, or name another")
         kept = _artifacts_of(file, run.experiment)
         folder = _local(kept) if kept else Path.cwd() / QRUN_STORE
         return [*found, ("the MLflow artifacts", folder)] if folder else found

@@ -342,7 +342,7 @@ def test_a_frequency_that_the_folder_lacks_names_those_it_has(folder):
 
 def test_a_folder_that_is_none_says_so(folder, tmp_path):
     open_folder(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(ConfigError, match=r"there is no Qlib folder .*nowhere"):
         read_calendar()
     (tmp_path / "nowhere").mkdir()
     with pytest.raises(ConfigError, match=r"nowhere is no Qlib data folder"):
