@@ -267,8 +267,8 @@ class Forecast:
         name = f"{self.name}: " if self.name else ""
         begin = "anchored" if self.anchored else "not anchored"
         return (
-            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}, {begin}; expected "
-            f"{what} {moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
+            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}, {begin}; "
+            f"expected {what} {moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
         )
 
     @property

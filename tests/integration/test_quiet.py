@@ -55,8 +55,8 @@ assert notices.notices, "importing the package changed what others print"
 from kronos_qlib.cli.parsers import run_script
 """
 DOORS = {
-    "command": "kronos_qlib.cli.main.main(['data', 'demo', 'no/where', '--years', '-1'])",
-    "script": "run_script('x.py', lambda parser: parser.set_defaults(command=int, bad_input=()), [])",
+    "command": "kronos_qlib.cli.main.main(['data', 'check', 'nowhere.csv'])",
+    "script": "run_script('x.py', lambda own: own.set_defaults(command=int, bad_input=()), [])",
 }
 
 
