@@ -10,13 +10,14 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from qlib.utils.time import Freq
 
-from kronos_qlib.configs import from_mapping
+from kronos_qlib.configs import SamplingConfig, from_mapping
 from kronos_qlib.data.segments import (
     ORDER,
     bounds_of,
@@ -44,6 +45,8 @@ from kronos_qlib.plugin.run_outputs import (
 
 logger = logging.getLogger(__name__)
 
+OURS = __name__.partition(".")[0]
+"""This package, whose records are made to check their settings."""
 CROWDED = 2
 """Names of the universe to one held: where there are fewer, the log says so."""
 STRAY_DAYS = 31
@@ -55,11 +58,12 @@ def check_run(config: Mapping[str, Any]) -> None:
 
     Looked at are: the folders of bars; the market's file; train, valid and test (in order, apart,
     within the calendar); processors fitted on days after train; what BacktestRecord or Qlib's
-    PortAnaRecord is to trade (settings, benchmark, names in the universe of the test segment); that
-    the MLflow store, its artifacts and resume folders can be written; that checkpoints are there;
-    and free disk. What is on a network (an MLflow server, the Hub, mounted bars) is not asked for,
-    and what a task gives as made objects is not looked into. Something that works and is hardly
-    meant (a universe little larger than topk) is logged as a warning.
+    PortAnaRecord is to trade (settings, benchmark, names in the universe of the test segment);
+    settings of this package's other records; that checkpoints are there; that the MLflow store, its
+    artifacts and resume folders can be written; and free disk. What is on a network (an MLflow
+    server, the Hub, mounted bars) is not asked for, and what a task gives as made objects is not
+    looked into. What works and is hardly meant (a universe little larger than topk, a segment that
+    reaches beyond the calendar) is logged as a warning.
 
     Free disk is compared with an estimate of what the run writes: 20 MiB of reports, 200 bytes for
     each bar and name of the test segment, twice the weights of a model that is trained (weights are
@@ -250,6 +254,27 @@ def _benchmark(
         yield from (f"backtest.benchmark: {problem}" for problem in found)
 
 
+def _reports(run: PlannedRun) -> Iterator[str]:
+    """Settings of this package's records, as the records themselves check them when made."""
+    for record in run.records:
+        module, name = record.get("module_path"), record.get("class")
+        if not isinstance(module, str) or not module.startswith(f"{OURS}."):
+            continue
+        if not isinstance(name, str) or is_class(record, "BacktestRecord"):  # see `_backtest`
+            continue
+        kwargs = dict(mapping_of(record.get("kwargs")))
+        try:
+            made = getattr(import_module(module), name)(recorder=None, **kwargs)
+            if is_class(record, "ForecastReportRecord"):
+                own = mapping_of(run.models[0].get("sampling")) if run.models else {}
+                made.checked_paths(own.get("paths", SamplingConfig().paths))
+        except (ImportError, AttributeError, TypeError) as unknown:
+            yield f"task.record: {name} cannot be made: {unknown}"
+        except KronosError as problem:
+            said = str(problem)
+            yield said if said.startswith(name) else f"{name}: {said}"
+
+
 def _size(data: PlannedData, settings: Mapping[str, Any]) -> Iterator[str]:
     topk, names = settings.get("topk"), data.universe
     if not isinstance(topk, int) or not names:
@@ -313,6 +338,7 @@ CHECKS: tuple[Callable[[PlannedRun], Iterator[str]], ...] = (
     _segments,
     _fit_times,
     _backtest,
+    _reports,
     _checkpoints,
     _store,
     _resume,

@@ -53,8 +53,9 @@ class KronosRecorder(MLflowRecorder):
     ) -> None:
         super().save_objects(local_path, artifact_path, **kwargs)
         if TASK in kwargs and artifact_path is None:
+            experiment = self.client.get_experiment(self.experiment_id).name
             try:
-                check_open_run(kwargs[TASK], R.exp_manager.active_experiment)
+                check_open_run(self._uri, kwargs[TASK], experiment)
             except RefusedRunError as refused:
                 from kronos_qlib.plugin.about_run import NOTE
 
@@ -92,7 +93,7 @@ class KronosExpManager(MLflowExpManager):
 
     def _start_exp(self, **kwargs: Any) -> Any:
         quiet_libraries()
-        check_open_run()
+        check_open_run(self.uri)
         from kronos_qlib.plugin.about_run import tag_versions
 
         with no_git_usage():
@@ -109,12 +110,13 @@ class KronosExpManager(MLflowExpManager):
             _release(recorder.id)
 
 
-def check_open_run(task: Any = None, experiment: Any = None) -> None:
+def check_open_run(uri: str, task: Any = None, experiment: str | None = None) -> None:
     """`check_run` with Qlib's settings as `qlib.init` left them.
 
     Args:
+        uri: of the run's store.
         task: of the run, None while it is not known.
-        experiment: Qlib's, of the run.
+        experiment: the name of the run's.
 
     Raises:
         RefusedRunError: as `check_run`.
@@ -123,9 +125,8 @@ def check_open_run(task: Any = None, experiment: Any = None) -> None:
     from kronos_qlib.plugin.preflight import check_run
 
     init = {key: C[key] for key in RUN_SETTINGS if key in C}
-    check_run(
-        {"qlib_init": init, "task": task, "experiment_name": getattr(experiment, "name", None)}
-    )
+    init["exp_manager"] = {"kwargs": {"uri": uri}}
+    check_run({"qlib_init": init, "task": task, "experiment_name": experiment})
 
 
 def claim_run(recorder: Recorder) -> None:

@@ -209,6 +209,25 @@ def test_qlibs_own_record_is_looked_at_too(config):
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "kwargs", "says"),
+    [
+        ("ForecastReportRecord", "forecast_report", {"paths": 5}, "needs 19 paths .* got 5"),
+        ("ForecastReportRecord", "forecast_report", {}, "needs 19 paths .* got 3"),
+        ("ForecastReportRecord", "forecast_report", {"pahts": 5}, "cannot be made: .*pahts"),
+        ("SignalReportRecord", "signal_report", {"horizons": [0]}, "horizons count bars"),
+        ("SignalReport", "signal_report", {}, "SignalReport cannot be made"),
+    ],
+)
+def test_reports_that_cannot_be_made_are_said(config, name, module, kwargs, says):
+    """5 paths for a band of 90 % were refused by the fifth record, 12 minutes in."""
+    put(config, "task.model.kwargs.sampling", {"paths": 3})
+    record = {"class": name, "module_path": f"kronos_qlib.plugin.{module}", "kwargs": kwargs}
+    put(config, "task.record", [record])
+    (problem,) = problems_of(config)
+    assert re.search(says, problem), problem
+
+
 def test_members_of_a_blend_are_looked_at_and_their_data_sets(config):
     model = config["task"]["model"]
     other = copy.deepcopy(config["task"]["dataset"])
