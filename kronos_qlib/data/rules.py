@@ -225,9 +225,9 @@ def find_small_splits(bars: Bars, starts: Flags) -> npt.NDArray[np.int64]:
 
     Open and close both lie within 3 % of a ratio of SMALL_SPLITS to the close before; that is far
     beyond what the instrument's returns were; and the bar's own range is a usual one, where a fall
-    or rise upon news has a wide one. Of 3 million real daily and hourly bars of 2,000 names 3 are
-    found that are no split planted there (two of them a reverse split); of splits 3:2 planted into
-    them, 80 to 90 % are.
+    or rise upon news has a wide one. In 5.7 million real bars of 5,067 names (A-shares, US shares,
+    coins) it finds a reverse split, a spin-off with one, and a single false alarm; of splits 3:2
+    planted into them, 80 to 90 % by market.
 
     Args:
         bars: (n, 6).
@@ -251,7 +251,7 @@ def find_small_splits(bars: Bars, starts: Flags) -> npt.NDArray[np.int64]:
     begins = np.flatnonzero(starts)
     firsts = begins[np.searchsorted(begins, rows, side="right") - 1]
     calm = [_is_calm(bars, row, first) for row, first in zip(rows, firsts, strict=True)]
-    return rows[np.array(calm, dtype=bool)]
+    return np.asarray(rows[np.array(calm, dtype=bool)], dtype=np.int64)
 
 
 def _is_calm(bars: Bars, row: int, first: int) -> bool:
