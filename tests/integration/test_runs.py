@@ -127,6 +127,6 @@ def test_qrun_from_another_folder_says_what_it_looked_for_and_makes_no_store(tmp
     )
     assert done.returncode != 0
     looked_for = tmp_path.resolve() / "demo" / "market"
-    reason = "holds no calendars/" if there else "is not there"
-    assert f"ConfigError: the folder of bars {looked_for} {reason}" in done.stdout + done.stderr
+    says = f"{looked_for} is no Qlib folder" if there else f"there is no Qlib folder {looked_for}"
+    assert f"RefusedRunError: this run would fail: {says}" in done.stdout + done.stderr
     assert sorted(tmp_path.rglob("*")) == before
