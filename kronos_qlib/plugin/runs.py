@@ -13,6 +13,8 @@ import atexit
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,12 @@ HOST, PROCESS, STARTED = (f"kronos_qlib.owner.{part}" for part in ("host", "proc
 ENDED_BY = "kronos_qlib.marked_killed"
 """Tag of a run that another run marked."""
 
+WORKFLOW_FILE = "workflow.yaml"
+"""Artifact of a run: the file that it was begun by, all values in place."""
+
+_kept: list[tuple[str, list[str]]] = []
+"""Texts of workflows that are about to be run, and the ids of their runs."""
+
 _held: dict[str, tuple[FileLock, int]] = {}
 """Locks of runs, and the process that took each: a fork of it has them too, and lets go of none."""
 
@@ -60,6 +68,7 @@ class KronosExpManager(MLflowExpManager):
             experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
         tag_versions(experiment.active_recorder)
+        _keep_workflow(experiment.active_recorder)
         return experiment
 
     def _end_exp(self, *args: Any, **kwargs: Any) -> None:
@@ -88,6 +97,25 @@ def check_provider() -> None:
             f"folder that qrun is started in, {Path.cwd()}: start it where the bars lie, or give "
             "their whole path (KRONOS_PROVIDER_URI in the workflows here). Nothing was written"
         )
+
+
+@contextmanager
+def keeping_workflow(text: str) -> Iterator[list[str]]:
+    """Runs that begin in the block keep this text as WORKFLOW_FILE; yields their ids as they do."""
+    run_ids: list[str] = []
+    _kept.append((text, run_ids))
+    try:
+        yield run_ids
+    finally:
+        _kept.pop()
+
+
+def _keep_workflow(recorder: Recorder) -> None:
+    if not _kept or not isinstance(recorder, MLflowRecorder) or recorder.id is None:
+        return
+    text, run_ids = _kept[-1]
+    recorder.client.log_text(recorder.id, text, WORKFLOW_FILE)
+    run_ids.append(recorder.id)
 
 
 def claim_run(recorder: Recorder) -> None:
