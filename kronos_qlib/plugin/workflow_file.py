@@ -103,7 +103,7 @@ def load_yaml(text: str, where: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError) as problem:
-        raise ConfigError(f"{where} is no YAML: {problem}") from problem
+        raise ConfigError(f"{where} cannot be read: {problem}") from problem
 
 
 def dump_yaml(config: Mapping[str, Any]) -> str:
@@ -194,7 +194,7 @@ def standalone(path: Path) -> str:
         out = StringIO()
         writer.dump(own, out)
     except (YAMLError, ValueError) as problem:
-        raise ConfigError(f"{path} is no YAML: {problem}") from problem
+        raise ConfigError(f"{path} cannot be read: {problem}") from problem
     return re.sub(r"J(\d+)J", lambda found: hidden[int(found[1])], out.getvalue())
 
 
@@ -249,6 +249,8 @@ def _sorted_changes(
     changes: Sequence[str], variables: set[str], path: Path
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Changes of the file's variables by their keys, and those of paths in it."""
+    # A profile is whole: train_start is a market's, though a zero-shot workflow has no such segment.
+    is_template = bool(variables & set(map(variable_of, PROFILE_KEYS)))
     given: dict[str, Any] = {}
     paths: list[tuple[str, Any]] = []
     for text in changes:
@@ -257,7 +259,7 @@ def _sorted_changes(
         if not is_set or not key or not all(key.split(".")):
             raise ConfigError(f"a change is KEY=VALUE, such as seed=1, got {shown(text)}")
         loaded = load_yaml(value, f"the value of {key}")
-        if variable_of(key) in variables:
+        if variable_of(key) in variables or (key in PROFILE_KEYS and is_template):
             if isinstance(loaded, Mapping | list):
                 raise ConfigError(f"{key} takes one value, got {shown(value)}")
             given[key] = loaded
