@@ -94,7 +94,9 @@ def estimate(
         parts.append(Part("contexts and signals as features", each * counts.of(*counts.windows)))
     if model_kind(_at(dataset, "kwargs", "handler")) not in ("KronosHandler", ""):
         rows = counts.of(*counts.windows)
-        parts.append(Part("features of tables, and trees on them", rows * (ROW_FEATURES + ROW_TREES)))
+        parts.append(
+            Part("features of tables, and trees on them", rows * (ROW_FEATURES + ROW_TREES))
+        )
     if draws_paths(task):
         network = next((one for one in _models(model) if isinstance(one, KronosModel)), None)
         if network is not None and counts.moments:
@@ -233,5 +235,3 @@ def _at(found: Any, *keys: str) -> Any:
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
-
-

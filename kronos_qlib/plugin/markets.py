@@ -142,9 +142,7 @@ class MarketProfile:
 
     def variables(self) -> dict[str, str]:
         """What the templates' variables stand for, by name, as YAML writes each value."""
-        values = {
-            name: as_yaml(name, value, self.freq) for name, value in asdict(self).items()
-        }
+        values = {name: as_yaml(name, value, self.freq) for name, value in asdict(self).items()}
         return {variable_of(name): text for name, text in values.items()}
 
 
@@ -195,6 +193,8 @@ def checked_value(name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise ConfigError(f"{name} must be a text, got {shown(value)}")
         value = str(value)
+        if not value.isprintable():
+            raise ConfigError(f"{name} holds characters that do not show: {shown(value)}")
         if name == "freq":
             return _frequency(value)
         if name == "region" and value not in REGIONS:
@@ -248,7 +248,9 @@ def _moment(text: str, name: str, is_end: bool | None = None) -> pd.Timestamp:
     try:
         found = pd.Timestamp(text)
     except (ValueError, OverflowError) as problem:
-        raise ConfigError(f"{name} must be a date such as 2020-01-31, got {plain(text)}") from problem
+        raise ConfigError(
+            f"{name} must be a date such as 2020-01-31, got {plain(text)}"
+        ) from problem
     if found is pd.NaT or found.tzinfo is not None:
         raise ConfigError(f"{name} must be a date without a time zone, got {plain(text)}")
     is_end = name.endswith("_end") if is_end is None else is_end

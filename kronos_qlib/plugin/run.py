@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.data.dataset import WindowDataset
-from kronos_qlib.data.segments import describe_segments, first_instant
+from kronos_qlib.data.segments import bounds_of, describe_segments, first_instant, places_of
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError, plain
 from kronos_qlib.plugin.about_run import model_name, universe_of
@@ -24,6 +24,7 @@ from kronos_qlib.plugin.estimate import Part, describe_estimate, estimate, model
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.quiet import quiet_libraries
 from kronos_qlib.plugin.runs import check_provider, keeping_workflow
+from kronos_qlib.plugin.source import read_calendar
 from kronos_qlib.plugin.stages import check_segments, no_windows
 from kronos_qlib.plugin.workflow_file import Workflow, dump_yaml, read_workflow, settings_of
 
@@ -75,8 +76,9 @@ def plan_run(
         quiet_libraries()
         _open(config["qlib_init"])
         model = _made(task["model"], f"{workflow.path}: task.model")
+        _check_dates(task["dataset"], model)
         source = windows_of(task["dataset"], workflow.path)
-        found = _windows(source, model, workflow)
+        found = _windows(source, model)
         parts = estimate(task, model, task["dataset"], source, found)
     return Plan(
         workflow,
@@ -128,9 +130,9 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
 
 def _checked_task(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     task = config.get("task")
-    missing = [
-        f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))
-    ] + [name for name in ("qlib_init",) if not _is_map(config.get(name))]
+    missing = [f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))] + [
+        name for name in ("qlib_init",) if not _is_map(config.get(name))
+    ]
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}: it is no workflow")
     for name in ("model", "dataset"):
@@ -158,26 +160,51 @@ def _made(section: Mapping[str, Any], where: str) -> Any:
         if known and key not in known and not is_open:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}.kwargs: {section['class']} has no {plain(str(key))!r}; {hint}")
+            raise ConfigError(
+                f"{where}.kwargs: {section['class']} has no {plain(str(key))!r}; {hint}"
+            )
     try:
         return init_instance_by_config(section)
     except (ImportError, AttributeError, TypeError) as problem:
         raise ConfigError(f"{where} cannot be made: {problem}") from problem
 
 
-def _windows(source: WindowDataset, model: Any, workflow: Workflow) -> dict[str, Windows]:
+def _needed(model: Any, segments: Sequence[str]) -> list[str]:
+    """Segments that a model learns from, is judged by or scores."""
+    is_trained = not isinstance(model, KronosModel) or not model.training.is_zero_shot
+    order = ("train", "valid", "test") if is_trained else ("test",)
+    return [name for name in order if name in segments]
+
+
+def _check_dates(section: Mapping[str, Any], model: Any) -> None:
+    """Refuse segments in which the folder has no day, before its bars are read."""
+    kwargs = section.get("kwargs") or {}
+    segments = kwargs.get("segments")
+    if not _is_map(segments):
+        return  # `windows_of` says it
+    calendar = read_calendar(str(_at(kwargs, "handler", "kwargs", "freq") or "day"))
+    for name in _needed(model, list(segments)):
+        first, last = bounds_of(segments, name)
+        start, stop = places_of(calendar, first, last)
+        if start == stop:
+            raise BarDataError(
+                f"the segment {name}, {first} to {last}, has no bar: the bars go from "
+                f"{str(calendar[0])[:10]} to {str(calendar[-1])[:10]}. {_proposed(calendar)}"
+            )
+
+
+def _windows(source: WindowDataset, model: Any) -> dict[str, Windows]:
     """By segment; refused where what is to be learned from or scored is empty."""
     segments = [name for name in ("train", "valid", "test") if name in source.segments]
     found = {name: source.windows(name) for name in segments}
-    is_trained = not isinstance(model, KronosModel) or not model.training.is_zero_shot
-    calendar = source.table.calendar
-    needed = segments if is_trained else ["test"]
+    needed = _needed(model, segments)
     for name in needed:
-        if not len(found.get(name, ())):
+        if not len(found[name]):
             raise BarDataError(
-                f"{no_windows(source, name, found[name].dropped)}. {_proposed(calendar)}"
+                f"{no_windows(source, name, found[name].dropped)}. "
+                f"{_proposed(source.table.calendar)}"
             )
-    if is_trained and {"train", "valid"} <= set(segments):
+    if {"train", "valid"} <= set(needed):
         check_segments(source)
     return found
 
@@ -204,15 +231,21 @@ def _describe(
     provider = config["qlib_init"].get("provider_uri")
     universe = universe_of(task) or "all"
     yield "workflow", str(workflow.path)
-    yield "market", (
-        f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
-        + (f", benchmark {backtest.get('benchmark')}" if _is_map(backtest) else "")
+    yield (
+        "market",
+        (
+            f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
+            + (f", benchmark {backtest.get('benchmark')}" if _is_map(backtest) else "")
+        ),
     )
     freq = str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
     bars = table.places
     reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
-    yield "bars", (
-        f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, {reach[0]} to {reach[1]}"
+    yield (
+        "bars",
+        (
+            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, {reach[0]} to {reach[1]}"
+        ),
     )
     for name, windows in found.items():
         first, last = (str(day)[:10] for day in source.bounds(name))
@@ -221,21 +254,30 @@ def _describe(
             continue
         moments, each = np.unique(windows.times, return_counts=True)
         names = len(np.unique(table.instrument_of(windows.ends[:])))
-        yield name, (
-            f"{first} to {last}, {len(windows):,} windows at {len(moments):,} times, {names} "
-            f"instruments, {int(np.median(each))} at a time"
+        yield (
+            name,
+            (
+                f"{first} to {last}, {len(windows):,} windows at {len(moments):,} times, {names} "
+                f"instruments, {int(np.median(each))} at a time"
+            ),
         )
     if _is_map(backtest):
-        yield "traded", (
-            f"top {backtest.get('topk', 50)} of them, {backtest.get('n_drop', 5)} replaced a bar, "
-            f"costs {_points(backtest.get('open_cost', 0.0005))} and "
-            f"{_points(backtest.get('close_cost', 0.0015))} bp"
+        yield (
+            "traded",
+            (
+                f"top {backtest.get('topk', 50)} of them, {backtest.get('n_drop', 5)} replaced a bar, "
+                f"costs {_points(backtest.get('open_cost', 0.0005))} and "
+                f"{_points(backtest.get('close_cost', 0.0015))} bp"
+            ),
         )
     yield "model", f"{model_name(task['model'])}; {_training(task['model'])}"
     yield "estimate", f"{describe_estimate(parts)} (measured here just now, within a factor of 2)"
-    yield "results", (
-        f"experiment {config.get('experiment_name', 'workflow')} in {_store(config)}, with the "
-        "rendered workflow.yaml"
+    yield (
+        "results",
+        (
+            f"experiment {config.get('experiment_name', 'workflow')} in {_store(config)}, with the "
+            "rendered workflow.yaml"
+        ),
     )
 
 
@@ -249,9 +291,7 @@ def _training(section: Mapping[str, Any]) -> str:
         )
     if model_kind(section) != KronosModel.__name__:
         return "trained on the segment train"
-    stages = {
-        stage: how for stage, how in (kwargs.get("training") or {}).items() if _is_map(how)
-    }
+    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if _is_map(how)}
     if not stages:
         return "nothing is trained"
     said = []

@@ -249,7 +249,7 @@ def _sorted_changes(
     changes: Sequence[str], variables: set[str], path: Path
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Changes of the file's variables by their keys, and those of paths in it."""
-    # A profile is whole: train_start is a market's, though a zero-shot workflow has no such segment.
+    # A profile is whole: train_start is a market's, though a zero-shot workflow has no such day.
     is_template = bool(variables & set(map(variable_of, PROFILE_KEYS)))
     given: dict[str, Any] = {}
     paths: list[tuple[str, Any]] = []
@@ -377,9 +377,7 @@ def _base_path(base: str, path: Path) -> Path:
         if Path(base).name == BASE_FILE
         else ""
     )
-    raise ConfigError(
-        f"{path}: {BASE} {base} is neither in {Path.cwd()} nor beside the file{ours}"
-    )
+    raise ConfigError(f"{path}: {BASE} {base} is neither in {Path.cwd()} nor beside the file{ours}")
 
 
 def _resolve_sys(config: MutableMapping[str, Any], path: Path) -> None:
@@ -426,7 +424,7 @@ def _check_addable(
     elif owner is not None and place is owner.get("kwargs"):
         settings, is_open = settings_of(owner)
         # A typing error in a short path must not pass for one of LightGBM's many settings.
-        if name in settings or (is_open and is_absolute):
+        if name in settings or (is_open and (is_absolute or not settings)):
             return
         known |= settings
     elif owner is not None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import jinja2
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import meta
 
@@ -140,6 +140,7 @@ def test_what_a_profile_leaves_out_follows_from_the_rest():
         ({"freq": "hourly"}, 'freq must be "day" or as "5min"'),
         ({"freq": "week"}, 'freq must be "day" or as "5min"'),
         ({"market": ["a", "b"]}, "market must be a text"),
+        ({"benchmark": "A\x7f"}, "benchmark holds characters that do not show"),
         ({"benchmark": ""}, "benchmark must be a text"),
         ({"days_per_year": 0}, "days_per_year must be above 0"),
     ],
@@ -201,19 +202,20 @@ def test_an_end_of_minute_bars_covers_its_day():
     assert timed["KRONOS_TEST_END"] == "2015-12-31 15:00:00"
 
 
+@settings(max_examples=20)
 @given(
     topk=st.integers(1, 500),
     account=st.floats(1, 1e15) | st.integers(1, 10**15),
     cost=st.floats(0, 0.0999),
     limit=st.none() | st.floats(1e-6, 1) | st.just(math.inf),
-    folder=st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1).filter(str.strip),
+    folder=st.text(
+        st.characters(codec="ascii", min_codepoint=32, max_codepoint=126), min_size=1
+    ).filter(str.strip),
 )
 def test_values_survive_the_template(topk, account, cost, limit, folder):
     """Every value that a profile can hold comes out of a rendered workflow as it went in."""
     changed = {"topk": topk, "n_drop": 1, "account": account, "open_cost": cost}
-    profile = MarketProfile(
-        **MINE | changed | {"limit_threshold": limit, "provider_uri": folder}
-    )
+    profile = MarketProfile(**MINE | changed | {"limit_threshold": limit, "provider_uri": folder})
     text = template()
     config = load_yaml(_render(text, _quoted(text, profile.variables()), find_market("us")), "it")
     backtest = config["task"]["backtest"]

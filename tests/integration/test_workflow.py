@@ -167,9 +167,7 @@ def test_workflows_of_the_demo_market_run_on_equal_terms():
     assert alone["kwargs"] == beside["kwargs"]
 
 
-@pytest.mark.parametrize(
-    ("name", "freq"), [("demo", "day"), ("demo_5min", "5min")]
-)
+@pytest.mark.parametrize(("name", "freq"), [("demo", "day"), ("demo_5min", "5min")])
 def test_dates_lie_in_the_demo_market(name, freq):
     settings, market = read_workflow("kronos", name).config, USUAL[freq]
     first = pd.Timestamp(market.start)
