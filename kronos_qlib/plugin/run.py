@@ -244,7 +244,8 @@ def _describe(
     yield (
         "bars",
         (
-            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, {reach[0]} to {reach[1]}"
+            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, "
+            f"{reach[0]} to {reach[1]}"
         ),
     )
     for name, windows in found.items():
@@ -265,7 +266,8 @@ def _describe(
         yield (
             "traded",
             (
-                f"top {backtest.get('topk', 50)} of them, {backtest.get('n_drop', 5)} replaced a bar, "
+                f"top {backtest.get('topk', 50)} of them, "
+                f"{backtest.get('n_drop', 5)} replaced a bar, "
                 f"costs {_points(backtest.get('open_cost', 0.0005))} and "
                 f"{_points(backtest.get('close_cost', 0.0015))} bp"
             ),
