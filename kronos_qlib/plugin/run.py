@@ -69,10 +69,10 @@ def plan_run(
         ConfigError: a setting cannot work, or there are no bars; names what and where.
         BarDataError: a segment that is to be learned from, judged by or scored has no windows.
     """
-    workflow = read_workflow(name, market, changes)
-    config = workflow.config
-    task = _checked_task(config, workflow.path)
-    with _environment():
+    with _environment():  # libraries set some as they are imported
+        workflow = read_workflow(name, market, changes)
+        config = workflow.config
+        task = _checked_task(config, workflow.path)
         quiet_libraries()
         _open(config["qlib_init"])
         model = _made(task["model"], f"{workflow.path}: task.model")

@@ -62,8 +62,8 @@ def clean(monkeypatch):
 
 
 def environment() -> dict[str, str]:
-    """Without what tests and pytest itself set."""
-    ours = ("KRONOS_", "PYTEST_")
+    """Without what tests, pytest and scikit-learn's import set."""
+    ours = ("KRONOS_", "PYTEST_", "KMP_")
     return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
 
 
