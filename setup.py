@@ -1,5 +1,13 @@
-"""For tools that still look for setup.py; everything is in pyproject.toml."""
+"""Which folders are packages; everything else is in pyproject.toml.
 
-from setuptools import setup
+The workflow files lie in a folder of their own, where they are read, and inside the package in a
+wheel, where `kronos_qlib.plugin.shipped` finds them. In a clone that is installed as editable it
+takes the folder itself.
+"""
 
-setup()
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["kronos_qlib*"]), "kronos_qlib.workflows"],
+    package_dir={"kronos_qlib.workflows": "workflows"},
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import add_changes, describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kronos-qlib finetune my.yaml --out tuned --set training.predictor.epochs=3",
         "torchrun --nproc-per-node 2 -m kronos_qlib.cli finetune my.yaml --out tuned",
     )
-    parser.add_argument("config", metavar="FILE", help="a workflow, as qrun takes it")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="for the weights")
     parser.add_argument(
-        "--set",
-        dest="changes",
-        metavar="PATH=VALUE",
-        action="append",
-        default=[],
-        help="another value for a setting of the model; may be repeated",
+        "config", metavar="WORKFLOW", help="a file as qrun takes it, or a name as of run"
     )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="for the weights")
+    add_changes(parser)
     parser.set_defaults(command=finetune)
 
 
@@ -37,7 +32,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     from kronos_qlib.training.team import process_rank
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    history = run(arguments.config, arguments.out, arguments.changes)
+    history = run(arguments.config, arguments.out, arguments.changes, arguments.market)
     if process_rank() == 0:
         for stage, rows in history.items():
             best = min(rows, key=lambda row: row["valid_loss"])

@@ -19,6 +19,8 @@ cannot be asked; INTERRUPTED is what a shell makes of Ctrl-C."""
 
 COMMANDS = {
     "forecast": ("draw the bars to come of a file's series", "kronos_qlib.cli.forecast"),
+    "run": ("run a workflow on a market: checked, estimated, by qrun", "kronos_qlib.cli.run"),
+    "workflow": ("list workflows and markets, or print one to edit", "kronos_qlib.cli.workflow"),
     "finetune": (
         "train the model of a workflow file and save its weights",
         "kronos_qlib.cli.finetune",

@@ -57,6 +57,25 @@ def describe(parser: argparse.ArgumentParser, description: str, *examples: str) 
     parser.epilog = "\n".join(["example:", *(f"  {example}" for example in examples)])
 
 
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """The market that a workflow is rendered for, and single values."""
+    parser.add_argument(
+        "--market",
+        metavar="NAME_OR_FILE",
+        help="a profile in place of the file's own market; `kronos-qlib workflow` lists them",
+    )
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value, in YAML: of a key of the profile (topk=30, test_end=2016-06-30), of a "
+        "variable in lower case (paths=5), of the model (training.predictor.epochs=3), or of a "
+        "path in the file (task.dataset.kwargs.min_bars=60); may be repeated",
+    )
+
+
 def run_script(
     path: str, add_arguments: Callable[[argparse.ArgumentParser], None], argv: Sequence[str] | None
 ) -> int:

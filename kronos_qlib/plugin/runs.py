@@ -13,6 +13,8 @@ import atexit
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,12 @@ ENDED_BY = "kronos_qlib.marked_killed"
 
 TASK = "task"
 """Under which Qlib's trainer hands a recorder the task, before it makes anything of it."""
+
+WORKFLOW_FILE = "workflow.yaml"
+"""Artifact of a run: the file that it was begun by, all values in place."""
+
+_kept: list[tuple[str, list[str]]] = []
+"""Texts of workflows that are about to be run, and the ids of their runs."""
 
 _held: dict[str, tuple[FileLock, int]] = {}
 """Locks of runs, and the process that took each: a fork of it has them too, and lets go of none."""
@@ -100,6 +108,7 @@ class KronosExpManager(MLflowExpManager):
             experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
         tag_versions(experiment.active_recorder)
+        _keep_workflow(experiment.active_recorder)
         return experiment
 
     def _end_exp(self, *args: Any, **kwargs: Any) -> None:
@@ -127,6 +136,25 @@ def check_open_run(uri: str, task: Any = None, experiment: str | None = None) ->
     init = {key: C[key] for key in RUN_SETTINGS if key in C}
     init["exp_manager"] = {"kwargs": {"uri": uri}}
     check_run({"qlib_init": init, "task": task, "experiment_name": experiment})
+
+
+@contextmanager
+def keeping_workflow(text: str) -> Iterator[list[str]]:
+    """Runs that begin in the block keep this text as WORKFLOW_FILE; yields their ids as they do."""
+    run_ids: list[str] = []
+    _kept.append((text, run_ids))
+    try:
+        yield run_ids
+    finally:
+        _kept.pop()
+
+
+def _keep_workflow(recorder: Recorder) -> None:
+    if not _kept or not isinstance(recorder, MLflowRecorder) or recorder.id is None:
+        return
+    text, run_ids = _kept[-1]
+    recorder.client.log_text(recorder.id, text, WORKFLOW_FILE)
+    run_ids.append(recorder.id)
 
 
 def claim_run(recorder: Recorder) -> None:

@@ -152,7 +152,7 @@ def test_a_workflow_file_is_taken_as_it_is(provider, tmp_path, monkeypatch):
         "PROVIDER_URI": provider, "START": "2020-01-01", "TRAIN_START": "2020-01-01",
         "TRAIN_END": "2020-08-31", "VALID_START": "2020-09-01", "VALID_END": "2020-10-30",
         "TEST_START": "2020-11-02", "TEST_END": "2020-11-30", "LOOKBACK": 20, "HORIZON": 3,
-        "EPOCHS": 1, "WINDOWS_PER_EPOCH": 40, "VALIDATION_WINDOWS": 20, "DEVICE": "cpu",
+        "EPOCHS": 1, "WINDOWS_PER_EPOCH": 40, "VALIDATION_WINDOWS": 20,
         "MLFLOW_URI": f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"KRONOS_{name}", str(value))

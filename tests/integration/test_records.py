@@ -460,7 +460,7 @@ def test_a_run_without_its_metrics_fails(market):
     workflow = folder / "short.yaml"
     workflow.write_text(WORKFLOW.read_text(encoding="utf-8"), encoding="utf-8")
 
-    done = qrun(workflow, folder, settings | {"KRONOS_LIGHTGBM_EXPERIMENT": "short"})
+    done = qrun(workflow, folder, settings | {"KRONOS_EXPERIMENT": "short"})
 
     assert done.returncode != 0
     assert "ends without IC, ICIR, Rank IC, Rank ICIR" in done.stdout + done.stderr
