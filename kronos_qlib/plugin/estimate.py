@@ -219,9 +219,9 @@ def _of_model(
         if training.alpha.backbone == "frozen":
             parts.append(Part("contexts of the days to learn from", (train + valid) * rates.read))
         else:
-            learned = train * training.alpha.epochs * TRAINED_AS_READ
-            judged = valid * (training.alpha.epochs + 1)
-            parts.append(Part("training", (learned + judged) * rates.read))
+            epochs = training.alpha.epochs
+            windows = train * epochs * TRAINED_AS_READ + valid * (epochs + 1)
+            parts.append(Part("training", windows * rates.read))
     has_head = training.alpha is not None or bool(model.alpha_head)
     if has_head and model.signal_settings.keep is None:
         parts.append(Part("scores", counts.of("test") * rates.read))

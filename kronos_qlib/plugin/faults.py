@@ -175,7 +175,7 @@ class Market:
 
     def within(self, first: np.datetime64, last: np.datetime64) -> set[str]:
         """The names that are in it at some time from first to last."""
-        stays = np.flatnonzero((self.first <= last) & (self.last >= first))
+        stays = np.flatnonzero((self.first <= last) & (self.last >= first)).tolist()
         return {self.names[at] for at in stays}
 
 

@@ -251,7 +251,7 @@ def _moment(text: str, name: str, is_end: bool | None = None) -> pd.Timestamp:
         raise ConfigError(
             f"{name} must be a date such as 2020-01-31, got {plain(text)}"
         ) from problem
-    if found is pd.NaT or found.tzinfo is not None:
+    if pd.isna(found) or found.tzinfo is not None:
         raise ConfigError(f"{name} must be a date without a time zone, got {plain(text)}")
     is_end = name.endswith("_end") if is_end is None else is_end
     return found + pd.Timedelta(days=1, nanoseconds=-1) if is_end and len(text) == 10 else found

@@ -46,10 +46,13 @@ class PlannedData:
     @cached_property
     def is_sound(self) -> bool:
         """Whether there are files to look at, of this frequency."""
+        if self.folder is None:
+            return False
         try:
-            return self.folder is not None and check_frequency(self.folder, self.freq) is None
+            check_frequency(self.folder, self.freq)
         except ConfigError:
             return False
+        return True
 
     @cached_property
     def calendar(self) -> Times:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -113,9 +113,9 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
     Raises:
         ConfigError: the section has no handler or segments, or a setting cannot work.
     """
-    kwargs = section.get("kwargs")
-    handler = kwargs.get("handler") if isinstance(kwargs, Mapping) else None
-    if not isinstance(handler, Mapping) or not isinstance(kwargs.get("segments"), Mapping):
+    kwargs = section.get("kwargs") or {}
+    handler = _at(kwargs, "handler")
+    if not _is_map(handler) or not _is_map(kwargs.get("segments")):
         raise ConfigError(f"{where}: task.dataset.kwargs needs a handler and segments")
     own = handler.get("kwargs") or {}
     if model_kind(handler) != KronosHandler.__name__:
@@ -135,7 +135,7 @@ def _checked_task(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     missing = [f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))] + [
         name for name in ("qlib_init",) if not _is_map(config.get(name))
     ]
-    if missing:
+    if missing or not _is_map(task):
         raise ConfigError(f"{path} lacks {', '.join(missing)}: it is no workflow")
     for name in ("model", "dataset"):
         if not task[name].get("class"):
@@ -362,7 +362,7 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _is_map(found: Any) -> bool:
+def _is_map(found: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(found, Mapping)
 
 

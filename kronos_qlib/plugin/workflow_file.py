@@ -144,7 +144,7 @@ def change(config: MutableMapping[str, Any], key: str, value: Any, where: str) -
                     f"{where}: {'.'.join(names[:depth])} has {len(place)} entries, numbered from "
                     f"0; there is no {name!r}"
                 )
-            place, slot = place, int(name)
+            slot: int | str = int(name)
         elif isinstance(place, MutableMapping):
             if name not in place:
                 _check_addable(place, names, depth, owner, key, is_absolute, where)
