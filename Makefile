@@ -47,7 +47,7 @@ $(VENV)/python.ready:
 
 $(VENV)/demo.ready: $(VENV)/python.ready pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time"
-	$(INSTALL) .
+	$(INSTALL) ".[all]"
 	$(BIN)/python -c "open('$@', 'w').close()"
 
 $(VENV)/test.ready: $(VENV)/python.ready pyproject.toml constraints.txt

@@ -50,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asked = getattr(test, own, None) or settings()
         setattr(test, own, settings(asked, max_examples=NIGHTLY_TIMES * asked.max_examples))
 
+
 Pair = tuple[KronosTokenizer, Kronos]
 
 

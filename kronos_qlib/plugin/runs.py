@@ -13,6 +13,7 @@ import atexit
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from qlib.workflow.recorder import MLflowRecorder, Recorder
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.owners import Owner, is_free, lock_of, private_folder
 from kronos_qlib.plugin.quiet import no_git_usage, quiet_libraries
+from kronos_qlib.plugin.task_checks import check_task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,13 +44,14 @@ _held: dict[str, tuple[FileLock, int]] = {}
 
 
 class KronosExpManager(MLflowExpManager):
-    """Qlib's, with three things done where a run begins.
+    """Qlib's, with four things done where a run begins.
 
     A folder of bars that is not there is refused before MLflow makes a store: `qrun` from another
     folder would leave an empty one there, and a run without bars. The run is tagged with its
     process, and runs of the experiment that are RUNNING though theirs is gone are marked KILLED.
-    And it is tagged with versions and git revision, see `about_run`. What other libraries would
-    print meanwhile is kept off the terminal (`quiet_libraries`).
+    It is tagged with versions and git revision, see `about_run`. And a task is checked as soon as
+    Qlib keeps it with the run, before its model and data set are made (`check_task`). What other
+    libraries would print meanwhile is kept off the terminal (`quiet_libraries`).
     """
 
     def _start_exp(self, **kwargs: Any) -> Any:
@@ -59,6 +62,7 @@ class KronosExpManager(MLflowExpManager):
         with no_git_usage():
             experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
+        _check_tasks_of(experiment.active_recorder)
         tag_versions(experiment.active_recorder)
         return experiment
 
@@ -90,6 +94,18 @@ def check_provider() -> None:
         )
 
 
+def _check_tasks_of(recorder: Recorder) -> None:
+    """Check the task that a recorder is given to keep: Qlib's manager is not told of it."""
+    keep = recorder.save_objects
+
+    def save_objects(*args: Any, **kwargs: Any) -> None:
+        if isinstance(kwargs.get("task"), Mapping):
+            check_task(kwargs["task"])
+        keep(*args, **kwargs)
+
+    recorder.save_objects = save_objects
+
+
 def claim_run(recorder: Recorder) -> None:
     """Tag a run with this process, and mark killed runs of its experiment.
 
@@ -106,15 +122,22 @@ def claim_run(recorder: Recorder) -> None:
 
 def claim_active_run() -> None:
     """The same for the run that Qlib has open, if any, where its manager is not ours; and a name
-    for it, since by now its task is known."""
+    for it, since by now its task is known: it is checked too.
+
+    Raises:
+        ConfigError, MissingDependencyError: as of `check_task`.
+    """
     if not getattr(C, "registered", False):
         return
     experiment = R.exp_manager.active_experiment
     if experiment is not None and experiment.active_recorder is not None:
         from kronos_qlib.plugin.about_run import name_run
+        from kronos_qlib.plugin.artifacts import load_task
 
         claim_run(experiment.active_recorder)
         name_run(experiment.active_recorder)
+        if not isinstance(R.exp_manager, KronosExpManager):  # which has done so
+            check_task(load_task(experiment.active_recorder))
 
 
 def _claim(client: MlflowClient, run_id: str) -> None:
