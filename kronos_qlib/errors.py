@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -25,6 +26,21 @@ class KronosError(Exception):
 
 class ConfigError(KronosError, ValueError):
     """A setting is unknown, or its value cannot work."""
+
+
+class RefusedRunError(ConfigError):
+    """A run that would fail later, refused before it begins: `problems`, a line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(f"this run would fail: {self.problems[0]}")
+        else:
+            head = f"this run would fail for {len(self.problems)} reasons:"
+            super().__init__("\n- ".join((head, *self.problems)))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
 
 
 class BarDataError(KronosError, ValueError):

@@ -1,7 +1,11 @@
-"""Progress bars that callers ask for. Loggers are plain `logging.getLogger(__name__)`."""
+"""Progress bars that callers ask for, and an advertisement that nobody does.
+
+Loggers are plain `logging.getLogger(__name__)`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -19,3 +23,14 @@ def progress(
 
     is_off = None if show else True  # None: off where stderr is no terminal
     return tqdm(items, desc=what, unit=unit, total=total, disable=is_off, mininterval=1.0)
+
+
+def quiet_gym() -> None:
+    """For the rest of the process: gym, which Qlib's strategies import, prints no advertisement.
+
+    Commands and runs begin with it; importing this package does not.
+    """
+    with contextlib.suppress(ImportError):
+        from gym_notices import notices  # type: ignore[import-untyped]
+
+        notices.notices.clear()

@@ -79,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="futures drawn (%(default)s); 1 is one path, without band or quantiles",
     )
+    parser.add_argument(
+        "--no-anchor",
+        dest="anchor",
+        action="store_false",
+        help="leave paths where the tokens put them, as published; by default they begin at the "
+        "last close",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -131,6 +138,7 @@ def forecast(arguments: argparse.Namespace) -> None:
             T=arguments.temperature,
             top_p=arguments.top_p,
             sample_count=arguments.paths,
+            anchor=arguments.anchor,
             verbose=is_slow,
             seed=arguments.seed,
             keys=[window["symbol"].iloc[0]],
@@ -339,6 +347,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
         table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
     table.insert(0, "symbol", found.name)
     table.insert(2, "calibration", UNCALIBRATED)
+    table.insert(3, "anchored", found.anchored)
     return table
 
 
@@ -370,7 +379,8 @@ def _summary(
     ]
     lines += [
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
-        f"return from {found.last_close:.6g} to the last of them, {_drawn(found)}, "
+        f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
+        f"to the last of them, {_drawn(found)}, "
         f"{UNCALIBRATED}: {_spread(found.returns())}",
     ]
     return "\n".join(lines)

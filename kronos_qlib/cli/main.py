@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Sequence
 
 from kronos_qlib.cli.parsers import add_commands, add_debug
-from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
 from kronos_qlib.evaluation.markup import one_line
+from kronos_qlib.log import quiet_gym
 from kronos_qlib.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when it failed; 2 when it was asked for what cannot be; 130 when it was interrupted.
     """
+    quiet_gym()
     arguments = build_parser().parse_args(argv)
     debug = getattr(arguments, "debug", False)
     # Commands that read bars have 1 for bars that break a rule, and 2 for what cannot be read.
@@ -66,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _one_line(error: Exception) -> str:
-    """What went wrong; where we did not expect it, what it is and how to see more."""
+    """What went wrong, a line for each reason; where we did not expect it, how to see more."""
+    if isinstance(error, RefusedRunError) and len(error.problems) > 1:
+        return "\n- ".join(map(one_line, ("this run would fail:", *error.problems)))
     said = one_line(str(error))  # it may hold names out of files and stores
     if isinstance(error, KronosError):
         return said

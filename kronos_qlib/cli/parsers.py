@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from kronos_qlib.log import quiet_gym
+
 
 class LazyParser(argparse.ArgumentParser):
     """A subcommand's parser; the command's module is imported when its name was typed.
@@ -66,6 +68,7 @@ def run_script(
     Returns:
         The command's exit code; 2 for input or a setting that is bad.
     """
+    quiet_gym()
     parser = argparse.ArgumentParser(
         prog=f"python {path}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

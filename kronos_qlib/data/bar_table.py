@@ -28,6 +28,7 @@ from kronos_qlib.data.rules import (
     UNTRADED,
     find_faults,
     find_jumps,
+    find_small_splits,
     is_sound,
 )
 from kronos_qlib.errors import BarDataError, ConfigError
@@ -206,7 +207,8 @@ class BarTable:
 
     @cached_property
     def jumps(self) -> Ints:
-        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps`."""
+        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps` and
+        `find_small_splits`."""
         found = [np.zeros(0, dtype=np.int64)]
         begins = self.offsets[:-1]
         for start in range(0, len(self), CHUNK):
@@ -214,7 +216,9 @@ class BarTable:
             starts = np.zeros(len(closes), dtype=bool)  # none: an instrument's first row goes below
             found.append(find_jumps(closes, starts, MAX_MOVE) + max(0, start - 1))
         rows = np.concatenate(found)
-        return rows[~np.isin(rows, begins)]
+        first = np.zeros(len(self), dtype=bool)
+        first[begins[begins < len(self)]] = True
+        return np.union1d(rows[~first[rows]], find_small_splits(self.values, first))
 
     @property
     def times(self) -> Times:

@@ -289,7 +289,9 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
     """The moves from one known close of an instrument to its next that are hard to believe.
 
     Args:
-        max_move: Largest believable |return|, as a fraction.
+        bars: with symbol, date and the prices.
+        max_move: Largest believable |return|, as a fraction. Up to the usual one, smaller moves
+            that look like a split are found too, see `rules.find_small_splits`.
 
     Returns:
         The bars at which a jump arrives, indexed as in `bars` and sorted by symbol and date, with
@@ -302,6 +304,9 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
     values = closes["close"].to_numpy(np.float64)
     starts = rules.starts_of(pd.factorize(closes["symbol"])[0])
     rows = rules.find_jumps(values, starts, max_move)
+    if max_move <= MAX_MOVE:
+        prices = closes[list(PRICE_COLUMNS)].to_numpy(np.float64)
+        rows = np.union1d(rows, rules.find_small_splits(prices, starts))
     jumps: pd.DataFrame = closes.iloc[rows].assign(before=values[rows - 1])
     with np.errstate(over="ignore"):
         jumps["move"] = jumps["close"] / jumps["before"] - 1.0
@@ -309,7 +314,7 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
 
 
 def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
-    jumps = find_jumps(bars[["symbol", "date", "close"]], max_move)
+    jumps = find_jumps(bars[["symbol", "date", *PRICE_COLUMNS]], max_move)
     every = np.ones(len(jumps), dtype=bool)
     return _rows(jumps, every, "warning", "jump", tell_jump)
 

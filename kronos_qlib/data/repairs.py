@@ -40,7 +40,7 @@ Numbers = npt.NDArray[np.float64]
 
 RECORD_COLUMNS = ("symbol", "date", "rule", "detail")
 
-SPLITS = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))
+SPLITS = ((4, 3), (3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))
 """Shares after and before, either way round. Not 5:2, which is rare as a split, while the spin-offs
 of PayPal and of Columbia Pipeline took three fifths off a price."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date, datetime
+from itertools import pairwise
 from numbers import Number, Real
 from typing import Any
 
@@ -17,6 +18,8 @@ from kronos_qlib.errors import ConfigError
 Segment = str | slice | tuple[Any, Any]
 """A segment's name, or its first and last moment."""
 
+ORDER = ("train", "valid", "test")
+"""Segments that must follow one another."""
 PART_OF_A_DATE = re.compile(r"\d{4}(-\d{1,2})?")
 END_OF_DAY = pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1)
 
@@ -87,6 +90,28 @@ def bounds_of(segments: Mapping[str, Any], segment: Segment) -> tuple[Any, Any]:
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1] + END_OF_DAY:
         raise ConfigError(f"the segment{name} ends at {last}, before it begins at {first}")
     return first, last
+
+
+def order_problems(segments: Mapping[str, Any], calendar: Times) -> list[str]:
+    """Which of train, valid and test do not end before the next one begins, a sentence for each.
+
+    Args:
+        segments: name to (first, last); those of other names may lie anywhere.
+        calendar: (K,) datetime64[ns], as of `last_instant`.
+
+    Raises:
+        ConfigError: a segment is no pair of moments, or ends before it begins.
+    """
+    found = []
+    for earlier, later in pairwise(name for name in ORDER if name in segments):
+        end, begin = bounds_of(segments, earlier)[1], bounds_of(segments, later)[0]
+        if end is None or begin is None or last_instant(end, calendar) >= first_instant(begin):
+            found.append(
+                f"the segment {earlier} ends at {end} and {later} begins at {begin}: what is "
+                "learned or chosen on one would be known in the next; let each end before the "
+                "following one begins"
+            )
+    return found
 
 
 def describe_segments(segments: Mapping[str, Any]) -> str:

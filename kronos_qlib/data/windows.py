@@ -190,7 +190,8 @@ class Windows:
         more = f"; and {len(each) - JUMPS_SHOWN} more" if len(each) > JUMPS_SHOWN else ""
         return (
             f"{len(which)} of {len(self)} windows span a close that moves by more than "
-            f"{MAX_MOVE:.0%} to the next, {len(each)} in all: {'; '.join(shown)}{more}. A split "
+            f"{MAX_MOVE:.0%} to the next, or as a split 3:2 or 4:3 would, "
+            f"{len(each)} in all: {'; '.join(shown)}{more}. A split "
             "that the prices are not adjusted for reads as a crash: see that they are (repair "
             "split-jumps where the data were made)"
         )

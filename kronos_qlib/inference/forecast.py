@@ -265,9 +265,10 @@ class Forecast:
             moves, what, form = self.paths[:, -1, CLOSE].astype(np.float64), "close", ".4g"
         low, high = np.quantile(moves, (0.05, 0.95))
         name = f"{self.name}: " if self.name else ""
+        begin = "anchored" if self.anchored else "not anchored"
         return (
-            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}; expected {what} "
-            f"{moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
+            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}, {begin}; "
+            f"expected {what} {moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
         )
 
     @property

@@ -32,6 +32,7 @@ from kronos_qlib.data.rules import (
     UNTRADED,
     find_faults,
     find_jumps,
+    find_small_splits,
 )
 from kronos_qlib.data.spelling import COMPACT, compact
 from kronos_qlib.data.timestamps import is_midnight
@@ -142,7 +143,9 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
                 f"{int(flags.sum())} of {len(bars)} bars {what}, {show_span(times[flags])}"
             )
     closes = bars[:, CLOSE].astype(np.float64)
-    jumps = find_jumps(closes, np.zeros(len(closes), dtype=bool), MAX_MOVE)
+    starts = np.zeros(len(closes), dtype=bool)
+    starts[:1] = True
+    jumps = np.union1d(find_jumps(closes, starts, MAX_MOVE), find_small_splits(bars, starts))
     for row in [one for one in jumps.tolist() if closes[one - 1] > 0 and closes[one] > 0]:
         before, after = closes[row - 1 : row + 1]
         doubts.append(

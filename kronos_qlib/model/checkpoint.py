@@ -24,6 +24,7 @@ from kronos_qlib.model.hub import fetch
 from kronos_qlib.model.published import (
     ALIASES,
     CONFIG_FILE,
+    PUBLISHED_BYTES,
     SHAPES,
     TOKENIZER_SIZES,
     WEIGHTS_FILE,
@@ -110,6 +111,31 @@ class _Place:
     repo: str | None = None
 
 
+@dataclass(frozen=True)
+class _OnHub:
+    """One network in a repository, yet to be fetched or found in the Hub's cache."""
+
+    role: str
+    name: str
+    repo: str
+    revision: str | None
+
+    def fetch(self) -> _Place:
+        paths = []
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            try:
+                paths.append(fetch(self.repo, file, self.revision))
+            except Exception as cause:  # the hub client's errors share no base, httpx's among them
+                raise CheckpointError(
+                    f"cannot get {file} of the {self.role} {self.repo} at revision "
+                    f"{self.revision or 'main'} from the Hugging Face Hub ({type(cause).__name__}: "
+                    f"{_first_line(cause)}). Check the name and the network, or download the "
+                    f"repository elsewhere and pass its folder; offline, the bundled {BUNDLED!r} "
+                    "always works"
+                ) from cause
+        return _Place(paths[0], paths[1], self.name, self.repo)
+
+
 def load(
     kind: type[Net],
     config_kind: type[Config],
@@ -175,6 +201,23 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
     kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
     found: dict[str, Any] = asdict(_read_config(kind, role, path / CONFIG_FILE))
     return found
+
+
+def check_there(role: str, name_or_path: str | Path, revision: str | None = None) -> int:
+    """Refuse a name that means no checkpoint, without reading weights or asking the Hub.
+
+    Returns:
+        Bytes of its weights: those of its file, or of a published network's numbers; 0 for what is
+        on the Hub and nowhere else known.
+
+    Raises:
+        CheckpointError: it is no alias, no Hub id and no folder with the two files of a network.
+        ConfigError: a revision goes with what has none.
+    """
+    found = _known(role, name_or_path, revision)
+    if isinstance(found, _Place):
+        return found.weights.stat().st_size
+    return PUBLISHED_BYTES.get(found.repo, 0)
 
 
 def is_published(name_or_path: str | Path) -> bool:
@@ -280,13 +323,18 @@ def folder_of(path: str | Path) -> Path:
 
 
 def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
+    found = _known(role, name_or_path, revision)
+    return found.fetch() if isinstance(found, _OnHub) else found
+
+
+def _known(role: str, name_or_path: str | Path, revision: str | None) -> _Place | _OnHub:
     try:
         return _find(role, name_or_path, revision)
     except OSError as problem:  # no right to look, or a name too long for a file
         raise CheckpointError(f"no {role} at {shown(str(name_or_path))}: {problem}") from problem
 
 
-def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
+def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place | _OnHub:
     name = str(name_or_path)
     is_alias = isinstance(name_or_path, str) and name in (BUNDLED, *ALIASES)
     if revision is not None and (name == BUNDLED or (not is_alias and Path(name).is_dir())):
@@ -300,7 +348,7 @@ def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
             return _in_folder(role, folder, BUNDLED)
         model = ALIASES[name]
         repo = getattr(model, role)
-        return _from_hub(role, name, repo, revision or getattr(model, f"{role}_revision"))
+        return _OnHub(role, name, repo, revision or getattr(model, f"{role}_revision"))
     folder = folder_of(name_or_path)
     if folder.is_dir():
         beside = tokenizer_beside(folder) if role == "tokenizer" else None
@@ -312,7 +360,7 @@ def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
         return _find(role, beside, None)
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
-        return _from_hub(role, name, name, revision or _pinned(name, role))
+        return _OnHub(role, name, name, revision or _pinned(name, role))
     near = get_close_matches(name, (BUNDLED, *ALIASES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise CheckpointError(
@@ -351,21 +399,6 @@ def _half(folder: Path, role: str) -> Path:
     if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
         return folder / role
     return folder
-
-
-def _from_hub(role: str, name: str, repo: str, revision: str | None) -> _Place:
-    paths = []
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        try:
-            paths.append(fetch(repo, file, revision))
-        except Exception as cause:  # the hub client's errors share no base, httpx's among them
-            raise CheckpointError(
-                f"cannot get {file} of the {role} {repo} at revision {revision or 'main'} from the "
-                f"Hugging Face Hub ({type(cause).__name__}: {_first_line(cause)}). Check the name "
-                f"and the network, or download the repository elsewhere and pass its folder; "
-                f"offline, the bundled {BUNDLED!r} always works"
-            ) from cause
-    return _Place(paths[0], paths[1], name, repo)
 
 
 def _read_config(kind: type[Config], role: str, path: Path) -> Config:

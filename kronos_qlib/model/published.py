@@ -72,6 +72,15 @@ SHAPES: Mapping[str, dict[str, Any]] = {
 }
 """Sizes of the published predictors, to train new ones; a checkpoint's own come from its file."""
 
+PUBLISHED_BYTES: Mapping[str, int] = {
+    "NeoQuasar/Kronos-mini": 16_432_128,
+    "NeoQuasar/Kronos-small": 98_965_504,
+    "NeoQuasar/Kronos-base": 409_242_368,
+    "NeoQuasar/Kronos-Tokenizer-2k": 15_832_168,
+    "NeoQuasar/Kronos-Tokenizer-base": 15_832_168,
+}
+"""Bytes of each published network's weights: 4 a number of these sizes."""
+
 _SIZES = ("n_layers", "d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.segments import places_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import put_aside
 
@@ -32,13 +35,39 @@ EXCHANGES = {
 }
 """The exchange that a part of a symbol means, as vendors write it."""
 
-SHOWN = 3
-"""Names that a message gives as examples."""
+SHOWN, MARKETS_SHOWN = 3, 12
+"""Names that a message gives as examples, of instruments and of markets."""
 
 
 def feature_folder(name: str) -> str:
     """The folder in `features` that Qlib reads an instrument from."""
     return str(code_to_fname(name)).lower()
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there or is none of Qlib's.
+
+    Raises:
+        ConfigError: names its whole path, and what to do.
+    """
+    if (aside := put_aside(folder)) is not None:
+        raise ConfigError(
+            f"there is no folder {folder}: a conversion that was killed put it aside as {aside}. "
+            f"The next one to {folder} puts back what was there before; so does renaming it"
+        )
+    place = folder.absolute()
+    if not place.exists():
+        raise ConfigError(
+            f"there is no Qlib folder {place} (a relative path is looked for from {Path.cwd()}): "
+            "give its whole path (provider_uri; KRONOS_PROVIDER_URI in the workflows here), or "
+            "write it with `kronos-qlib data convert` or `data demo`"
+        )
+    if not (place / "calendars").is_dir():
+        what = "has no calendars/" if place.is_dir() else "is a file"
+        raise ConfigError(
+            f"{place} is no Qlib folder: it {what}; name the one that holds calendars, features "
+            "and instruments (provider_uri); `kronos-qlib data convert` writes one from files"
+        )
 
 
 def check_frequency(folder: Path, freq: str) -> None:
@@ -47,27 +76,15 @@ def check_frequency(folder: Path, freq: str) -> None:
     Raises:
         ConfigError: names what there is instead.
     """
-    if (aside := put_aside(folder)) is not None:
-        raise ConfigError(
-            f"there is no folder {folder}: a conversion that was killed put it aside as {aside}. "
-            f"The next one to {folder} puts back what was there before; so does renaming it"
-        )
-    if not folder.is_dir():
-        raise ConfigError(
-            f"there is no folder {folder}: is provider_uri of qlib.init the right one?"
-        )
-    if not (folder / "calendars").is_dir():
-        raise ConfigError(
-            f"{folder} is no Qlib data folder: it has no calendars/. Give the folder that holds "
-            "calendars, features and instruments"
-        )
+    check_folder(folder)
     spelled = str(Freq(freq))
     if not (folder / "calendars" / f"{spelled}.txt").is_file():
         known = sorted({path.stem for path in (folder / "calendars").glob("*.txt")})
         known = [name for name in known if not name.endswith("_future")]
+        remedy = f"give freq as its bars come ({', '.join(known)})" if known else RECONVERT
         raise ConfigError(
             f"{folder} has no bars of freq {freq!r}: there is no calendars/{spelled}.txt, only "
-            f"{', '.join(f'{name}.txt' for name in known) or 'an empty folder'}"
+            f"{', '.join(f'{name}.txt' for name in known) or 'an empty folder'}; {remedy}"
         )
 
 
@@ -106,6 +123,19 @@ def check_calendar(path: Path, times: Times | None) -> None:
         raise CalendarError(f"{path} holds no times; {RECONVERT}")
 
 
+def stored_calendar(folder: Path, freq: str) -> Times:
+    """A folder's calendar without `qlib.init`.
+
+    Raises:
+        CalendarError: as `check_calendar`.
+    """
+    path = folder / "calendars" / f"{Freq(freq)}.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    times = _to_times([line.strip() for line in lines if line.strip()])
+    check_calendar(path, None if np.isnat(times).any() else times)
+    return times
+
+
 def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
     """Refuse a future calendar that does not hold the past: Qlib's holds both.
 
@@ -132,8 +162,26 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
     )
 
 
-def check_market(folder: Path, market: str) -> None:
-    """Refuse a market file that is not there, names nobody, or has a line Qlib passes over.
+@dataclass(frozen=True)
+class Market:
+    """A market's file, a row for each stay of an instrument.
+
+    names: (n,) as they are written. first, last: (n,) datetime64[ns], both inclusive.
+    """
+
+    names: Sequence[str]
+    first: Times
+    last: Times
+
+    def within(self, first: np.datetime64, last: np.datetime64) -> set[str]:
+        """The names that are in it at some time from first to last."""
+        stays = np.flatnonzero((self.first <= last) & (self.last >= first))
+        return {self.names[at] for at in stays}
+
+
+def check_market(folder: Path, market: str) -> Market:
+    """Read a market's file; one that is not there, names nobody, or has a line Qlib passes over is
+    refused.
 
     Raises:
         ConfigError: there is no such file; names those there are.
@@ -144,17 +192,20 @@ def check_market(folder: Path, market: str) -> None:
         known = sorted(each.stem for each in path.parent.glob("*.txt"))
         upper = [name for name in known if name != name.lower() and name.lower() == market.lower()]
         near = get_close_matches(market.lower(), known, n=1)
+        some = ", ".join(known[:MARKETS_SHOWN]) + (", ..." if len(known) > MARKETS_SHOWN else "")
         if upper:
             hint = f"there is {upper[0]}.txt, and Qlib reads names in lower case: rename it"
+        elif not known:
+            hint = f"the folder instruments is empty; {RECONVERT}"
         elif near:
-            hint = f"did you mean {near[0]!r}?"
+            hint = f"did you mean {near[0]!r}? There are {some}"
         else:
-            hint = f"there are {', '.join(known)}" if known else "the folder instruments is empty"
+            hint = f"there are {some}: name one of these"
         raise ConfigError(f"market {market!r} has no file {path}; {hint}")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [(at, line.split("\t")) for at, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise BarDataError(f"{path} names no instruments")
+        raise BarDataError(f"{path} names no instruments; {RECONVERT}")
     for number, cells in rows:
         if len(cells) < 3:
             raise BarDataError(
@@ -175,6 +226,47 @@ def check_market(folder: Path, market: str) -> None:
             f"{path}, line {number}: {cause}; Qlib would pass the line over in silence "
             f"({int(wrong.sum())} such lines)"
         )
+    return Market([cells[0].strip() for _, cells in rows], first, last)
+
+
+def check_benchmark(
+    folder: Path, freq: str, name: str, calendar: Times, first: Any, last: Any
+) -> None:
+    """Refuse a benchmark that the folder does not know, or that has no close in a span.
+
+    Args:
+        calendar: (K,) of the folder's bars of this frequency.
+        first, last: of the span, both inclusive, a bare date being the whole day; None is open.
+
+    Raises:
+        ConfigError: names the instrument, what is like it, or from when to when it has bars.
+    """
+    path = folder / "features" / feature_folder(name) / f"close.{Freq(freq)}.bin"
+    try:
+        values = np.fromfile(path, dtype="<f4")
+    except OSError:
+        cause = why_missing(folder, freq, [name], "close")
+        remedy = (
+            "name an instrument of the folder, or make one: `kronos-qlib data convert ... "
+            f"--benchmark {name}` writes the mean of the market"
+        )
+        raise ConfigError(
+            f"the benchmark {name} has no bars in {folder}: {cause}; {remedy}"
+        ) from None
+    begin = int(values[0]) if len(values) and np.isfinite(values[0]) else 0
+    known = begin + np.flatnonzero(np.isfinite(values[1:]))
+    known = known[known < len(calendar)]
+    start, stop = places_of(calendar, first, last)
+    if not ((known >= start) & (known < stop)).any():
+        own = (
+            f"its bars go from {_shown(calendar[known[0]])} to {_shown(calendar[known[-1]])}"
+            if len(known)
+            else "its file holds no close at all"
+        )
+        raise ConfigError(
+            f"the benchmark {name} has no bars in {folder} from {first} to {last}: {own}; name "
+            "another instrument, or move the test segment"
+        )
 
 
 def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None = None) -> str:
@@ -187,7 +279,7 @@ def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None
     features = folder / "features"
     there = sorted(_folders(features))
     if not there:
-        return f"{features} is {'empty' if features.is_dir() else 'not there'}"
+        return f"{features} is {'empty' if features.is_dir() else 'not there'}; {RECONVERT}"
     own = [name for name in names if feature_folder(name) in set(there)]
     if not own:
         return _no_folder(features, names, there)

@@ -137,6 +137,24 @@ class ForecastReportRecord(RecordTemp):
     def list(self) -> list[str]:
         return [*TABLES, *SETTINGS, *FIGURES]
 
+    def checked_paths(self, of_model: int) -> int:
+        """Paths that are drawn for a window.
+
+        Args:
+            of_model: of the model's `sampling`.
+
+        Raises:
+            ConfigError: they are too few for the widest interval.
+        """
+        paths = of_model if self.paths is None else self.paths
+        needed = int(np.ceil(2 / (1 - max(self.levels)) - 1 - 1e-9))
+        if paths < needed:
+            raise ConfigError(
+                f"ForecastReportRecord: an interval of level {max(self.levels):g} needs {needed} "
+                f"paths a window at least, got {paths}; set `paths`"
+            )
+        return paths
+
     def generate(self, **kwargs: Any) -> ForecastQuality:
         """Draw, judge, log and save.
 
@@ -147,13 +165,7 @@ class ForecastReportRecord(RecordTemp):
             UndefinedMetricError: too few days to tell an error.
         """
         model, source = self._model(), self._source()
-        paths = model.sampling.paths if self.paths is None else self.paths
-        needed = int(np.ceil(2 / (1 - max(self.levels)) - 1 - 1e-9))
-        if paths < needed:
-            raise ConfigError(
-                f"ForecastReportRecord: an interval of level {max(self.levels):g} needs {needed} "
-                f"paths a window at least, got {paths}; set `paths`"
-            )
+        paths = self.checked_paths(model.sampling.paths)
         drawn = self._draw(model, source, self.segment, self.windows, paths)
         earlier = self._draw(
             model, source, self.calibration_segment, self.calibration_windows, paths

@@ -195,8 +195,7 @@ class KronosModel(ModelFT):
         Raises:
             ConfigError: a reweighter is given, which no stage uses; or `signals` asks for more
                 bars than the data set's windows have.
-            MissingDependencyError: it trains, and the extra "train" is not installed; or a record
-                of the active run needs an extra that is not. Before any work.
+            MissingDependencyError: it trains, and the extra "train" is not installed.
             TrainingError: a segment has no windows, or a loss is not finite.
         """
         if reweighter is not None:

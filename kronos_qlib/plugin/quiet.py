@@ -18,6 +18,8 @@ from typing import Any
 from qlib.log import TimeInspector
 from qlib.workflow.recorder import MLflowRecorder
 
+from kronos_qlib.log import quiet_gym
+
 MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
@@ -27,10 +29,7 @@ def quiet_libraries() -> None:
     What somebody has set in the environment stays.
     """
     os.environ.setdefault(MLFLOW_BARS, "false")
-    with contextlib.suppress(ImportError):  # Qlib's strategies import gym, and with it the notice
-        from gym_notices import notices  # type: ignore[import-untyped]
-
-        notices.notices.clear()
+    quiet_gym()
     TimeInspector.timer_logger.setLevel("WARNING")
 
 

@@ -13,20 +13,19 @@ import atexit
 import logging
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from qlib.config import C
 from qlib.workflow import R
+from qlib.workflow.exp import MLflowExperiment
 from qlib.workflow.expm import MLflowExpManager
 from qlib.workflow.recorder import MLflowRecorder, Recorder
 
-from kronos_qlib.errors import ConfigError
+from kronos_qlib.errors import RefusedRunError
 from kronos_qlib.owners import Owner, is_free, lock_of, private_folder
 from kronos_qlib.plugin.quiet import no_git_usage, quiet_libraries
-from kronos_qlib.plugin.task_checks import check_task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,30 +38,67 @@ HOST, PROCESS, STARTED = (f"kronos_qlib.owner.{part}" for part in ("host", "proc
 ENDED_BY = "kronos_qlib.marked_killed"
 """Tag of a run that another run marked."""
 
+TASK = "task"
+"""Under which Qlib's trainer hands a recorder the task, before it makes anything of it."""
+
 _held: dict[str, tuple[FileLock, int]] = {}
 """Locks of runs, and the process that took each: a fork of it has them too, and lets go of none."""
+
+
+class KronosRecorder(MLflowRecorder):
+    """Qlib's, which looks over a task before any work, when Qlib hands it over to be kept."""
+
+    def save_objects(
+        self, local_path: Any = None, artifact_path: Any = None, **kwargs: Any
+    ) -> None:
+        super().save_objects(local_path, artifact_path, **kwargs)
+        if TASK in kwargs and artifact_path is None:
+            experiment = self.client.get_experiment(self.experiment_id).name
+            try:
+                check_open_run(self._uri, kwargs[TASK], experiment)
+            except RefusedRunError as refused:
+                from kronos_qlib.plugin.about_run import NOTE
+
+                self.client.set_tag(self.id, NOTE, str(refused))
+                raise
+
+
+class KronosExperiment(MLflowExperiment):
+    """Qlib's, whose new runs are of KronosRecorder."""
+
+    def create_recorder(self, recorder_name: str | None = None) -> KronosRecorder:
+        return KronosRecorder(self.id, self._uri, recorder_name or self._default_rec_name)
 
 
 class KronosExpManager(MLflowExpManager):
     """Qlib's, with four things done where a run begins.
 
-    A folder of bars that is not there is refused before MLflow makes a store: `qrun` from another
-    folder would leave an empty one there, and a run without bars. The run is tagged with its
-    process, and runs of the experiment that are RUNNING though theirs is gone are marked KILLED.
-    It is tagged with versions and git revision, see `about_run`. And a task is checked as soon as
-    Qlib keeps it with the run, before its model and data set are made (`check_task`). What other
-    libraries would print meanwhile is kept off the terminal (`quiet_libraries`).
+    What would fail later is refused (`check_run`): folders and store before MLflow makes one, since
+    `qrun` from another folder would leave an empty one there; what the task says as soon as Qlib
+    hands it over, before model and data set are made. Such a run is FAILED, and its description
+    says why. The run is tagged with its process, and runs of the experiment that are RUNNING though
+    theirs is gone are marked KILLED. And it is tagged with versions and git revision, see
+    `about_run`. What other libraries would print meanwhile is kept off the terminal
+    (`quiet_libraries`).
     """
+
+    def create_exp(self, experiment_name: str | None = None) -> KronosExperiment:
+        return self._ours(super().create_exp(experiment_name))
+
+    def _get_exp(self, *args: Any, **kwargs: Any) -> KronosExperiment:
+        return self._ours(super()._get_exp(*args, **kwargs))
+
+    def _ours(self, found: MLflowExperiment) -> KronosExperiment:
+        return KronosExperiment(found.id, found.name, self.uri)
 
     def _start_exp(self, **kwargs: Any) -> Any:
         quiet_libraries()
-        check_provider()
+        check_open_run(self.uri)
         from kronos_qlib.plugin.about_run import tag_versions
 
         with no_git_usage():
             experiment = super()._start_exp(**kwargs)
         claim_run(experiment.active_recorder)
-        _check_tasks_of(experiment.active_recorder)
         tag_versions(experiment.active_recorder)
         return experiment
 
@@ -74,36 +110,23 @@ class KronosExpManager(MLflowExpManager):
             _release(recorder.id)
 
 
-def check_provider() -> None:
-    """
+def check_open_run(uri: str, task: Any = None, experiment: str | None = None) -> None:
+    """`check_run` with Qlib's settings as `qlib.init` left them.
+
+    Args:
+        uri: of the run's store.
+        task: of the run, None while it is not known.
+        experiment: the name of the run's.
+
     Raises:
-        ConfigError: a folder of bars on this machine is not there, or is none of Qlib's; says where
-            it was looked for.
+        RefusedRunError: as `check_run`.
     """
-    for freq, uri in C.provider_uri.items():
-        if C.dpm.get_uri_type(uri) != C.LOCAL_URI:
-            continue
-        folder = Path(C.dpm.get_data_uri(freq)).absolute()
-        if (folder / "calendars").is_dir():
-            continue
-        what = "holds no calendars/, so it is no Qlib folder" if folder.exists() else "is not there"
-        raise ConfigError(
-            f"the folder of bars {folder} {what}. A relative provider_uri is looked for from the "
-            f"folder that qrun is started in, {Path.cwd()}: start it where the bars lie, or give "
-            "their whole path (KRONOS_PROVIDER_URI in the workflows here). Nothing was written"
-        )
+    from kronos_qlib.plugin.planned_run import RUN_SETTINGS
+    from kronos_qlib.plugin.preflight import check_run
 
-
-def _check_tasks_of(recorder: Recorder) -> None:
-    """Check the task that a recorder is given to keep: Qlib's manager is not told of it."""
-    keep = recorder.save_objects
-
-    def save_objects(*args: Any, **kwargs: Any) -> None:
-        if isinstance(kwargs.get("task"), Mapping):
-            check_task(kwargs["task"])
-        keep(*args, **kwargs)
-
-    recorder.save_objects = save_objects
+    init = {key: C[key] for key in RUN_SETTINGS if key in C}
+    init["exp_manager"] = {"kwargs": {"uri": uri}}
+    check_run({"qlib_init": init, "task": task, "experiment_name": experiment})
 
 
 def claim_run(recorder: Recorder) -> None:
@@ -122,22 +145,15 @@ def claim_run(recorder: Recorder) -> None:
 
 def claim_active_run() -> None:
     """The same for the run that Qlib has open, if any, where its manager is not ours; and a name
-    for it, since by now its task is known: it is checked too.
-
-    Raises:
-        ConfigError, MissingDependencyError: as of `check_task`.
-    """
+    for it, since by now its task is known."""
     if not getattr(C, "registered", False):
         return
     experiment = R.exp_manager.active_experiment
     if experiment is not None and experiment.active_recorder is not None:
         from kronos_qlib.plugin.about_run import name_run
-        from kronos_qlib.plugin.artifacts import load_task
 
         claim_run(experiment.active_recorder)
         name_run(experiment.active_recorder)
-        if not isinstance(R.exp_manager, KronosExpManager):  # which has done so
-            check_task(load_task(experiment.active_recorder))
 
 
 def _claim(client: MlflowClient, run_id: str) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 from kronos_qlib.data.clock import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.compare import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.faults import check_folder
 from kronos_qlib.plugin.plain import LARGEST_TASK, artifact, artifacts, read_task
 
 if TYPE_CHECKING:
@@ -166,10 +167,10 @@ def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) 
         )
     folders = list(uris.values()) if isinstance(uris, Mapping) else [uris]
     for folder in folders:
-        if not (Path(str(folder)).expanduser() / "calendars").is_dir():
-            raise ConfigError(
-                f"there is no Qlib folder {folder}: name that of the bars (--provider-uri)"
-            )
+        try:
+            check_folder(Path(str(folder)).expanduser())
+        except ConfigError as problem:
+            raise ConfigError(f"{problem}; --provider-uri names another folder") from None
     region = state.get("region")
     qlib.init(
         provider_uri=uris,

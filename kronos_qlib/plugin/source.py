@@ -175,7 +175,7 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
     folder = local_folder(freq)
     market = pool.get("market") if isinstance(pool, Mapping) else None
     if folder is not None and isinstance(market, str) and _reads_files(Inst):
-        check_frequency(folder, freq)
+        read_calendar(freq)  # says what is wrong with it; Qlib's IndexError names no file
         check_market(folder, market)
     with market_of(pool):
         spans: Spans = D.list_instruments(pool, freq=freq, as_list=False)
@@ -243,6 +243,8 @@ def local_folder(freq: str = "day") -> Path | None:
         return None
     try:
         return Path(C.dpm.get_data_uri(Freq(freq)))
+    except ValueError as unknown:
+        raise ConfigError(f"Qlib knows no freq {freq!r}: give day or as 5min") from unknown
     except KeyError as missing:
         known = ", ".join(C["provider_uri"])
         raise ConfigError(f"there is no folder for freq {freq!r}, only {known}") from missing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from qlib.log import get_module_logger
 
 from kronos_qlib.configs import PRESETS, AlphaConfig, TrainingConfig, from_mapping
-from kronos_qlib.data.segments import first_instant, last_instant, places_of
+from kronos_qlib.data.segments import order_problems, places_of
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.plugin.signals import contexts_of
 
@@ -343,24 +342,16 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
 
 def check_segments(source: WindowDataset) -> None:
     """Refuse, before any work, segments from which no honest test can follow."""
-    order = [name for name in ("train", "valid", "test") if name in source.segments]
     for name in ("train", "valid"):
-        if name not in order:
+        if name not in source.segments:
             raise ConfigError(
                 f"training needs a segment {name!r}, by which weights are "
                 f"{'learned' if name == 'train' else 'chosen'}; there are "
                 f"{', '.join(source.segments) or 'none'}"
             )
-    calendar = source.table.calendar
-    for earlier, later in pairwise(order):
-        end, begin = source.bounds(earlier)[1], source.bounds(later)[0]
-        if end is None or begin is None or last_instant(end, calendar) >= first_instant(begin):
-            raise ConfigError(
-                f"the segment {earlier} ends at {end} and {later} begins at {begin}: what is "
-                "learned or chosen on one would be known in the next; let each end before the "
-                "following one begins"
-            )
-    if "test" in order and not len(tested := source.windows("test")):
+    if problems := order_problems(source.segments, source.table.calendar):
+        raise ConfigError(problems[0])
+    if "test" in source.segments and not len(tested := source.windows("test")):
         raise BarDataError(no_windows(source, "test", tested.dropped))
 
 

@@ -17,6 +17,7 @@ from kronos_qlib.cli import main as cli
 from kronos_qlib.cli.data import COMMANDS as DATA_COMMANDS
 from kronos_qlib.cli.main import COMMANDS, main
 from kronos_qlib.errors import TrainingError
+from kronos_qlib.schema import BAR_COLUMNS
 
 pytestmark = pytest.mark.integration
 
@@ -189,7 +190,8 @@ def test_a_forecast_is_a_table_and_a_picture(csv, capsys):
     levels = [f"close_q{level}" for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
     assert set(table["calibration"]) == {"uncalibrated"}
     assert table.columns.to_list() == [
-        *("symbol", "date", "calibration", "open", "high", "low", "close", "volume", "amount"),
+        *("symbol", "date", "calibration", "anchored"),
+        *("open", "high", "low", "close", "volume", "amount"),
         *levels,
         "prob_up",
     ]
@@ -210,6 +212,18 @@ def titles_of(monkeypatch) -> list:
 
     monkeypatch.setattr(candles, "candle_figure", keep)
     return drawn
+
+
+def test_whether_paths_begin_at_the_last_close_is_in_line_and_table(csv, capsys):
+    """The first bar lay 4 % below the last, and nothing said that paths may be left so."""
+    first = {}
+    for more, word in (([], "(anchored)"), (["--no-anchor"], "(not anchored)")):
+        assert main(ask(csv, "--freq", "B", "--overwrite", *more)) == 0
+        assert word in capsys.readouterr().out.splitlines()[-2]
+        table = pd.read_csv(csv.with_name("forecast.csv"))
+        assert set(table["anchored"]) == {not more}
+        first[word] = table["close"].iloc[0]
+    assert first["(anchored)"] != first["(not anchored)"]
 
 
 def test_what_is_uncalibrated_says_so_wherever_it_is_read(csv, capsys, monkeypatch):
@@ -240,7 +254,7 @@ def test_one_path_has_no_band_and_no_share(csv, capsys, monkeypatch):
     assert re.search(r", one path, uncalibrated: [+-]\d+\.\d\d%, one draw", line)
     assert not re.search(r"90 %|up in|median|mean|paths", line)
     table = pd.read_csv(csv.with_name("forecast.csv"))
-    expected = ["symbol", "date", "calibration", "open", "high", "low", "close", "volume", "amount"]
+    expected = ["symbol", "date", "calibration", "anchored", *BAR_COLUMNS]
     assert table.columns.to_list() == expected
     (figure,) = figures
     assert "one path of nano, uncalibrated" in title_of(figure)

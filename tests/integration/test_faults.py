@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import types
 
 import numpy as np
@@ -12,6 +13,7 @@ import qlib
 from qlib.data.cache import H
 
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
+from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.faults import likely_names
 from kronos_qlib.plugin.source import read_calendar, read_spans, read_table
 
@@ -342,15 +344,49 @@ def test_a_frequency_that_the_folder_lacks_names_those_it_has(folder):
 
 def test_a_folder_that_is_none_says_so(folder, tmp_path):
     open_folder(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(ConfigError, match=r"there is no Qlib folder .*nowhere"):
         read_calendar()
     (tmp_path / "nowhere").mkdir()
-    with pytest.raises(ConfigError, match=r"nowhere is no Qlib data folder"):
+    with pytest.raises(ConfigError, match=r"nowhere is no Qlib folder: it has no calendars/; name"):
         read_spans("all")
     open_folder(folder)
     folder.rename(folder.with_name(".q.0123abcd.old"))
     with pytest.raises(ConfigError, match=r"a conversion that was killed put it aside as .*\.old"):
         read_calendar()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "says"),
+    [
+        ("calendars/day.txt", {}, r"no bars of freq 'day'.*only an empty folder; .*convert"),
+        ("instruments/all.txt", {}, r"all\.txt; the folder instruments is empty; .*convert"),
+        ("", {"instruments": "al"}, r"market 'al' has no file .*al\.txt; did you mean 'all'"),
+        ("", {"freq": "5min"}, r"5min\.txt, only day\.txt; give freq as its bars come \(day\)"),
+        ("", {"freq": "hourly"}, r"no freq 'hourly': give day or as 5min"),
+        ("features", {}, r"features is not there; .*convert"),
+        ("folder", {}, r"there is no Qlib folder .*q \(a relative.*: give its whole path.*convert"),
+        ("folder to file", {}, r"q is no Qlib folder: it is a file; name the one that holds"),
+        ("calendar to nothing", {}, r"day\.txt holds no times; .*convert"),
+    ],
+)
+def test_a_data_set_says_path_and_remedy_in_a_line(folder, spoil, settings, says):
+    """An empty calendar was "index 0 is out of bounds", and no message said what to do."""
+    if spoil == "calendar to nothing":
+        put(folder / "calendars" / "day.txt", [])
+    elif spoil.startswith("folder"):
+        shutil.rmtree(folder)
+        if spoil.endswith("file"):
+            folder.write_text("no folder")
+    elif (place := folder / spoil).is_file():
+        place.unlink()
+    elif spoil:
+        shutil.rmtree(place)
+    H.clear()
+    handler = {"class": "KronosHandler", "module_path": "kronos_qlib.plugin.dataset"}
+    made = KronosDataset({**handler, "kwargs": settings}, {"test": ("2020-02-03", "2020-02-14")})
+    with pytest.raises(KronosError, match=says) as told:
+        made.windows("test")
+    assert "\n" not in str(told.value)
 
 
 def test_every_message_names_the_folder(folder):

@@ -48,6 +48,28 @@ def test_a_run_has_no_advertisement_and_no_bar_per_file():
     assert done.stdout == "false\n" and "Gym has been unmaintained" not in done.stderr
 
 
+COMMAND = """
+import gym_notices.notices as notices
+import kronos_qlib, kronos_qlib.cli.main, kronos_qlib.cli.parsers, kronos_qlib.plugin.quiet
+assert notices.notices, "importing the package changed what others print"
+from kronos_qlib.cli.parsers import run_script
+"""
+DOORS = {
+    "command": "kronos_qlib.cli.main.main(['data', 'check', 'nowhere.csv'])",
+    "script": "run_script('x.py', lambda own: own.set_defaults(command=int, bad_input=()), [])",
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_our_commands_have_no_advertisement_and_our_package_leaves_it_alone(door):
+    """`make_demo_market.py` and `kronos-qlib forecast` began with four lines of it."""
+    pytest.importorskip("gym_notices", reason="gym is not installed")
+    code = f"{COMMAND}\ntry:\n    {DOORS[door]}\nexcept TypeError:\n    pass\nimport gym"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Gym has been unmaintained" not in done.stderr
+
+
 def test_git_is_asked_in_a_repository_alone(tmp_path, monkeypatch):
     asked = []
     asks = MLflowRecorder._log_uncommitted_code

@@ -202,7 +202,7 @@ def test_the_command_prints_and_writes_the_ranking(place, provider, tmp_path, mo
     assert "did you mean 'shown'" in capsys.readouterr().err
     for more, told in (
         (["--day", "2020-12-26"], "has no bars at 2020-12-26"),
-        (["--provider-uri", "nowhere"], "there is no Qlib folder nowhere"),
+        (["--provider-uri", "nowhere"], "nowhere (a relative path is looked for from"),
         (["--top", "0"], "--top must be at least 1"),
     ):
         assert main([*asked, "--overwrite", *more]) == 2

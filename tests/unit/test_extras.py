@@ -17,11 +17,10 @@ from torch import nn
 import kronos_qlib
 from kronos_qlib import extras
 from kronos_qlib.cli.main import main
-from kronos_qlib.errors import ConfigError, KronosError, MissingDependencyError
+from kronos_qlib.errors import KronosError, MissingDependencyError
 from kronos_qlib.evaluation.forecasts import PathDistribution
 from kronos_qlib.evaluation.metrics import portfolio_metrics, wealth_measures
 from kronos_qlib.evaluation.page import comparison_page
-from kronos_qlib.plugin.task_checks import check_task, records_of
 from kronos_qlib.training.adapters import adapters
 
 if sys.version_info >= (3, 11):
@@ -129,63 +128,6 @@ def test_compare_is_refused_before_a_run_is_read(monkeypatch, capsys):
     give_none(monkeypatch, "plotly")
     assert main(["compare", "some", "--tracking-uri", "sqlite:////no/such/folder/store.db"]) == 1
     assert 'pip install "kronos-qlib[report]"' in capsys.readouterr().err
-
-
-TASK = {
-    "model": {"class": "LGBModel", "module_path": "qlib.contrib.model.gbdt"},
-    "record": "<records.all>",
-    "records": {
-        "all": [
-            {"class": "SigAnaRecord", "module_path": "qlib.workflow.record_temp"},
-            {
-                "class": "SignalReportRecord",
-                "module_path": "kronos_qlib.plugin.signal_report",
-                "kwargs": {"model": "<MODEL>"},
-            },
-        ]
-    },
-}
-
-
-def test_a_task_is_refused_before_its_work(monkeypatch):
-    """A plain install trained for hours, and then a record missed its package."""
-    check_task(TASK)
-    give_none(monkeypatch, "statsmodels")
-    with pytest.raises(MissingDependencyError, match=r"SignalReportRecord needs .* statsmodels"):
-        check_task(TASK)
-    assert TASK["record"] == "<records.all>", "what Qlib is given stays as it was"
-
-
-@pytest.mark.parametrize(
-    ("training", "is_refused"), [(None, False), ({"predictor": {"epochs": 1}}, True)]
-)
-def test_training_is_refused_before_its_work(monkeypatch, training, is_refused):
-    give_none(monkeypatch, "accelerate")
-    model = {"class": "KronosModel", "module_path": "…", "kwargs": {"training": training}}
-    if not is_refused:
-        return check_task({"model": model})
-    with pytest.raises(MissingDependencyError, match=r"training needs .* accelerate.*\[train\]"):
-        check_task({"model": model})
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"class": "SignalReportRecrod", "module_path": "kronos_qlib.plugin.signal_report"},
-        {"class": "SomeRecord", "module_path": "no_such_module"},
-        {"module_path": "kronos_qlib.plugin.signal_report"},
-        "NoRecord",
-    ],
-)
-def test_a_record_that_is_not_there_is_refused_before_the_work(record):
-    with pytest.raises(ConfigError, match="cannot be found"):
-        check_task({"record": [record]})
-
-
-@pytest.mark.parametrize("record", [None, [], "SigAnaRecord", {"class": "SigAnaRecord"}])
-def test_a_task_may_have_no_record_or_one(record):
-    check_task({"record": record})
-    assert len(records_of({"record": record})) == bool(record)
 
 
 def test_extras_are_those_of_pyproject():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from kronos_qlib.data import rules
 from kronos_qlib.data.bar_table import BarTable, TableBuilder
-from kronos_qlib.data.bars import idle_bars
+from kronos_qlib.data.bars import check_bars, idle_bars
 from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.rules import (
     find_faults,
@@ -21,7 +23,8 @@ from kronos_qlib.data.rules import (
 )
 from kronos_qlib.data.search import NO_BAR, windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.inference.frames import doubts_of
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
 NAN = np.nan
 BARS = [
@@ -164,6 +167,96 @@ def test_a_jump_is_a_close_far_from_the_one_before():
     assert find_jumps(closes, starts).tolist() == [2, 4]
     assert find_jumps(closes, starts, 0.5).tolist() == [4]
     assert find_jumps(closes[:0], starts[:0]).tolist() == []
+
+
+def quiet_bars(count=80, seed=0, deviation=0.012):
+    """A walk whose bars open near the close before."""
+    rng = np.random.default_rng(seed)
+    closes = 50 * np.exp(np.cumsum(rng.normal(0, deviation, count)))
+    opens = np.append(50.0, closes[:-1]) * np.exp(rng.normal(0, 0.003, count))
+    high = np.maximum(opens, closes) * np.exp(rng.uniform(0.002, 0.008, count))
+    low = np.minimum(opens, closes) * np.exp(-rng.uniform(0.002, 0.008, count))
+    sizes = rng.uniform(1e5, 2e5, (2, count))
+    return np.stack([opens, high, low, closes, *sizes], axis=1)
+
+
+def starts_at(count, *places):
+    starts = np.zeros(count, dtype=bool)
+    starts[[0, *places]] = True
+    return starts
+
+
+@pytest.mark.parametrize("chunk", [1 << 18, 7])
+@pytest.mark.parametrize(("new", "old"), [(3, 2), (2, 3), (4, 3), (3, 4)])
+def test_a_split_too_small_for_a_jump_is_found(new, old, chunk, monkeypatch):
+    """3:2 takes a third off a price, and 40 % is believed: it read as a crash of one day."""
+    monkeypatch.setattr(rules, "CHUNK", chunk)
+    bars = np.concatenate([quiet_bars(seed=1), quiet_bars(seed=2)])
+    for kind in (np.float64, np.float32):
+        split = bars.astype(kind)
+        # Where the walk itself stands still, so that the ratio is what is seen.
+        place = 110 + int(np.argmin(np.abs(bars[110:, 3] / bars[109:-1, 3] - 1)))
+        split[place:, :4] *= old / new
+        starts = starts_at(160, 80)
+        assert find_jumps(split[:, 3], starts).tolist() == ([place] if old > 1.4 * new else [])
+        assert rules.find_small_splits(split, starts).tolist() == [place]
+        assert rules.find_small_splits(split[80:], starts_at(80)).tolist() == [place - 80]
+        early = split[place - 10 :]  # too few bars before it to say what is usual
+        assert rules.find_small_splits(early, starts_at(len(early))).tolist() == []
+    assert rules.find_small_splits(bars, starts_at(160, 80)).tolist() == []
+    assert rules.find_small_splits(bars[:0], starts_at(1)[:0]).tolist() == []
+
+
+def test_news_and_wild_series_are_no_split():
+    bars = quiet_bars()
+    news = bars.copy()
+    news[50:, :4] *= 2 / 3
+    news[50, 2] *= 0.8  # sold off, and bought back by the close
+    assert rules.find_small_splits(news, starts_at(80)).tolist() == []
+    slow = bars.copy()
+    slow[50:, :4] *= 2 / 3
+    slow[50, 0] = bars[50, 0] * 0.9  # opened above, and fell through the day
+    slow[50, 1] = slow[50, 0]
+    assert rules.find_small_splits(slow, starts_at(80)).tolist() == []
+    wild = quiet_bars(deviation=0.08)
+    wild[50:, :4] *= 2 / 3
+    assert rules.find_small_splits(wild, starts_at(80)).tolist() == []
+    edge = bars.copy()
+    edge[40:, :4] *= 2 / 3  # another instrument begins there
+    assert rules.find_small_splits(edge, starts_at(80, 40)).tolist() == []
+
+
+def test_a_small_split_is_reported_at_every_door_and_mended():
+    bars = quiet_bars()
+    place = 40 + int(np.argmin(np.abs(bars[40:70, 3] / bars[39:69, 3] - 1)))
+    bars[place:, :4] *= 2 / 3
+    bars[:, 5] = bars[:, 4] * bars[:, :4].mean(axis=1)
+    days = pd.bdate_range("2024-01-01", periods=80)
+    long = pd.DataFrame(bars, columns=list(BAR_COLUMNS)).assign(symbol="A", date=days)
+    report = check_bars(long, find_gaps=False)
+    assert report["rule"].tolist() == ["jump"] and report["date"].tolist() == [days[place]]
+    assert check_bars(long, find_gaps=False, max_move=0.5).empty
+    assert BarTable.from_bars(long).jumps.tolist() == [place]
+    (doubt,) = doubts_of(bars.astype(np.float32), days.to_numpy("datetime64[ns]"))
+    assert "the close jumps from" in doubt and "split-jumps" in doubt
+    mended, record = repair_bars(long, ["split-jumps"])
+    assert "3:2 split" in record["detail"].iloc[0]
+    assert check_bars(mended, find_gaps=False).empty
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize("name", ["us_daily_2013_2016", "cn_daily_2000_2002"])
+def test_real_bars_raise_no_false_alarm(name):
+    path = DATA / f"{name}.parquet"
+    if not path.is_file():
+        pytest.skip(f"no real bars at {path}: false alarms are NOT counted")
+    table = pd.read_parquet(path, columns=["symbol", "date", *PRICE_COLUMNS]).dropna()
+    table = table.sort_values(["symbol", "date"])
+    starts = rules.starts_of(pd.factorize(table["symbol"])[0])
+    bars = table[list(PRICE_COLUMNS)].to_numpy(np.float64)
+    assert rules.find_small_splits(bars, starts).tolist() == []
 
 
 # A table.
