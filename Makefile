@@ -8,7 +8,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	--config-settings editable_mode=compat --editable
 
-.PHONY: demo notebooks test lint types tests
+.PHONY: demo notebooks test lint types tests nightly
 
 demo: $(VENV)/demo.ready
 	$(BIN)/python data_prep/make_demo_market.py demo/market --overwrite
@@ -41,13 +41,18 @@ types: $(VENV)/test.ready
 tests: $(VENV)/test.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Every property on new examples, five times as many; an hour or so. What fails prints how to
+# repeat it.
+nightly: $(VENV)/test.ready
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=nightly --numprocesses 2
+
 $(VENV)/python.ready:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "open('$@', 'w').close()"
 
 $(VENV)/demo.ready: $(VENV)/python.ready pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time"
-	$(INSTALL) .
+	$(INSTALL) ".[all]"
 	$(BIN)/python -c "open('$@', 'w').close()"
 
 $(VENV)/test.ready: $(VENV)/python.ready pyproject.toml constraints.txt

@@ -67,6 +67,10 @@ class UndefinedMetricError(KronosError, ValueError):
     """A backtest report for which a metric has no value: no trade, no loss, a hole."""
 
 
+class MissingDependencyError(KronosError, ImportError):
+    """A package of an extra is needed and not installed; the message names extra and command."""
+
+
 class MissingArtifactError(KronosError, RuntimeError):
     """A record needs what an earlier record was to leave behind."""
 

@@ -1,4 +1,4 @@
-"""What several tests share: the golden files, tiny seeded networks, steady hypothesis runs."""
+"""What several tests share: the golden files, tiny seeded networks, the profiles of hypothesis."""
 
 from __future__ import annotations
 
@@ -15,20 +15,41 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.inference.sampling import sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = Path(__file__).parent / "parity" / "golden"
 
-# The same examples in every run, and no deadline: a busy machine must not turn a test red.
-settings.register_profile(
-    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("steady")
+# No deadline: a busy machine must not turn a test red.
+COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in every run.
+settings.register_profile("steady", COMMON, derandomize=True)
+# New examples in every run, NIGHTLY_TIMES as many; what failed is printed, to be repeated.
+NIGHTLY = "nightly"
+NIGHTLY_TIMES = 5
+settings.register_profile(NIGHTLY, COMMON, derandomize=False, print_blob=True)
+# `--hypothesis-profile` is read after this and wins.
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "steady")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Most tests bound their examples themselves: the nightly run multiplies that too."""
+    if settings.get_current_profile_name() != NIGHTLY:
+        return
+    own = "_hypothesis_internal_use_settings"
+    done = set()
+    for item in items:
+        test = getattr(getattr(item, "obj", None), "__func__", getattr(item, "obj", None))
+        if not is_hypothesis_test(test) or test in done:
+            continue
+        done.add(test)
+        asked = getattr(test, own, None) or settings()
+        setattr(test, own, settings(asked, max_examples=NIGHTLY_TIMES * asked.max_examples))
+
 
 Pair = tuple[KronosTokenizer, Kronos]
 
@@ -91,8 +112,6 @@ def build_minutes(instruments: int = 3, days: int = 6, seed: int = 0) -> pd.Data
 def golden(request) -> Golden:
     """a has a learned time embedding, b a fixed one."""
     folder = GOLDEN / request.param
-    if not folder.is_dir():
-        pytest.skip(f"no golden files at {folder}: parity is NOT checked")
     with np.load(folder / "golden.npz") as file:
         return Golden(folder, {name: file[name] for name in file.files})
 

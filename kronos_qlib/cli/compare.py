@@ -46,8 +46,10 @@ def compare(arguments: argparse.Namespace) -> None:
     # A bar for every small file of every run tells nobody anything.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kronos_qlib.evaluation.comparison_text import comparison_text
+    from kronos_qlib.extras import check_extra
     from kronos_qlib.plugin.compare import compare as compare_all
 
+    check_extra("report", for_="a comparison of runs")  # before they are read
     found = compare_all(
         arguments.experiments, tracking_uri=arguments.tracking_uri, run_ids=arguments.run_ids
     )

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scoringrules
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 from scipy.stats import norm
 
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.extras import require
 
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
@@ -177,7 +177,7 @@ class PathDistribution:
 
     def crps(self, returns: Floats) -> Floats:
         # By probability-weighted moments: the fair estimator, without P x P differences.
-        fair = scoringrules.crps_ensemble(
+        fair = _scoringrules().crps_ensemble(
             returns, self.returns, estimator="pwm", sorted_ensemble=True, backend="numpy"
         )
         if self.factors is None:
@@ -359,7 +359,8 @@ def losses_of(
     """
     tails = sorted({0.5, *(tail for level in levels for tail in tail_levels(level))})
     came = outcomes.returns
-    pinball = [scoringrules.quantile_score(came, distribution.quantile(one), one) for one in tails]
+    quantile_score = _scoringrules().quantile_score
+    pinball = [quantile_score(came, distribution.quantile(one), one) for one in tails]
     missed = distribution.mean() - came
     volatility = distribution.volatility() - outcomes.realised_volatility
     return {
@@ -394,7 +395,11 @@ def best_factor(loss: Callable[[float], float]) -> float:
     return float(np.exp(found.x))
 
 
+def _scoringrules() -> Any:
+    return require("scoringrules", for_="scoring a forecast")
+
+
 def _lognormal_crps(returns: Floats, spread: Floats) -> Floats:
     # A price's score is that of its return: what is added to both cancels.
-    found = scoringrules.crps_lognormal(1 + returns, -(spread**2) / 2, spread, backend="numpy")
+    found = _scoringrules().crps_lognormal(1 + returns, -(spread**2) / 2, spread, backend="numpy")
     return np.asarray(found)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import empyrical
 import numpy as np
 import pandas as pd
 from scipy.stats import kurtosis, norm, skew
 
 from kronos_qlib.errors import UndefinedMetricError
+from kronos_qlib.extras import require
 
 REPORT_COLUMNS = ("return", "bench", "cost", "turnover")
 """What we read of Qlib's `report_normal`, each a fraction of the day before's account value.
@@ -20,6 +20,9 @@ REPORT_COLUMNS = ("return", "bench", "cost", "turnover")
 
 TRADING_DAYS = 252
 """Days in a year unless told otherwise. Qlib's own `risk_analysis` takes 238 for daily data."""
+
+MEASURES = "what a backtest earned and risked"
+"""As messages name what this module measures."""
 
 ROUNDING = 1e-12
 """A spread of daily returns below this is an error of floating point, not risk."""
@@ -82,6 +85,7 @@ def portfolio_metrics(
         UndefinedMetricError: a value is missing, nothing was ever traded, or a ratio would divide
             by zero (returns that never vary, no losing day). A figure would hide it: a
             strategy that stood still is a fault to look into, not a Sharpe ratio of 0.
+        MissingDependencyError: empyrical, of the extra "report", is not installed.
 
     Source:
         empyrical-reloaded, whose conventions are the ones above (measured in test_metrics).
@@ -106,6 +110,8 @@ def portfolio_metrics(
             "information ratio exists"
         )
     relative = (1 + returns) / (1 + bench) - 1
+
+    empyrical = require("empyrical", for_=MEASURES)
 
     def yearly(measure: Callable[..., float], of: pd.Series[float] = returns) -> float:
         return float(measure(of, annualization=days_per_year))
@@ -151,7 +157,11 @@ def wealth_measures(
     Returns:
         `annual_return`, `sharpe`, `max_drawdown`, `excess_return`, `information_ratio`, as of
         `portfolio_metrics`; NaN for a ratio to a risk of 0.
+
+    Raises:
+        MissingDependencyError: empyrical, of the extra "report", is not installed.
     """
+    empyrical = require("empyrical", for_=MEASURES)
     excess = net - bench
     return {
         "annual_return": float(empyrical.annual_return(net, annualization=days_per_year)),

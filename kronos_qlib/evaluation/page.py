@@ -23,6 +23,7 @@ from kronos_qlib.evaluation.comparison_text import (
     verdict,
 )
 from kronos_qlib.evaluation.uncertainty import LEVEL
+from kronos_qlib.extras import require
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -92,6 +93,8 @@ function hints() {
 window.addEventListener("load", hints);
 window.addEventListener("resize", hints);
 """
+PAGE = "the page of a comparison"
+"""As messages name what this module writes."""
 HINT = '<p class="hint">&#8596; Scroll sideways for the rest of it.</p>'
 
 
@@ -103,9 +106,11 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
 
     Returns:
         HTML with style, script (plotly.js, some 4.5 MB) and data inside; it loads nothing.
-    """
-    from plotly.offline import get_plotlyjs
 
+    Raises:
+        MissingDependencyError: plotly, of the extra "report", is not installed.
+    """
+    get_plotlyjs = require("plotly.offline", for_=PAGE).get_plotlyjs
     runs = [str(name) for name in comparison.table.index]
     colors = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(runs)}
     body = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(", ".join(runs))}</p>']
@@ -241,8 +246,7 @@ def _curves(
     beside: pd.Series[float] | None = None,
 ) -> Figure:
     """A line per run over the days."""
-    import plotly.graph_objects as go
-
+    go = require("plotly.graph_objects", for_=PAGE)
     form = ".2%" if percent else ".3f"
     is_daily = bool((lines.index == pd.DatetimeIndex(lines.index).normalize()).all())
     form_of_time = "%Y-%m-%d" if is_daily else "%Y-%m-%d %H:%M"
@@ -270,8 +274,7 @@ def _curves(
 
 def _forest(tested: Sequence[Pair]) -> Figure:
     """Every test's interval; each has a difference."""
-    import plotly.graph_objects as go
-
+    go = require("plotly.graph_objects", for_=PAGE)
     figure = go.Figure()
     for pair in reversed(tested):
         assert pair.difference is not None

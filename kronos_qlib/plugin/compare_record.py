@@ -45,6 +45,7 @@ class CompareRecord(RecordTemp):
     """
 
     artifact_path = "comparison"
+    needs_extra = "report"
 
     def __init__(
         self, recorder: Recorder, experiments: Sequence[str] = (), html: bool = True

@@ -81,6 +81,7 @@ class ForecastReportRecord(RecordTemp):
     """
 
     artifact_path = "forecast_report"
+    needs_extra = "report"
 
     def __init__(
         self,

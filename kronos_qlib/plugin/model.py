@@ -18,6 +18,7 @@ from kronos_qlib.configs import SamplingConfig, SignalsConfig, from_mapping
 from kronos_qlib.data.dataset import WindowDataset
 from kronos_qlib.data.features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
+from kronos_qlib.extras import check_extra
 from kronos_qlib.pipeline.scoring import (
     exposures_from_windows,
     members_of,
@@ -194,11 +195,14 @@ class KronosModel(ModelFT):
         Raises:
             ConfigError: a reweighter is given, which no stage uses; or `signals` asks for more
                 bars than the data set's windows have.
+            MissingDependencyError: it trains, and the extra "train" is not installed.
             TrainingError: a segment has no windows, or a loss is not finite.
         """
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         claim_active_run()
+        if not self.training.is_zero_shot:
+            check_extra("train", for_="training")
         self._check_windows(_source_of(dataset))
         if not self.training.is_zero_shot:
             check_trainable(self.training, _source_of(dataset))
@@ -218,6 +222,7 @@ class KronosModel(ModelFT):
         """
         if self.training.is_zero_shot:
             raise ConfigError("finetune needs the setting `training`, this model is zero-shot")
+        check_extra("train", for_="training")
         self._train(dataset)
 
     def predict(

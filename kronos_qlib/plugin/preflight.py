@@ -27,6 +27,7 @@ from kronos_qlib.data.segments import (
     places_of,
 )
 from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
+from kronos_qlib.extras import check_extra
 from kronos_qlib.plugin.faults import (
     check_benchmark,
     check_folder,
@@ -59,11 +60,12 @@ def check_run(config: Mapping[str, Any]) -> None:
     Looked at are: the folders of bars; the market's file; train, valid and test (in order, apart,
     within the calendar); processors fitted on days after train; what BacktestRecord or Qlib's
     PortAnaRecord is to trade (settings, benchmark, names in the universe of the test segment);
-    settings of this package's other records; that checkpoints are there; that the MLflow store, its
-    artifacts and resume folders can be written; and free disk. What is on a network (an MLflow
-    server, the Hub, mounted bars) is not asked for, and what a task gives as made objects is not
-    looked into. What works and is hardly meant (a universe little larger than topk, a segment that
-    reaches beyond the calendar) is logged as a warning.
+    settings of this package's other records; packages of extras that records and training need;
+    that checkpoints are there; that the MLflow store, its artifacts and resume folders can be
+    written; and free disk. What is on a network (an MLflow server, the Hub, mounted bars) is not
+    asked for, and what a task gives as made objects is not looked into. What works and is hardly
+    meant (a universe little larger than topk, a segment that reaches beyond the calendar) is logged
+    as a warning.
 
     Free disk is compared with an estimate of what the run writes: 20 MiB of reports, 200 bytes for
     each bar and name of the test segment, twice the weights of a model that is trained (weights are
@@ -254,6 +256,25 @@ def _benchmark(
         yield from (f"backtest.benchmark: {problem}" for problem in found)
 
 
+def _packages(run: PlannedRun) -> Iterator[str]:
+    """Extras that are not installed; a record's class says in `needs_extra` which it needs."""
+    if any(model.get("training") for model in run.models):
+        yield from _said(check_extra, "train", for_="training")
+    for record in run.records:
+        module, name = record.get("module_path"), record.get("class")
+        if isinstance(module, str) and isinstance(name, str) and module.startswith(f"{OURS}."):
+            extra = getattr(getattr(_module(module), name, None), "needs_extra", None)
+            if extra is not None:
+                yield from _said(check_extra, extra, for_=name)
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:  # `_reports` says so
+        return None
+
+
 def _reports(run: PlannedRun) -> Iterator[str]:
     """Settings of this package's records, as the records themselves check them when made."""
     for record in run.records:
@@ -333,6 +354,7 @@ def _check_head(path: Any) -> None:
 
 
 CHECKS: tuple[Callable[[PlannedRun], Iterator[str]], ...] = (
+    _packages,
     _bars,
     _universe,
     _segments,

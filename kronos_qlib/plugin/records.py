@@ -98,6 +98,7 @@ class PortfolioReportRecord(ACRecordTemp):
     """
 
     artifact_path = "portfolio_report"
+    needs_extra = "report"
     depend_cls = PortAnaRecord
 
     def __init__(

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
 from qlib.workflow.recorder import Recorder
-from statsmodels.stats.multitest import multipletests
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.ic import (
@@ -45,6 +44,7 @@ from kronos_qlib.evaluation.signal_figures import (
 )
 from kronos_qlib.evaluation.signal_text import signal_page, signal_verdict
 from kronos_qlib.evaluation.uncertainty import by_day, daily_mean, fewest_days
+from kronos_qlib.extras import require
 from kronos_qlib.plugin.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.artifacts import (
     count_signals,
@@ -168,6 +168,7 @@ class SignalReportRecord(ACRecordTemp):
     """
 
     artifact_path = "signal_report"
+    needs_extra = "report"
     depend_cls = SignalRecord
 
     def __init__(
@@ -414,7 +415,9 @@ class SignalReportRecord(ACRecordTemp):
         # A signal that is another under a new name, as the score often is, is no second trial.
         first = first_of_equals(pred, kept)
         tried = table.loc[[name for name in table.index if first[name] == name], "p"].dropna()
-        corrected = pd.Series(multipletests(tried, method="holm")[1], index=tried.index)
+        multitest = require("statsmodels.stats.multitest", for_="the correction for signals tried")
+        holm = multitest.multipletests(tried, method="holm")[1]
+        corrected = pd.Series(holm, index=tried.index)
         corrected = corrected.reindex([first[name] for name in table.index]).set_axis(table.index)
         table.insert(list(table).index("p") + 1, "p_holm", corrected)
         table.insert(0, "kind", ["score", *["signal"] * (len(table) - 1)])

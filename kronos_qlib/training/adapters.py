@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kronos_qlib.extras import require
+
 ADAPTED = r".*(self_attn|cross_attn)\.(q|k|v|out)_proj|.*ffn\.w[123]"
 """Projections of every attention and feed-forward layer, of tokenizer and predictor alike."""
 
@@ -22,19 +24,19 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
         rank: of the adapters; None: none are made and all weights are trained.
         alpha: they count alpha / rank times.
         seed: of their first values; what they add is nothing at first.
+
+    Raises:
+        MissingDependencyError: peft, of the extra "train", is not installed and a rank is given.
     """
     if rank is None:
         yield
         return
-    from peft import LoraConfig, inject_adapter_in_model
-
+    peft = require("peft", for_="LoRA")
     trained = {name for name, weight in net.named_parameters() if weight.requires_grad}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED),
-            net,
-        )
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED)
+        peft.inject_adapter_in_model(config, net)
     try:
         yield
     finally:
@@ -45,9 +47,8 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
 
 def merge_adapters(net: nn.Module) -> nn.Module:
     """Add what the adapters in `net` say to its weights, and take them out."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    found = [(name, part) for name, part in net.named_modules() if isinstance(part, BaseTunerLayer)]
+    layer_type = require("peft.tuners.tuners_utils", for_="LoRA").BaseTunerLayer
+    found = [(name, part) for name, part in net.named_modules() if isinstance(part, layer_type)]
     for name, part in found:
         layer: Any = part
         layer.merge()

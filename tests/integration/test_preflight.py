@@ -374,3 +374,37 @@ def test_a_run_of_qlib_is_refused_before_its_model_is_made(provider, tmp_path):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
     assert "benchmark BENHC has no bars" in run.data.tags["mlflow.note.content"]
+
+
+RECORD = {
+    "class": "SignalReportRecord",
+    "module_path": "kronos_qlib.plugin.signal_report",
+}
+
+
+def test_a_package_that_a_record_needs_is_missed_before_the_run(config, monkeypatch):
+    """A plain install trained for hours, and then a record missed its package."""
+    put(config, "task.records.of_scores", [RECORD])
+    check_run(config)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "statsmodels"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    (said,) = problems_of(config)
+    assert said.startswith("SignalReportRecord needs ")
+    assert said.endswith('statsmodels: pip install "kronos-qlib[report]"')
+
+
+@pytest.mark.parametrize("training", [None, {"predictor": {"epochs": 1}}])
+def test_a_package_that_training_needs_is_missed_before_the_run(config, training, monkeypatch):
+    put(config, "task.model.kwargs.training", training)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    if training is None:
+        check_run(config)
+    else:
+        (said,) = problems_of(config)
+        assert said.endswith(
+            "training needs a package that is not installed, accelerate: "
+            'pip install "kronos-qlib[train]"'
+        )

@@ -130,3 +130,27 @@ def test_qrun_from_another_folder_says_what_it_looked_for_and_makes_no_store(tmp
     says = f"{looked_for} is no Qlib folder" if there else f"there is no Qlib folder {looked_for}"
     assert f"RefusedRunError: this run would fail: {says}" in done.stdout + done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+WITHOUT = """
+import sys
+sys.modules["statsmodels"] = None  # as if it were not installed
+from qlib.cli.run import workflow
+workflow(sys.argv[1])
+"""
+
+
+def test_qrun_without_a_package_of_its_records_fails_before_the_work(provider, tmp_path):
+    """Any model's run, not Kronos' alone: records are made last, after hours of training."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KRONOS_")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(WORKFLOWS / "workflow_lightgbm.yaml")],
+        cwd=tmp_path,
+        env=clean | {"KRONOS_PROVIDER_URI": str(provider)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert 'statsmodels: pip install "kronos-qlib[report]"' in done.stderr, done.stderr
+    assert "Training until" not in done.stderr + done.stdout
