@@ -68,16 +68,15 @@ def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]
         raise BarDataError(
             f"{raw.source}, column {column!r}: symbols must be text, got {cells.dtype}"
         )
-    symbols = np.empty(len(cells), dtype=object)
-    for entry, cell in enumerate(cells):
-        symbol = cell.strip() if isinstance(cell, str) else ""
-        if not symbol:
-            raise raw.fail(entry, column, f"expected a symbol, got {_show(cell)}")
-        symbols[entry] = symbol
-    for symbol in set(symbols.tolist()):
+    symbols = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    distinct = set(symbols)
+    if "" in distinct:
+        entry = symbols.index("")
+        raise raw.fail(entry, column, f"expected a symbol, got {_show(cells[entry])}")
+    for symbol in distinct:
         if problem := symbol_problem(symbol):
-            raise raw.fail(int((symbols == symbol).argmax()), column, problem)
-    return symbols
+            raise raw.fail(symbols.index(symbol), column, problem)
+    return np.array(symbols, dtype=object)
 
 
 def symbol_problem(symbol: str) -> str | None:
