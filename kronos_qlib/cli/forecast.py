@@ -170,7 +170,7 @@ def _levels(arguments: argparse.Namespace) -> list[float]:
 
 
 def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
-    from kronos_qlib.data.tables import check_apart
+    from kronos_qlib.data.files.read import check_apart
 
     if arguments.out.suffix.lower() != ".csv":
         raise ConfigError(f"--out {arguments.out}: expected a name ending in .csv")
@@ -187,8 +187,8 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and what was said in reading."""
     from kronos_qlib.data.bars import idle_bars
+    from kronos_qlib.data.files.read import read_bars
     from kronos_qlib.data.steps import step_notes
-    from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
     symbols = table.bars["symbol"].unique().tolist()

@@ -17,6 +17,7 @@ from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.bars import check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.labels import Label, ReturnLabel
 from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
@@ -30,7 +31,6 @@ from kronos_qlib.data.segments import (
     split_by_share,
 )
 from kronos_qlib.data.steps import as_days, step_notes
-from kronos_qlib.data.tables import read_bars
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 

@@ -20,11 +20,15 @@ from kronos_qlib.data.calendar import (
     moments_of,
     to_times,
 )
-from kronos_qlib.data.cells import to_numbers
 from kronos_qlib.data.clock import show_span, show_time
-from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
-from kronos_qlib.data.readers import RawTable, read_frame
+from kronos_qlib.data.files.cells import to_numbers
+from kronos_qlib.data.files.columns import match_columns
+from kronos_qlib.data.files.formats import read_frame
+from kronos_qlib.data.files.raw import RawTable
+from kronos_qlib.data.files.spelling import COMPACT, compact
+from kronos_qlib.data.files.timestamps import is_midnight
+from kronos_qlib.data.files.unread import check_unread
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     MAX_MOVE,
@@ -33,9 +37,6 @@ from kronos_qlib.data.rules import (
     find_faults,
     find_jumps,
 )
-from kronos_qlib.data.spelling import COMPACT, compact
-from kronos_qlib.data.timestamps import is_midnight
-from kronos_qlib.data.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, SIZE_COLUMNS
 

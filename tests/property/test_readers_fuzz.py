@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.tables import read_bars, write_bars
+from kronos_qlib.data.files.read import read_bars, write_bars
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import LONG_COLUMNS
 

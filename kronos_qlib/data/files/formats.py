@@ -1,4 +1,4 @@
-"""Cells out of a file or a frame, before they mean anything: text as it stands, rows counted."""
+"""Files and frames as raw tables: text as it stands, rows counted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from kronos_qlib.data.levels import Name, flatten_header, flatten_levels
-from kronos_qlib.data.timestamps import DATE_ORDERS, find_zone
+from kronos_qlib.data.files.levels import Name, flatten_header, flatten_levels
+from kronos_qlib.data.files.raw import AS_SHOWN, CellFormat, RawTable, tell_headerless
 from kronos_qlib.errors import BarDataError, ConfigError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
 """What may stand between the cells of a CSV file without being told, and its name."""
-
-NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
-"""A number or a date, which no column is called."""
 
 BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -41,70 +37,6 @@ LINES_ABOVE = re.compile(rf'(?:[ "\ufeff{"".join(DELIMITERS)}]*(?:\r\n|\r|\n))*'
 
 BLOCK = 2**24
 """Bytes that Arrow reads at a time; no line may be longer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellFormat:
-    """How cells are written, where they do not show it themselves."""
-
-    zone: str | None = None
-    """The exchange's time zone, such as "Asia/Shanghai": times with an offset and counts since 1970
-    are converted to it. None drops offsets and refuses what is in UTC. Times without an offset
-    stay."""
-    date_order: str = "ymd"
-    """"dmy" or "mdy" where dates do not begin with the year: 02/01/2024."""
-    decimal: str | None = None
-    """"," or "."; the other one is the thousands separator. None goes by what the cells show."""
-
-    def __post_init__(self) -> None:
-        if self.zone is not None:
-            find_zone(self.zone)
-        if self.date_order not in DATE_ORDERS:
-            raise ConfigError(
-                f"date_order must be one of {', '.join(DATE_ORDERS)}, got {self.date_order!r}"
-            )
-        if self.decimal not in (None, ".", ","):
-            raise ConfigError(f"decimal must be '.' or ',', got {self.decimal!r}")
-
-
-@dataclass(frozen=True)
-class RawTable:
-    """The cells of one file or frame."""
-
-    source: str
-    """What to call it in a message: the file's path."""
-    columns: dict[str, npt.NDArray[Any]]
-    """Numbers or datetime64 where numpy has such a type, else objects: text from CSV."""
-    rows: npt.NDArray[np.int64]
-    """Each entry's row, from 1, as a text editor counts lines; without a header elsewhere."""
-    stem: str | None = None
-    """The symbol if no column has it: a file's name without its ending."""
-    time_index: str | None = None
-    """The column that was a frame's index of times."""
-    is_text: bool = False
-    """Whether every cell is a `str`."""
-    how: CellFormat = CellFormat()
-    """How the cells are written."""
-    delimiter: str | None = None
-    """Of a CSV file."""
-    is_series: bool = False
-    """Whether it is a frame for the predictor, which has no settings for reading: messages then
-    say how to change the frame."""
-    notes: tuple[str, ...] = ()
-    """What was done to the header."""
-
-    def fail(self, entry: int, column: str, problem: str) -> BarDataError:
-        return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
-
-    def tell_decimal(self, column: str) -> str:
-        """How to say which mark is a column's decimal one."""
-        if self.is_series:
-            return (
-                f'make it numbers before, with frame[{column!r}].str.replace(",", ".")'
-                '.astype(float) if the comma is the decimal mark, with "" for "." if it parts '
-                "thousands"
-            )
-        return 'say which mark is the decimal one, with decimal="," or "." (--decimal ",")'
 
 
 def find_files(source: Path) -> tuple[list[Path], list[str]]:
@@ -129,7 +61,7 @@ def read_file(
     *,
     encoding: str = "utf-8",
     delimiter: str | None = None,
-    how: CellFormat = CellFormat(),
+    how: CellFormat = AS_SHOWN,
 ) -> RawTable:
     """The cells of a CSV, Parquet or Feather file, told apart by its ending.
 
@@ -172,7 +104,7 @@ def read_frame(
     *,
     source: str = "the frame",
     stem: str | None = None,
-    how: CellFormat = CellFormat(),
+    how: CellFormat = AS_SHOWN,
     is_series: bool = False,
 ) -> RawTable:
     """The cells of a frame, and of the levels of its index that have a name or hold times.
@@ -248,22 +180,6 @@ def _check_header(source: str, names: Sequence[str]) -> None:
             advice = tell_headerless(names) or "; rename or drop one"
             raise BarDataError(f"{source}: two columns are called {name!r}{advice}")
         seen.add(name)
-
-
-def tell_headerless(names: Iterable[str]) -> str:
-    """What to say of names that are mostly numbers; "" of others."""
-    given = [name for name in names if name]
-    if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
-        return ""
-    if given == [str(number) for number in range(len(given))]:
-        return (
-            "; these are numbers and no names: give it some, such as frame.columns = ['date', "
-            "'open', 'high', 'low', 'close', 'volume']"
-        )
-    return (
-        "; the first row looks like a bar, so a header is missing: write one above it, such as "
-        "date,open,high,low,close,volume,amount"
-    )
 
 
 def _check_encoding(encoding: str) -> str:

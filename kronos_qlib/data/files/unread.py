@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.cells import is_clock, to_dates, to_moments
-from kronos_qlib.data.column_messages import Match, tell_mapping, tell_none
-from kronos_qlib.data.numerals import MARKED, NO_NUMBER
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.spelling import STATES, TIME
-from kronos_qlib.data.timestamps import parse_time
+from kronos_qlib.data.files.cells import is_clock, to_dates, to_moments
+from kronos_qlib.data.files.numerals import MARKED, NO_NUMBER
+from kronos_qlib.data.files.raw import Match, RawTable, tell_mapping, tell_none
+from kronos_qlib.data.files.spelling import STATES, TIME
+from kronos_qlib.data.files.timestamps import parse_time
 from kronos_qlib.errors import BarDataError
 
 LOOKS_LIKE_SYMBOL = re.compile(

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.data.numerals import (
+from kronos_qlib.data.files.numerals import (
     NO_NUMBER,
     decimal_shown_by,
     is_ambiguous,
     read_numbers,
 )
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.timestamps import (
+from kronos_qlib.data.files.raw import RawTable
+from kronos_qlib.data.files.timestamps import (
     FIRST_YEAR,
     LAST_YEAR,
     Times,
