@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -335,8 +336,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
     for level in quantiles:
         table[f"close_q{level:g}"] = quantiles[level].to_numpy()
     if len(found.paths) > 1:
-        chance = found.prob("close > last_close")
-        table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
+        table["prob_up"] = (found.paths[:, :, CLOSE] > found.last_close).mean(axis=0)
     table.insert(0, "symbol", found.name)
     table.insert(2, "calibration", UNCALIBRATED)
     return table
