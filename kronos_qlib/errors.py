@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -17,6 +18,14 @@ def shown(value: object) -> str:
 def plain(name: str) -> str:
     """A name out of a file, for a message: as it is, if a terminal can show it."""
     return name if name.isprintable() and 0 < len(name) <= 300 else shown(name)
+
+
+def some_of(items: Sequence[object], most: int = 3, between: str = ", ") -> str:
+    """The first few of several, and how many more there are: "a, b, c and 4 more"."""
+    shown_ones = between.join(map(str, items[:most]))
+    if len(items) <= most:
+        return shown_ones
+    return f"{shown_ones}{between.rstrip(' ,')} and {len(items) - most} more"
 
 
 class KronosError(Exception):

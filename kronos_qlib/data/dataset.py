@@ -20,6 +20,7 @@ from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.labels import Label, ReturnLabel
 from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.rules import JUMP
 from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.segments import (
     Segment,
@@ -154,7 +155,7 @@ class WindowDataset:
             split = "an unadjusted split would be learned as a crash (repair 'split-jumps')"
             notes.append(
                 f"{name}: {len(doubts)} bars look wrong"
-                f"{f'; {split}' if (doubts['rule'] == 'jump').any() else ''}\n"
+                f"{f'; {split}' if (doubts['rule'] == JUMP).any() else ''}\n"
                 f"{describe_report(doubts)}\n{describe_advice(advise(bars, doubts), 'repair ')}"
             )
         for note in notes:  # a script that asks for no logging sees warnings

@@ -225,19 +225,23 @@ class KronosPredictor:
         stratified: bool = False,
         rotate_s2: bool = False,
         keys: Sequence[str] | None = None,
+        warn: bool = True,
     ) -> list[Forecast]:
         """What was sampled for several series, of equal length or not; arguments as in `predict`.
 
         Args:
             keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
+            warn: log what looks wrong in a lookback or in the times to come; False for callers
+                that have checked them.
 
         Returns:
             One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
         """
         series = series_of_frames(
-            df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq
+            df_list, x_timestamp_list, y_timestamp_list, pred_len, keys, exchange, freq, warn=warn
         )
-        warn_of_doubts(series, keys, self.max_context)
+        if warn:
+            warn_of_doubts(series, keys, self.max_context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(series):
             by_length[len(one.bars)].append(place)
