@@ -160,6 +160,6 @@ def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
     if len(lacking):
         whose = f" of {some_of(lacking, 5)}" if known[CHANGE].any() else ""
         logger.info(
-            f"the folder has no $change{whose}: the limit of {threshold:g} counts the return since the last "
-            f"known close ({len(lacking)} instruments)"
+            f"the folder has no $change{whose}: the limit of {threshold:g} counts the return since "
+            f"the last known close ({len(lacking)} instruments)"
         )
