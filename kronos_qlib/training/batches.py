@@ -147,7 +147,7 @@ def shuffled(size: int, *key: int) -> npt.NDArray[np.signedinteger[Any]]:
     years of 5,000 names' daily bars. From a thousand million windows on (4 GB) that is no longer
     affordable, and a permutation that is computed place by place would be the way.
     """
-    order = np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
+    order: npt.NDArray[Any] = np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
     np.random.default_rng(key).shuffle(order)
     return order
 
