@@ -102,8 +102,6 @@ class Forecast:
     """Close of the last bar seen."""
     name: str = ""
     """Of the series, for reports and errors."""
-    anchored: bool = False
-    """Whether the paths begin at the last close seen, not at what its tokens make of it."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.paths)

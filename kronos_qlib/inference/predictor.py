@@ -265,7 +265,7 @@ class KronosPredictor:
             for place, one, paths in zip(places, group, drawn, strict=True):
                 close = float(one.bars[-1, CLOSE])
                 name = "" if keys is None else keys[place]
-                results[place] = Forecast(paths, one.ahead, close, name, anchored=anchor)
+                results[place] = Forecast(paths, one.ahead, close, name)
         return [results[place] for place in range(len(series))]
 
     def _paths_of(

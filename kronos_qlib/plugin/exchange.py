@@ -150,7 +150,7 @@ def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:
 
 def _bars_of(index: pd.Index) -> str:
     names = index.get_level_values("instrument").unique()
-    return f"{len(index)} bars of {len(names)} instruments ({some_of(names, 5)})"
+    return f"{len(index)} bars of {len(names)} instruments ({some_of(names.tolist(), 5)})"
 
 
 def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
@@ -158,7 +158,7 @@ def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
     known = quotes[[CLOSE, CHANGE]].notna().groupby(level="instrument").any()
     lacking = known.index[known[CLOSE] & ~known[CHANGE]]
     if len(lacking):
-        whose = f" of {some_of(lacking, 5)}" if known[CHANGE].any() else ""
+        whose = f" of {some_of(lacking.tolist(), 5)}" if known[CHANGE].any() else ""
         logger.info(
             f"the folder has no $change{whose}: the limit of {threshold:g} counts the return since "
             f"the last known close ({len(lacking)} instruments)"

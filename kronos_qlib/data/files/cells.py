@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from kronos_qlib.data.files.numerals import (
     NO_NUMBER,
@@ -355,7 +356,8 @@ def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] |
     if raw.columns[column].dtype.kind == "M":
         return to_dates(raw, column)
     texts = [text.removeprefix(NO_DAYS) for text in _texts(raw, column)]
-    codes, distinct = _distinct(texts)
+    codes, unique = pd.factorize(np.array(texts, dtype=object))
+    distinct: list[str] = unique.tolist()
     if is_clock(distinct):
         seconds = _seconds_of_day(distinct)
         for place, second in enumerate(seconds):
@@ -396,13 +398,6 @@ def _seconds_of_day(distinct: Sequence[str]) -> list[int | None]:
     # 1035 among 103000 may be 10:35 or 00:10:35: only whole minutes are taken for what they seem.
     padded = [number.zfill(digits) for number in numbers]
     return [_parse_clock(text) if digits == 4 or text.endswith("00") else None for text in padded]
-
-
-def _distinct(texts: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Each text's place among the distinct ones, in order of first appearance."""
-    places: dict[str, int] = {}
-    codes = [places.setdefault(text, len(places)) for text in texts]
-    return np.array(codes, dtype=np.int64), list(places)
 
 
 def _parse_clock(text: str) -> int | None:
