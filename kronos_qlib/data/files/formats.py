@@ -322,7 +322,7 @@ def _split_cells(
                 strings_can_be_null=False,
             ),
         )
-    except pa.ArrowInvalid as problem:
+    except pa.ArrowException as problem:
         raise BarDataError(f"{path}: not CSV: {problem}") from problem
     if ragged:
         place, found = ragged[0]
