@@ -58,8 +58,6 @@ from unittest.mock import patch
 import pandas as pd
 import qlib
 import yaml
-from ashares_2002 import ROOT, folder_command
-from ashares_2002 import SETTINGS as MARKET
 from jinja2 import Template
 from qlib.contrib.model import gbdt
 from qlib.data import D
@@ -73,6 +71,26 @@ from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHan
 from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.training.alpha import LEAST_WINDOWS, correlations
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKET = {
+    "KRONOS_REGION": "cn",
+    "KRONOS_MARKET": "all",
+    "KRONOS_BENCHMARK": "MEAN",
+    "KRONOS_START": "2000-01-04",
+    "KRONOS_TRAIN_START": "2000-01-04",
+    "KRONOS_TRAIN_END": "2001-12-31",
+    "KRONOS_VALID_START": "2002-01-01",
+    "KRONOS_VALID_END": "2002-06-30",
+    "KRONOS_TEST_START": "2002-07-01",
+    "KRONOS_TEST_END": "2002-12-31",
+    "KRONOS_TOPK": "50",
+    "KRONOS_N_DROP": "5",
+    "KRONOS_LIMIT_THRESHOLD": "0.095",
+    "KRONOS_OPEN_COST": "0.0005",
+    "KRONOS_CLOSE_COST": "0.0015",
+}
+"""The workflows' settings."""
 
 FEW = {"epochs": 2, "windows_per_day": 48, "validation_days": 16}
 
@@ -133,6 +151,13 @@ Note = dict[str, Any]
 
 
 # What is kept in the work folder.
+
+
+def folder_command(bars: Path, folder: Path) -> list[str]:
+    """What makes the Qlib folder anew, for a Python to run: a script and its arguments."""
+    script = str(ROOT / "data_prep" / "csv_to_qlib.py")
+    benchmark = MARKET["KRONOS_BENCHMARK"]
+    return [script, str(bars), str(folder), "--benchmark", benchmark, "--overwrite"]
 
 
 def digest_of(settings: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib import WindowDataset
-from kronos_qlib.data.tables import read_bars
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.evaluation.forecast_tables import ALL, judge
 from kronos_qlib.evaluation.forecasts import Outcomes
 from kronos_qlib.pipeline.outcomes import (

@@ -20,6 +20,14 @@ def plain(name: str) -> str:
     return name if name.isprintable() and 0 < len(name) <= 300 else shown(name)
 
 
+def some_of(items: Sequence[object], most: int = 3, between: str = ", ") -> str:
+    """The first few of several, and how many more there are: "a, b, c and 4 more"."""
+    shown_ones = between.join(map(str, items[:most]))
+    if len(items) <= most:
+        return shown_ones
+    return f"{shown_ones}{between.rstrip(' ,')} and {len(items) - most} more"
+
+
 class KronosError(Exception):
     """Everything this package raises on purpose; catch this to catch it all."""
 

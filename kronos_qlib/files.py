@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from kronos_qlib.owners import lock_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +53,7 @@ def replacing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
     parts = _Parts(target, uuid.uuid4().hex[:8])
-    held = FileLock(parts.lock, timeout=0)
-    held.acquire()
+    held = lock_of(parts.lock)
     try:
         yield parts.draft
         if not (target.is_dir() and parts.draft.is_dir()):
@@ -146,9 +147,8 @@ def _claim(parts: _Parts) -> Iterator[bool]:
     if not begun and _age(parts.lock) < LOCK_AGE:
         yield False
         return
-    held = FileLock(parts.lock, timeout=0)
     try:
-        held.acquire()
+        held = lock_of(parts.lock)
     except (Timeout, OSError):  # at work, or another user's
         yield False
         return

@@ -9,9 +9,9 @@ from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.sources import add_source, read_source
 from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bars import check_bars, describe_report
+from kronos_qlib.data.files.read import check_apart, write_bars
 from kronos_qlib.data.repairs import join_reports, repair_bars
 from kronos_qlib.data.steps import step_notes
-from kronos_qlib.data.tables import check_apart, write_bars
 from kronos_qlib.errors import KronosError
 
 

@@ -14,9 +14,10 @@ from kronos_qlib.cli.sources import add_source, read_source
 from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bars import WARNINGS, check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import future_times
+from kronos_qlib.data.files.read import check_apart, read_times
 from kronos_qlib.data.repairs import join_reports, repair_bars
+from kronos_qlib.data.rules import JUMP
 from kronos_qlib.data.steps import as_days
-from kronos_qlib.data.tables import check_apart, read_times
 from kronos_qlib.errors import CalendarError, KronosError
 
 
@@ -111,7 +112,7 @@ def convert(chosen: argparse.Namespace) -> int:
             f"note: {repeated} bars are the bar before once more, volume and all, and are stored "
             "as they are: --repair drop-untraded leaves them out"
         )
-    jumps = left[left["rule"] == "jump"]
+    jumps = left[left["rule"] == JUMP]
     if len(jumps):
         print(f"left as they are:\n{describe_report(jumps, examples=10)}")
     print(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kronos_qlib.cli.parsers import describe
 from kronos_qlib.cli.reading import add_reading, reading_of
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
+from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-JUMPS_SHOWN = 3
-"""Jumps of the lookback that a note names."""
 CANDLES = 80
 """Most bars of the past in the picture."""
 UNCALIBRATED = "uncalibrated"
@@ -129,20 +125,20 @@ def forecast(arguments: argparse.Namespace) -> None:
             "which is slow, and the later bars, drawn from its own, are not to be trusted",
             flush=True,
         )
-    with _no_warning_twice():
-        found: Forecast = predictor.predict_paths(
-            [window],
-            [window["date"]],
-            [ahead.times],
-            arguments.horizon,
-            T=arguments.temperature,
-            top_p=arguments.top_p,
-            sample_count=arguments.paths,
-            anchor=arguments.anchor,
-            verbose=is_slow,
-            seed=arguments.seed,
-            keys=[window["symbol"].iloc[0]],
-        )[0]
+    found: Forecast = predictor.predict_paths(
+        [window],
+        [window["date"]],
+        [ahead.times],
+        arguments.horizon,
+        T=arguments.temperature,
+        top_p=arguments.top_p,
+        sample_count=arguments.paths,
+        anchor=arguments.anchor,
+        verbose=is_slow,
+        seed=arguments.seed,
+        keys=[window["symbol"].iloc[0]],
+        warn=False,  # it is printed as notes
+    )[0]
     quantiles = pd.DataFrame(index=found.mean.index)
     if levels:
         quantiles = pd.DataFrame(found.quantiles(levels)["close"])
@@ -178,7 +174,7 @@ def _levels(arguments: argparse.Namespace) -> list[float]:
 
 
 def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
-    from kronos_qlib.data.tables import check_apart
+    from kronos_qlib.data.files.read import check_apart
 
     if arguments.out.suffix.lower() != ".csv":
         raise ConfigError(f"--out {arguments.out}: expected a name ending in .csv")
@@ -195,12 +191,12 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and what was said in reading."""
     from kronos_qlib.data.bars import idle_bars
+    from kronos_qlib.data.files.read import read_bars
     from kronos_qlib.data.steps import step_notes
-    from kronos_qlib.data.tables import read_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
     symbols = table.bars["symbol"].unique().tolist()
-    some = ", ".join(symbols[:5]) + (f" and {len(symbols) - 5} more" if len(symbols) > 5 else "")
+    some = some_of(symbols, 5)
     if arguments.symbol is None and len(symbols) > 1:
         raise ConfigError(f"{arguments.source} holds {some}; say which with --symbol")
     symbol = symbols[0] if arguments.symbol is None else arguments.symbol.upper()
@@ -283,6 +279,7 @@ def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
     """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
     from kronos_qlib.data.bars import check_bars, describe_report, errors_of
     from kronos_qlib.data.clock import show_time
+    from kronos_qlib.data.rules import JUMP
 
     report = check_bars(window, find_gaps=False)
     errors = errors_of(report)
@@ -291,31 +288,19 @@ def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
             f"{source}: {len(errors)} errors in the lookback: {describe_report(errors)}; "
             "`kronos-qlib data check` lists and repairs them"
         )
-    jumps = report[report["rule"] == "jump"]
+    jumps = report[report["rule"] == JUMP]
     if jumps.empty:
         return []
     shown = [
         f"{show_time(date)} {detail}"
         for date, detail in zip(jumps["date"], jumps["detail"], strict=True)
-    ][:JUMPS_SHOWN]
-    more = f"; and {len(jumps) - JUMPS_SHOWN} more" if len(jumps) > JUMPS_SHOWN else ""
+    ]
     return [
-        f"the lookback has a jump, and the forecast takes it as a move: {'; '.join(shown)}{more}; "
+        f"the lookback has a jump, and the forecast takes it as a move: "
+        f"{some_of(shown, between='; ')}; "
         "if it is a split, adjust the bars before it: kronos-qlib data check "
         f"{source} --repair split-jumps --output NEW.csv"
     ]
-
-
-@contextmanager
-def _no_warning_twice() -> Iterator[None]:
-    """The predictor logs what looks wrong in a lookback, which is printed as a note here."""
-    frames = logging.getLogger("kronos_qlib.inference.frames")
-    level = frames.level
-    frames.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        frames.setLevel(level)
 
 
 def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespace) -> Ahead:
@@ -343,8 +328,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
     for level in quantiles:
         table[f"close_q{level:g}"] = quantiles[level].to_numpy()
     if len(found.paths) > 1:
-        chance = found.prob("close > last_close")
-        table["prob_up"] = chance.to_numpy()  # type: ignore[union-attr]  # a condition on each bar
+        table["prob_up"] = (found.paths[:, :, CLOSE] > found.last_close).mean(axis=0)
     table.insert(0, "symbol", found.name)
     table.insert(2, "calibration", UNCALIBRATED)
     table.insert(3, "anchored", found.anchored)

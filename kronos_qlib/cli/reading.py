@@ -44,7 +44,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def reading_of(chosen: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `read_bars` that `add_reading` asked for."""
-    from kronos_qlib.data.tables import columns_from_pairs  # imports pandas: not for --help
+    from kronos_qlib.data.files.read import columns_from_pairs  # imports pandas: not for --help
 
     return {
         "columns": columns_from_pairs(chosen.columns),

@@ -31,7 +31,7 @@ from kronos_qlib.data.rules import (
     find_small_splits,
     is_sound,
 )
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
 Floats = npt.NDArray[np.float32]
@@ -259,12 +259,9 @@ class BarTable:
             days = [show_time(self.calendar[place]) for place in out.places[[first, last - 1]]]
             span = days[0] if last - first == 1 else f"{last - first} from {days[0]} to {days[1]}"
             names.append(f"{self.instruments[owner]} {span}")
-            if len(names) == EXAMPLES:
-                break
-        more = f" and {len(owners) - EXAMPLES} more" if len(owners) > EXAMPLES else ""
         return (
             f"{_count(len(out), 'bar')} left out, as if suspended ({by_rule}): "
-            f"{', '.join(names)}{more}"
+            f"{some_of(names, EXAMPLES)}"
         )
 
 

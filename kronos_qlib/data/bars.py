@@ -24,7 +24,7 @@ Changes = list[tuple[Any, Any, str]]
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
-WARNINGS = ("jump", "vwap", "gap", "repeated")
+WARNINGS = (rules.JUMP, "vwap", "gap", rules.REPEATED)
 """Rules that may be broken by sound bars."""
 
 VWAP_SLACK = 1.1
@@ -316,12 +316,12 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
 def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
     jumps = find_jumps(bars[["symbol", "date", *PRICE_COLUMNS]], max_move)
     every = np.ones(len(jumps), dtype=bool)
-    return _rows(jumps, every, "warning", "jump", tell_jump)
+    return _rows(jumps, every, "warning", rules.JUMP, tell_jump)
 
 
 def tell_jump(bar: Mapping[str, Any]) -> str:
     """What a row of `find_jumps` says."""
-    return f"close {bar['before']:.10g} to {bar['close']:.10g}, {bar['move']:+.1%}"
+    return f"close {rules.show_jump(bar['before'], bar['close'], digits=10)}"
 
 
 def _vwap_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from kronos_qlib.data.clock import Clock, show_time
 from kronos_qlib.data.clock import Times as Times  # others take it from here
 from kronos_qlib.data.clock_reading import read_clock
 from kronos_qlib.data.exchanges import check_exchange, exchange_times
-from kronos_qlib.data.timestamps import (
+from kronos_qlib.data.files.timestamps import (
     TimeTextError,
     check_utc_days,
     read_texts,

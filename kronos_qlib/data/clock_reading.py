@@ -184,7 +184,7 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
             f"{duration(step)} is the most common with a share of {share:.0%}"
         )
         return Clock("irregular", why=why, **ends)
-    shorter = _shorter(within, step) if share < 0.6 else frozenset()
+    shorter = _shorter(within) if share < 0.6 else frozenset()
     common: dict[str, Any] = {"step": step, "shorter": shorter, **ends}
     dates = np.unique(days)
     week = week_of(dates)
@@ -204,11 +204,11 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
         why = f"the bars from {show_span(past)} keep to no times of day"
         return Clock("minutes", week=week, why=why, **common)
     reached = np.isin(np.arange(7), weekday_of(np.arange(dates[0], dates[-1] + 1)))
-    week, slots, assumed = _usual_week(week, clock, slots, step, reached)
+    week, slots, assumed = _usual_week(week, slots, step, reached)
     return Clock("minutes", week=week, clock=clock, slots=slots, assumed=assumed, **common)
 
 
-def _shorter(within: npt.NDArray[np.timedelta64], step: np.timedelta64) -> frozenset[int]:
+def _shorter(within: npt.NDArray[np.timedelta64]) -> frozenset[int]:
     """The true step of bars so thin that a longer one is more common, in nanoseconds."""
     least = within.min()
     is_grid = not (within % least).astype(np.int64).any()
@@ -319,7 +319,6 @@ class _DayHours:
 
 def _usual_week(
     week: States,
-    clock: npt.NDArray[np.timedelta64],
     slots: States,
     step: np.timedelta64,
     reached: Flags,

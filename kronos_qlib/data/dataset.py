@@ -17,8 +17,10 @@ from kronos_qlib.data.advice import advise, describe_advice
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.bars import check_bars, describe_report, errors_of
 from kronos_qlib.data.calendar import Times, check_beyond, next_times, stamps_of
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.labels import Label, ReturnLabel
 from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.rules import JUMP
 from kronos_qlib.data.search import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.segments import (
     Segment,
@@ -30,7 +32,6 @@ from kronos_qlib.data.segments import (
     split_by_share,
 )
 from kronos_qlib.data.steps import as_days, step_notes
-from kronos_qlib.data.tables import read_bars
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 
@@ -154,7 +155,7 @@ class WindowDataset:
             split = "an unadjusted split would be learned as a crash (repair 'split-jumps')"
             notes.append(
                 f"{name}: {len(doubts)} bars look wrong"
-                f"{f'; {split}' if (doubts['rule'] == 'jump').any() else ''}\n"
+                f"{f'; {split}' if (doubts['rule'] == JUMP).any() else ''}\n"
                 f"{describe_report(doubts)}\n{describe_advice(advise(bars, doubts), 'repair ')}"
             )
         for note in notes:  # a script that asks for no logging sees warnings

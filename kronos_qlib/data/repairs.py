@@ -26,6 +26,7 @@ from kronos_qlib.data.bars import (
     values_of,
 )
 from kronos_qlib.data.rules import (
+    JUMP,
     MAX_MOVE,
     Flags,
     is_nonpositive,
@@ -298,6 +299,6 @@ MENDED_BY: Mapping[str, tuple[str, ...]] = {
     "high-below-low": ("drop-bracket", "bracket"),
     "size": ("zero-sizes",),
     "vwap": ("zero-strange",),
-    "jump": ("split-jumps", "drop-before-jump"),
+    JUMP: ("split-jumps", "drop-before-jump"),
 }
 """A rule of `check_bars` to the repairs of what it finds. There is none of factor and gap."""

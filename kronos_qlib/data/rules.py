@@ -55,6 +55,13 @@ FLOAT32_SLACK = 8 * float(np.finfo(np.float32).eps)
 PRICES = len(PRICE_COLUMNS)
 
 
+def show_jump(before: float, after: float, digits: int = 6) -> str:
+    """Two closes and the move between them, for a message: "23.19 to 2.31, -90.0%"."""
+    with np.errstate(over="ignore"):
+        move = np.float64(after) / before - 1
+    return f"{before:.{digits}g} to {after:.{digits}g}, {move:+.1%}"
+
+
 def find_faults(
     bars: Bars, starts: Flags | None = None, *, slack: float = 0.0, others_trade: bool = False
 ) -> dict[str, Flags]:

@@ -18,13 +18,10 @@ import pandas as pd
 from kronos_qlib.data.bar_table import BarTable, Floats, Ints
 from kronos_qlib.data.calendar import Times
 from kronos_qlib.data.clock import show_span
-from kronos_qlib.data.rules import MAX_MOVE
-from kronos_qlib.errors import BarDataError
+from kronos_qlib.data.rules import MAX_MOVE, show_jump
+from kronos_qlib.errors import BarDataError, some_of
 from kronos_qlib.log import progress
 from kronos_qlib.schema import CLOSE
-
-JUMPS_SHOWN = 3
-"""Jumps that a message names."""
 
 
 class RunRows:
@@ -216,18 +213,16 @@ class Windows:
         if not len(which):
             return ""
         table, each = self.table, np.unique(rows)
-        closes = table.values[each[:JUMPS_SHOWN, None] + [-1, 0], CLOSE].astype(np.float64)
+        closes = table.values[each[:, None] + [-1, 0], CLOSE].astype(np.float64)
         shown = [
-            f"{table.name(row)} {before:.6g} to {after:.6g}, {after / before - 1:+.1%}"
-            for row, (before, after) in zip(each[:JUMPS_SHOWN].tolist(), closes, strict=True)
+            f"{table.name(row)} {show_jump(before, after)}"
+            for row, (before, after) in zip(each.tolist(), closes, strict=True)
         ]
-        more = f"; and {len(each) - JUMPS_SHOWN} more" if len(each) > JUMPS_SHOWN else ""
         return (
             f"{len(which)} of {len(self)} windows span a close that moves by more than "
-            f"{MAX_MOVE:.0%} to the next, or as a split 3:2 or 4:3 would, "
-            f"{len(each)} in all: {'; '.join(shown)}{more}. A split "
-            "that the prices are not adjusted for reads as a crash: see that they are (repair "
-            "split-jumps where the data were made)"
+            f"{MAX_MOVE:.0%} to the next, or as a split 3:2 or 4:3 would, {len(each)} in all: "
+            f"{some_of(shown, between='; ')}. A split that the prices are not adjusted for reads as "
+            "a crash: see that they are (repair split-jumps where the data were made)"
         )
 
     def describe(self, which: Ints | slice) -> list[str]:

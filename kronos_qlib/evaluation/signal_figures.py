@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation.figures import (
     BENCHMARK,
     FALL,
@@ -17,6 +18,7 @@ from kronos_qlib.evaluation.figures import (
     new_figure,
     small_legend,
 )
+from kronos_qlib.evaluation.markup import figure_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +65,41 @@ def ic_figure(daily: pd.Series[float], summary: Mapping[str, float], title: str)
     for axes in (each, total):
         dress_dates(axes)
     figure.align_ylabels()
+    return figure
+
+
+def interval_figure(table: pd.DataFrame, title: str, what: str) -> Figure:
+    """Draw a mean with its interval for each row, the first row at the top.
+
+    Rows whose interval leaves zero out are coloured, by their side of it.
+
+    Args:
+        table: a row for each name, with mean, low and high in one unit.
+        title: a line above the figure.
+        what: the horizontal axis, with its unit.
+
+    Returns:
+        A figure on an Agg canvas, ready for `savefig`.
+
+    Raises:
+        ConfigError: there is no row.
+    """
+    if table.empty:
+        raise ConfigError("interval_figure: the table has no row")
+    figure = new_figure(title, height=1.3 + 0.3 * len(table))
+    axes = figure.subplots()
+    for place, (mean, low, high) in enumerate(
+        table[["mean", "low", "high"]].itertuples(index=False, name=None)
+    ):
+        color = STRATEGY if low > 0 else FALL if high < 0 else BENCHMARK
+        axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([mean], [place], color=color, marker="o", markersize=6.5)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(table)), [figure_text(str(name)) for name in table.index])
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_xlabel(what, fontsize=9)
+    dress(axes)
+    axes.grid(False, axis="y")
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ PRICES = slice(0, len(PRICE_COLUMNS))
 SIZES = slice(len(PRICE_COLUMNS), len(BAR_COLUMNS))
 PRICE_FLOOR = 0.01
 """The lowest price a coherent path may reach, as a fraction of the lookback's lowest price."""
-
-NAMES = (*BAR_COLUMNS, "last_close")
-"""What a condition may speak of."""
 
 
 def make_coherent(paths: Floats, past: Floats) -> Floats:
@@ -157,31 +153,28 @@ class Forecast:
         table = found.transpose(1, 2, 0).reshape(len(self.times), -1)
         return pd.DataFrame(table, index=self._index, columns=columns)
 
-    def prob(self, condition: str | Condition) -> float | pd.Series[float]:
+    def prob(self, condition: Condition) -> float | pd.Series[float]:
         """The share of paths in which a condition holds.
 
         Args:
-            condition: a comparison of the six columns, `last_close` and numbers, asked of each
-                bar: "close > last_close", "low < 9.5 and volume > 0". Or a function of `PathBars`
-                that returns bools, (P,) for a path as a whole or (P, H) for each bar:
+            condition: a function of `PathBars` that returns bools, (P, H) for each bar:
+                `lambda bars: bars.close > bars.last_close`; or (P,) for a path as a whole:
                 `lambda bars: bars.low.min(axis=1) < 9.5`.
 
         Returns:
-            One number if the function answers for whole paths, else a Series by time.
+            A Series by time, or one number if the function answers for whole paths.
 
         Raises:
-            ConfigError: the condition cannot be read, speaks of an unknown name, or its answer is
-                not bools of one of these shapes.
+            ConfigError: the condition is no function, or its answer is not bools of one of these
+                shapes.
         """
-        if isinstance(condition, str):
-            holds = self._holds(condition)
-        elif callable(condition):
-            holds = np.asarray(condition(PathBars(**self._columns(), last_close=self.last_close)))
-        else:
+        if not callable(condition):
             raise ConfigError(
-                "a condition is a string such as 'close > last_close' or a function of the paths, "
-                f"got {type(condition).__name__}"
+                "a condition is a function of the paths' bars, such as "
+                f"lambda bars: bars.close > bars.last_close, got {condition!r}"
             )
+        columns = {name: self.paths[..., place] for place, name in enumerate(BAR_COLUMNS)}
+        holds = np.asarray(condition(PathBars(**columns, last_close=self.last_close)))
         paths, horizon = self.paths.shape[:2]
         if holds.dtype != np.bool_ or holds.shape not in {(paths,), (paths, horizon)}:
             raise ConfigError(
@@ -281,58 +274,3 @@ class Forecast:
 
     def _by_time(self, table: Floats) -> pd.DataFrame:
         return pd.DataFrame(table, index=self._index, columns=list(BAR_COLUMNS))
-
-    def _columns(self) -> dict[str, Floats]:
-        return {name: self.paths[..., place] for place, name in enumerate(BAR_COLUMNS)}
-
-    def _holds(self, condition: str) -> npt.NDArray[np.bool_]:
-        condition = " ".join(condition.split())  # pandas takes each line for an expression
-        _check_condition(condition)
-        columns = {name: column.ravel() for name, column in self._columns().items()}
-        table = pd.DataFrame(columns).assign(last_close=self.last_close)
-        try:
-            holds = table.eval(condition, engine="python", local_dict={}, global_dict={})
-        except (
-            *(TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError),
-            MemoryError,
-        ) as bad:
-            raise ConfigError(f"condition {condition!r} cannot be evaluated: {bad}") from bad
-        if not isinstance(holds, pd.Series) or holds.dtype != np.bool_:
-            raise ConfigError(
-                f"condition {condition!r} is no comparison: expected such as 'close > last_close'"
-            )
-        return holds.to_numpy().reshape(self.paths.shape[:2])
-
-
-# A condition may come from a web page: pandas would also call methods and reach other variables.
-ALLOWED = (
-    *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant),
-    *(ast.Load, ast.Gt, ast.GtE, ast.Lt, ast.LtE, ast.Eq, ast.NotEq, ast.And, ast.Or, ast.Not),
-    *(ast.BitAnd, ast.BitOr, ast.Invert, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.UAdd),
-)
-
-
-LONGEST_CONDITION = 1000
-"""Characters; deeper nesting than fits could exhaust the parser."""
-
-
-def _check_condition(condition: str) -> None:
-    if len(condition) > LONGEST_CONDITION:
-        raise ConfigError(f"a condition has at most {LONGEST_CONDITION} characters")
-    try:
-        tree = ast.parse(condition, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as bad:
-        raise ConfigError(
-            f"condition {condition!r} cannot be read: expected such as 'close > last_close'"
-        ) from bad
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id not in NAMES:
-            raise ConfigError(
-                f"condition {condition!r} speaks of {node.id!r}; known: {', '.join(NAMES)}"
-            )
-        is_text = isinstance(node, ast.Constant) and not isinstance(node.value, int | float)
-        if is_text or not isinstance(node, ALLOWED):
-            raise ConfigError(
-                f"condition {condition!r} holds more than comparisons of {', '.join(NAMES)} and "
-                "numbers; a function of the paths can ask anything"
-            )

@@ -20,11 +20,15 @@ from kronos_qlib.data.calendar import (
     moments_of,
     to_times,
 )
-from kronos_qlib.data.cells import to_numbers
 from kronos_qlib.data.clock import show_span, show_time
-from kronos_qlib.data.columns import match_columns
 from kronos_qlib.data.exchanges import exchange_zone
-from kronos_qlib.data.readers import RawTable, read_frame
+from kronos_qlib.data.files.cells import to_numbers
+from kronos_qlib.data.files.columns import match_columns
+from kronos_qlib.data.files.formats import read_frame
+from kronos_qlib.data.files.raw import RawTable
+from kronos_qlib.data.files.spelling import COMPACT, compact
+from kronos_qlib.data.files.timestamps import is_midnight
+from kronos_qlib.data.files.unread import check_unread
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     MAX_MOVE,
@@ -33,17 +37,12 @@ from kronos_qlib.data.rules import (
     find_faults,
     find_jumps,
     find_small_splits,
+    show_jump,
 )
-from kronos_qlib.data.spelling import COMPACT, compact
-from kronos_qlib.data.timestamps import is_midnight
-from kronos_qlib.data.unread import check_unread
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError, some_of
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, SIZE_COLUMNS
 
 logger = logging.getLogger(__name__)
-
-DOUBTS_SHOWN = 3
-"""Series that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def series_of_frames(
     names: Sequence[str] | None,
     exchange: str | None,
     freq: str | None,
+    *,
+    warn: bool = True,
 ) -> list[Series]:
     """Read several series, of equal length or not; all are read before any is forecast.
 
@@ -75,6 +76,7 @@ def series_of_frames(
             doubtful of them is logged.
         horizon: bars ahead; None takes as many as `ahead` has.
         names: of the series, for errors.
+        warn: log what is doubtful of the times to come.
 
     Raises:
         BarDataError, CalendarError: name the series and what is wrong.
@@ -126,9 +128,10 @@ def series_of_frames(
         for doubt in made[times].doubts:
             doubts.setdefault(doubt, []).append(name)
         result.append(Series(bars, before, made[times].times))
+    if not warn:
+        return result
     for doubt, whose in doubts.items():  # a script that asks for no logging sees warnings
-        more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
-        logger.warning("%s%s: %s", whose[0], more, doubt)
+        logger.warning("%s: %s", some_of(whose, 1), doubt)
     return result
 
 
@@ -147,11 +150,10 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
     starts[:1] = True
     jumps = np.union1d(find_jumps(closes, starts, MAX_MOVE), find_small_splits(bars, starts))
     for row in [one for one in jumps.tolist() if closes[one - 1] > 0 and closes[one] > 0]:
-        before, after = closes[row - 1 : row + 1]
         doubts.append(
-            f"{show_time(times[row])} the close jumps from {before:.6g} to {after:.6g} "
-            f"({after / before - 1:+.1%}); if that is a split, adjust the bars before it (repair "
-            "split-jumps)"
+            f"{show_time(times[row])} the close jumps from "
+            f"{show_jump(*closes[row - 1 : row + 1])}; if that is a split, adjust the bars "
+            "before it (repair split-jumps)"
         )
     return doubts
 
@@ -165,17 +167,14 @@ def warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None, seen: 
     found = []
     for place, one in enumerate(series):
         if doubts := doubts_of(one.bars[-seen:], one.past[-seen:]):
-            more = f"; and {len(doubts) - DOUBTS_SHOWN} more" if len(doubts) > DOUBTS_SHOWN else ""
             name = f"series {place}" if names is None else names[place]
-            found.append(f"{name}: {'; '.join(doubts[:DOUBTS_SHOWN])}{more}")
+            found.append(f"{name}: {some_of(doubts, between='; ')}")
     if found:
-        others = f"; and {len(found) - DOUBTS_SHOWN} more series" * (len(found) > DOUBTS_SHOWN)
         logger.warning(
-            "the lookback of %d of %d series looks wrong and is taken as it is: %s%s",
+            "the lookback of %d of %d series looks wrong and is taken as it is: %s",
             len(found),
             len(series),
-            "; ".join(found[:DOUBTS_SHOWN]),
-            others,
+            some_of(found, between="; "),
         )
 
 
@@ -308,10 +307,9 @@ def _check_single(raw: RawTable, symbol: str | None) -> None:
         return
     names = list(dict.fromkeys(map(str, raw.columns[symbol])))
     if len(names) > 1:
-        some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise BarDataError(
-            f"{raw.source}: the frame holds {len(names)} instruments ({some}), by {symbol!r}; give "
-            "one frame for each to predict_batch or predict_paths"
+            f"{raw.source}: the frame holds {len(names)} instruments ({some_of(names, 4)}), by "
+            f"{symbol!r}; give one frame for each to predict_batch or predict_paths"
         )
 
 

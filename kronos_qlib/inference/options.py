@@ -37,12 +37,15 @@ class FrameOptions(PathOptions, total=False):
     exchange: a code of exchange-calendars such as "XSHG", whose holidays, half days and lunch
         break the times of the bars to come keep.
     freq: or a pandas frequency such as "5min" or "B", refused where it is not the step of the past.
+    warn: log what looks wrong in a lookback or in the times to come; False for callers that have
+        checked them.
     seed: the same seed and bars give the same forecast, whatever else is in a batch; 0 unless
         told.
     """
 
     exchange: str | None
     freq: str | None
+    warn: bool
     seed: int
 
 
@@ -55,6 +58,7 @@ class Request:
     seed: int = 0
     exchange: str | None = None
     freq: str | None = None
+    warn: bool = True
     verbose: bool = False
 
     @classmethod

@@ -199,8 +199,11 @@ class KronosPredictor:
         how: Request,
         keys: Sequence[str] | None = None,
     ) -> list[Forecast]:
-        series = series_of_frames(frames, past, ahead, pred_len, keys, how.exchange, how.freq)
-        warn_of_doubts(series, keys, self.max_context)
+        series = series_of_frames(
+            frames, past, ahead, pred_len, keys, how.exchange, how.freq, warn=how.warn
+        )
+        if how.warn:
+            warn_of_doubts(series, keys, self.max_context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(series):
             by_length[len(one.bars)].append(place)

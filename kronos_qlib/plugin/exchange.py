@@ -14,6 +14,7 @@ from qlib.log import get_module_logger
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.rules import FLOAT32_SLACK, Flags, is_repeated, is_untraded, starts_of
+from kronos_qlib.errors import some_of
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 from kronos_qlib.schema import VOLUME as VOLUME_PLACE
 
@@ -132,21 +133,24 @@ def untraded_quotes(quotes: pd.DataFrame) -> Flags:
 
 def _report_untraded(quotes: pd.DataFrame, untraded: Flags) -> None:
     if untraded.any():
-        names = quotes.index[untraded].get_level_values("instrument")
         logger.warning(
-            f"{int(untraded.sum())} bars of {names.nunique()} instruments ({_some(names)}) did not "
-            "trade, by the rules for bars: they are neither bought nor sold then"
+            f"{_bars_of(quotes.index[untraded])} did not trade, by the rules for bars: they are "
+            "neither bought nor sold then"
         )
     elif not (quotes[VOLUME].to_numpy() > 0).any():
         prices = quotes[list(OTHER_PRICES)].eq(quotes[CLOSE], axis=0).all(axis=1)
         flat = prices & quotes[CLOSE].eq(quotes.groupby(level="instrument")[CLOSE].shift())
         if flat.any():
-            names = quotes.index[flat.to_numpy()].get_level_values("instrument")
             logger.warning(
-                f"{int(flat.sum())} bars of {names.nunique()} instruments ({_some(names)}) stand "
-                "still at the close before. The folder has no $volume to tell whether they traded: "
-                "they are bought and sold as any other"
+                f"{_bars_of(quotes.index[flat.to_numpy()])} stand still at the close before. The "
+                "folder has no $volume to tell whether they traded: they are bought and sold as "
+                "any other"
             )
+
+
+def _bars_of(index: pd.Index) -> str:
+    names = index.get_level_values("instrument").unique()
+    return f"{len(index)} bars of {len(names)} instruments ({some_of(names.tolist(), 5)})"
 
 
 def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
@@ -154,13 +158,8 @@ def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
     known = quotes[[CLOSE, CHANGE]].notna().groupby(level="instrument").any()
     lacking = known.index[known[CLOSE] & ~known[CHANGE]]
     if len(lacking):
-        whose = "no $change" if not known[CHANGE].any() else f"no $change of {_some(lacking)}"
+        whose = f" of {some_of(lacking.tolist(), 5)}" if known[CHANGE].any() else ""
         logger.info(
-            f"the folder has {whose}: the limit of {threshold:g} counts the return since the last "
-            f"known close ({len(lacking)} instruments)"
+            f"the folder has no $change{whose}: the limit of {threshold:g} counts the return since "
+            f"the last known close ({len(lacking)} instruments)"
         )
-
-
-def _some(names: pd.Index) -> str:
-    names = names.unique()
-    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

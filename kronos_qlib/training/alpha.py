@@ -23,13 +23,13 @@ from kronos_qlib.data.bar_table import Floats, Ints
 from kronos_qlib.data.features import scale_features, standardised_over_day
 from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.labels import Label
-from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.model.crew import crew, working_as
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.training.batches import shuffled
 from kronos_qlib.training.steps import Losses, check_finite, encode_exactly
 
 CHUNK_VALUES = 2**22
@@ -247,7 +247,7 @@ class DaySampler:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Ints]:
         """The labelled windows of each day, as places among the segment's; `start` days done."""
-        days = Shuffle(len(self), self.seed, number)(np.arange(start, len(self)))
+        days = shuffled(len(self), self.seed, number)[start:]
         for place in days.tolist():
             day = self.segment.days[place]
             which = day.start + np.flatnonzero(np.isfinite(self.segment.target[day]))

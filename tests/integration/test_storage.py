@@ -19,8 +19,8 @@ from qlib.data import D
 from qlib.data.cache import H
 
 from kronos_qlib import files
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.data.tables import read_bars
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.plugin import storage
 from kronos_qlib.plugin.source import read_calendar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import tempfile
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.tables import read_bars, write_bars
+from kronos_qlib.data.files.formats import read_file
+from kronos_qlib.data.files.read import read_bars, write_bars
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import LONG_COLUMNS
 
@@ -78,6 +80,34 @@ def test_a_file_with_a_wrong_byte_is_refused_or_is_a_table(suffix, data):
         assert tuple(bars.columns) == LONG_COLUMNS
         assert 1 <= len(bars) <= len(DAYS)
         assert not bars.duplicated(["symbol", "date"]).any()
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.lists(st.text(st.sampled_from('a1 ,;"\r\n\x00é'), max_size=4), min_size=3, max_size=3),
+        max_size=5,
+    ),
+    st.sampled_from([",", ";", "|", "tab"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_cells_are_those_that_were_written_with_the_row_they_end_in(rows, mark, end, quoting):
+    delimiter = "\t" if mark == "tab" else mark
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "cells.csv")
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoting)
+            writer.writerows([["x", "y", "z"], *rows])
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            wanted = [(record, reader.line_num) for record in reader if any(record)][1:]
+        # The writer quotes no "\r" that is not its own end of a line: then the cell ends there.
+        assume(all(len(record) == 3 for record, _ in wanted))
+        raw = read_file(path, delimiter=mark)
+    assert raw.rows.tolist() == [row for _, row in wanted]
+    found = [list(cells) for cells in zip(*raw.columns.values(), strict=True)]
+    assert found == [record for record, _ in wanted]
 
 
 ODD_NUMBERS = [pd.NA, pd.NaT, np.float32(0.1), np.int8(3), np.bool_(True), 10**400, 10**5000]

@@ -9,72 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-import kronos_qlib.data.shuffle as shuffle_module
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.data.shuffle import Shuffle
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training.batches import EpochSampler, Segment
-
-
-@pytest.fixture(params=[0, 2**20], ids=["computed", "kept"])
-def small(request, monkeypatch):
-    """Both ways of shuffling, at sizes that a test can look through."""
-    monkeypatch.setattr(shuffle_module, "SMALL", request.param)
+from kronos_qlib.training.batches import EpochSampler, Segment, shuffled
 
 
 @settings(max_examples=60)
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
-def test_a_computed_shuffle_is_a_permutation(size, seed, epoch):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle_module, "SMALL", 0)
-        order = Shuffle(size, seed, epoch)(np.arange(size))
+def test_a_shuffle_is_the_permutation_of_numpy(size, seed, epoch):
+    """The order in which runs were trained before stays theirs."""
+    order = shuffled(size, seed, epoch)
+    assert order.dtype == np.int32, "half of numpy's own room"
+    np.testing.assert_array_equal(order, np.random.default_rng((seed, epoch)).permutation(size))
     assert sorted(order.tolist()) == list(range(size))
 
 
-def test_a_shuffle_of_any_size_is_asked_place_by_place():
-    """Ten years of 5-minute bars of a market: no list of them is made."""
-    size = 10**10
-    shuffle = Shuffle(size, 0, 1)
-    assert shuffle._order is None
-    places = np.random.default_rng(0).integers(0, size, 20_000)
-    found = shuffle(places)
-    assert found.min() >= 0
-    assert found.max() < size
-    assert len(np.unique(found)) == len(np.unique(places))
-    np.testing.assert_array_equal(found[7:9], shuffle(places[7:9]))
-
-
-@pytest.mark.parametrize("size", [100, 2**20 + 1])
-def test_a_place_that_is_not_there_is_refused(size):
-    """A negative place once went round for ever."""
-    for place in (-1, size):
-        with pytest.raises(IndexError, match=f"of {size}"):
-            Shuffle(size)(np.array([place]))
-
-
-def test_a_computed_shuffle_looks_random(monkeypatch):
-    """Where a window lands, and which follows which, is as uniform as chance allows."""
-    monkeypatch.setattr(shuffle_module, "SMALL", 0)
-    size, epochs, cells = 600, 400, 20
-    orders = np.stack([Shuffle(size, 3, epoch)(np.arange(size)) for epoch in range(epochs)])
-    scale = cells / size
-    where = np.zeros((cells, cells))
-    np.add.at(where, (np.arange(size) * cells // size, (orders * scale).astype(int)), 1)
-    follows = np.zeros((cells, cells))
-    pairs = (orders * scale).astype(int)
-    np.add.at(follows, (pairs[:, :-1].ravel(), pairs[:, 1:].ravel()), 1)
-    for counts in (where, follows):
-        expected = counts.sum() / cells**2
-        chi_square = ((counts - expected) ** 2 / expected).sum()
-        freedom = (cells - 1) ** 2
-        assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
-    ranks = np.corrcoef(orders)[np.triu_indices(epochs, 1)]
-    assert abs(ranks.mean()) < 5 / np.sqrt(size * len(ranks)), "epochs know nothing of each other"
-
-
-@pytest.mark.usefixtures("small")
 def test_ranks_split_the_batches_that_one_process_takes():
     """The shuffle is shared: three ranks take one process's steps, on the same windows."""
     size, batch = 103, 10
@@ -87,7 +38,6 @@ def test_ranks_split_the_batches_that_one_process_takes():
     assert sorted(np.concatenate(whole).tolist()) == list(range(size))
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("limit", [None, 57])
 def test_an_epoch_goes_on_where_it_was_left(limit):
     sampler = EpochSampler(103, 10, seed=1, limit=limit)
@@ -97,7 +47,6 @@ def test_an_epoch_goes_on_where_it_was_left(limit):
         assert [batch.tolist() for batch in sampler.epoch(4, start=done)] == whole[done:]
 
 
-@pytest.mark.usefixtures("small")
 def test_the_order_hangs_on_seed_and_epoch_alone():
     def order(seed, epoch):
         return np.concatenate(list(EpochSampler(500, 50, seed=seed).epoch(epoch))).tolist()

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.data.bars import check_bars, describe_report, measure_lot
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
-from kronos_qlib.data.tables import read_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
 PRICES = ["open", "high", "low", "close"]

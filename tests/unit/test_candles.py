@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -54,3 +55,20 @@ def test_bands_are_the_levels_that_mirror_each_other():
 def test_tables_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="got 3, 1 and 2 rows"):
         candle_figure(PAST, MEAN.iloc[:1], FAN, "")
+
+
+def test_paths_and_what_came_start_from_the_last_close():
+    times = pd.bdate_range("2024-01-01", periods=8)
+    past = pd.DataFrame(
+        {"open": 10.0, "high": 11.0, "low": 9.0, "close": 10.5, "volume": 0.0}, index=times[:5]
+    )
+    mean = pd.DataFrame({"close": [10.0, 10.2, 10.4], "volume": 0.0}, index=times[5:])
+    quantiles = pd.DataFrame({0.05: 9.0, 0.5: 10.0, 0.95: 11.0}, index=times[5:])
+    paths, came = np.array([[10.0, 11.0, 12.0], [10.0, 9.0, 8.0]]), mean["close"] + 1
+    figure = candle_figure(past, mean, quantiles, "Lines", paths=paths, came=came)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["2 of them"].get_ydata().tolist() == [10.5, 10.0, 11.0, 12.0]
+    assert lines["what came"].get_ydata().tolist() == pytest.approx([10.5, 11.0, 11.2, 11.4])
+    assert lines["what came"].get_xdata().tolist() == [4, 5, 6, 7]
+    with pytest.raises(ConfigError, match="came: expected 3 bars"):
+        candle_figure(past, mean, quantiles, "Lines", came=came.iloc[:2])

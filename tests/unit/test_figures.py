@@ -6,10 +6,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation import ic
 from kronos_qlib.evaluation.costs import cost_table
-from kronos_qlib.evaluation.figures import equity_figure, training_figure
+from kronos_qlib.evaluation.figures import (
+    BENCHMARK,
+    FALL,
+    STRATEGY,
+    equity_figure,
+    training_figure,
+)
 from kronos_qlib.evaluation.metrics import UndefinedMetricError
 from kronos_qlib.evaluation.signal_figures import (
     autocorrelation_figure,
@@ -17,6 +25,7 @@ from kronos_qlib.evaluation.signal_figures import (
     decay_figure,
     group_figure,
     ic_figure,
+    interval_figure,
 )
 
 
@@ -153,7 +162,13 @@ def test_importing_loads_no_matplotlib_and_drawing_no_pyplot():
     script = """
 import sys
 import numpy as np, pandas as pd
-from kronos_qlib.evaluation.figures import equity_figure, training_figure
+from kronos_qlib.evaluation.figures import (
+    BENCHMARK,
+    FALL,
+    STRATEGY,
+    equity_figure,
+    training_figure,
+)
 assert "matplotlib" not in sys.modules
 columns = {"return": [0.1, -0.1], "bench": 0.0, "cost": 0.0, "turnover": 0.5}
 report = pd.DataFrame(columns, index=pd.bdate_range("2024-01-01", periods=2))
@@ -183,3 +198,17 @@ def test_a_training_figure_shows_what_there_is_and_says_what_is_not():
 
     few = training_figure(history, [], "alpha")
     assert [text.get_text() for text in few.axes[1].texts] == ["too few steps for a row"]
+
+
+def test_intervals_are_coloured_by_the_side_of_zero_they_lie_on():
+    table = pd.DataFrame(
+        {"mean": [0.2, 0.0, -0.2], "low": [0.1, -0.1, -0.3], "high": [0.3, 0.1, -0.1]},
+        index=["good", "unknown", "bad"],
+    )
+    axes = interval_figure(table, "Three", "return, bp").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index)
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [to_hex(line.get_color()).upper() for line in points] == [STRATEGY, BENCHMARK, FALL]
+    assert axes.yaxis_inverted(), "the first row is at the top"
+    with pytest.raises(ConfigError, match="no row"):
+        interval_figure(table.iloc[:0], "None", "return")

@@ -189,18 +189,15 @@ def test_a_level_outside_zero_to_one_is_refused(levels):
 @pytest.mark.parametrize(
     ("condition", "shares"),
     [
-        ("close > last_close", [0.25, 0.25]),
-        ("close >= last_close", [0.75, 0.5]),
-        ("low < 6.5", [0.25, 0.25]),
-        ("low < 6.5 or close > 12", [0.25, 0.5]),
-        ("(low < 6.5) | (close > 12)", [0.25, 0.5]),
-        ("not close > last_close and volume == 100", [0.75, 0.75]),
-        ("9.5 < close < 10.5", [0.5, 0.5]),
-        ("close / last_close - 1 > 0.05", [0.25, 0.25]),
-        (" high > \n -open ", [1, 1]),
+        (lambda bars: bars.close > bars.last_close, [0.25, 0.25]),
+        (lambda bars: bars.close >= bars.last_close, [0.75, 0.5]),
+        (lambda bars: (bars.low < 6.5) | (bars.close > 12), [0.25, 0.5]),
+        (lambda bars: ~(bars.close > bars.last_close) & (bars.volume == 100), [0.75, 0.75]),
+        (lambda bars: bars.close / bars.last_close - 1 > 0.05, [0.25, 0.25]),
+        (lambda bars: bars.high > -bars.open, [1, 1]),
     ],
 )
-def test_a_condition_in_words_is_asked_of_each_bar(condition, shares):
+def test_a_condition_is_asked_of_each_bar(condition, shares):
     found = forecast().prob(condition)
     assert found.index.equals(pd.DatetimeIndex(DAYS))
     assert found.tolist() == shares
@@ -218,24 +215,8 @@ def test_a_function_answers_for_whole_paths_or_for_bars():
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (
-            "clsoe > 3",
-            "speaks of 'clsoe'; known: open, high, low, close, volume, amount, last_close",
-        ),
-        ("close > ", "cannot be read"),
-        ("", "cannot be read"),
-        ("close = 3", "cannot be read"),
-        ("close - open", "no comparison"),
-        ("1 < 2", "no comparison"),
-        ("close and open", "cannot be evaluated"),
-        ("close > 1 / 0", "cannot be evaluated"),
-        ("close > 'ten'", "more than comparisons"),
-        ("close.mean() > 3", "more than comparisons"),
-        ("close.to_csv('x') == 3", "more than comparisons"),
-        ("close in [3]", "more than comparisons"),
-        ("@np.inf > close", "cannot be read"),
-        ("not " * 500 + "close > 3", "at most 1000 characters"),
-        (3, "got int"),
+        ("close > last_close", "lambda bars: bars.close > bars.last_close, got 'close > last"),
+        (3, "function of the paths' bars.*got 3"),
         (lambda bars: bars.close, r"bools of shape \(4,\).* or \(4, 2\).*float32"),
         (lambda bars: bars.close[0] > 3, r"gave bool of shape \(2,\)"),
         (lambda bars: True, r"gave bool of shape \(\)"),

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos_qlib.evaluation.comparison import Comparison, Signal, common_equity, compare_signals
-from kronos_qlib.evaluation.comparison_figures import comparison_figure
 from kronos_qlib.evaluation.comparison_text import comparison_text, format_rows
 from kronos_qlib.evaluation.figures import new_figure
 from kronos_qlib.evaluation.markup import figure_text, inline_markdown, markdown, one_line
 from kronos_qlib.evaluation.page import comparison_page
+from kronos_qlib.evaluation.signal_figures import interval_figure
 
 HOSTILE = [
     "a|b",
@@ -125,7 +125,8 @@ def test_a_hostile_name_is_shown_and_does_nothing(name):
     tags = re.compile(r"<(/?[a-z0-9]+)", re.IGNORECASE)
     assert tags.findall(body) == tags.findall(usual_page[usual_page.index("<body>") :])
 
-    comparison_figure(found, name).savefig(io.BytesIO())
+    rows = pd.DataFrame({"mean": 0.1, "low": 0.0, "high": 0.2}, index=[name])
+    interval_figure(rows, name, "mean").savefig(io.BytesIO())
 
 
 def test_a_title_is_no_formula():

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.tables import columns_from_pairs, read_bars, read_times, write_bars
+from kronos_qlib.data.files.read import columns_from_pairs, read_bars, read_times, write_bars
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import LONG_COLUMNS
 
@@ -419,6 +419,49 @@ def test_rows_count_as_an_editor_counts_them(tmp_path):
     """Blank lines and a byte order mark are no bars, but an editor counts the lines."""
     path = write(tmp_path, "\ufeff" + HEADER + "\n\n" + ROW + ",,,,,,\n" + ROW.replace("10.5", "x"))
     with pytest.raises(BarDataError, match="row 6, column 'close'"):
+        read_bars(path)
+
+
+BAD = ROW.replace("10.5", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        (HEADER.replace("\n", "\r\n") + ROW.replace("\n", "\r") + ROW + BAD, 4),
+        (HEADER + ROW.replace("000001", '"00\n00\r\n01"') + ROW + BAD, 6),
+        (HEADER.replace("volume", '"vol\nume"') + ROW + BAD, 4),
+        (HEADER + '\n""\n,,\n,,,,,,,,,\n' + BAD, 6),
+        (" \n ,\n\ufeff\n" + HEADER + BAD, 5),
+    ],
+)
+def test_rows_count_where_lines_end_in_any_way_and_cells_span_them(tmp_path, text, row):
+    """A line of one blank above the header was taken for the header, of one column."""
+    path = tmp_path / "bars.csv"
+    for last, says in (
+        (BAD, "row {}, column 'close': expected a number, got 'x'"),
+        ("1,2\n", "row {}: 2 cells, the header has 7 columns"),
+    ):
+        path.write_bytes(text.replace(BAD, last).replace("00\n00\r\n01", "a\n\r\nb").encode())
+        with pytest.raises(BarDataError, match=says.format(row)):
+            read_bars(
+                path,
+                columns={"volume": "vol\nume", "symbol": ""} if "vol\n" in text else {"symbol": ""},
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('"10"5', "row 3: not CSV"),  # pandas and Arrow make 105 of it
+        ('"10.5', "row 3: not CSV"),
+        ("10.5\x00", "row 3, column 'close': expected a number"),
+        ('10"5', "row 3, column 'close': expected a number"),
+    ],
+)
+def test_a_part_of_a_cell_is_never_read_for_the_whole(tmp_path, text, says):
+    path = write(tmp_path, HEADER + ROW + ROW.replace("-02", "-03").replace("10.5", text))
+    with pytest.raises(BarDataError, match=says):
         read_bars(path)
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.cells import is_clock, to_dates, to_moments
-from kronos_qlib.data.column_messages import Match, tell_mapping, tell_none
-from kronos_qlib.data.numerals import MARKED, NO_NUMBER
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.spelling import STATES, TIME
-from kronos_qlib.data.timestamps import parse_time
-from kronos_qlib.errors import BarDataError
+from kronos_qlib.data.files.cells import is_clock, to_dates, to_moments
+from kronos_qlib.data.files.numerals import MARKED, NO_NUMBER
+from kronos_qlib.data.files.raw import Match, RawTable, tell_mapping, tell_none
+from kronos_qlib.data.files.spelling import STATES, TIME
+from kronos_qlib.data.files.timestamps import parse_time
+from kronos_qlib.errors import BarDataError, some_of
 
 LOOKS_LIKE_SYMBOL = re.compile(
     r"code|symbol|ticker|\btic|instr|stock|share|asset|contract|secu|_id$|^id$|代码|证券|股票|合约|品种"
@@ -138,7 +137,7 @@ def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bo
 def _tell_labels(
     raw: RawTable, name: str, values: Sequence[str], repeats: int, symbol: str | None
 ) -> str:
-    some = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
+    some = some_of(values, 4)
     if raw.is_series:
         return (
             f"{raw.source}: column {name!r} has several values ({some}), so the frame may hold "

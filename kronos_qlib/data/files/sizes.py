@@ -8,10 +8,16 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from kronos_qlib.data.cells import to_numbers
-from kronos_qlib.data.column_messages import Match, ambiguous, list_names, tell_mapping, tell_none
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.spelling import (
+from kronos_qlib.data.files.cells import to_numbers
+from kronos_qlib.data.files.raw import (
+    Match,
+    RawTable,
+    ambiguous,
+    list_names,
+    tell_mapping,
+    tell_none,
+)
+from kronos_qlib.data.files.spelling import (
     BASES,
     COINS,
     COMPACT,

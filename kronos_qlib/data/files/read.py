@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.data.bars import derive_amount
-from kronos_qlib.data.cells import (
+from kronos_qlib.data.files.cells import (
     NO_NUMBER,
     symbol_problem,
     to_dates,
@@ -25,20 +25,12 @@ from kronos_qlib.data.cells import (
     to_numbers,
     to_symbols,
 )
-from kronos_qlib.data.column_messages import tell_missing
-from kronos_qlib.data.columns import OPTIONAL, check_mapping, match_columns
-from kronos_qlib.data.readers import (
-    SUFFIXES,
-    CellFormat,
-    RawTable,
-    find_files,
-    read_file,
-    read_frame,
-    tell_headerless,
-)
-from kronos_qlib.data.spelling import ALIASES, TIME, compact
-from kronos_qlib.data.timestamps import DATE_TEXT, parse_date, tell_time
-from kronos_qlib.data.unread import check_unread
+from kronos_qlib.data.files.columns import OPTIONAL, check_mapping, match_columns
+from kronos_qlib.data.files.formats import SUFFIXES, find_files, read_file, read_frame
+from kronos_qlib.data.files.raw import CellFormat, RawTable, tell_headerless, tell_missing
+from kronos_qlib.data.files.spelling import ALIASES, TIME, compact
+from kronos_qlib.data.files.timestamps import DATE_TEXT, parse_date, tell_time
+from kronos_qlib.data.files.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
@@ -108,7 +100,7 @@ def read_bars(
         symbol: The one instrument of a file or frame that has no symbol column.
         encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
         delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.
-        zone, date_order, decimal: How times and numbers are written, see `readers.CellFormat`.
+        zone, date_order, decimal: How times and numbers are written, see `raw.CellFormat`.
 
     Returns:
         Bars and notes. Symbols are upper-cased, as Qlib does. Times are the exchange's wall-clock

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.data.spelling import COMPACT, compact
+from kronos_qlib.data.files.spelling import COMPACT, compact
 from kronos_qlib.schema import PRICE_COLUMNS
 
 Name = str | tuple[str, ...]

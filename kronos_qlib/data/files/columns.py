@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kronos_qlib.data.column_messages import Match, ambiguous, tell_missing
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.sizes import look_for_size, match_size
-from kronos_qlib.data.spelling import (
+from kronos_qlib.data.files.raw import Match, RawTable, ambiguous, tell_missing
+from kronos_qlib.data.files.sizes import look_for_size, match_size
+from kronos_qlib.data.files.spelling import (
     COMPACT,
     COMPACT_CLOCKS,
     COMPACT_DAYS,
@@ -21,8 +20,8 @@ from kronos_qlib.data.spelling import (
     compact,
     find_named,
 )
-from kronos_qlib.data.timestamps import parse_time
-from kronos_qlib.data.unread import labels_of
+from kronos_qlib.data.files.timestamps import parse_time
+from kronos_qlib.data.files.unread import labels_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import LONG_COLUMNS, SIZE_COLUMNS
 

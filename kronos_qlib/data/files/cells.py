@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from kronos_qlib.data.numerals import (
+from kronos_qlib.data.files.numerals import (
     NO_NUMBER,
     decimal_shown_by,
     is_ambiguous,
     read_numbers,
 )
-from kronos_qlib.data.readers import RawTable
-from kronos_qlib.data.timestamps import (
+from kronos_qlib.data.files.raw import RawTable
+from kronos_qlib.data.files.timestamps import (
     FIRST_YEAR,
     LAST_YEAR,
     Times,
@@ -68,16 +69,15 @@ def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]
         raise BarDataError(
             f"{raw.source}, column {column!r}: symbols must be text, got {cells.dtype}"
         )
-    symbols = np.empty(len(cells), dtype=object)
-    for entry, cell in enumerate(cells):
-        symbol = cell.strip() if isinstance(cell, str) else ""
-        if not symbol:
-            raise raw.fail(entry, column, f"expected a symbol, got {_show(cell)}")
-        symbols[entry] = symbol
-    for symbol in set(symbols.tolist()):
+    symbols = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    distinct = set(symbols)
+    if "" in distinct:
+        entry = symbols.index("")
+        raise raw.fail(entry, column, f"expected a symbol, got {_show(cells[entry])}")
+    for symbol in distinct:
         if problem := symbol_problem(symbol):
-            raise raw.fail(int((symbols == symbol).argmax()), column, problem)
-    return symbols
+            raise raw.fail(symbols.index(symbol), column, problem)
+    return np.array(symbols, dtype=object)
 
 
 def symbol_problem(symbol: str) -> str | None:
@@ -356,7 +356,8 @@ def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] |
     if raw.columns[column].dtype.kind == "M":
         return to_dates(raw, column)
     texts = [text.removeprefix(NO_DAYS) for text in _texts(raw, column)]
-    codes, distinct = _distinct(texts)
+    codes, unique = pd.factorize(np.array(texts, dtype=object))
+    distinct: list[str] = unique.tolist()
     if is_clock(distinct):
         seconds = _seconds_of_day(distinct)
         for place, second in enumerate(seconds):
@@ -397,13 +398,6 @@ def _seconds_of_day(distinct: Sequence[str]) -> list[int | None]:
     # 1035 among 103000 may be 10:35 or 00:10:35: only whole minutes are taken for what they seem.
     padded = [number.zfill(digits) for number in numbers]
     return [_parse_clock(text) if digits == 4 or text.endswith("00") else None for text in padded]
-
-
-def _distinct(texts: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Each text's place among the distinct ones, in order of first appearance."""
-    places: dict[str, int] = {}
-    codes = [places.setdefault(text, len(places)) for text in texts]
-    return np.array(codes, dtype=np.int64), list(places)
 
 
 def _parse_clock(text: str) -> int | None:
