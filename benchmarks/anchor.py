@@ -39,7 +39,7 @@ from kronos_qlib.data.gather import gather
 from kronos_qlib.data.repairs import repair_bars
 from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.data.tables import read_bars
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.schema import CLOSE
 

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_changes(parser)
     parser.add_argument(
+        "--fit-dates",
+        action="store_true",
+        help="train on the first 60 %% of the days that the bars have, choose on the next 20, test "
+        "on the last 20; a date given by --set wins",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="stop before the work, when all is checked"
     )
     parser.set_defaults(command=run)
@@ -34,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from kronos_qlib.plugin.run import plan_run, run_plan
 
-    plan = plan_run(arguments.workflow, arguments.market, arguments.changes)
+    plan = plan_run(arguments.workflow, arguments.market, arguments.changes, arguments.fit_dates)
     width = max(len(name) for name, _ in plan.lines)
     for name, text in plan.lines:
         print(f"{name:{width}}  {text}")

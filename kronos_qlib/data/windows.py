@@ -221,8 +221,8 @@ class Windows:
         return (
             f"{len(which)} of {len(self)} windows span a close that moves by more than "
             f"{MAX_MOVE:.0%} to the next, or as a split 3:2 or 4:3 would, {len(each)} in all: "
-            f"{some_of(shown, between='; ')}. A split that the prices are not adjusted for reads as "
-            "a crash: see that they are (repair split-jumps where the data were made)"
+            f"{some_of(shown, between='; ')}. A split that the prices are not adjusted for reads "
+            "as a crash: see that they are (repair split-jumps where the data were made)"
         )
 
     def describe(self, which: Ints | slice) -> list[str]:

@@ -36,6 +36,8 @@ SEEN_TO = pd.Timestamp("2024-06-01")
 """Published weights have seen bars before: trained to 2024-02, chosen by those to 2024-05."""
 SHARES = (0.6, 0.2, 0.2)
 """Of the calendar, for dates that are proposed."""
+LEAST_DAYS = 10
+TOO_FEW_DAYS = "these bars are too few to be split"
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,17 @@ class Plan:
 
 
 def plan_run(
-    name: str | Path, market: str | Path | None = None, changes: Sequence[str] = ()
+    name: str | Path,
+    market: str | Path | None = None,
+    changes: Sequence[str] = (),
+    fit_dates: bool = False,
 ) -> Plan:
     """Everything before the work: the file rendered, settings and bars checked, time estimated.
 
-    Args: as of `read_workflow`.
+    Args:
+        name, market, changes: as of `read_workflow`.
+        fit_dates: train, valid and test are the first 60 %, the next 20 % and the last 20 % of the
+            days that the folder has, whatever the market's profile says; `changes` still win.
 
     Raises:
         ConfigError: a setting cannot work, or there are no bars; names what and where.
@@ -72,6 +80,9 @@ def plan_run(
     """
     with _environment():  # libraries set some as they are imported
         workflow = read_workflow(name, market, changes)
+        if fit_dates:
+            changes = (*_fitted(workflow), *changes)
+            workflow = read_workflow(name, market, changes)
         config = workflow.config
         task = _checked_task(config, workflow.path)
         quiet_libraries()
@@ -210,18 +221,39 @@ def _windows(source: WindowDataset, model: Any) -> dict[str, Windows]:
     return found
 
 
-def _proposed(calendar: Any) -> str:
-    """Dates that fit these bars, as they would be typed."""
+def _dates_of(calendar: Any) -> list[str]:
+    """The bars' days shared out, as changes of a workflow; none where there are too few."""
     days = np.unique(calendar.astype("datetime64[D]"))
-    if len(days) < 10:
-        return "These are too few to be split"
+    if len(days) < LEAST_DAYS:
+        return []
     cuts = [0, *(int(len(days) * part) for part in np.cumsum(SHARES)[:-1]), len(days)]
-    pairs = [
-        f"--set {name}_{end}={days[place]}"
+    return [f"start={days[0]}"] + [
+        f"{name}_{end}={days[place]}"
         for name, start, stop in zip(("train", "valid", "test"), cuts[:-1], cuts[1:], strict=True)
         for end, place in (("start", start), ("end", stop - 1))
     ]
-    return f"Dates that fit, for example: --set start={days[0]} {' '.join(pairs)}"
+
+
+def _fitted(workflow: Workflow) -> list[str]:
+    """Dates of a workflow's own bars, as changes."""
+    task = _checked_task(workflow.config, workflow.path)
+    quiet_libraries()
+    _open(workflow.config["qlib_init"])
+    calendar = read_calendar(
+        str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    )
+    if not (fitted := _dates_of(calendar)):
+        raise BarDataError(f"{workflow.path}: {TOO_FEW_DAYS}")
+    return fitted
+
+
+def _proposed(calendar: Any) -> str:
+    """Dates that fit these bars, as they would be typed."""
+    fitted = _dates_of(calendar)
+    if not fitted:
+        return f"T{TOO_FEW_DAYS[1:]}"
+    typed = " ".join(f"--set {change}" for change in fitted)
+    return f"Dates that fit, for example (--fit-dates takes them): {typed}"
 
 
 def _describe(
