@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,20 +90,20 @@ def _page(module: str) -> str:
 
 
 def _module_page(module: str) -> str:
-    return f"# {module}
-
-::: {module}
-"
+    return f"# {module}\n\n::: {module}\n"
 
 
 def _public_page() -> str:
+    """What `import kronos_qlib` offers, each name linked to where it is documented."""
     import kronos_qlib
 
     text = ["# kronos_qlib", "", first_line(PACKAGE / "__init__.py"), ""]
     for name in kronos_qlib.__all__:
         if not name.startswith("_"):
-            text += [f"::: {home_of(name)}.{name}", "    options:"]
-            text += ["      show_root_heading: true", "      show_root_toc_entry: true", ""]
+            home = home_of(name)
+            about = inspect.getdoc(getattr(kronos_qlib, name)) or ""
+            line = " ".join(about.split("\n\n")[0].split())
+            text.append(f"- [`{name}`][{home}.{name}]: {line}")
     return "\n".join(text)
 
 

@@ -49,6 +49,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     text = SETTINGS.sub(lambda mark: settings_page.table(mark[1]), text)
     for mark, fill in {
         "<!-- presets -->": settings_page.presets,
+        "<!-- signals -->": settings_page.signals,
         "<!-- commands -->": commands_page.commands,
         "<!-- modules -->": generated_pages.api_index,
     }.items():

@@ -1,7 +1,8 @@
 """Tables of settings, read off the classes that take them: a page cannot drift from the code.
 
-In a page, `<!-- settings: SamplingConfig -->` becomes a table of that class' settings and
-`<!-- presets -->` the values of the training presets. A class is found by its name alone.
+In a page, `<!-- settings: SamplingConfig -->` becomes a table of that class' settings,
+`<!-- presets -->` that of the training presets and `<!-- signals -->` that of the signals. A class is
+found by its name alone.
 """
 
 from __future__ import annotations
@@ -83,6 +84,17 @@ def presets() -> str:
             for stage in stages
         ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def signals() -> str:
+    """A Markdown table of the signals and their definitions."""
+    known = import_module(home_of("SIGNALS")).SIGNALS
+    lines = ["| signal | definition |", "|---|---|"]
+    for name, signal in known.items():
+        shown = f"{name}@…" if signal.takes else name
+        takes = f"; takes {signal.takes}, as `{signal.example}`" if signal.takes else ""
+        lines.append(f"| `{shown}` | {_cell(signal.definition)}{takes} |")
     return "\n".join(lines)
 
 
