@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterator
 from importlib import import_module
 
+from settings_page import as_cards
+
 
 def commands() -> str:
     """Every command with what it takes, as Markdown."""
@@ -26,8 +28,10 @@ def _section(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
         examples = parser.epilog.removeprefix("example:\n")
         yield "```text\n" + "\n".join(line.strip() for line in examples.splitlines()) + "\n```"
     rows = [row for action in parser._actions for row in _row(parser, action)]
+    if level > 2:
+        rows = [row for row in rows if not row.startswith("| `--debug`")]  # every command's
     if rows:
-        yield "\n".join(["| argument | meaning |", "|---|---|", *rows])
+        yield as_cards(["| argument | meaning |", "|---|---|", *rows], columns=2)
     for below in _below(parser).values():
         yield from _section(below, level + 1)
 

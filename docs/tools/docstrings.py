@@ -26,7 +26,9 @@ WHAT = {
     "shape": "takes or returns an array or a tensor and tells no shape",
 }
 ARRAYS = re.compile(r"\b(Tensor|ndarray|NDArray|Floats|Ints|Flags)\b")
-SHAPE = re.compile(r"\((?:\.\.\.|[A-Za-z0-9_ +]+),[^()]*\)|\([A-Z]\)|\(\)|\bshape|of the same|scalar")
+SHAPE = re.compile(
+    r"\((?:\.\.\.|[A-Za-z0-9_ +]+),[^()]*\)|\([A-Z]\)|\(\)|\bshape|of the same|scalar"
+)
 
 
 def lacking() -> dict[str, list[str]]:

@@ -109,6 +109,5 @@ def _public_page() -> str:
 
 def _nav_of(place: dict[str, Any]) -> Nav:
     return [
-        {name: below if isinstance(below, str) else _nav_of(below)}
-        for name, below in place.items()
+        {name: below if isinstance(below, str) else _nav_of(below)} for name, below in place.items()
     ]

@@ -1,7 +1,7 @@
 """The README's picture: one share of the demo market, as nano forecasts it, and what came.
 
-    kronos-qlib data demo demo/market
-    python docs/tools/picture.py demo/market/bars.parquet docs/images/forecast.png
+kronos-qlib data demo demo/market
+python docs/tools/picture.py demo/market/bars.parquet docs/images/forecast.png
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of settings, read off the classes that take them: a page cannot drift from the code.
 
 In a page, `<!-- settings: SamplingConfig -->` becomes a table of that class' settings,
-`<!-- presets -->` that of the training presets and `<!-- signals -->` that of the signals. A class is
-found by its name alone.
+`<!-- presets -->` that of the training presets and `<!-- signals -->` that of the signals. A class
+is found by its name alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,14 @@ def table(name: str) -> str:
         f"| {one.meaning} |"
         for one in settings_of(name)
     ]
-    return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
+    head = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    return as_cards([*head, *rows], columns=4)
+
+
+def as_cards(lines: list[str], columns: int) -> str:
+    """A table that the style sheet shows as cards where the screen is narrow."""
+    kind = "settings four" if columns == 4 else "settings"
+    return "\n".join([f'<div class="{kind}" markdown>', "", *lines, "", "</div>"])
 
 
 def settings_of(name: str) -> list[Setting]:
@@ -73,14 +80,14 @@ def settings_of(name: str) -> list[Setting]:
 
 def presets() -> str:
     """A Markdown table of what each training preset sets."""
-    known: Mapping[str, Mapping[str, Mapping[str, Any]]] = getattr(
-        import_module(home_of("PRESETS")), "PRESETS"
-    )
+    known: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    known = import_module(home_of("PRESETS")).PRESETS
     stages = list(next(iter(known.values())))
     lines = [f"| preset | {' | '.join(f'`{one}`' for one in stages)} |", "|---" * 4 + "|"]
     for name, values in known.items():
         cells = [
-            ", ".join(f"`{key}: {_yaml(value)}`" for key, value in values[stage].items()) or "–"
+            ", ".join(f"`{key}: {_yaml(value)}`" for key, value in values[stage].items())
+            or "the defaults"
             for stage in stages
         ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
@@ -182,4 +189,6 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
+    for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+        text = re.sub(rf"\b{python}\b", yaml, text)
     return " ".join(text.split()).replace("|", r"\|")

@@ -196,8 +196,5 @@ def test_a_page_with_a_wrong_setting_or_flag_is_seen():
 
 
 def test_every_page_has_blocks_of_known_kinds():
-    kinds = {
-        block.kind for path in PAGES for block in blocks_of(path.read_text(encoding="utf-8"))
-    }
+    kinds = {block.kind for path in PAGES for block in blocks_of(path.read_text(encoding="utf-8"))}
     assert kinds <= {"python", "bash", "yaml", "text"}, "what is it, and who runs it?"
-
