@@ -20,7 +20,7 @@ demo: $(VENV)/demo.ready
 	@echo "Next: look at demo/comparison.html; then, with $(VENV) activated,"
 	@echo "  kronos-qlib score kronos_alpha --top 10    the newest day, ranked"
 	@echo "  kronos-qlib forecast bars.csv              of your own bars, a CSV or Parquet file"
-	@echo "  kronos-qlib data convert bars.csv data/mine    a Qlib folder of them: README, From Qlib"
+	@echo "  kronos-qlib data convert bars.csv data/mine    a Qlib folder of them: docs/how-to/own-bars.md"
 
 # Runs each from top to bottom and keeps what it shows; a few minutes.
 notebooks: $(VENV)/demo.ready
