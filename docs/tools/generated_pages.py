@@ -22,12 +22,15 @@ def api_pages() -> dict[str, str]:
 def api_nav() -> Nav:
     """The pages in the tree of their packages."""
     root: dict[str, Any] = {}
-    for module in documented():
+    for module, path in documented().items():
         parts = module.split(".")[1:]
         place = root
         for part in parts[:-1]:
             place = place.setdefault(part, {})
-        place[parts[-1]] = _page(module)
+        if path.name == "__init__.py":  # a package with names of its own, beside its modules
+            place.setdefault(parts[-1], {})["package"] = _page(module)
+        else:
+            place[parts[-1]] = _page(module)
     return [{"kronos_qlib": "api/kronos_qlib.md"}, *_nav_of(root)]
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(DOCS / "tools"))
 
 import commands_page  # noqa: E402
 import docstrings  # noqa: E402
+import generated_pages  # noqa: E402
 import includes  # noqa: E402
 import settings_page  # noqa: E402
 import sources  # noqa: E402
@@ -66,8 +67,8 @@ def test_public_names_lack_no_more_docstrings_than_they_did():
         ('def f(x: Tensor) -> None:\n    """Fills x, (B, T) float."""', set()),
         ('def f(x: int) -> None:\n    """Checks x."""\n    raise ValueError("x")', {"raises"}),
         (
-            'def f(x: int) -> None:\n    """Checks x.\n\n    Raises:\n        ValueError: x.\n    """'
-            '\n    raise ValueError("x")',
+            'def f(x: int) -> None:\n    """Checks x.\n\n    Raises:\n        ValueError: x."""\n'
+            '    raise ValueError("x")',
             set(),
         ),
     ],
@@ -103,7 +104,9 @@ def test_every_setting_that_a_workflow_uses_is_in_a_table():
     known = {one.name for name in CLASSES for one in settings_page.settings_of(name)}
     for path in (ROOT / "workflows").glob("*.yaml"):
         for section in ("sampling", "training", "signals"):
-            for block in re.findall(rf"^ +{section}:\n((?: {{8,}}.*\n)+)", path.read_text("utf-8"), re.M):
+            for block in re.findall(
+                rf"^ +{section}:\n((?: {{8,}}.*\n)+)", path.read_text("utf-8"), re.M
+            ):
                 for key in re.findall(r"^ +(\w+): [^\n{]", block, re.M):
                     assert key in known | {"alpha", "predictor", "tokenizer"}, (path.name, key)
 
@@ -139,6 +142,34 @@ def test_links_between_pages_lead_somewhere(path):
             there = (path.parent / file).resolve()
             made = file in ("kronos_qlib.md",) or path.parent.name in ("api", "notebooks")
             assert there.is_file() or made, target
+
+
+def leaves(nav):
+    if isinstance(nav, str):
+        return [nav]
+    below = nav.values() if isinstance(nav, dict) else nav
+    return [leaf for one in below for leaf in leaves(one)]
+
+
+def test_every_module_is_once_in_the_navigation(tmp_path, monkeypatch):
+    pages = generated_pages.api_pages()
+    assert sorted(leaves(generated_pages.api_nav())) == sorted(pages)
+    assert len(pages) == len(sources.documented()) + 1
+    package = tmp_path / "kronos_qlib"
+    (package / "data" / "files").mkdir(parents=True)
+    for name in ("data/files/__init__.py", "data/files/read.py", "data/bars.py"):
+        (package / name).write_text("def one():\n    ...\n", encoding="utf-8")
+    found = {
+        sources.PACKAGE.name + f".{name}": package / file
+        for name, file in [
+            ("data.bars", "data/bars.py"),
+            ("data.files", "data/files/__init__.py"),
+            ("data.files.read", "data/files/read.py"),
+        ]
+    }
+    monkeypatch.setattr(generated_pages, "documented", lambda: found)
+    nav = generated_pages.api_nav()[1:]
+    assert leaves(nav) == ["api/data/bars.md", "api/data/files.md", "api/data/files/read.md"]
 
 
 def test_links_of_an_included_file_are_turned_to_pages():
