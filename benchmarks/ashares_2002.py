@@ -1,4 +1,4 @@
-"""Both workflows on real A-share bars: the table of docs/results.md.
+"""Both workflows on real A-share bars: the README's table.
 
 Train to 2001-12, validate to 2002-06, test 2002-07 to 2002-12, all names that traded, benchmark
 their equal-weight mean. The Qlib folder is made anew, by data_prep/csv_to_qlib.py.
