@@ -314,6 +314,7 @@ class TrainingConfig:
     warmup_share: float = 0.03
     """Share of all steps spent rising from a tenth of the peak."""
     weight_decay: float = 0.1
+    """Of AdamW, whose betas are 0.9 and 0.95."""
     clip_norm: float = 3.0
     """Largest norm of the gradient."""
     patience: int | None = None
@@ -338,6 +339,7 @@ class TrainingConfig:
     """Of the forward and backward pass; "bfloat16" and, on a GPU, "float16" keep the weights and
     the losses in float32."""
     seed: int = 0
+    """Of the order of windows, dropout and sampled s1."""
 
     def __post_init__(self) -> None:
         _check_whole(self, "epochs", "batch_size", "validation_windows", "accumulation")
@@ -395,6 +397,7 @@ class AlphaConfig:
     warmup_share: float = 0.03
     """Share of all steps spent rising from a tenth of the peak."""
     weight_decay: float = 0.1
+    """Of AdamW, whose betas are 0.9 and 0.95."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     metric: str = "rank_ic"
@@ -404,6 +407,7 @@ class AlphaConfig:
     precision: str = "float32"
     """As of `TrainingConfig`."""
     seed: int = 0
+    """Of new weights, the order of days, windows and dropout."""
 
     def __post_init__(self) -> None:
         _check_whole(self, "epochs", "hidden", "lora_rank")

@@ -48,6 +48,7 @@ class WindowDataset:
     """
 
     table: BarTable
+    """Bars of all instruments."""
     segments: Mapping[str, tuple[Any, Any]]
     """Name to (first, last), both inclusive; None leaves an end open."""
     lookback: int = 90

@@ -121,6 +121,7 @@ class BacktestRecord(PortAnaRecord):
         Args:
             backtest: fields of BacktestConfig; None takes the mapping `backtest` of the run's own
                 task, so that workflows share a list of records and differ in this alone.
+            skip_existing: Qlib's: do nothing where the run has the files already.
 
         Raises:
             ConfigError: neither is there, or a setting cannot work.

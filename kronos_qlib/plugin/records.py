@@ -122,6 +122,7 @@ class PortfolioReportRecord(ACRecordTemp):
                 all its runs, alike for each.
             trial_variance: of these trials' Sharpe ratios a year, if known; see `deflated_sharpe`.
             title: above the figure; None takes the experiment's name.
+            skip_existing: Qlib's: do nothing where the run has the files already.
         """
         super().__init__(recorder=recorder, skip_existing=skip_existing)
         if trials is not None and trials < 1:

@@ -197,6 +197,7 @@ class SignalReportRecord(ACRecordTemp):
                 task has none.
             title: above the figures; None takes the experiment's name.
             seed: of the draws behind the interval of the monotonicity.
+            skip_existing: Qlib's: do nothing where the run has the files already.
         """
         super().__init__(recorder=recorder, skip_existing=skip_existing)
         if not horizons or any(horizon < 1 for horizon in horizons):

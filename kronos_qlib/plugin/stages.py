@@ -45,8 +45,11 @@ class StagesConfig:
     """Defaults of the stages that are given as mappings: "published", or "gentle" (LoRA, 1e-5);
     None takes those of `TrainingConfig` and `AlphaConfig`."""
     tokenizer: TrainingConfig | None = None
+    """Fields of `TrainingConfig`: reconstruct a bar from s1 alone and from both tokens."""
     predictor: TrainingConfig | None = None
+    """Fields of `TrainingConfig`: cross-entropy of the next bar's s1 and s2."""
     alpha: AlphaConfig | None = None
+    """Fields of `AlphaConfig`: a head on the context vector, trained on the day's ranking."""
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:

@@ -352,11 +352,16 @@ def test_dates_outside_the_bars_are_refused_with_dates_that_fit(here):
     ours = ["provider_uri=market", "benchmark=BENCHMARK", "lookback=30", "horizon=5", "paths=2"]
     with pytest.raises(BarDataError, match="go from 2020-01-01 to 2021-04-01") as refused:
         plan_run("kronos_alpha", "us", ours[:-1])
-    words = str(refused.value).split("for example: ")[1].split()
+    words = str(refused.value).split("takes them): ")[1].split()
     fitting = [word for word in words if word != "--set"]
     assert len(fitting) == 7
     plan = plan_run("kronos_zero_shot", "us", [*ours, *fitting])
     assert plan.experiment == "kronos_zero_shot"
+    fitted = plan_run("kronos_zero_shot", "us", ours, fit_dates=True)
+    assert fitted.workflow.config == plan.workflow.config
+    moved = [*ours, "test_end=2021-03-01"]
+    moved = plan_run("kronos_zero_shot", "us", moved, fit_dates=True).workflow.config
+    assert str(moved["task"]["dataset"]["kwargs"]["segments"]["test"][1]) == "2021-03-01"
 
 
 def test_published_weights_tested_on_days_that_they_have_seen_are_doubted(here, monkeypatch):
