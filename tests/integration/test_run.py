@@ -349,9 +349,10 @@ def test_what_cannot_run_is_refused_before_anything_is_made(
 
 def test_dates_outside_the_bars_are_refused_with_dates_that_fit(here):
     """CSI300's profile on bars of other years: each date had to be found by hand."""
-    ours = ["provider_uri=market", "benchmark=BENCHMARK", "lookback=30", "horizon=5", "paths=2"]
+    ours = ["provider_uri=market", "benchmark=BENCHMARK", "topk=5", "n_drop=1", "paths=2"]
+    ours += ["lookback=30", "horizon=5"]
     with pytest.raises(BarDataError, match="go from 2020-01-01 to 2021-04-01") as refused:
-        plan_run("kronos_alpha", "us", ours[:-1])
+        plan_run("kronos_alpha", "us", [one for one in ours if one != "paths=2"])
     words = str(refused.value).split("takes them): ")[1].split()
     fitting = [word for word in words if word != "--set"]
     assert len(fitting) == 7
