@@ -57,10 +57,9 @@ from kronos_qlib.model.layers import Attention, Rotary, TimeEmbedding
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos, TokenEmbedding
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
-from kronos_qlib.training.batches import Segment
+from kronos_qlib.training.batches import Segment, with_tokens
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
-from kronos_qlib.training.tokens import with_tokens
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep
 
 STAGES, DTYPES = ("tokenizer", "predictor"), ("float32", "bfloat16")
 CASES = ("tokenizer:nano", "tokenizer:mini", "predictor:nano", "predictor:mini", "predictor:small")

@@ -14,7 +14,6 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import checkpoint
 from kronos_qlib.model.layers import (
     Attention,
-    Dropout,
     RMSNorm,
     TimeEmbedding,
     TimeFeatures,
@@ -156,7 +155,7 @@ class Kronos(nn.Module):
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
         self.time_emb = TimeEmbedding(d_model, learned=learn_te)
-        self.token_dropout = Dropout(token_dropout_p)
+        self.token_dropout = nn.Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
                 d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p

@@ -16,7 +16,7 @@ from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.model.layers import Attention, Dropout
 from kronos_qlib.training.batches import Segment
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep
 
 pytestmark = pytest.mark.integration
 

@@ -16,6 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kronos_qlib.model.crew import Board, Lane, crew, mean_over_rows, working_as
+from kronos_qlib.training.launch import Job, train_in_processes
+from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.data.bar_table import BarTable
@@ -24,14 +27,11 @@ from kronos_qlib.data.labels import ReturnLabel
 from kronos_qlib.data.search import windows_to_score, windows_to_train
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
-from kronos_qlib.model.crew import Board, Lane, crew, mean_over_rows, working_as
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import team
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment
-from kronos_qlib.training.launch import Job, train_in_processes
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
 DAYS = pd.bdate_range("2024-01-01", periods=40)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-
 from kronos_qlib.model.kernels import all_finite, dropout, rms_norm, rotate, swiglu
 
 

@@ -10,11 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from kronos_qlib import owners
-from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
-from kronos_qlib.owners import Owner, is_free, lock_of
-from kronos_qlib.training import launch
 from kronos_qlib.training.launch import (
     JOB,
     OWNER,
@@ -25,6 +20,11 @@ from kronos_qlib.training.launch import (
     work_folder,
     write_problem,
 )
+
+from kronos_qlib import owners
+from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.owners import Owner, is_free, lock_of
+from kronos_qlib.training import launch
 
 HOLD = """
 import sys, tempfile, time

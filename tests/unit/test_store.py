@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kronos_qlib.training.team import Team
 
 from kronos_qlib.configs import TrainingConfig
 from kronos_qlib.data.bar_table import BarTable
@@ -22,9 +23,8 @@ from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep
-from kronos_qlib.training.store import RunStore
-from kronos_qlib.training.team import Team
+from kronos_qlib.training.losses import PredictorStep
+from kronos_qlib.training.resume import RunStore
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=3, teacher_forcing=False)
 STATE = {"weights": torch.arange(5.0), "history": [{"loss": 0.5}], "epoch": 2}
