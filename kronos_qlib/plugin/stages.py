@@ -204,7 +204,7 @@ class _Work:
             The weights after the last epoch; the network has the best ones.
         """
         from kronos_qlib.evaluation.figures import training_figure
-        from kronos_qlib.training.launch import train_in_processes
+        from kronos_qlib.training.processes import train_in_processes
         from kronos_qlib.training.loop import train
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
