@@ -8,7 +8,8 @@ loss uses; that is left out. Ours is `loop.train` as `KronosModel.fit` calls it,
 tokens made beforehand; it feeds the true s1 unless --drawn-s1. Random weights and random walks
 serve: the arithmetic is the same.
 
-Each method has a process of its own, and both work in turns. A round is some steps after one that is not timed; figures are medians of the rounds.
+Each method has a process of its own, and both work in turns. A round is some steps after one that
+is not timed; figures are medians of the rounds.
 bfloat16 of ours stands beside the published float32.
 
 Columns: windows a second of both, from step to step, without validation; their ratio; the share of

@@ -204,8 +204,8 @@ class _Work:
             The weights after the last epoch; the network has the best ones.
         """
         from kronos_qlib.evaluation.figures import training_figure
-        from kronos_qlib.training.processes import train_in_processes
         from kronos_qlib.training.loop import train
+        from kronos_qlib.training.processes import train_in_processes
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
             losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")

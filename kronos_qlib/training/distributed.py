@@ -152,7 +152,8 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
     if ranks == 1 or not grads:
         return
     flat = sum_over_processes(torch.cat([grad.flatten() for grad in grads])) / ranks
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+    parts = torch.split(flat, [grad.numel() for grad in grads])
+    for grad, part in zip(grads, parts, strict=True):
         grad.copy_(part.view_as(grad))
 
 

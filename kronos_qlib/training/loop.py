@@ -38,6 +38,7 @@ from kronos_qlib.training.losses import (
     targets_of,
     weighed,
 )
+from kronos_qlib.training.memory import freed_memory_kept
 from kronos_qlib.training.resume import RunStore
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def train(
     step.net.to(device)
     share_weights(step.net)
     with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(freed_memory_kept())
         gpus = [device] if device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=gpus))
         torch.manual_seed(config.seed + process_rank() * RANK_SEED)
@@ -260,7 +263,7 @@ class _Run:
         with self._autocast():
             losses = self.step.losses(self._batch(which, self.room), pieces=pieces)  # type: ignore[call-arg]
         check_losses(losses)
-        self.scaler.scale(losses["loss"]).backward()
+        torch.autograd.backward(self.scaler.scale(losses["loss"]))
         return {name: value.detach() for name, value in losses.items()}
 
     def _backward_means(self, which: Ints, pieces: int) -> Losses:
@@ -277,7 +280,8 @@ class _Run:
                 losses = self.step.losses(batch)
             check_losses(losses)
             # The mean over processes follows, and this is a part of their sum.
-            self.scaler.scale(losses["loss"] * weight * process_count()).backward()
+            part: Tensor = losses["loss"] * weight * process_count()
+            torch.autograd.backward(self.scaler.scale(part))
             for name, value in weighed(losses, weight).items():
                 found[name] = found[name] + value if name in found else value
         return found

@@ -120,10 +120,11 @@ def in_pieces(work: Callable[..., Tensor], *inputs: Tensor, pieces: int) -> Tens
     the same random numbers: memory holds the intermediate results of one piece, not of all.
     """
     pieces = min(pieces, len(inputs[0]))
-    if pieces <= 1 or not torch.is_grad_enabled():
-        parts = zip(*(x.tensor_split(max(1, pieces)) for x in inputs), strict=True)
-        return torch.cat([work(*part) for part in parts])
+    if pieces <= 1:
+        return work(*inputs)
     parts = zip(*(x.tensor_split(pieces) for x in inputs), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([work(*part) for part in parts])
     return torch.cat([checkpoint(work, *part, use_reentrant=False) for part in parts])
 
 
@@ -145,7 +146,7 @@ class TokenizerStep:
         return self._reconstructed(batch, pieces)[0]
 
     def _reconstructed(self, batch: TrainingBatch, pieces: int) -> tuple[Losses, Tensor, Tensor]:
-        """Losses of the whole batch; of the own windows bars (b, T, 6) and unsplit ids (b, T)."""
+        """Losses of the whole batch; of the own windows vectors (b, T, W) and bars (b, T, 6)."""
         net, share = self.net, batch.share or Share(len(batch))
         own = in_pieces(net.project, batch.z, pieces=pieces)
         projected, z, counted = share.gather(own), share.gather(batch.z), batch.counted
@@ -159,7 +160,7 @@ class TokenizerStep:
         recon = in_pieces(bars, codes[share.rows], pieces=pieces)
         recon_s1, recon_all = share.gather(recon).unbind(dim=1)
         losses = self.criterion(recon_s1, recon_all, z, bsq_loss, counted)
-        return losses, recon[:, 1], net.join(*net.quantizer.to_ids(own))
+        return losses, own, recon[:, 1]
 
     def validate(
         self, segment: Segment, config: TrainingConfig, device: torch.device | str
@@ -168,8 +169,9 @@ class TokenizerStep:
         tally = CodeTally(self.net)
 
         def losses(batch: TrainingBatch) -> Losses:
-            losses, recon, ids = self._reconstructed(batch, 1)
+            losses, projected, recon = self._reconstructed(batch, 1)
             if batch.share is None or not batch.share.is_empty:
+                ids = self.net.join(*self.net.quantizer.to_ids(projected))
                 tally.add(recon, ids, batch)
             return losses
 

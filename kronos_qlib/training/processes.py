@@ -69,7 +69,7 @@ def train_in_processes(
     job = (step, training, validation, config, {"device": device.type, **settings})
     pipes = [mp.get_context("spawn").Pipe(duplex=False) for _ in range(processes)]
     senders = [sender for _, sender in pipes]
-    context = mp.start_processes(
+    context = mp.start_processes(  # type: ignore[attr-defined,no-untyped-call]
         _work, (_environment(processes), senders, threads, job), processes, join=False
     )
     for sender in senders:
@@ -157,9 +157,10 @@ def _received(
     ranks: dict[Any, int] = {receiver: rank for rank, receiver in enumerate(receivers)}
     failed_at = math.inf
     while ranks and time.monotonic() < failed_at + LAST_WORDS_SECONDS:
-        for receiver in wait(list(ranks), POLL_SECONDS):
+        ready: list[Any] = wait(list(ranks), POLL_SECONDS)
+        for receiver in ready:
             try:
-                kind, what, found = receiver.recv()  # type: ignore[union-attr]
+                kind, what, found = receiver.recv()
             except (EOFError, OSError):  # it has ended
                 processes[ranks.pop(receiver)].join(LAST_WORDS_SECONDS)
                 continue

@@ -427,7 +427,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_folder(provider, tmp_path, monk
     folder = tmp_path / "run"
     ask, count = PredictorStep.losses, []
 
-    def stopped(self, batch, rng):
+    def stopped(self, batch, rng=None):
         count.append(self.net.training)
         if sum(count) == 5:
             raise KeyboardInterrupt

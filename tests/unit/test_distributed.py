@@ -27,7 +27,7 @@ from kronos_qlib.data.search import windows_to_score, windows_to_train
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training import alpha, loop, losses, processes
+from kronos_qlib.training import alpha, loop, losses, memory, processes
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment, with_tokens
 from kronos_qlib.training.distributed import (
@@ -464,6 +464,27 @@ def test_the_end_of_a_process_in_words():
 
 
 # What all this must not change.
+
+
+def test_freed_memory_is_given_back_after_training(monkeypatch):
+    asked = []
+
+    class Libc:
+        """Of before 2.35: it takes no threshold above its own highest."""
+
+        def mallopt(self, what, value):
+            asked.append((what, value))
+            return int(what != -3 or value <= 2**25)
+
+        def malloc_trim(self, kept):
+            asked.append("trim")
+
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Libc())
+    with memory.freed_memory_kept():
+        assert asked == [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]
+        asked.clear()
+    assert asked == [(-3, 2**25), (-1, 2**26), "trim"]
 
 
 def test_an_exploding_loss_stops_the_run():
