@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Train what task.model of a workflow file asks for, on its task.dataset, and save the "
         "weights; no backtest. The same command on several devices or machines, begun by "
-        "torchrun or accelerate launch.",
+        "torchrun.",
         "kronos-qlib finetune workflows/workflow_kronos.yaml --out tuned",
         "kronos-qlib finetune my.yaml --out tuned --set training.predictor.epochs=3",
         "torchrun --nproc-per-node 2 -m kronos_qlib.cli finetune my.yaml --out tuned",

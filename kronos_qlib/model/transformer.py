@@ -220,8 +220,8 @@ class Kronos(nn.Module):
         if s1_targets is not None:
             next_s1 = s1_targets
         elif self.training:
-            chances = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
-            next_s1 = torch.multinomial(chances, 1, generator=rng).view_as(s1_ids)
+            shares = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
+            next_s1 = torch.multinomial(shares, 1, generator=rng).view_as(s1_ids)
         else:
             next_s1 = s1_logits.argmax(dim=-1)
         return s1_logits, self._s2_logits_in_training(context, next_s1)

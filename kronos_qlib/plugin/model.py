@@ -99,8 +99,9 @@ class KronosModel(ModelFT):
             the folder to begin anew. Not for two runs at once. None keeps nothing.
         resume_every: steps from one state to the next.
         n_processes: that train together, begun by `fit`: each takes a part of every batch, on its
-            share of the cores or on a GPU of its own. Leave it at 1 where torchrun or `accelerate
-            launch` starts them, and on a CPU too, whose threads share batches anyway.
+            share of the cores or on a GPU of its own. Leave it at 1 where torchrun starts them, and
+            on a CPU too, whose cores torch's threads use. A script that sets it must have its entry
+            under `if __name__ == "__main__"`, as Python's `multiprocessing` asks.
         log_every: training steps from one row in MLflow to the next.
     """
 

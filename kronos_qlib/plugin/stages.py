@@ -213,8 +213,8 @@ class _Work:
             _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
 
         def log_steps(step: int, row: dict[str, float]) -> None:
-            told = {f"{name}.{key}": value for key, value in row.items() if key != "step"}
-            _log_to_active_run(told, step)
+            metrics = {f"{name}.{key}": value for key, value in row.items() if key != "step"}
+            _log_to_active_run(metrics, step)
 
         training, validation = parts
         store = None

@@ -162,7 +162,7 @@ class EpochSampler:
 
     The published data set draws inside `__getitem__` from a generator that loader workers share,
     so each worker repeats the others' windows (fault 3). Here batches are made in one place, and
-    workers are told which windows to gather.
+    workers are given the windows to gather.
 
     Ranks (processes that train together) share the shuffle and split every batch, so that they
     take the steps of one process with the same batch size, on the same windows. The last batch of

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 LAUNCHED_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
-"""What a launcher tells each process, all of it."""
+"""Variables that a launcher sets for each process, all of them."""
 
 
 def is_launched() -> bool:

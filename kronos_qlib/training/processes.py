@@ -7,6 +7,7 @@ of a script what Python's own `multiprocessing` does: its entry stands under
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -89,7 +90,7 @@ def train_in_processes(
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """What a launcher tells each process, but for its rank."""
+    """Variables that a launcher sets for each process, but for its rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,7 +114,8 @@ def _work(
     os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR)
-    step, training, validation, config, settings = job
+    shared, training, validation, config, settings = job
+    step = copy.deepcopy(shared)  # the tensors of an argument lie in memory that all have
     if tokenizer := getattr(step, "tokenizer", None):
         on_gpu = settings["device"] == "cuda"
         tokenizer.to(torch.device("cuda", rank) if on_gpu else "cpu")
