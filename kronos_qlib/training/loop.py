@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.data.gather import WindowBatch
-from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
 from kronos_qlib.model.weights import all_finite
 from kronos_qlib.training.batches import Ints
@@ -29,6 +29,7 @@ from kronos_qlib.training.distributed import (
     share_weights,
     sum_over_processes,
 )
+from kronos_qlib.training.hardware import check_precision, freed_memory_kept
 from kronos_qlib.training.losses import (
     Losses,
     Step,
@@ -38,8 +39,7 @@ from kronos_qlib.training.losses import (
     targets_of,
     weighed,
 )
-from kronos_qlib.training.memory import freed_memory_kept
-from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.resume import RunStore, random_state, set_random_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,6 @@ RANK_SEED = 1_000_003
 SETTLE_EVERY = 20
 """Steps whose losses an accelerator is asked for at once: to ask makes it wait."""
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Number types of a step, and what autocast is asked for."""
 COUNTS = ("epoch", "best_epoch", "steps", "batches", "seen")
 """Numbers of a run that its state has under their names."""
 
@@ -422,42 +420,6 @@ class _Run:
                 process_count(),
                 len(state["rng"]),
             )
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """States of torch's own generators: the CPU's, and a GPU's."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Go on with what `random_state` gave."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The number type of a step; None where it is that of the weights.
-
-    Raises:
-        ConfigError: the device has no such number type.
-    """
-    if precision == "float16" and device.type != "cuda":
-        raise ConfigError(
-            f"precision 'float16' does not work on {device.type}: it needs a scaling of gradients "
-            "that only CUDA has; take 'bfloat16'"
-        )
-    kind = PRECISIONS[precision]
-    try:
-        if kind == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise RuntimeError("this GPU computes no bfloat16")
-        torch.autocast(device.type, dtype=kind, enabled=kind is not None)
-    except RuntimeError as problem:
-        raise ConfigError(
-            f"precision {precision!r} does not work on {device}: {problem}"
-        ) from problem
-    return kind
 
 
 def is_better(row: dict[str, float], best: dict[str, float], metric: str) -> bool:

@@ -27,7 +27,7 @@ from kronos_qlib.data.search import windows_to_score, windows_to_train
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training import alpha, loop, losses, memory, processes
+from kronos_qlib.training import alpha, hardware, loop, losses, processes
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment, with_tokens
 from kronos_qlib.training.distributed import (
@@ -479,9 +479,9 @@ def test_freed_memory_is_given_back_after_training(monkeypatch):
         def malloc_trim(self, kept):
             asked.append("trim")
 
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Libc())
-    with memory.freed_memory_kept():
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: Libc())
+    with hardware.freed_memory_kept():
         assert asked == [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]
         asked.clear()
     assert asked == [(-3, 2**25), (-1, 2**26), "trim"]

@@ -1,4 +1,4 @@
-"""Memory that one training step leaves to the next."""
+"""What a training step asks of the machine: its number type, and memory it leaves to the next."""
 
 from __future__ import annotations
 
@@ -7,8 +7,37 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from kronos_qlib.errors import ConfigError
+
 GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number types of a step, and what autocast is asked for."""
+
+
+def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The number type of a step; None where it is that of the weights.
+
+    Raises:
+        ConfigError: the device has no such number type.
+    """
+    if precision == "float16" and device.type != "cuda":
+        raise ConfigError(
+            f"precision 'float16' does not work on {device.type}: it needs a scaling of gradients "
+            "that only CUDA has; take 'bfloat16'"
+        )
+    kind = PRECISIONS[precision]
+    try:
+        if kind == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise RuntimeError("this GPU computes no bfloat16")
+        torch.autocast(device.type, dtype=kind, enabled=kind is not None)
+    except RuntimeError as problem:
+        raise ConfigError(
+            f"precision {precision!r} does not work on {device}: {problem}"
+        ) from problem
+    return kind
 
 
 @contextmanager
