@@ -8,8 +8,8 @@ loss uses; that is left out. Ours is `loop.train` as `KronosModel.fit` calls it,
 tokens made beforehand; it feeds the true s1 unless --drawn-s1. Random weights and random walks
 serve: the arithmetic is the same.
 
-Each method has a process of its own, since ours sets glibc's malloc options, and both work in
-turns. A round is some steps after one that is not timed; figures are medians of the rounds.
+Each method has a process of its own, and both work in turns. A round is some steps after one that
+is not timed; figures are medians of the rounds.
 bfloat16 of ours stands beside the published float32.
 
 Columns: windows a second of both, from step to step, without validation; their ratio; the share of
@@ -51,16 +51,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from kronos_qlib.configs import PredictorConfig, TokenizerConfig, TrainingConfig
 from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.model import layers
 from kronos_qlib.model.checkpoint import sizes_of
-from kronos_qlib.model.layers import Attention, Rotary, TimeEmbedding
+from kronos_qlib.model.layers import RMSNorm, Rotary, TimeEmbedding
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos, TokenEmbedding
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
-from kronos_qlib.training.batches import Segment
+from kronos_qlib.training.batches import Segment, with_tokens
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep
-from kronos_qlib.training.tokens import with_tokens
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep
 
 STAGES, DTYPES = ("tokenizer", "predictor"), ("float32", "bfloat16")
 CASES = ("tokenizer:nano", "tokenizer:mini", "predictor:nano", "predictor:mini", "predictor:small")
@@ -161,9 +159,10 @@ class PlainWindows(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(x), torch.from_numpy(stamps)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(self: RMSNorm, x: Tensor) -> Tensor:
     wide = x.float()
-    return (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + eps)).to(x) * weight
+    normed = wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + self.eps)
+    return normed.to(x) * self.weight
 
 
 def rotary(self: Rotary, x: Tensor, start: int = 0) -> Tensor:
@@ -174,11 +173,6 @@ def rotary(self: Rotary, x: Tensor, start: int = 0) -> Tensor:
         self.tabulated, self.tables = bars, (angles.cos(), angles.sin())
     first, second = x.chunk(2, dim=-1)
     return x * self.tables[0] + torch.cat((-second, first), dim=-1) * self.tables[1]
-
-
-def attend_causally(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    p = self.attn_dropout_p if self.training else 0.0
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
 
 
 def embed_tokens(self: TokenEmbedding, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
@@ -194,14 +188,11 @@ def embed_times(self: TimeEmbedding, stamp: Tensor) -> Tensor:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Within, the two networks leave everything to torch and its autograd."""
+    """Within, the two networks compute as the published ones do, where ours do otherwise."""
     with ExitStack() as stack:
         for owner, name, plain in (
-            (layers, "rms_norm", rms_norm),
-            (layers, "swiglu", lambda gate, up: F.silu(gate) * up),
-            (layers.Dropout, "forward", nn.Dropout.forward),
+            (RMSNorm, "forward", rms_norm),
             (Rotary, "forward", rotary),
-            (Attention, "attend_causally", attend_causally),
             (TokenEmbedding, "forward", embed_tokens),
             (TimeEmbedding, "forward", embed_times),
         ):
@@ -263,7 +254,7 @@ def published_round(work: Work) -> float:
 # Ours.
 
 
-def our_round(work: Work, dtype: str, threads: int | None = None) -> tuple[float, float | None]:
+def our_round(work: Work, dtype: str) -> tuple[float, float | None]:
     """Windows a second of steps, and of tokens made beforehand."""
     predictor, tokenizer = work.pair()
     windows = windows_to_train(BarTable.from_frame(walks()), work.lookback, work.horizon)
@@ -279,7 +270,7 @@ def our_round(work: Work, dtype: str, threads: int | None = None) -> tuple[float
     config = TrainingConfig(
         batch_size=work.batch, precision=dtype, teacher_forcing=not work.drawn_s1
     )
-    report = train(step, segment, validation, config, log_every=1, threads=threads)
+    report = train(step, segment, validation, config, log_every=1)
     rates = [row["windows_per_second"] for row in report.steps]
     assert len(rates) == WARM + work.steps
     return statistics.harmonic_mean(rates[WARM:]), speed
@@ -288,11 +279,11 @@ def our_round(work: Work, dtype: str, threads: int | None = None) -> tuple[float
 def profile(work: Work, dtype: str) -> dict[str, float]:
     """Share of one thread's time by operation, ours; the rest is Python and waiting."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one member: the profiler sees everything in one place
-    our_round(work, dtype, threads=1)
+    torch.set_num_threads(1)
+    our_round(work, dtype)
     began = time.perf_counter()
     with torch.profiler.profile() as seen:
-        our_round(work, dtype, threads=1)
+        our_round(work, dtype)
     spent = time.perf_counter() - began
     torch.set_num_threads(threads)
     return {event.key: event.self_cpu_time_total / 1e6 / spent for event in seen.key_averages()}

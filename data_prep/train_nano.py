@@ -23,8 +23,8 @@ from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep, Step, TokenizerStep
-from kronos_qlib.training.store import RunStore
+from kronos_qlib.training.losses import PredictorStep, Step, TokenizerStep
+from kronos_qlib.training.resume import RunStore
 
 LOOKBACK, HORIZON = 90, 10
 EPOCH_WINDOWS = 20_000

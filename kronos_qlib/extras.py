@@ -16,7 +16,7 @@ from types import ModuleType
 from kronos_qlib.errors import MissingDependencyError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "train": ("accelerate", "peft"),
+    "train": ("peft",),
     "members": ("index_constitution",),
     "report": ("empyrical", "plotly", "scoringrules", "statsmodels"),
 }

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Train what task.model of a workflow file asks for, on its task.dataset, and save the "
         "weights; no backtest. The same command on several devices or machines, begun by "
-        "torchrun or accelerate launch.",
+        "torchrun.",
         "kronos-qlib finetune workflows/workflow_kronos.yaml --out tuned",
         "kronos-qlib finetune my.yaml --out tuned --set training.predictor.epochs=3",
         "torchrun --nproc-per-node 2 -m kronos_qlib.cli finetune my.yaml --out tuned",
@@ -29,7 +29,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     import logging
 
     from kronos_qlib.plugin.finetune import finetune as run
-    from kronos_qlib.training.team import process_rank
+    from kronos_qlib.training.distributed import process_rank
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     history = run(arguments.config, arguments.out, arguments.changes, arguments.market)

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointError
 from kronos_qlib.inference.cache import KeyValueStore
-from kronos_qlib.model.kernels import all_finite
 from kronos_qlib.model.layers import (
     Attention,
     RMSNorm,
@@ -34,6 +33,7 @@ from kronos_qlib.model.layers import (
 )
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.model.weights import all_finite
 
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""

@@ -16,7 +16,6 @@ import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.model.kernels import dropout, rms_norm, rotate, swiglu
 
 TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
@@ -31,14 +30,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-class Dropout(nn.Dropout):
-    """torch's, with chance that threads which train together do not share."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p) if self.training else x
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = F.rms_norm(wide, self.weight.shape, eps=self.eps)
+        return normed.to(x.dtype) * self.weight
 
 
 class FeedForward(nn.Module):
@@ -49,10 +43,10 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(d_model, ff_dim, bias=False)
         self.w3 = nn.Linear(d_model, ff_dim, bias=False)
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
-        self.dropout = Dropout(dropout_p)
+        self.dropout = nn.Dropout(dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.w2(swiglu(self.w1(x), self.w3(x))))
+        out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
         return out
 
 
@@ -88,7 +82,10 @@ class Rotary(nn.Module):
             start, start + x.shape[-2], device=x.device, dtype=self.inv_freq.dtype
         )
         angles = positions[:, None] * self.inv_freq
-        return rotate(x, angles.cos(), angles.sin())
+        cos, sin = angles.cos(), angles.sin()
+        first, second = x.to(cos.dtype).chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return turned.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -109,7 +106,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout_p
-        self.resid_dropout = Dropout(resid_dropout_p)
+        self.resid_dropout = nn.Dropout(resid_dropout_p)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, H, T, W)."""
@@ -123,13 +120,9 @@ class Attention(nn.Module):
         return out
 
     def attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not self.training or self.attn_dropout_p == 0:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        # Written out, as torch does it on a CPU, for the sake of `dropout`'s chance.
-        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        shares = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
-        return dropout(shares, self.attn_dropout_p).to(v.dtype) @ v
+        """(B, H, T, W) each, to (B, H, T, W)."""
+        dropout_p = self.attn_dropout_p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
 class SelfAttention(Attention):

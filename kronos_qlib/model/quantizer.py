@@ -11,7 +11,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.model.crew import mean_over_rows
 from kronos_qlib.model.layers import device_of
 
 LOG_FLOOR = 1e-8
@@ -200,9 +199,9 @@ class BinarySphericalQuantizer(nn.Module):
         """Commitment and entropies: every bar sure of its code, the codes used evenly."""
         commitment = (codes.detach() - unit).square().sum(dim=-1).flatten()
         p = torch.sigmoid(-4 * unit / math.sqrt(unit.shape[-1])).flatten(0, -2)
-        of_sample = mean_over_rows(binary_entropy(p).sum(dim=-1))
-        of_codebook = binary_entropy(mean_over_rows(p)).sum()
-        return self.beta * mean_over_rows(commitment) + self.zeta * (
+        of_sample = binary_entropy(p).sum(dim=-1).mean()
+        of_codebook = binary_entropy(p.mean(dim=0)).sum()
+        return self.beta * commitment.mean() + self.zeta * (
             self.gamma0 * of_sample - self.gamma * of_codebook
         )
 

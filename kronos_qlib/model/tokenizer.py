@@ -129,12 +129,28 @@ class KronosTokenizer(nn.Module):
             s1 part and from the whole code; the scalar quantization loss; codes (B, T, W); and
             the unsplit token ids (B, T) int64.
         """
-        projected = self._project(x)
+        projected = self.project(x)
         quantized, bsq_loss = self.tokenizer(projected, counted)
-        s1_part = quantized[..., : self.quantizer.s1_width]
-        recon_s1 = self._reconstruct(self.post_quant_embed_pre(s1_part))
-        recon = self._reconstruct(self.post_quant_embed(quantized))
-        return (recon_s1, recon), bsq_loss, quantized, self._join(*self.quantizer.to_ids(projected))
+        ids = self.join(*self.quantizer.to_ids(projected))
+        return self.reconstruct(quantized), bsq_loss, quantized, ids
+
+    def project(self, x: Tensor) -> Tensor:
+        """What the quantizer is given: bars (B, T, C) float to vectors (B, T, W)."""
+        hidden = self.embed(x)
+        for block in self.encoder:
+            hidden = block(hidden)
+        out: Tensor = self.quant_embed(hidden)
+        return out
+
+    def reconstruct(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Bars (B, T, C) from the s1 part of codes (B, T, W), and from the whole of them."""
+        s1_part = codes[..., : self.quantizer.s1_width]
+        from_s1 = self._decoded(self.post_quant_embed_pre(s1_part))
+        return from_s1, self._decoded(self.post_quant_embed(codes))
+
+    def join(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """The unsplit index, s1 in its lowest bits: (B, T) int64 each."""
+        return s1 + (s2 << self.s1_bits)
 
     @torch.no_grad()
     def encode(self, x: Tensor, half: bool = True) -> tuple[Tensor, Tensor] | Tensor:
@@ -147,8 +163,8 @@ class KronosTokenizer(nn.Module):
         Returns:
             Ids (B, T) int64, or two such tensors.
         """
-        s1, s2 = self.quantizer.to_ids(self._project(x))
-        return (s1, s2) if half else self._join(s1, s2)
+        s1, s2 = self.quantizer.to_ids(self.project(x))
+        return (s1, s2) if half else self.join(s1, s2)
 
     @torch.no_grad()
     def decode(self, ids: Sequence[Tensor] | Tensor, half: bool = True) -> Tensor:
@@ -166,20 +182,9 @@ class KronosTokenizer(nn.Module):
             assert isinstance(ids, Tensor), "half=False takes one tensor of unsplit ids"
             s1, s2 = ids & (2**self.s1_bits - 1), ids >> self.s1_bits
         codes = self.quantizer.to_codes(s1, s2).to(self.post_quant_embed.weight.dtype)
-        return self._reconstruct(self.post_quant_embed(codes))
+        return self._decoded(self.post_quant_embed(codes))
 
-    def _join(self, s1: Tensor, s2: Tensor) -> Tensor:
-        """The unsplit index, s1 in its lowest bits."""
-        return s1 + (s2 << self.s1_bits)
-
-    def _project(self, x: Tensor) -> Tensor:
-        hidden = self.embed(x)
-        for block in self.encoder:
-            hidden = block(hidden)
-        out: Tensor = self.quant_embed(hidden)
-        return out
-
-    def _reconstruct(self, hidden: Tensor) -> Tensor:
+    def _decoded(self, hidden: Tensor) -> Tensor:
         for block in self.decoder:
             hidden = block(hidden)
         out: Tensor = self.head(hidden)

@@ -14,7 +14,6 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import checkpoint
 from kronos_qlib.model.layers import (
     Attention,
-    Dropout,
     RMSNorm,
     TimeEmbedding,
     TimeFeatures,
@@ -156,7 +155,7 @@ class Kronos(nn.Module):
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
         self.time_emb = TimeEmbedding(d_model, learned=learn_te)
-        self.token_dropout = Dropout(token_dropout_p)
+        self.token_dropout = nn.Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
                 d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p
@@ -221,8 +220,8 @@ class Kronos(nn.Module):
         if s1_targets is not None:
             next_s1 = s1_targets
         elif self.training:
-            chances = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
-            next_s1 = torch.multinomial(chances, 1, generator=rng).view_as(s1_ids)
+            shares = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
+            next_s1 = torch.multinomial(shares, 1, generator=rng).view_as(s1_ids)
         else:
             next_s1 = s1_logits.argmax(dim=-1)
         return s1_logits, self._s2_logits_in_training(context, next_s1)

@@ -100,8 +100,9 @@ class KronosModel(ModelFT):
             the folder to begin anew. Not for two runs at once. None keeps nothing.
         resume_every: steps from one state to the next.
         n_processes: that train together, begun by `fit`: each takes a part of every batch, on its
-            share of the cores or on a GPU of its own. Leave it at 1 where torchrun or `accelerate
-            launch` starts them, and on a CPU too, whose threads share batches anyway.
+            share of the cores or on a GPU of its own. Leave it at 1 where torchrun starts them, and
+            on a CPU too, whose cores torch's threads use. A script that sets it must have its entry
+            under `if __name__ == "__main__"`, as Python's `multiprocessing` asks.
         log_every: training steps from one row in MLflow to the next.
     """
 
@@ -195,14 +196,14 @@ class KronosModel(ModelFT):
         Raises:
             ConfigError: a reweighter is given, which no stage uses; or `signals` asks for more
                 bars than the data set's windows have.
-            MissingDependencyError: it trains, and the extra "train" is not installed.
+            MissingDependencyError: it trains adapters, and the extra "train" is not installed.
             TrainingError: a segment has no windows, or a loss is not finite.
         """
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         claim_active_run()
         if not self.training.is_zero_shot:
-            check_extra("train", for_="training")
+            self._check_packages()
         self._check_windows(_source_of(dataset))
         if not self.training.is_zero_shot:
             check_trainable(self.training, _source_of(dataset))
@@ -222,7 +223,7 @@ class KronosModel(ModelFT):
         """
         if self.training.is_zero_shot:
             raise ConfigError("finetune needs the setting `training`, this model is zero-shot")
-        check_extra("train", for_="training")
+        self._check_packages()
         self._train(dataset)
 
     def predict(
@@ -357,6 +358,10 @@ class KronosModel(ModelFT):
                 "signals names 'alpha', and there is no alpha head: train one (training.alpha), or "
                 "name the folder of one (alpha_head)"
             )
+
+    def _check_packages(self) -> None:
+        if self.training.has_adapters:
+            check_extra("train", for_="LoRA")
 
     def _check_windows(self, source: WindowDataset) -> None:
         """What would fail after the training fails before it."""

@@ -258,14 +258,24 @@ def _benchmark(
 
 def _packages(run: PlannedRun) -> Iterator[str]:
     """Extras that are not installed; a record's class says in `needs_extra` which it needs."""
-    if any(model.get("training") for model in run.models):
-        yield from _said(check_extra, "train", for_="training")
+    if any(_adapts(model) for model in run.models):
+        yield from _said(check_extra, "train", for_="LoRA")
     for record in run.records:
         module, name = record.get("module_path"), record.get("class")
         if isinstance(module, str) and isinstance(name, str) and module.startswith(f"{OURS}."):
             extra = getattr(getattr(_module(module), name, None), "needs_extra", None)
             if extra is not None:
                 yield from _said(check_extra, extra, for_=name)
+
+
+def _adapts(settings: Mapping[str, Any]) -> bool:
+    """Whether a model trains adapters, by its own preset where the file names none."""
+    from kronos_qlib.plugin.model import KronosModel
+
+    try:
+        return KronosModel(**settings).training.has_adapters
+    except (KronosError, TypeError, ValueError):  # others say what is wrong with it
+        return False
 
 
 def _module(name: str) -> Any:

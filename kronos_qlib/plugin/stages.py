@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha import AlphaHead
     from kronos_qlib.training.alpha import AlphaSegment
-    from kronos_qlib.training.store import RunStore
+    from kronos_qlib.training.resume import RunStore
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
@@ -71,6 +71,14 @@ class StagesConfig:
             )
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether a stage trains LoRA adapters, which `peft` makes."""
+        halves = (self.tokenizer, self.predictor)
+        return any(one is not None and one.lora_rank is not None for one in halves) or (
+            self.alpha is not None and self.alpha.backbone == "lora"
+        )
+
+    @property
     def is_zero_shot(self) -> bool:
         return all(getattr(self, name) is None for name in KINDS)
 
@@ -109,23 +117,25 @@ def run_stages(
         head: an alpha head to go on from; None makes one.
         resume: where the stages keep their states. They stay when all have ended, since the result
             is yet to be written somewhere: a run that is started again finds it there.
-        processes: that share every batch, begun here; 1 where torchrun or accelerate did it.
+        processes: that share every batch, begun here; 1 where torchrun did it.
         log_every: steps from one row of the log to the next.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
-    from kronos_qlib.training.team import is_launched, make_accelerator
+    from kronos_qlib.training.distributed import is_launched, join_processes
 
     check_segments(source)
     if is_launched():
         if processes > 1:
             raise ConfigError(
-                f"n_processes {processes} in a process that torchrun or accelerate launched would "
+                f"n_processes {processes} in a process that torchrun launched would "
                 "start processes in each; leave it at 1"
             )
-        make_accelerator(predictor.device, "float32")  # joins the processes
+        predictor.device = join_processes(predictor.device)
+        predictor.model.to(predictor.device)
+        predictor.tokenizer.to(predictor.device)
     result = StagesResult()
     work = _Work(predictor, source, result, show_progress, resume, processes, log_every)
     if stages.predictor is not None:
@@ -162,7 +172,7 @@ class Resume:
 
     def store(self, stage: str, **signature: str) -> RunStore:
         """The states of one stage."""
-        from kronos_qlib.training.store import RunStore
+        from kronos_qlib.training.resume import RunStore
 
         return RunStore(self.folder / stage, signature, self.every)
 
@@ -188,7 +198,7 @@ class _Work:
         halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
             "settings": repr(config),
-            # How a frozen backbone's contexts are read, and whose chance it is.
+            # How a frozen backbone's contexts are read, and whose random numbers they are.
             "device": f"{self.predictor.device.type} {self.predictor.dtype}",
             "context": str(self.predictor.max_context),
             "weights": " ".join(map(fingerprint, halves)),
@@ -204,8 +214,8 @@ class _Work:
             The weights after the last epoch; the network has the best ones.
         """
         from kronos_qlib.evaluation.figures import training_figure
-        from kronos_qlib.training.launch import train_in_processes
         from kronos_qlib.training.loop import train
+        from kronos_qlib.training.processes import train_in_processes
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
             losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
@@ -213,8 +223,8 @@ class _Work:
             _log_to_active_run({f"{name}.{key}": value for key, value in row.items()}, epoch)
 
         def log_steps(step: int, row: dict[str, float]) -> None:
-            told = {f"{name}.{key}": value for key, value in row.items() if key != "step"}
-            _log_to_active_run(told, step)
+            metrics = {f"{name}.{key}": value for key, value in row.items() if key != "step"}
+            _log_to_active_run(metrics, step)
 
         training, validation = parts
         store = None
@@ -243,9 +253,8 @@ class _Work:
 
 
 def _train_tokens(stages: StagesConfig, work: _Work) -> None:
-    from kronos_qlib.training.batches import Segment
-    from kronos_qlib.training.steps import PredictorStep, TokenizerStep
-    from kronos_qlib.training.tokens import is_worth_it, with_tokens
+    from kronos_qlib.training.batches import Segment, is_worth_tokens, with_tokens
+    from kronos_qlib.training.losses import PredictorStep, TokenizerStep
 
     predictor, source = work.predictor, work.source
     net, tokenizer = predictor.model, predictor.tokenizer
@@ -266,7 +275,7 @@ def _train_tokens(stages: StagesConfig, work: _Work) -> None:
     assert stages.predictor is not None
     config = stages.predictor
     parts[1] = with_tokens(parts[1].to_judge_by(config), tokenizer, predictor.device)
-    if is_worth_it(parts[0], tokenizer, config):
+    if is_worth_tokens(parts[0], tokenizer, config):
         parts[0] = with_tokens(parts[0], tokenizer, predictor.device, work.show_progress)
     predicting = PredictorStep(
         net, tokenizer, config.teacher_forcing, shift_dates=config.shift_dates
@@ -279,7 +288,7 @@ def _train_half(
 ) -> None:
     """Tokenizer or predictor, whole or by adapters."""
     from kronos_qlib.model.weights import to_bytes
-    from kronos_qlib.training.adapters import adapters, merged_copy
+    from kronos_qlib.training.lora import adapters, merged_copy
 
     newest = work.source.horizon if config.loss_bars == "horizon" else None
     chosen = [replace(part, newest=newest) for part in parts]
@@ -291,8 +300,8 @@ def _train_half(
 
 def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> None:
     from kronos_qlib.model.weights import to_bytes
-    from kronos_qlib.training.adapters import adapters, frozen, merged_copy
     from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
+    from kronos_qlib.training.lora import adapters, frozen, merged_copy
 
     predictor, source, result = work.predictor, work.source, work.result
     is_frozen = config.backbone == "frozen"

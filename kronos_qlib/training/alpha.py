@@ -6,8 +6,7 @@ Shape letters: N windows of a segment, B windows of a day, T bars, F features, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from kronos_qlib.configs import AlphaConfig
 from kronos_qlib.data.bar_table import Floats, Ints
@@ -26,16 +24,16 @@ from kronos_qlib.data.labels import Label
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
-from kronos_qlib.model.crew import crew, working_as
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import shuffled
-from kronos_qlib.training.steps import Losses, check_finite, encode_exactly
+from kronos_qlib.training.distributed import Share
+from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
 
 CHUNK_VALUES = 2**22
 """Windows x bars x width x layers of a backbone that are read at a time."""
 LEAST_WINDOWS = 5
-"""Windows with a label that a day needs: a correlation over fewer is chance."""
+"""Windows with a label that a day needs: a correlation over fewer is noise."""
 
 
 def ic_loss(scores: Tensor, target: Tensor) -> Tensor:
@@ -74,10 +72,10 @@ class AlphaBatch:
     features: (B, F) float32, standardised over the whole day.
     target: (B,) float32, the label's rank over the whole day, standardised.
     context: (B, D) float32 read beforehand; None where the backbone reads `z` itself.
-    z, stamps: (b, T, 6) and (b, T, 5), as of `TrainingBatch`, of the crew member's own part of
-        the day; None beside a context.
+    z, stamps: (b, T, 6) and (b, T, 5), as of `TrainingBatch`, of this process' own windows; None
+        beside a context.
     lengths: (b,) int64, bars seen.
-    part: the places of those b among the B.
+    share: which of the B windows those b are; None where they are all.
     """
 
     features: Tensor
@@ -86,7 +84,7 @@ class AlphaBatch:
     z: Tensor | None
     stamps: Tensor | None
     lengths: Tensor
-    part: slice = field(default_factory=lambda: slice(None))
+    share: Share | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -94,7 +92,7 @@ class AlphaBatch:
 
 @dataclass(frozen=True, eq=False)
 class AlphaSegment:
-    """A segment's windows with what a head sees beside the context, and what it is to foretell.
+    """A segment's windows with what a head sees beside the context, and what it is to predict.
 
     windows: (N) by time. features: (N, F) standardised over each day. returns: (N,) the label as
     it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
@@ -146,9 +144,9 @@ class AlphaSegment:
         which: Ints,
         device: torch.device | str = "cpu",
         out: WindowBatch | None = None,
-        part: slice = slice(None),
+        share: Share | None = None,
     ) -> AlphaBatch:
-        """The chosen windows of a day; `out` and `part` as for `Segment.batch`.
+        """The chosen windows of a day; `out` and `share` as for `Segment.batch`.
 
         Of the day's other windows only the bars are left out: a score is a place among all.
         """
@@ -156,7 +154,7 @@ class AlphaSegment:
         def tensor(values: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        own = which[part]
+        own = which if share is None else which[share.rows]
         lengths = np.full(len(own), self.windows.lookback, dtype=np.int64)
         if self.windows.lengths is not None:
             lengths = self.windows.lengths[own].astype(np.int64)
@@ -173,7 +171,7 @@ class AlphaSegment:
             z=z,
             stamps=stamps,
             lengths=tensor(lengths),
-            part=part,
+            share=share,
         )
 
 
@@ -200,35 +198,6 @@ def day_features(windows: Windows) -> Floats:
             )
         features[day] = standardised_over_day(features[day])
     return features
-
-
-def _read_twice(read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Without what the gradient needs, which is made again when it is asked for."""
-    member = crew()
-    rng = member.rng
-    before = rng.get_state() if rng is not None else None
-
-    @contextmanager
-    def same_chance() -> Iterator[None]:
-        # A GPU's gradients are worked out in another thread, which knows of no member.
-        with working_as(member):
-            if rng is None or before is None:
-                yield
-                return
-            now = rng.get_state()
-            rng.set_state(before)
-            try:
-                yield
-            finally:  # torch stops reading, by an exception, once it has what it needs
-                rng.set_state(now)
-
-    out: Tensor = checkpoint(
-        read,
-        *inputs,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), same_chance()),
-    )
-    return out
 
 
 class DaySampler:
@@ -273,14 +242,10 @@ class AlphaStep:
     net: AlphaNet
     tokenizer: KronosTokenizer
     criterion: Callable[[Tensor, Tensor], Tensor] = ic_loss
+    needs_whole_batch = True  # a day's correlation is no mean over windows
 
     def __post_init__(self) -> None:
         self.tokenizer.eval()
-
-    @property
-    def splits(self) -> bool:
-        """Whether a day's bars are worth sharing among threads; a head's dropout must be one."""
-        return self.net.predictor is not None and self.net.head.drop.p == 0
 
     def groups(self, config: AlphaConfig) -> list[dict[str, Any]]:
         """The optimizer's: the head, and a backbone at its own rate."""
@@ -292,30 +257,31 @@ class AlphaStep:
         return groups
 
     def targets(self, batch: AlphaBatch) -> Tensor:
-        """Windows of the member's part."""
+        """Windows of this process."""
         return batch.lengths.new_tensor(len(batch.lengths))
 
-    def losses(self, batch: AlphaBatch, rng: torch.Generator | None = None) -> Losses:
+    def losses(
+        self, batch: AlphaBatch, rng: torch.Generator | None = None, pieces: int = 1
+    ) -> Losses:
         return {"loss": self.criterion(self.scores(batch), batch.target)}
 
     def scores(self, batch: AlphaBatch) -> Tensor:
-        """(B,) float32 of one day's windows; a correlation takes no fewer digits."""
-        scores: Tensor = self.net.head(self._context(batch), batch.features)
-        return scores.float()
+        """(B,) float32 of one day's windows; a correlation takes no fewer digits.
 
-    def _context(self, batch: AlphaBatch) -> Tensor:
-        if batch.context is not None:
-            return batch.context
-        net = self.net.predictor
-        assert net is not None and batch.z is not None and batch.stamps is not None
-        whole = batch.features.new_zeros(len(batch), net.config.d_model)
-        if len(batch.z):
-            own = self._read(net, batch.z, batch.stamps, batch.lengths)
-            whole[batch.part] = own.to(whole.dtype)
-        return crew().total(whole)  # every member has the contexts of all
+        A head compares each context with those of the whole day, so every process has all of them
+        and scores its own windows.
+        """
+        share = batch.share or Share(len(batch))
+        context = batch.context
+        if context is None:
+            context = share.gather(self._read(batch))
+        scores: Tensor = self.net.head(context, batch.features)
+        return share.gather(scores[share.rows].float())
 
-    def _read(self, net: Kronos, z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
+    def _read(self, batch: AlphaBatch) -> Tensor:
         """(b, D) contexts, a few windows at a time: of a whole day nothing but these is kept."""
+        net, z, stamps = self.net.predictor, batch.z, batch.stamps
+        assert net is not None and z is not None and stamps is not None
 
         def read(z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
             s1, s2 = encode_exactly(self.tokenizer, z)
@@ -323,24 +289,20 @@ class AlphaStep:
             return context[torch.arange(len(z), device=z.device), lengths - 1]
 
         few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
-        pieces = list(zip(*(torch.split(part, few) for part in (z, stamps, lengths)), strict=True))
-        if len(pieces) == 1 or not torch.is_grad_enabled():
-            return torch.cat([read(*piece) for piece in pieces])
-        return torch.cat([_read_twice(read, *piece) for piece in pieces])
+        pieces = -(-len(z) // few)
+        return in_pieces(read, z, stamps, batch.lengths, pieces=pieces).to(batch.features.dtype)
 
     @torch.inference_mode()
     def validate(
         self, segment: AlphaSegment, config: AlphaConfig, device: torch.device | str
     ) -> dict[str, float]:
-        """Mean daily loss, IC and Rank IC over a segment: no dropout, no chance, whole days."""
+        """Mean daily loss, IC and Rank IC over a segment: no dropout, whole days."""
         self.net.eval()
         rows = []
         room = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
-        member = crew()
-        part = slice(member.rank, None, member.size)
         for day in segment.days:
             which = np.arange(day.start, day.stop)
-            batch = segment.batch(which, device, room, part)
+            batch = segment.batch(which, device, room, Share.here(len(which)))
             scores = self.scores(batch)
             known = torch.isfinite(batch.target)
             losses = {"loss": self.criterion(scores[known], batch.target[known])}

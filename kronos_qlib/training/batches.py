@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,19 @@ from kronos_qlib.configs import TrainingConfig
 from kronos_qlib.data.gather import WindowBatch, gather
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.log import progress
+from kronos_qlib.training.distributed import Share, sum_over_processes
+
+if TYPE_CHECKING:
+    from kronos_qlib.model.tokenizer import KronosTokenizer
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.signedinteger[Any]]
+
+TOKEN_BLOCK = 128
+"""Windows encoded at a time, always the same ones together: the same bits in every run."""
+MOST_TOKEN_BYTES = 2**30
+"""What the tokens of a segment may take; those of a larger one are made batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,9 @@ class TrainingBatch:
     z: (B, T, 6) float32, normalised by each window's lookback, clipped.
     stamps: (B, T, 5) int64.
     counted: (B, T) bool, the bars inside the segment: the ones a loss may count.
-    level, spread: (B, 6) float64, of each window's lookback, each column in its own unit.
+    level, spread: (B, 6) float32, of each window's lookback, each column in its own unit.
     tokens: s1 and s2, (B, T) int64 each, where they were made beforehand.
+    share: which rows of a batch of all processes these windows are; None where they are all.
     """
 
     z: Tensor
@@ -37,6 +48,7 @@ class TrainingBatch:
     level: Tensor | None = None
     spread: Tensor | None = None
     tokens: tuple[Tensor, Tensor] | None = None
+    share: Share | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -73,7 +85,7 @@ class Segment:
         which: Ints,
         device: torch.device | str = "cpu",
         out: WindowBatch | None = None,
-        part: slice = slice(None),
+        share: Share | None = None,
     ) -> TrainingBatch:
         """Gather and normalise the chosen windows.
 
@@ -81,9 +93,10 @@ class Segment:
             which: (B,) places among the windows.
             out: room to fill, which must not be filled again while the batch is in use: on a CPU
                 the tensors are that room. None takes new room.
-            part: only these of the chosen windows: a crew member's.
+            share: only these of the chosen windows: those of one process.
         """
-        which = which[part]
+        if share is not None:
+            which = which[share.rows]
         filled = gather(self.windows, which, first=self.first, out=out)
         if self.newest is not None:
             filled.counted[~self._is_newest(which)] = False
@@ -103,6 +116,7 @@ class Segment:
             tensor(filled.level.astype(np.float32)),
             tensor(filled.spread.astype(np.float32)),
             tokens,
+            share,
         )
 
     def _is_newest(self, which: Ints) -> npt.NDArray[np.bool_]:
@@ -157,7 +171,7 @@ class EpochSampler:
 
     The published data set draws inside `__getitem__` from a generator that loader workers share,
     so each worker repeats the others' windows (fault 3). Here batches are made in one place, and
-    workers are told which windows to gather.
+    workers are given the windows to gather.
 
     Ranks (processes that train together) share the shuffle and split every batch, so that they
     take the steps of one process with the same batch size, on the same windows. The last batch of
@@ -213,3 +227,42 @@ class EpochSampler:
             batch = order[first : first + self.batch_size].astype(np.int64)
             # In order: neighbours in the table are read together. The batch is the same.
             yield np.sort(batch)[self.rank :: self.ranks]
+
+
+def is_worth_tokens(segment: Segment, tokenizer: KronosTokenizer, config: TrainingConfig) -> bool:
+    """Whether windows repeat, so that making their tokens first is less work."""
+    seen = config.epochs * min(len(segment), config.windows_per_epoch or len(segment))
+    bars = segment.windows.lookback + segment.windows.ahead
+    size = 2 * len(segment) * bars * _token_type(tokenizer).itemsize
+    return seen > len(segment) and size <= MOST_TOKEN_BYTES
+
+
+def with_tokens(
+    segment: Segment,
+    tokenizer: KronosTokenizer,
+    device: torch.device | str = "cpu",
+    show_progress: bool = False,
+) -> Segment:
+    """The segment with the tokens of all its windows; each process makes a part of them."""
+    tokenizer.eval()
+    bars = segment.windows.lookback + segment.windows.ahead
+    halves = [np.zeros((len(segment), bars), dtype=_token_type(tokenizer)) for _ in range(2)]
+    blocks = range(0, len(segment), TOKEN_BLOCK)
+    share = Share.here(len(blocks))
+    if not share.is_empty:
+        own = blocks[share.rows]
+        for start in progress(own, "Kronos tokens", unit="block", show=show_progress):
+            which = np.arange(start, min(start + TOKEN_BLOCK, len(segment)))
+            with torch.inference_mode():
+                ids = tokenizer.encode(segment.batch(which, device).z)
+            for half, found in zip(halves, ids, strict=True):
+                half[which] = found.cpu().numpy()
+    if share.ranks > 1:
+        for half in halves:  # zeros stand where others' blocks are
+            for rows in np.array_split(np.arange(len(half)), max(1, len(half) // 2**16)):
+                half[rows] = sum_over_processes(torch.from_numpy(half[rows].astype(np.int32)))
+    return replace(segment, tokens=(halves[0], halves[1]))
+
+
+def _token_type(tokenizer: KronosTokenizer) -> np.dtype[Any]:
+    return np.dtype(np.int16 if max(tokenizer.s1_bits, tokenizer.s2_bits) <= 15 else np.int32)

@@ -1,4 +1,4 @@
-"""Training: epochs, causal validation, the best weights kept, on one member or many."""
+"""Training: epochs, causal validation, the best weights kept, in one process or several."""
 
 from __future__ import annotations
 
@@ -11,16 +11,35 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from kronos_qlib.configs import AlphaConfig, TrainingConfig
+from kronos_qlib.data.gather import WindowBatch
 from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
-from kronos_qlib.model.crew import Crew, Piecewise, working_as
-from kronos_qlib.model.kernels import all_finite
+from kronos_qlib.model.weights import all_finite
 from kronos_qlib.training.batches import Ints
-from kronos_qlib.training.steps import Losses, Step, TrainingData, check_losses, exploded
-from kronos_qlib.training.store import RunStore
-from kronos_qlib.training.team import Team, freed_memory_kept, part_of
+from kronos_qlib.training.distributed import (
+    Share,
+    average_gradients,
+    join_processes,
+    of_all,
+    process_count,
+    process_rank,
+    share_weights,
+    sum_over_processes,
+)
+from kronos_qlib.training.hardware import check_precision, freed_memory_kept
+from kronos_qlib.training.losses import (
+    Losses,
+    Step,
+    TrainingData,
+    check_losses,
+    exploded,
+    targets_of,
+    weighed,
+)
+from kronos_qlib.training.resume import RunStore, random_state, set_random_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +50,8 @@ START_SHARE = 0.1
 """Share of the peak learning rate at which the schedule begins."""
 EXPLODED = 10.0
 """A training loss so many times (1 + the loss it began with) is no step on the way to a lower."""
+RANK_SEED = 1_000_003
+"""From the seed of one process to that of the next."""
 SETTLE_EVERY = 20
 """Steps whose losses an accelerator is asked for at once: to ask makes it wait."""
 
@@ -71,13 +92,13 @@ def train(
     on_steps: OnSteps | None = None,
     log_every: int = 20,
     store: RunStore | None = None,
-    threads: int | None = None,
 ) -> TrainingReport:
     """Train `step.net` in place and leave it with its best weights, in evaluation mode.
 
     The weights it came with are scored too: a stage that makes the validation loss worse leaves
-    them as they were, and says so. Processes that torchrun or accelerate launched share every
-    batch; alone on a CPU, threads do.
+    them as they were, and says so. Processes that torchrun launched share every batch. Dropout and
+    other random numbers of a step are torch's own generator's, seeded here by `config.seed` and the
+    process' rank, and given back as it was.
 
     Args:
         training, validation: windows with their horizon; they must share no target.
@@ -85,9 +106,8 @@ def train(
         on_steps: called every `log_every` steps with a row of `TrainingReport.steps`. Both are
             called in the first process only; a run that goes on begins with what is behind it.
         store: keeps the run's state as it goes. Where it has one, the run goes on from there, on
-            a CPU to the same bits as one that was never stopped, with as many members. No other
-            run may use its folder meanwhile.
-        threads: of a CPU; None takes torch's number.
+            a CPU to the same bits as one that was never stopped, in as many processes and on as
+            many threads. No other run may use its folder meanwhile.
 
     Raises:
         TrainingError: a segment has no windows, the loss stops being finite or explodes, a state
@@ -95,41 +115,32 @@ def train(
         ConfigError: the state is another run's, or the device lacks the precision.
     """
     _check_segments(training, validation)
-    device = torch.device(device)
+    device = join_processes(torch.device(device))
+    is_first = process_rank() == 0
+    precision = check_precision(config.precision, device)
     chosen = validation.to_judge_by(config)
     sampler = training.sampler(config)
     step.net.to(device)
+    share_weights(step.net)
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(freed_memory_kept())
-        # Parts of others may draw from torch's own generator: seeded here, and given back.
-        stack.enter_context(
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        )
-        torch.manual_seed(config.seed)
-        team = Team(
-            step,
-            device,
-            precision=config.precision,
-            batch_size=sampler.largest,
-            seed=config.seed,
-            threads=threads,
-        )
-        stack.callback(team.close)
-        run = _Run(step, team, training, config, len(sampler), sampler.largest, on_steps, log_every)
-        on_epoch = on_epoch if team.is_first else None
+        gpus = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        torch.manual_seed(config.seed + process_rank() * RANK_SEED)
+        run = _Run(step, device, precision, training, config, sampler, log_every)
+        run.on_steps = on_steps if is_first else None
+        on_epoch = on_epoch if is_first else None
 
         def validated() -> dict[str, float]:
-            def work(one: Any, member: Crew) -> dict[str, float]:
-                found: dict[str, float] = one.validate(chosen, config, device)
-                return found
+            # The first process' values: others may have rounded otherwise, and must not part.
+            found: dict[str, float] = of_all(step.validate(chosen, config, device))[0]
+            return found
 
-            return team.as_the_first_says(team.each(work)[0])
-
-        if store and team.is_first:
+        if store and is_first:
             stack.enter_context(store.held())
         kept = store.load() if store else None
-        if len(found := set(team.gathered([kept[0] if kept else 0]))) > 1:
+        if len(found := set(of_all(kept[0] if kept else 0))) > 1:
             raise TrainingError(
                 f"the processes found states after {', '.join(map(str, sorted(found)))} steps in "
                 f"{store.folder if store else ''}: it must be one folder that all machines see"
@@ -137,17 +148,17 @@ def train(
         if kept is not None:
             run.restore(kept[1])
             logger.info("going on after epoch %d and %d batches", run.epoch, run.batches)
-            run.tell_again(on_epoch)
+            run.report_again(on_epoch)
         else:
             run.close_epoch(validated(), on_epoch)
         while not run.is_done:
-            team.train_mode()
+            run.net.train()
             batches = progress(
                 sampler.epoch(run.epoch + 1, start=run.batches),
                 f"{type(run.net).__name__} epoch {run.epoch + 1}/{config.epochs}",
                 unit="batch",
                 total=len(sampler) - run.batches,
-                show=show_progress and team.is_first,
+                show=show_progress and is_first,
             )
             run.clock = time.perf_counter()
             for which in batches:
@@ -177,28 +188,28 @@ class _Run:
     def __init__(
         self,
         step: Step,
-        team: Team,
+        device: torch.device,
+        precision: torch.dtype | None,
         training: TrainingData,
         config: TrainingConfig | AlphaConfig,
-        batches_per_epoch: int,
-        largest: int,
-        on_steps: OnSteps | None,
+        sampler: Any,
         log_every: int,
     ) -> None:
-        self.team, self.training, self.config, self.device = team, training, config, team.device
-        self.net, self.largest = step.net, largest
-        groups = step.groups(config) if hasattr(step, "groups") else team.trained
-        optimizer = torch.optim.AdamW(
-            groups,
+        self.step, self.net, self.device, self.precision = step, step.net, device, precision
+        self.training, self.config = training, config
+        self.trained = [weight for weight in step.net.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            step.groups(config) if hasattr(step, "groups") else self.trained,
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
-            fused=team.device.type in ("cpu", "cuda"),
+            fused=device.type in ("cpu", "cuda"),
         )
-        self.optimizer = team.accelerator.prepare(optimizer)
-        total = config.epochs * batches_per_epoch
+        # Small gradients would be nothing in float16.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        total = config.epochs * len(sampler)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: one_cycle(done, total, config.warmup_share)
+            self.optimizer, lambda done: one_cycle(done, total, config.warmup_share)
         )
         self.history: list[dict[str, float]] = []
         self.best, self.best_epoch = _copy_weights(self.net), 0
@@ -209,8 +220,9 @@ class _Run:
         self.since: dict[str, float] = {}  # sums since the last row
         self.since_seen = 0
         self.pending: list[tuple[Ints, Losses]] = []
-        self.rooms: dict[int, Any] = {}
-        self.on_steps = on_steps if team.is_first else None
+        # Memory of a batch, which the next one takes again.
+        self.room = training.memory(-(-sampler.largest // process_count()))
+        self.on_steps: OnSteps | None = None
         self.log_every, self.clock = log_every, time.perf_counter()
 
     @property
@@ -226,80 +238,60 @@ class _Run:
         """One step down the loss of a batch, in as many parts as it is accumulated from."""
         self.optimizer.zero_grad(set_to_none=True)
         pieces = min(getattr(self.config, "accumulation", 1), len(which))
-        if pieces > 1 and getattr(self.team.steps[0], "looks_twice", False):
-            losses = self._backward_looking_twice(which, pieces)
+        if self.step.needs_whole_batch:
+            losses = self._backward_whole(which, pieces)
         else:
-            losses = {}
-            for place, share in enumerate(self._shares(which, pieces)):
-                found = self._backward(which[place::pieces], share)
-                for name, value in found.items():
-                    losses[name] = losses[name] + value * share if name in losses else value * share
-        self.team.share_gradients()
-        norm = self.team.accelerator.clip_grad_norm_(self.team.trained, self.config.clip_norm)
-        losses["gradient_norm"] = norm.detach()
+            losses = self._backward_means(which, pieces)
+        average_gradients(self.trained)
+        self.scaler.unscale_(self.optimizer)
+        losses["gradient_norm"] = clip_grad_norm_(self.trained, self.config.clip_norm).detach()
         self.pending.append((which, losses))
         if self.device.type == "cpu" or len(self.pending) >= SETTLE_EVERY:
             self.settle()  # on a CPU before the weights take harm
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         self.batches += 1
         self.steps += 1
         if self.steps % self.log_every == 0:
-            self._tell()
+            self._report()
 
-    def _shares(self, which: Ints, pieces: int) -> list[float]:
-        """How much of a batch's loss each of its pieces is: by the bars that count."""
+    def _backward_whole(self, which: Ints, pieces: int) -> Losses:
+        """Gradients and losses of a batch, by a step that works out those of the whole of it."""
+        with self._autocast():
+            losses = self.step.losses(self._batch(which, self.room), pieces=pieces)  # type: ignore[call-arg]
+        check_losses(losses)
+        torch.autograd.backward(self.scaler.scale(losses["loss"]))
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _backward_means(self, which: Ints, pieces: int) -> Losses:
+        """Gradients and losses of a batch, by means over its pieces and its processes' shares."""
         if pieces == 1:
-            return [1.0]
-
-        def work(step: Any, member: Crew) -> list[float]:
-            counts = []
-            for place in range(pieces):
-                batch = self.training.batch(which[place::pieces], "cpu", part=part_of(member))
-                counts.append(float(member.add_up(step.targets(batch).to(self.device))))
-            return [count / sum(counts) for count in counts]
-
-        return self.team.each(work)[0]
-
-    def _backward(self, which: Ints, share: float) -> Losses:
-        """Gradients of a piece of a batch; its losses, the same for all members."""
-
-        def work(step: Any, member: Crew) -> Losses:
-            losses: Losses = step.losses(self._batch(which, member), member.rng)
+            batches = [self._batch(which, self.room)]
+        else:  # all of them are asked for their targets first, so each has its own memory
+            batches = [self._batch(which[place::pieces], None) for place in range(pieces)]
+        targets = torch.stack([targets_of(self.step, batch) for batch in batches])
+        weights = targets / sum_over_processes(targets.sum())
+        found: Losses = {}
+        for batch, weight in zip(batches, weights, strict=True):
+            with self._autocast():
+                losses = self.step.losses(batch)
             check_losses(losses)
-            self.team.accelerator.backward(losses["loss"] * share)
-            return {name: value.detach() for name, value in losses.items()}
+            # The mean over processes follows, and this is a part of their sum.
+            part: Tensor = losses["loss"] * weight * process_count()
+            torch.autograd.backward(self.scaler.scale(part))
+            for name, value in weighed(losses, weight).items():
+                found[name] = found[name] + value if name in found else value
+        return found
 
-        return self.team.each(work)[0]
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self.precision, enabled=self.precision is not None
+        )
 
-    def _backward_looking_twice(self, which: Ints, pieces: int) -> Losses:
-        """Gradients and losses of a batch in pieces, each learned from beside the sums of all."""
-
-        def work(step: Any, member: Crew) -> Losses:
-            one = Piecewise(member)
-            chance = member.rng.get_state() if member.rng is not None else None
-            with working_as(one):
-                with torch.no_grad():
-                    for place in range(pieces):
-                        one.begin()
-                        step.losses(self._batch(which[place::pieces], member), member.rng)
-                one.is_known = True
-                if member.rng is not None and chance is not None:
-                    member.rng.set_state(chance)
-                losses: Losses = {}
-                for place in range(pieces):
-                    one.begin()
-                    losses = step.losses(self._batch(which[place::pieces], member), member.rng)
-                    self.team.accelerator.backward(losses["loss"])
-            return {name: value.detach() for name, value in losses.items()}
-
-        return self.team.each(work)[0]
-
-    def _batch(self, which: Ints, member: Crew) -> Any:
-        """A member's part of the chosen windows, in room that its next batch takes again."""
-        if member.rank not in self.rooms:
-            self.rooms[member.rank] = self.training.memory(-(-self.largest // member.size))
-        return self.training.batch(which, self.device, self.rooms[member.rank], part_of(member))
+    def _batch(self, which: Ints, room: WindowBatch | None) -> Any:
+        """This process' share of the chosen windows."""
+        return self.training.batch(which, self.device, room, Share.here(len(which)))
 
     def settle(self) -> None:
         """Turn what the device still owes into numbers, and stop if they are none.
@@ -336,7 +328,7 @@ class _Run:
         """Whether it may be infinite now and then: in float16, where the step is then left out."""
         return what == "gradient_norm" and self.config.precision == "float16"
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Close a row of steps."""
         self.settle()
         now = time.perf_counter()
@@ -349,8 +341,8 @@ class _Run:
         if self.on_steps:
             self.on_steps(self.steps, row)
 
-    def tell_again(self, on_epoch: OnEpoch | None) -> None:
-        """What a run that goes on had told before it was stopped."""
+    def report_again(self, on_epoch: OnEpoch | None) -> None:
+        """What a run that goes on had reported before it was stopped."""
         if on_epoch:
             for row in self.history:
                 on_epoch(int(row["epoch"]), row)
@@ -383,13 +375,12 @@ class _Run:
         """Keep the state; all processes come here, the first one writes."""
         self.settle()
         state = self.state()
-        if self.team.is_first:
+        if process_rank() == 0:
             store.save(self.steps, state)
-        self.team.accelerator.wait_for_everyone()
+        of_all(None)  # none goes on before the state is written
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers, texts and lists, for a `RunStore`."""
-        scaler = self.team.accelerator.scaler
         return {
             **{name: getattr(self, name) for name in COUNTS},
             "history": self.history,
@@ -401,9 +392,8 @@ class _Run:
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler else {},
-            "chance": self.team.chance(),
-            "torch": torch.get_rng_state(),
+            "scaler": self.scaler.state_dict(),
+            "rng": of_all(random_state(self.device)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -421,14 +411,14 @@ class _Run:
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"] and self.team.accelerator.scaler:
-            self.team.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch"])
-        if not self.team.set_chance(state["chance"]):
+        self.scaler.load_state_dict(state["scaler"])
+        if len(state["rng"]) == process_count():
+            set_random_state(self.device, state["rng"][process_rank()])
+        else:
             logger.warning(
-                "the run goes on with %d members where it had %d: not to the same bits",
-                self.team.size,
-                len(state["chance"]),
+                "the run goes on in %d processes where it had %d: not to the same bits",
+                process_count(),
+                len(state["rng"]),
             )
 
 

@@ -416,7 +416,7 @@ def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, monk
 
 def test_a_run_that_was_stopped_goes_on_from_its_folder(provider, tmp_path, monkeypatch):
     """Tokenizer done, predictor in the middle: the weights are those of a run left alone."""
-    from kronos_qlib.training.steps import PredictorStep
+    from kronos_qlib.training.losses import PredictorStep
 
     stage = {"epochs": 2, "windows_per_epoch": 48, "validation_windows": 16, "batch_size": 16}
     training = {"tokenizer": stage, "predictor": stage, "alpha": {"epochs": 2, "hidden": 8}}
@@ -427,7 +427,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_folder(provider, tmp_path, monk
     folder = tmp_path / "run"
     ask, count = PredictorStep.losses, []
 
-    def stopped(self, batch, rng):
+    def stopped(self, batch, rng=None):
         count.append(self.net.training)
         if sum(count) == 5:
             raise KeyboardInterrupt

@@ -394,17 +394,29 @@ def test_a_package_that_a_record_needs_is_missed_before_the_run(config, monkeypa
     assert said.endswith('statsmodels: pip install "kronos-qlib[report]"')
 
 
-@pytest.mark.parametrize("training", [None, {"predictor": {"epochs": 1}}])
-def test_a_package_that_training_needs_is_missed_before_the_run(config, training, monkeypatch):
+@pytest.mark.parametrize(
+    ("training", "needs_it"),
+    [
+        (None, False),
+        ({"predictor": {"epochs": 1}}, False),
+        ({"predictor": {"epochs": 1, "lora_rank": 4}}, True),
+        ({"preset": "gentle", "predictor": {}}, True),
+        ({"alpha": {"backbone": "lora"}}, True),
+        ({"alpha": {}}, False),
+    ],
+)
+def test_a_package_that_adapters_need_is_missed_before_the_run(
+    config, training, needs_it, monkeypatch
+):
     put(config, "task.model.kwargs.training", training)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    if training is None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    if not needs_it:
         check_run(config)
     else:
         (said,) = problems_of(config)
         assert said.endswith(
-            "training needs a package that is not installed, accelerate: "
+            "LoRA needs a package that is not installed, peft: "
             'pip install "kronos-qlib[train]"'
         )

@@ -14,7 +14,7 @@ from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import path_uniforms
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training.steps import next_token_losses, reconstruction_losses
+from kronos_qlib.training.losses import next_token_losses, reconstruction_losses
 
 pytestmark = pytest.mark.parity
 

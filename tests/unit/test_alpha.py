@@ -15,9 +15,8 @@ from kronos_qlib.data.labels import ReturnLabel
 from kronos_qlib.data.search import windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.model.alpha import AlphaHead
-from kronos_qlib.model.crew import Crew, working_as
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training import alpha
+from kronos_qlib.training import alpha, losses
 from kronos_qlib.training.alpha import (
     ALPHA_LOSSES,
     AlphaNet,
@@ -225,10 +224,10 @@ def test_a_whole_backbone_learns_with_its_head(windows, make_pair):
     [which] = [np.arange(segment.days[0].start, segment.days[0].stop)]
     assert short.lengths[which].max() < 12, "the first day's windows are short"
     batch = segment.batch(which, out=segment.memory(len(which)))
-    context = step._context(batch)
+    context = step._read(batch)
     for row, window in enumerate(which):
         alone = segment.batch(np.array([window]))
-        assert torch.allclose(step._context(alone)[0], context[row], atol=1e-5)
+        assert torch.allclose(step._read(alone)[0], context[row], atol=1e-5)
         ids = tokenizer.encode(alone.z[:, : int(alone.lengths[0])])
         _, read = net.decode_s1(*ids, alone.stamps[:, : int(alone.lengths[0])])
         assert torch.allclose(read[0, -1], context[row], atol=1e-5)
@@ -237,27 +236,26 @@ def test_a_whole_backbone_learns_with_its_head(windows, make_pair):
 
 
 def test_a_day_read_in_pieces_learns_as_one_that_keeps_everything(windows, make_pair, monkeypatch):
-    """What is read twice has the same dropout twice, and takes no chance from later steps."""
+    """What is read twice has the same dropout twice, and takes no random numbers from later."""
     segment = AlphaSegment.of(windows, ReturnLabel())
     batch = segment.batch(np.arange(segment.days[0].start, segment.days[0].stop))
     monkeypatch.setattr(alpha, "CHUNK_VALUES", 1)
-    read_twice, pieces = alpha._read_twice, []
+    read_twice, pieces = losses.checkpoint, []
 
     def gradients(reader):
-        monkeypatch.setattr(alpha, "_read_twice", reader)
+        monkeypatch.setattr(losses, "checkpoint", reader)
         tokenizer, net = make_pair(0, dropout=0.3)
         torch.manual_seed(1)
         head = AlphaHead(16, len(SCALE_FEATURES), 4, 8, 0.0)
         step = AlphaStep(AlphaNet(head, net.train()), tokenizer)
-        rng = torch.Generator().manual_seed(5)
-        with working_as(Crew(rng=rng)):
-            loss = step.losses(batch, rng)["loss"]
-            before = rng.get_state()
-            loss.backward()
-        assert torch.equal(rng.get_state(), before)
+        torch.manual_seed(5)
+        loss = step.losses(batch)["loss"]
+        before = torch.get_rng_state()
+        loss.backward()
+        assert torch.equal(torch.get_rng_state(), before)
         return [weight.grad for weight in net.transformer.parameters()]
 
-    def read_once(read, *inputs):
+    def read_once(read, *inputs, use_reentrant):
         pieces.append(len(inputs[0]))
         return read(*inputs)
 

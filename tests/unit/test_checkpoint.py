@@ -18,6 +18,7 @@ from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.model.checkpoint import ALIASES, Origin, check_pair, fingerprint
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.model.weights import all_finite
 
 
 @pytest.fixture
@@ -256,3 +257,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_pair, tmp_path, monkey
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(tmp_path, tokenizer, 64)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_finite_says_what_isfinite_does(kind):
+    """A sum of large numbers overflows though each of them is finite."""
+    largest = torch.finfo(kind).max
+    for values, is_finite in (
+        ([0.0, -1.0], True),
+        ([largest, largest], True),
+        ([0.0, float("nan")], False),
+        ([float("inf"), float("-inf")], False),
+        ([largest, largest, float("-inf")], False),
+        ([], True),
+    ):
+        assert all_finite(torch.tensor(values, dtype=kind)) is is_finite

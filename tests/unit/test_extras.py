@@ -113,7 +113,7 @@ ASKED = {
     "plotly": [lambda: comparison_page(None)],
     "scoringrules": [ask_for_crps],
 }
-"""Work that needs each module; accelerate's is in test_training, statsmodels' in the records'."""
+"""Work that needs each module; statsmodels' is in the records'."""
 
 
 @pytest.mark.parametrize(("root", "work"), [(root, one) for root in ASKED for one in ASKED[root]])
@@ -159,13 +159,7 @@ def imports_outside_of_typing(path):
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
 )
 def test_packages_of_extras_are_got_by_require(path):
-    """`accelerate` is imported inside functions of training, which `fit` has looked for."""
-    found = {
-        root
-        for root, node in imports_outside_of_typing(path)
-        if root in ROOTS
-        and not (root == "accelerate" and path.parent.name == "training" and node.col_offset)
-    }
+    found = {root for root, _ in imports_outside_of_typing(path) if root in ROOTS}
     assert not found, f"get {', '.join(found)} by kronos_qlib.extras.require"
 
 

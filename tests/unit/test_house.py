@@ -101,9 +101,8 @@ ALIASES = {"np": "numpy", "pd": "pandas"}
 MAY_RUN = {
     ("plugin/pickles.py", "pickle._Unpickler"): "stand-ins for every name; nothing runs",
     ("plugin/pickles.py", "pickle.load"): "the user's own run, where --trust is said",
-    ("training/worker.py", "joblib.load"): "of the parent process, in its private folder",
-    ("training/launch.py", "torch.load"): "of our own worker, in the same; weights_only",
-    ("training/store.py", "torch.load"): "states: tensors, numbers and texts; weights_only",
+    ("training/processes.py", "torch.load"): "of our own process, by a pipe; weights_only",
+    ("training/resume.py", "torch.load"): "states: tensors, numbers and texts; weights_only",
 }
 """Who may, and whose files it reads."""
 

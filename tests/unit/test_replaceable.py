@@ -28,7 +28,7 @@ from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import (
+from kronos_qlib.training.losses import (
     PredictorStep,
     TokenizerStep,
     check_finite,

@@ -15,10 +15,9 @@ from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training.batches import EpochSampler, Segment
+from kronos_qlib.training.batches import EpochSampler, Segment, is_worth_tokens, with_tokens
 from kronos_qlib.training.loop import is_better, one_cycle, train
-from kronos_qlib.training.steps import PredictorStep, TokenizerStep, evaluate, shifted_dates
-from kronos_qlib.training.tokens import is_worth_it, with_tokens
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep, evaluate, shifted_dates
 
 CPU = torch.device("cpu")
 LOOKBACK, HORIZON = 8, 2
@@ -123,7 +122,7 @@ def test_only_bars_inside_the_segment_count(tiny_pair, segments, stage):
         errors = [(guess - batch.z)[counted].square().mean() for guess in step.net(batch.z)[0]]
         torch.testing.assert_close(losses["recon_s1"], errors[0])
         torch.testing.assert_close(losses["recon"], errors[1])
-        raw = step.net._project(batch.z)
+        raw = step.net.project(batch.z)
         torch.testing.assert_close(losses["bsq"], step.net.tokenizer(raw[counted][None])[1])
         return
     s1, s2 = step.tokenizer.encode(batch.z)
@@ -245,8 +244,8 @@ def test_tokens_made_beforehand_are_those_of_every_step(make_pair, segments):
     tokenizer = make_pair()[0]
     made = with_tokens(segments[0], tokenizer)
     config = replace(QUICK, windows_per_epoch=len(made) // 2)
-    assert is_worth_it(segments[0], tokenizer, replace(config, epochs=3))
-    assert not is_worth_it(segments[0], tokenizer, config), "no window comes twice"
+    assert is_worth_tokens(segments[0], tokenizer, replace(config, epochs=3))
+    assert not is_worth_tokens(segments[0], tokenizer, config), "no window comes twice"
     weights = []
     for training in (made, segments[0]):
         step = PredictorStep(make_pair()[1], tokenizer)

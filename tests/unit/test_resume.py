@@ -20,11 +20,11 @@ from kronos_qlib.data.search import windows_to_train
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.model.checkpoint import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.training import loop
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.steps import PredictorStep
-from kronos_qlib.training.store import RunStore
-from kronos_qlib.training.team import Team
+from kronos_qlib.training.losses import PredictorStep
+from kronos_qlib.training.resume import RunStore
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=3, teacher_forcing=False)
 STATE = {"weights": torch.arange(5.0), "history": [{"loss": 0.5}], "epoch": 2}
@@ -32,14 +32,14 @@ STATE = {"weights": torch.arange(5.0), "history": [{"loss": 0.5}], "epoch": 2}
 KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
-    import unit.test_store as here
+    import unit.test_resume as here
     from conftest import build_pair
 
     step, segments = here.make_run(build_pair)
     ask = type(step).losses
     count = 0
 
-    def losses(self, batch, rng):
+    def losses(self, batch, rng=None):
         global count
         if self.net.training:
             count += 1
@@ -111,7 +111,7 @@ def test_a_run_that_had_ended_is_told_and_not_trained_again(
         assert report == undisturbed[1]
         assert [row for _, row in told] == report.history
 
-    def refuse(self, batch, rng):
+    def refuse(self, batch, rng=None):
         raise AssertionError("there is nothing left to train")
 
     monkeypatch.setattr(PredictorStep, "losses", refuse)
@@ -196,9 +196,7 @@ def test_two_runs_are_not_at_work_in_one_folder(make_pair, tmp_path):
 
 def test_machines_that_see_other_states_are_told(make_pair, tmp_path, monkeypatch):
     """Going on from different steps they would wait for each other, or mix their weights."""
-    monkeypatch.setattr(
-        Team, "gathered", lambda self, own: [*own, 40] if isinstance(own[0], int) else own
-    )
+    monkeypatch.setattr(loop, "of_all", lambda own: [own, 40] if isinstance(own, int) else [own])
     step, segments = make_run(make_pair)
     with pytest.raises(TrainingError, match="found states after 0, 40 steps"):
         train(step, *segments, CONFIG, store=RunStore(tmp_path))

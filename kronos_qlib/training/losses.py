@@ -1,4 +1,10 @@
-"""The losses: one batch in, named scalars out; the first is the one to minimise."""
+"""Steps and their losses: one batch in, named scalars out; "loss" is the one to minimise.
+
+Two kinds of losses are shared by processes and by parts of a batch (`accumulation`). A mean over
+bars is worked out for each part and weighed by the bars that count in it. Any other loss is worked
+out of the whole batch: what the network makes of each window is gathered first. Both give the loss
+and the gradient of one process that has the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +17,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kronos_qlib.configs import TrainingConfig
 from kronos_qlib.data.gather import WindowBatch
 from kronos_qlib.data.windows import Windows
 from kronos_qlib.errors import TrainingError
-from kronos_qlib.model.crew import crew
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
+from kronos_qlib.schema import TIME_FIELDS
 from kronos_qlib.training.batches import Segment, TrainingBatch
+from kronos_qlib.training.codes import CodeTally
+from kronos_qlib.training.distributed import Share, sum_over_processes
 
 Losses = dict[str, Tensor]
 """Scalars by name, "loss" being the one to minimise; all of them are logged."""
@@ -29,14 +37,13 @@ Losses = dict[str, Tensor]
 class ReconstructionLoss(Protocol):
     """What the tokenizer learns by; `reconstruction_losses` is the published one.
 
-    Where several threads or processes share a batch, each is given its own windows and must return
-    the loss of all: sums over windows go through `mean_where`.
+    It is given the whole batch, also where processes share it or it is worked through in parts.
     """
 
     def __call__(
         self, recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor, /
     ) -> Losses:
-        """Means over the bars that count; a bar that does not must change nothing.
+        """Losses of the bars that count; a bar that does not must change nothing.
 
         Args:
             recon_s1, recon: (B, T, 6) float, reconstructions from the s1 part and the whole code.
@@ -49,7 +56,8 @@ class ReconstructionLoss(Protocol):
 class NextTokenLoss(Protocol):
     """What the predictor learns by; `next_token_losses` is the published one.
 
-    A batch may be shared: see `ReconstructionLoss`.
+    Where processes share a batch, or it is worked through in parts, it is given a part at a time;
+    the results are weighed by the bars that count.
     """
 
     def __call__(
@@ -70,9 +78,8 @@ def encode_exactly(tokenizer: KronosTokenizer, z: Tensor) -> tuple[Tensor, Tenso
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of (B, T) values over the bars that count, in the whole batch of a crew."""
-    member = crew()
-    return member.total((values * counted).sum()) / member.add_up(counted.sum())
+    """Mean of (B, T) values over the bars that count."""
+    return (values * counted).sum() / counted.sum()
 
 
 def next_token_losses(
@@ -107,30 +114,54 @@ def reconstruction_losses(
     return {"loss": total, "recon_s1": from_s1, "recon": from_all, "bsq": bsq_loss}
 
 
+def in_pieces(work: Callable[..., Tensor], *inputs: Tensor, pieces: int) -> Tensor:
+    """What `work` makes of rows, in so many pieces of them.
+
+    With more than one, each piece is worked out a second time when its gradient is asked for, by
+    the same random numbers: memory holds the intermediate results of one piece, not of all.
+    """
+    pieces = min(pieces, len(inputs[0]))
+    if pieces <= 1:
+        return work(*inputs)
+    parts = zip(*(x.tensor_split(pieces) for x in inputs), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([work(*part) for part in parts])
+    return torch.cat([checkpoint(work, *part, use_reentrant=False) for part in parts])
+
+
 @dataclass(frozen=True)
 class TokenizerStep:
     """Trains the tokenizer to reconstruct."""
 
     net: KronosTokenizer
     criterion: ReconstructionLoss = reconstruction_losses
-
-    @property
-    def splits(self) -> bool:
-        """Whether the parts of a batch add up to its losses: it is not known of others' parts."""
-        return self.criterion is reconstruction_losses and not self.net.replaced
-
-    @property
-    def looks_twice(self) -> bool:
-        """Whether parts are worked through beside the sums of all: an entropy is no mean."""
-        return self.splits
+    needs_whole_batch = True  # an entropy of the codebook is no mean over windows
 
     def targets(self, batch: TrainingBatch) -> Tensor:
         """Bars that the losses are means over: those that count."""
         return batch.counted.sum()
 
-    def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
-        (recon_s1, recon), bsq_loss, _, _ = self.net(batch.z, batch.counted)
-        return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
+    def losses(
+        self, batch: TrainingBatch, rng: torch.Generator | None = None, pieces: int = 1
+    ) -> Losses:
+        return self._reconstructed(batch, pieces)[0]
+
+    def _reconstructed(self, batch: TrainingBatch, pieces: int) -> tuple[Losses, Tensor, Tensor]:
+        """Losses of the whole batch; of the own windows vectors (b, T, W) and bars (b, T, 6)."""
+        net, share = self.net, batch.share or Share(len(batch))
+        own = in_pieces(net.project, batch.z, pieces=pieces)
+        projected, z, counted = share.gather(own), share.gather(batch.z), batch.counted
+        if share.ranks > 1:
+            counted = share.gather(counted.float()).bool()
+        codes, bsq_loss = net.tokenizer(projected, counted)
+
+        def bars(codes: Tensor) -> Tensor:
+            return torch.stack(net.reconstruct(codes), dim=1)
+
+        recon = in_pieces(bars, codes[share.rows], pieces=pieces)
+        recon_s1, recon_all = share.gather(recon).unbind(dim=1)
+        losses = self.criterion(recon_s1, recon_all, z, bsq_loss, counted)
+        return losses, own, recon[:, 1]
 
     def validate(
         self, segment: Segment, config: TrainingConfig, device: torch.device | str
@@ -139,9 +170,11 @@ class TokenizerStep:
         tally = CodeTally(self.net)
 
         def losses(batch: TrainingBatch) -> Losses:
-            (recon_s1, recon), bsq_loss, _, ids = self.net(batch.z, batch.counted)
-            tally.add(recon, ids, batch)
-            return self.criterion(recon_s1, recon, batch.z, bsq_loss, batch.counted)
+            losses, projected, recon = self._reconstructed(batch, 1)
+            if batch.share is None or not batch.share.is_empty:
+                ids = self.net.join(*self.net.quantizer.to_ids(projected))
+                tally.add(recon, ids, batch)
+            return losses
 
         means = evaluate(self, segment, config, device, losses)
         return means | {f"valid_{name}": value for name, value in tally.summary().items()}
@@ -157,11 +190,7 @@ class PredictorStep:
     criterion: NextTokenLoss = next_token_losses
     shift_dates: bool = False
     """Whether to train each window under the dates of another part of the year."""
-
-    @property
-    def splits(self) -> bool:
-        """As of `TokenizerStep`."""
-        return self.criterion is next_token_losses and not self.net.replaced
+    needs_whole_batch = False
 
     def __post_init__(self) -> None:
         self.tokenizer.eval()  # with dropout, its tokens would be noise
@@ -198,10 +227,10 @@ DATE_FIELDS = (("day", 31), ("month", 12))
 
 
 def shifted_dates(stamps: Tensor, rng: torch.Generator | None = None) -> Tensor:
-    """Stamps with the day of the month and the month of each window turned by a chance amount.
+    """Stamps with the day of the month and the month of each window turned by a random amount.
 
     Weekday, day and month together name nearly every date of a few years, and what the market did
-    on it would be learned by heart. Weekday and time of day stay.
+    on it would be memorised. Weekday and time of day stay.
 
     Args:
         stamps: (B, T, 5) int64, left as they are.
@@ -214,6 +243,21 @@ def shifted_dates(stamps: Tensor, rng: torch.Generator | None = None) -> Tensor:
     return shifted
 
 
+def weighed(losses: Losses, weight: Tensor) -> Losses:
+    """Losses of a whole batch from each process' own: its weight is its share of the targets."""
+    names = list(losses)
+    values = torch.stack([losses[name].detach().float() for name in names])
+    # A process without any windows has a weight of 0.
+    summed = sum_over_processes(torch.where(weight > 0, values * weight, 0.0))
+    return dict(zip(names, summed, strict=True))
+
+
+def targets_of(step: Step, batch: Any) -> Tensor:
+    """The step's targets in a process' own windows; none where it works on another's."""
+    targets = step.targets(batch)
+    return targets * 0 if batch.share is not None and batch.share.is_empty else targets
+
+
 @torch.inference_mode()
 def evaluate(
     step: TokenizerStep | PredictorStep,
@@ -222,7 +266,7 @@ def evaluate(
     device: torch.device | str,
     losses_of: Callable[[TrainingBatch], Losses] | None = None,
 ) -> dict[str, float]:
-    """Mean losses over a segment, as `valid_*`: no dropout, no chance, every bar counted once.
+    """Mean losses over a segment, as `valid_*`: no dropout, nothing random, every bar once.
 
     Windows are weighed by the bars that count in them, so a mean over bars does not depend on
     the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
@@ -231,71 +275,24 @@ def evaluate(
         losses_of: the step's losses of a batch, where something else is to be seen on the way.
     """
     step.net.eval()
-    device, member = torch.device(device), crew()
     sums: dict[str, float] = defaultdict(float)
     bars = 0.0
     size = min(4 * config.batch_size, len(segment))
     room = segment.memory(size)
     for start in range(0, len(segment), size):
         which = np.arange(start, min(start + size, len(segment)))
-        part = slice(member.rank, None, member.size)
-        batch = segment.batch(which, device, room, part)
-        losses = losses_of(batch) if losses_of else step.losses(batch, None)
+        batch = segment.batch(which, device, room, Share.here(len(which)))
+        losses = losses_of(batch) if losses_of else step.losses(batch)
+        check_losses(losses)
+        own = targets_of(step, batch)
+        total = sum_over_processes(own)
+        if not step.needs_whole_batch:
+            losses = weighed(losses, own / total)
         check_finite(losses, segment.windows.take(which))
-        weight = float(member.add_up(step.targets(batch)))
-        bars += weight
+        bars += float(total)
         for name, value in losses.items():
-            sums[name] += value.item() * weight
+            sums[name] += value.item() * float(total)
     return {f"valid_{name}": value / bars for name, value in sums.items()}
-
-
-class CodeTally:
-    """Which codes a tokenizer uses, and how far its bars are from the true ones.
-
-    Over the bars that count. The error of a column is in the column's own unit (money, shares) and
-    as a share of the true value, at most all of it; bars without any (no volume) are left out.
-    """
-
-    def __init__(self, tokenizer: KronosTokenizer) -> None:
-        self.bits = {"s1": tokenizer.s1_bits, "s2": tokenizer.s2_bits}
-        self.counts = {name: torch.zeros(1) for name in self.bits}
-        self.errors = torch.zeros(4, len(BAR_COLUMNS), dtype=torch.float64)
-
-    def add(self, recon: Tensor, ids: Tensor, batch: TrainingBatch) -> None:
-        """Take note of a batch: reconstructions (B, T, 6) and unsplit ids (B, T)."""
-        counted = batch.counted
-        halves = {"s1": ids & (2 ** self.bits["s1"] - 1), "s2": ids >> self.bits["s1"]}
-        for name, half in halves.items():
-            found = torch.bincount(half[counted], minlength=2 ** self.bits[name])
-            self.counts[name] = self.counts[name] + found.cpu()
-        if batch.spread is None or batch.level is None:
-            return
-        spread, level = (part.cpu().double()[:, None] for part in (batch.spread, batch.level))
-        z, guess = batch.z.cpu().double(), recon.float().cpu().double()
-        is_counted = counted.cpu()
-        error = ((guess - z).abs() * spread)[is_counted]
-        bars = (z * spread + level).abs()[is_counted]
-        has_any = bars > 1e-9 * level.abs().expand_as(z)[is_counted]
-        share = torch.where(has_any, (error / bars.clamp_min(1e-300)).clamp_max(1), 0.0)
-        rows = torch.full_like(error[:1].sum(dim=0), float(len(error)))
-        self.errors += torch.stack(
-            (error.sum(dim=0), rows, share.sum(dim=0), has_any.double().sum(dim=0))
-        )
-
-    def summary(self) -> dict[str, float]:
-        """Of the whole crew: share of the codes used, entropy in nats, errors by column."""
-        found: dict[str, float] = {}
-        member = crew()
-        for name, bits in self.bits.items():
-            counts = member.add_up(self.counts[name].double())
-            shares = counts / counts.sum().clamp_min(1)
-            found[f"{name}_used"] = float((counts > 0).sum()) / 2**bits
-            found[f"{name}_entropy"] = float(torch.special.entr(shares).sum())
-        errors, rows, shares, seen = member.add_up(self.errors)
-        for place, column in enumerate(BAR_COLUMNS):
-            found[f"error_{column}"] = float(errors[place] / rows[place].clamp_min(1))
-            found[f"relative_error_{column}"] = float(shares[place] / seen[place].clamp_min(1))
-        return found
 
 
 class TrainingData(Protocol):
@@ -320,29 +317,34 @@ class TrainingData(Protocol):
         which: Any,
         device: torch.device | str = "cpu",
         out: WindowBatch | None = None,
-        part: slice = slice(None),
+        share: Share | None = None,
     ) -> Any:
-        """The chosen windows as tensors; `part` of them are this member's own."""
+        """The chosen windows as tensors, or this process' share of them."""
 
 
 class Step(Protocol):
     """What the loop trains: a network, its losses on a batch, its worth on a segment.
 
-    One with a true attribute `splits` is a dataclass, and its losses are those of the whole batch
-    of a crew: then several threads of a CPU may share it. One with a true `looks_twice` is
-    accumulated from parts as `crew.Piecewise` does it, at the price of one more forward pass.
+    needs_whole_batch: whether `losses` are those of the whole batch, whichever process has which
+        windows, by `batch.share.gather`; then `losses` is asked for a batch at once, to be worked
+        through in so many `pieces`. Otherwise they are means over `targets` of the windows given,
+        and whoever asks weighs them.
     """
 
     @property
     def net(self) -> torch.nn.Module: ...
 
-    def losses(self, batch: Any, rng: torch.Generator | None = None) -> Losses: ...
+    @property
+    def needs_whole_batch(self) -> bool: ...
+
+    def losses(self, batch: Any, rng: torch.Generator | None = None) -> Losses:
+        """By dropout and other random numbers of `rng`, None being torch's own generator."""
 
     def targets(self, batch: Any) -> Tensor:
         """A scalar: what the losses of these windows are means over; the weight of a part."""
 
     def validate(self, segment: Any, config: Any, device: torch.device | str) -> dict[str, float]:
-        """`valid_*` by name: no dropout, no chance; leaves the network in evaluation mode."""
+        """`valid_*` by name: no dropout, nothing random; leaves `net` in evaluation mode."""
 
 
 def check_losses(losses: Losses) -> None:

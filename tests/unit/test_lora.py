@@ -9,7 +9,7 @@ import torch
 
 from kronos_qlib.model.layers import Attention
 from kronos_qlib.model.weights import to_bytes
-from kronos_qlib.training.adapters import adapters, frozen, merged_copy
+from kronos_qlib.training.lora import adapters, frozen, merged_copy
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 

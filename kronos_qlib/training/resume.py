@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from filelock import Timeout
+from torch import Tensor
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.owners import lock_of
@@ -148,3 +149,16 @@ def _read(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is truncated or damaged")
     found: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return found
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """States of torch's own generators: the CPU's, and a GPU's."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    """Go on with what `random_state` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
