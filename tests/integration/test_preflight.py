@@ -23,7 +23,7 @@ from kronos_qlib.cli.main import _one_line
 from kronos_qlib.errors import ConfigError, RefusedRunError
 from kronos_qlib.model import checkpoint
 from kronos_qlib.plugin import run_outputs
-from kronos_qlib.plugin.finetune import _read
+from kronos_qlib.plugin.workflow_file import read_workflow
 from kronos_qlib.plugin.preflight import check_run
 from kronos_qlib.plugin.run_outputs import why_unwritable
 
@@ -280,7 +280,7 @@ def test_shipped_workflows_pass(name, provider, tmp_path, monkeypatch):
     given |= {"PROVIDER_URI": str(provider), "BENCHMARK": "BENCH", "TOPK": "3", "N_DROP": "1"}
     for key, value in (given | {"START": "2020-01-01"}).items():
         monkeypatch.setenv(f"KRONOS_{key}", value)
-    config = _read(WORKFLOWS / f"workflow_{name}.yaml")
+    config = read_workflow(WORKFLOWS / f"workflow_{name}.yaml").config
     check_run(config)
     config["task"]["backtest"]["benchmark"] = "NOBODY"
     assert len(problems_of(config)) == 1
@@ -417,6 +417,5 @@ def test_a_package_that_adapters_need_is_missed_before_the_run(
     else:
         (said,) = problems_of(config)
         assert said.endswith(
-            "LoRA needs a package that is not installed, peft: "
-            'pip install "kronos-qlib[train]"'
+            'LoRA needs a package that is not installed, peft: pip install "kronos-qlib[train]"'
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kronos_qlib.training.adapters import adapters
 from torch import nn
 
 import kronos_qlib
@@ -20,7 +21,6 @@ from kronos_qlib.errors import KronosError, MissingDependencyError
 from kronos_qlib.evaluation.forecasts import PathDistribution
 from kronos_qlib.evaluation.metrics import portfolio_metrics, wealth_measures
 from kronos_qlib.evaluation.page import comparison_page
-from kronos_qlib.training.adapters import adapters
 
 if sys.version_info >= (3, 11):
     import tomllib
