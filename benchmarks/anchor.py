@@ -34,13 +34,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib import Kronos, KronosPredictor, KronosTokenizer
-from kronos_qlib.data.bar_table import BarTable
 from kronos_qlib.data.files.read import read_bars
-from kronos_qlib.data.gather import gather
-from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import MAX_MOVE
-from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
+from kronos_qlib.data.windows.gather import gather
+from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.schema import CLOSE
 
 Floats = npt.NDArray[np.float64]

@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from kronos_qlib import Kronos, KronosPredictor, KronosTokenizer
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.search import windows_to_score
-from kronos_qlib.data.windows import Windows
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
+from kronos_qlib.data.calendar.stamps import stamps_of
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_score
+from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 
 LOOKBACK, HORIZON = 90, 5

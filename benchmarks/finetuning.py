@@ -63,13 +63,13 @@ from qlib.contrib.model import gbdt
 from qlib.data import D
 from qlib.data.cache import H
 
-from kronos_qlib.data.features import standardised_over_day
+from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference
+from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference
 from kronos_qlib.pipeline.scoring import contexts_of
 from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHandler
-from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
 from kronos_qlib.training.alpha import LEAST_WINDOWS, correlations
 
 ROOT = Path(__file__).resolve().parents[1]

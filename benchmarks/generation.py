@@ -32,10 +32,10 @@ import numpy as np
 import psutil
 import torch
 
-from kronos_qlib.configs import PredictorConfig, SamplingConfig, TokenizerConfig
-from kronos_qlib.data.scale import WindowScale
+from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.inference.sampling import key_of, path_uniforms, sample_ids
+from kronos_qlib.inference.sampling import SamplingConfig, key_of, path_uniforms, sample_ids
+from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 

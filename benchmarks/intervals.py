@@ -22,7 +22,7 @@ Methods:
 - fixed-b: Bartlett weights to 1.3 n^(1/2) lags (at least 2 h), critical values of Kiefer and
   Vogelsang (2005).
 - cosines: equal-weighted, 0.4 n^(2/3) of them, Student's t (Lazarus, Lewis, Stock, Watson 2018).
-- chosen: the same, at most 0.4 n / h of them: `kronos_qlib.evaluation.uncertainty.daily_mean`.
+- chosen: the same, at most 0.4 n / h of them: `daily_mean` of `evaluation.ranking.uncertainty`.
 
 Width: mean, as a multiple of the narrowest interval that covers 95 %, 2 x 1.96 true deviations of
 the mean. Both bootstraps are made of the first --few series.
@@ -50,7 +50,7 @@ from scipy.signal import lfilter
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 
-from kronos_qlib.evaluation.uncertainty import cosine_error, cosines_for, coverage_of
+from kronos_qlib.evaluation.ranking.uncertainty import cosine_error, cosines_for, coverage_of
 
 Floats = npt.NDArray[np.float64]
 Ends = tuple[Floats, Floats]

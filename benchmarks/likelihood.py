@@ -54,13 +54,13 @@ import torch
 from arch import arch_model
 
 from kronos_qlib import Kronos, KronosTokenizer
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.gather import gather
-from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.data.windows import Windows
-from kronos_qlib.inference.cache import KeyValueStore
-from kronos_qlib.inference.engine import PackedTokenizer
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
+from kronos_qlib.data.windows.gather import gather
+from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.inference.kv_cache import KeyValueStore
+from kronos_qlib.inference.packed import PackedTokenizer
 from kronos_qlib.schema import AMOUNT, CLOSE, HIGH, LOW, OPEN, VOLUME
 
 Floats = npt.NDArray[np.float64]

@@ -48,17 +48,18 @@ from generation import machine_gflops
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from kronos_qlib.configs import PredictorConfig, TokenizerConfig, TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.model.checkpoint import sizes_of
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
+from kronos_qlib.model.checkpoints.pretrained import sizes_of
 from kronos_qlib.model.layers import RMSNorm, Rotary, TimeEmbedding
+from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos, TokenEmbedding
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 from kronos_qlib.training.batches import Segment, with_tokens
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 STAGES, DTYPES = ("tokenizer", "predictor"), ("float32", "bfloat16")
 CASES = ("tokenizer:nano", "tokenizer:mini", "predictor:nano", "predictor:mini", "predictor:small")

@@ -56,7 +56,7 @@ from qlib.data import D
 from qlib.data.dataset import TSDatasetH
 from qlib.data.dataset.handler import DataHandlerLP
 
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 from kronos_qlib.training.batches import EpochSampler, Segment

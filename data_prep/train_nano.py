@@ -16,15 +16,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep, Step, TokenizerStep
 from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 LOOKBACK, HORIZON = 90, 10
 EPOCH_WINDOWS = 20_000

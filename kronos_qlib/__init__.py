@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_qlib.version import __version__
 
 if TYPE_CHECKING:
-    from kronos_qlib.data.dataset import WindowDataset
+    from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
@@ -35,7 +35,7 @@ _HOME = {
     "KronosModel": "kronos_qlib.plugin.model",
     "KronosPredictor": "kronos_qlib.inference.predictor",
     "KronosTokenizer": "kronos_qlib.model.tokenizer",
-    "WindowDataset": "kronos_qlib.data.dataset",
+    "WindowDataset": "kronos_qlib.data.windows.window_dataset",
 }
 
 

@@ -17,8 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference.sampling import sample_ids
+from kronos_qlib.inference.sampling import SamplingConfig, sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 

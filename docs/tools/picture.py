@@ -11,7 +11,7 @@ import sys
 import pandas as pd
 
 from kronos_qlib import Kronos, KronosPredictor, KronosTokenizer
-from kronos_qlib.evaluation.candles import candle_figure
+from kronos_qlib.evaluation.forecasts.candles import candle_figure
 
 
 def main(source: str, target: str) -> None:

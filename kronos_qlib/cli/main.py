@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from kronos_qlib.cli.parsers import add_commands, add_debug
 from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
-from kronos_qlib.evaluation.markup import one_line
 from kronos_qlib.log import quiet_gym
+from kronos_qlib.markup import one_line
 from kronos_qlib.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -18,17 +18,29 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 cannot be asked; INTERRUPTED is what a shell makes of Ctrl-C."""
 
 COMMANDS = {
-    "forecast": ("draw the bars to come of a file's series", "kronos_qlib.cli.forecast"),
-    "run": ("run a workflow on a market: checked, estimated, by qrun", "kronos_qlib.cli.run"),
-    "workflow": ("list workflows and markets, or print one to edit", "kronos_qlib.cli.workflow"),
+    "forecast": ("draw the bars to come of a file's series", "kronos_qlib.cli.forecast_command"),
+    "run": (
+        "run a workflow on a market: checked, estimated, by qrun",
+        "kronos_qlib.cli.run_command",
+    ),
+    "workflow": (
+        "list workflows and markets, or print one to edit",
+        "kronos_qlib.cli.workflow_command",
+    ),
     "finetune": (
         "train the model of a workflow file and save its weights",
-        "kronos_qlib.cli.finetune",
+        "kronos_qlib.cli.finetune_command",
     ),
-    "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare"),
-    "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score"),
-    "models": ("list the checkpoints: bundled, cached, available", "kronos_qlib.cli.models"),
-    "data": ("check bars, turn them into a Qlib folder, simulate a market", "kronos_qlib.cli.data"),
+    "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare_command"),
+    "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score_command"),
+    "models": (
+        "list the checkpoints: bundled, cached, available",
+        "kronos_qlib.cli.models_command",
+    ),
+    "data": (
+        "check bars, turn them into a Qlib folder, simulate a market",
+        "kronos_qlib.cli.data_command",
+    ),
 }
 """Each command's name, its line in --help, and its module, imported when it is asked for."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.data.files.read import BarFile, read_bars
-from kronos_qlib.data.repairs import REPAIRS
+from kronos_qlib.data.files.repair import REPAIRS
 from kronos_qlib.data.rules import MAX_MOVE
 
 

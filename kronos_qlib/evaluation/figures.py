@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kronos_qlib.evaluation.markup import figure_text
-from kronos_qlib.evaluation.metrics import check_report, drawdown, net_returns
+from kronos_qlib.evaluation.portfolio.metrics import check_report, drawdown, net_returns
+from kronos_qlib.markup import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kronos_qlib.configs import PredictorConfig, TokenizerConfig
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.inference.cache import FEW_STEPS
+from kronos_qlib.inference.kv_cache import FEW_STEPS
 from kronos_qlib.inference.sampling import sorting_bytes
+from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.threads import start_pool
 
 MEBIBYTE = 2**20

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, HIGH, LOW, PRICE_COLUMNS
 

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar import (
+from kronos_qlib.data.calendar.clock import show_span, show_time
+from kronos_qlib.data.calendar.exchanges import exchange_zone
+from kronos_qlib.data.calendar.stamps import (
     Ahead,
     Times,
     bars_ahead,
@@ -20,15 +22,13 @@ from kronos_qlib.data.calendar import (
     moments_of,
     to_times,
 )
-from kronos_qlib.data.clock import show_span, show_time
-from kronos_qlib.data.exchanges import exchange_zone
-from kronos_qlib.data.files.cells import to_numbers
-from kronos_qlib.data.files.columns import match_columns
+from kronos_qlib.data.calendar.timestamps import is_midnight
+from kronos_qlib.data.columns.cells import to_numbers
+from kronos_qlib.data.columns.matching import match_columns
+from kronos_qlib.data.columns.spelling import COMPACT, compact
+from kronos_qlib.data.columns.unread import check_unread
 from kronos_qlib.data.files.formats import read_frame
 from kronos_qlib.data.files.raw import RawTable
-from kronos_qlib.data.files.spelling import COMPACT, compact
-from kronos_qlib.data.files.timestamps import is_midnight
-from kronos_qlib.data.files.unread import check_unread
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     MAX_MOVE,

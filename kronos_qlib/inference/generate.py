@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference.engine import (
+from kronos_qlib.inference.packed import (
     PackedKronos,
     PackedTokenizer,
     Reader,
     TokenPair,
     require_finite,
 )
-from kronos_qlib.inference.sampling import sample_ids
+from kronos_qlib.inference.sampling import SamplingConfig, sample_ids
 
 
 @torch.inference_mode()

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.frames import whole
+from kronos_qlib.inference.sampling import SamplingConfig
 
 PUBLISHED = {"T": 1.0, "top_k": 0, "top_p": 0.9}
 """Published arguments and their published defaults; `SamplingConfig` has the paper's."""

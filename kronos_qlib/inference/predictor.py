@@ -13,20 +13,19 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.scale import WindowScale
+from kronos_qlib.data.calendar.stamps import stamps_of
+from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.devices import pick_device, pick_dtype
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
 from kronos_qlib.inference.frames import series_of_frames, warn_of_doubts, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.options import FrameOptions, PathOptions, Request
-from kronos_qlib.inference.sampling import key_of, place_uniforms, uniforms_in
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader, require_finite
+from kronos_qlib.inference.sampling import SamplingConfig, key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
-from kronos_qlib.model.checkpoint import check_pair
+from kronos_qlib.model.checkpoints.pretrained import check_pair
 from kronos_qlib.model.layers import TIME_TABLE_ROWS
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -448,5 +447,5 @@ def _check_stamps(
         raise BarDataError(
             f"{name} of {_name(series, keys)}, bar {bar}: {TIME_FIELDS[field]} is "
             f"{np.asarray(stamps)[series, bar, field]}; a stamp is minute, hour, weekday, day, "
-            "month (kronos_qlib.data.calendar.stamps_of makes them)"
+            "month (kronos_qlib.data.calendar.stamps.stamps_of makes them)"
         )

@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kronos_qlib.configs import SamplingConfig
+from kronos_qlib.settings import (
+    check_choice,
+    check_number,
+    check_whole,
+    require,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How futures are drawn from the predictor. The defaults are the paper's for its backtest."""
+
+    paths: int = 10
+    """Independent futures per window."""
+    temperature: float = 0.6
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.9
+    """After top_k, keep the smallest set whose probability exceeds this."""
+    rotate_s2: bool = False
+    """Rotate the s2 attention by position when generating, as training does. The published code
+    does not rotate there, and published results depend on it."""
+    anchor: bool = True
+    """Move the prices of every path by what the last close seen lost on its way through the tokens,
+    so that a forecast begins where the bars end; False gives the published numbers."""
+    stratified: bool = False
+    """At every draw, let a window's paths divide the chance evenly among them (a Latin hypercube):
+    the mean of n is about as steady as that of 1.4 to 2.5 n independent ones
+    (benchmarks/draws.py)."""
+    common: bool = False
+    """The same chance for every instrument of a day: what is common in the noise of their scores
+    cancels in a ranking, about as 1.0 to 1.4 times the paths would (benchmarks/draws.py)."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, "paths")
+        check_whole(self, "top_k", least=0)
+        check_number(self, "temperature", "top_p")
+        check_choice(self, "rotate_s2", "anchor", "stratified", "common")
+        require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
+        require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
+
 
 ONE_STEP = 2.0**-23
 """Relative distance of neighbouring float32 numbers, at most."""

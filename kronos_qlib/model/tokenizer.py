@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kronos_qlib.configs import TokenizerConfig
-from kronos_qlib.model import checkpoint
+from kronos_qlib.model.checkpoints import pretrained as checkpoint
 from kronos_qlib.model.layers import TransformerBlock
 from kronos_qlib.model.quantizer import (
     BinarySphericalQuantizer,
@@ -17,6 +16,7 @@ from kronos_qlib.model.quantizer import (
     Quantizer,
     check_quantizer,
 )
+from kronos_qlib.model.sizes import TokenizerConfig
 
 
 class KronosTokenizer(nn.Module):

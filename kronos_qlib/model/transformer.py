@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from kronos_qlib.configs import PredictorConfig
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.model import checkpoint
+from kronos_qlib.model.checkpoints import pretrained as checkpoint
 from kronos_qlib.model.layers import (
     Attention,
     RMSNorm,
@@ -20,6 +19,7 @@ from kronos_qlib.model.layers import (
     TransformerBlock,
     check_time_features,
 )
+from kronos_qlib.model.sizes import PredictorConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 
 S2_HEADS = 4

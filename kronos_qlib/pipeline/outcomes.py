@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.data.dataset import WindowDataset
-from kronos_qlib.data.segments import Segment
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.segments import Segment
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.evaluation.forecasts import Outcomes
+from kronos_qlib.evaluation.forecasts.distributions import Outcomes
+from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.scoring import draw_paths
 from kronos_qlib.schema import CLOSE
 

@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.configs import EnsembleConfig, SamplingConfig
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import progress
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
+from kronos_qlib.signals.signal_settings import EnsembleConfig
 
 if TYPE_CHECKING:
-    from kronos_qlib.data.dataset import WindowDataset
-    from kronos_qlib.data.windows import Windows
+    from kronos_qlib.data.windows.window import Windows
+    from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha import AlphaHead
+    from kronos_qlib.model.alpha_head import AlphaHead
 
 Scores = npt.NDArray[np.float64]
 

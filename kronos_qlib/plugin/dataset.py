@@ -14,7 +14,8 @@ from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.bar_table import (
+from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.windows.bar_table import (
     BarTable,
     Incomplete,
     Invalid,
@@ -22,14 +23,19 @@ from kronos_qlib.data.bar_table import (
     Untraded,
     check_choices,
 )
-from kronos_qlib.data.calendar import Times
-from kronos_qlib.data.dataset import WindowDataset
-from kronos_qlib.data.search import Spans
-from kronos_qlib.data.segments import Segment, describe_segments, last_instant
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.find import Spans
+from kronos_qlib.data.windows.segments import Segment, describe_segments, last_instant
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.labels import ExpressionLabel
-from kronos_qlib.plugin.source import STORED, market_of, read_calendar, read_spans, read_table
+from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
+from kronos_qlib.plugin.provider.reader import (
+    STORED,
+    market_of,
+    read_calendar,
+    read_spans,
+    read_table,
+)
 from kronos_qlib.schema import BAR_COLUMNS
 
 FRAMES = tuple(DataHandlerLP.ATTR_MAP.values())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import qlib
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.plugin.storage import ProviderSummary, write_provider
+from kronos_qlib.plugin.provider.writer import ProviderSummary, write_provider
 
 BENCHMARK = "BENCHMARK"
 """Instrument of the market's equal-weight mean."""

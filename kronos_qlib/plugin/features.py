@@ -11,7 +11,7 @@ from qlib.data.dataset.handler import DataHandler
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 
-from kronos_qlib.data.features import standardised_over_day
+from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.pipeline.scoring import contexts_of, signals_from_paths
 from kronos_qlib.plugin.dataset import KronosDataset

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.errors import BarDataError, ConfigError, LookaheadError
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, PRICE_COLUMNS, VOLUME
 
 Scores = pd.Series | pd.DataFrame

@@ -14,28 +14,28 @@ import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
-from kronos_qlib.configs import SamplingConfig, SignalsConfig, from_mapping
-from kronos_qlib.data.dataset import WindowDataset
-from kronos_qlib.data.features import SCALE_FEATURES
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
+from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.extras import check_extra
+from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.scoring import (
     exposures_from_windows,
     members_of,
     scores_from_alpha,
     signals_from_paths,
 )
-from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.runs import claim_active_run
-from kronos_qlib.plugin.stages import (
+from kronos_qlib.pipeline.stages import (
     Resume,
     StagesConfig,
     check_trainable,
     make_head,
-    no_windows,
     run_stages,
-    told,
 )
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.runs.active_run import ActiveRunLog
+from kronos_qlib.plugin.runs.manager import claim_active_run
+from kronos_qlib.settings import from_mapping
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS, check_signals
 from kronos_qlib.signals.shaping import (
     SECTOR,
@@ -47,11 +47,12 @@ from kronos_qlib.signals.shaping import (
     steps_of,
     turnover,
 )
+from kronos_qlib.signals.signal_settings import SignalsConfig
 
 if TYPE_CHECKING:
-    from kronos_qlib.data.windows import Windows
+    from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha import AlphaHead
+    from kronos_qlib.model.alpha_head import AlphaHead
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
 
@@ -271,7 +272,7 @@ class KronosModel(ModelFT):
         windows = source.windows(segment)
         if not len(windows):
             raise BarDataError(no_windows(source, segment, windows.dropped))
-        logger.info(f"{len(windows)} windows to score{told(windows.dropped)}")
+        logger.info(f"{len(windows)} windows to score{describe_dropped(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
         name = self._score_name()
@@ -420,6 +421,7 @@ class KronosModel(ModelFT):
                 resume=self._resume(),
                 processes=self.n_processes,
                 log_every=self.log_every,
+                log=ActiveRunLog(),
             )
         except BaseException:
             # Half trained in place: what is kept is what was trained before.
@@ -436,8 +438,8 @@ class KronosModel(ModelFT):
         return Resume(Path(self.resume_folder).expanduser().absolute(), self.resume_every)
 
     def _load_head(self) -> AlphaHead:
-        from kronos_qlib.model.alpha import AlphaHead
-        from kronos_qlib.model.weights import fill_from_bytes
+        from kronos_qlib.model.alpha_head import AlphaHead
+        from kronos_qlib.model.checkpoints.weights import fill_from_bytes
 
         width = self.predictor.model.config.d_model
         if self.alpha_head:
@@ -453,7 +455,7 @@ class KronosModel(ModelFT):
 
     def _load(self) -> KronosPredictor:
         from kronos_qlib.inference.predictor import KronosPredictor
-        from kronos_qlib.model.checkpoint import BUNDLED
+        from kronos_qlib.model.checkpoints.pretrained import BUNDLED
         from kronos_qlib.model.tokenizer import KronosTokenizer
         from kronos_qlib.model.transformer import Kronos
 
@@ -488,7 +490,7 @@ class KronosModel(ModelFT):
         """New networks of the checkpoint's sizes; a tokenizer that was named is loaded."""
         import torch
 
-        from kronos_qlib.model.checkpoint import sizes_of
+        from kronos_qlib.model.checkpoints.pretrained import sizes_of
         from kronos_qlib.model.tokenizer import KronosTokenizer
         from kronos_qlib.model.transformer import Kronos
 
@@ -503,7 +505,7 @@ class KronosModel(ModelFT):
 
     def _with_preset(self, training: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Published weights are moved gently unless something else is asked for."""
-        from kronos_qlib.model.checkpoint import is_published
+        from kronos_qlib.model.checkpoints.pretrained import is_published
 
         settings = dict(training or {})
         if not self.from_scratch and settings and is_published(self.checkpoint):
@@ -511,7 +513,7 @@ class KronosModel(ModelFT):
         return settings
 
     def _check_unchanged(self, name: str, half: Kronos | KronosTokenizer, place: str) -> None:
-        from kronos_qlib.model.checkpoint import fingerprint
+        from kronos_qlib.model.checkpoints.pretrained import fingerprint
 
         now = fingerprint(half)
         before = self.fingerprints.setdefault(name, now)
@@ -522,7 +524,7 @@ class KronosModel(ModelFT):
             )
 
     def _restore(self, name: str, half: Kronos | KronosTokenizer) -> None:
-        from kronos_qlib.model.weights import fill_from_bytes
+        from kronos_qlib.model.checkpoints.weights import fill_from_bytes
 
         if name in self.trained_weights:
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")

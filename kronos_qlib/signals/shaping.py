@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
 
-from kronos_qlib.data.calendar import Times
+from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
 from kronos_qlib.schema import AMOUNT, CLOSE
 

@@ -16,19 +16,19 @@ import torch.nn.functional as F  # noqa: N812
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from kronos_qlib.configs import AlphaConfig
-from kronos_qlib.data.bar_table import Floats, Ints
-from kronos_qlib.data.features import scale_features, standardised_over_day
-from kronos_qlib.data.gather import WindowBatch, gather
-from kronos_qlib.data.labels import Label
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.bar_table import Floats, Ints
+from kronos_qlib.data.windows.gather import WindowBatch, gather
+from kronos_qlib.data.windows.label import Label
+from kronos_qlib.data.windows.scale_features import scale_features, standardised_over_day
+from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
-from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import shuffled
 from kronos_qlib.training.distributed import Share
 from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
+from kronos_qlib.training.stage_settings import AlphaConfig
 
 CHUNK_VALUES = 2**22
 """Windows x bars x width x layers of a backbone that are read at a time."""

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.gather import WindowBatch, gather
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.gather import WindowBatch, gather
+from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.log import progress
 from kronos_qlib.training.distributed import Share, sum_over_processes
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 if TYPE_CHECKING:
     from kronos_qlib.model.tokenizer import KronosTokenizer

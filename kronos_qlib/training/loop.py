@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from kronos_qlib.configs import AlphaConfig, TrainingConfig
-from kronos_qlib.data.gather import WindowBatch
+from kronos_qlib.data.windows.gather import WindowBatch
 from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
-from kronos_qlib.model.weights import all_finite
+from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.training.batches import Ints
 from kronos_qlib.training.distributed import (
     Share,
@@ -40,6 +39,7 @@ from kronos_qlib.training.losses import (
     weighed,
 )
 from kronos_qlib.training.resume import RunStore, random_state, set_random_state
+from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

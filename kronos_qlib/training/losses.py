@@ -19,9 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.gather import WindowBatch
-from kronos_qlib.data.windows import Windows
+from kronos_qlib.data.windows.gather import WindowBatch
+from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -29,6 +28,7 @@ from kronos_qlib.schema import TIME_FIELDS
 from kronos_qlib.training.batches import Segment, TrainingBatch
 from kronos_qlib.training.codes import CodeTally
 from kronos_qlib.training.distributed import Share, sum_over_processes
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 Losses = dict[str, Tensor]
 """Scalars by name, "loss" being the one to minimise; all of them are logged."""

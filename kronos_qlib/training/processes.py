@@ -25,10 +25,10 @@ import torch
 import torch.multiprocessing as mp
 
 from kronos_qlib import errors
-from kronos_qlib.configs import AlphaConfig, TrainingConfig
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.training.loop import OnEpoch, OnSteps, TrainingReport, train
 from kronos_qlib.training.losses import Step, TrainingData
+from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 POLL_SECONDS = 0.2
 LAST_WORDS_SECONDS = 5.0

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from qlib.workflow.recorder import MLflowRecorder
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.plugin.provider.writer import write_provider
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,12 @@ import torch
 import yaml
 from qlib.workflow.recorder import MLflowRecorder
 
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.evaluation.metrics import PORTFOLIO_METRICS
-from kronos_qlib.plugin.about_run import (
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.evaluation.portfolio.metrics import PORTFOLIO_METRICS
+from kronos_qlib.plugin.lookahead import open_provider
+from kronos_qlib.plugin.records.portfolio_report import SEARCH_AND_COST_METRICS
+from kronos_qlib.plugin.records.run_check import expected_metrics
+from kronos_qlib.plugin.runs.about_run import (
     BARS,
     DAYS,
     GIT,
@@ -40,8 +43,6 @@ from kronos_qlib.plugin.about_run import (
     universe_of,
     weights_digest,
 )
-from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.records import SEARCH_AND_COST_METRICS, expected_metrics
 from kronos_qlib.version import __version__
 
 pytestmark = pytest.mark.integration

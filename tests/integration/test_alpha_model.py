@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.labels import ExpressionLabel
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS
 
 pytestmark = pytest.mark.integration

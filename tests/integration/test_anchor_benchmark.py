@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.inference.predictor import KronosPredictor
 
 pytestmark = pytest.mark.integration

@@ -7,10 +7,10 @@ from qlib.data import D
 from qlib.workflow.record_temp import PortAnaRecord
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
-from kronos_qlib.plugin.artifacts import frequency_of
-from kronos_qlib.plugin.backtest_record import BacktestConfig, BacktestRecord, qlib_config
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.artifacts import frequency_of
+from kronos_qlib.plugin.records.backtest_record import BacktestConfig, BacktestRecord, qlib_config
 
 pytestmark = pytest.mark.integration
 

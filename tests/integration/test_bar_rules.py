@@ -17,9 +17,9 @@ from qlib.data.cache import H
 from kronos_qlib import KronosDataset, KronosModel, KronosPredictor, WindowDataset
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.plugin.baseline_scores import baselines_at
 from kronos_qlib.plugin.baselines import BaselineModel
-from kronos_qlib.plugin.source import read_table
+from kronos_qlib.plugin.provider.reader import read_table
+from kronos_qlib.plugin.records.baseline_scores import baselines_at
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.cli import main as cli
-from kronos_qlib.cli.data import COMMANDS as DATA_COMMANDS
+from kronos_qlib.cli.data_command import COMMANDS as DATA_COMMANDS
 from kronos_qlib.cli.main import COMMANDS, main
 from kronos_qlib.errors import TrainingError
 from kronos_qlib.schema import BAR_COLUMNS
@@ -105,7 +105,7 @@ def test_a_failure_is_one_line_and_a_code(error, code, told, monkeypatch, capsys
     def fail(arguments: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr("kronos_qlib.cli.models.models", fail)
+    monkeypatch.setattr("kronos_qlib.cli.models_command.models", fail)
     assert main(["models"]) == code
     said = capsys.readouterr()
     assert told in said.err and said.err.count("\n") == 1 and said.out == ""
@@ -142,8 +142,8 @@ def test_models_lists_what_is_here_and_what_is_not(tmp_path, monkeypatch, capsys
 
 
 def test_a_model_is_cached_when_both_halves_are(tmp_path, monkeypatch):
-    from kronos_qlib.model import catalogue
-    from kronos_qlib.model.checkpoint import ALIASES
+    from kronos_qlib.model.checkpoints import catalogue
+    from kronos_qlib.model.checkpoints.pretrained import ALIASES
 
     def put(repo: str, revision: str | None) -> None:
         place = tmp_path / f"models--{repo.replace('/', '--')}"
@@ -202,7 +202,7 @@ def test_a_forecast_is_a_table_and_a_picture(csv, capsys):
 
 def titles_of(monkeypatch) -> list:
     """Figures that a command draws, each as it was made."""
-    from kronos_qlib.evaluation import candles
+    from kronos_qlib.evaluation.forecasts import candles
 
     drawn, draw = [], candles.candle_figure
 

@@ -17,11 +17,15 @@ from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
-from kronos_qlib.evaluation.metrics import deflated_sharpe
-from kronos_qlib.plugin import plain
-from kronos_qlib.plugin.about_run import DAYS as DAYS_TAG
-from kronos_qlib.plugin.about_run import PROVIDER, UNIVERSE
-from kronos_qlib.plugin.compare import (
+from kronos_qlib.evaluation.portfolio.metrics import deflated_sharpe
+from kronos_qlib.plugin.records.compare_record import CompareRecord
+from kronos_qlib.plugin.runs import plain_files as plain
+from kronos_qlib.plugin.runs.about_run import DAYS as DAYS_TAG
+from kronos_qlib.plugin.runs.about_run import PROVIDER, UNIVERSE
+from kronos_qlib.plugin.runs.plain_files import LABELS as LABELS_KEPT
+from kronos_qlib.plugin.runs.plain_files import SCORES as SCORES_KEPT
+from kronos_qlib.plugin.runs.plain_files import _read_parquet, task_json, write_table
+from kronos_qlib.plugin.runs.stored_runs import (
     COMPARED,
     FURTHEST,
     compare,
@@ -30,10 +34,6 @@ from kronos_qlib.plugin.compare import (
     settings_of,
     sqlite_path,
 )
-from kronos_qlib.plugin.compare_record import CompareRecord
-from kronos_qlib.plugin.plain import LABELS as LABELS_KEPT
-from kronos_qlib.plugin.plain import SCORES as SCORES_KEPT
-from kronos_qlib.plugin.plain import _read_parquet, task_json, write_table
 
 pytestmark = pytest.mark.integration
 

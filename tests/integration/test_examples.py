@@ -19,11 +19,13 @@ import pytest
 import yaml
 
 from kronos_qlib.cli.main import build_parser, main
-from kronos_qlib.configs import SamplingConfig, SignalsConfig, from_mapping
-from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.plugin.backtest_record import BacktestConfig
-from kronos_qlib.plugin.stages import StagesConfig
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.pipeline.stages import StagesConfig
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.backtest_record import BacktestConfig
+from kronos_qlib.settings import from_mapping
+from kronos_qlib.signals.signal_settings import SignalsConfig
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ from qlib.data.cache import H
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin import exchange as exchange_module
-from kronos_qlib.plugin.backtest_record import BacktestConfig, BacktestRecord
 from kronos_qlib.plugin.exchange import BAR_FIELDS, BarExchange, untraded_quotes
+from kronos_qlib.plugin.records.backtest_record import BacktestConfig, BacktestRecord
 
 pytestmark = pytest.mark.integration
 

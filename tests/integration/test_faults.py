@@ -14,8 +14,8 @@ from qlib.data.cache import H
 
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.faults import likely_names
-from kronos_qlib.plugin.source import read_calendar, read_spans, read_table
+from kronos_qlib.plugin.provider.faults import likely_names
+from kronos_qlib.plugin.provider.reader import read_calendar, read_spans, read_table
 
 pytestmark = pytest.mark.integration
 
@@ -137,7 +137,7 @@ def test_one_folder_in_upper_case_is_told(folder, monkeypatch):
     (folder / "features" / "sh600001").rename(folder / "features" / "SH600001")
     said = []
     log = types.SimpleNamespace(warning=said.append)
-    monkeypatch.setattr("kronos_qlib.plugin.source.logger", log)
+    monkeypatch.setattr("kronos_qlib.plugin.provider.reader.logger", log)
     read_table(NAMES)
     assert "1 of 4 instruments have no bars: SH600001; features has SH600001, and Qlib" in said[-1]
 
@@ -189,7 +189,7 @@ def test_likely_names(name, known, likely):
 def test_some_names_spelled_otherwise_are_told(folder, monkeypatch):
     said = []
     log = types.SimpleNamespace(warning=said.append)
-    monkeypatch.setattr("kronos_qlib.plugin.source.logger", log)
+    monkeypatch.setattr("kronos_qlib.plugin.provider.reader.logger", log)
     read_table(["SH600000", "600001.SH", "NOBODY"])
     assert said[-1] == (
         "2 of 3 instruments have no bars: 600001.SH, NOBODY; write SH600001 for 600001.SH"

@@ -17,13 +17,13 @@ import torch
 import yaml
 
 from kronos_qlib.cli.main import main
-from kronos_qlib.configs import PRESETS
-from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import CheckpointError, ConfigError
-from kronos_qlib.model.checkpoint import SHAPES, sizes_of
+from kronos_qlib.model.checkpoints.pretrained import SHAPES, sizes_of
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.training.stage_settings import PRESETS
 
 pytestmark = pytest.mark.integration
 

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import (
     BarDataError,
     ConfigError,
     UndefinedMetricError,
 )
-from kronos_qlib.evaluation.calibration import Calibration
+from kronos_qlib.evaluation.forecasts.calibration import Calibration
 from kronos_qlib.pipeline import outcomes
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
@@ -27,9 +27,9 @@ from kronos_qlib.pipeline.outcomes import (
     sample_windows,
 )
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.forecast_report import FIGURES, ForecastReportRecord
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
+from kronos_qlib.plugin.records.forecast_report import FIGURES, ForecastReportRecord
+from kronos_qlib.plugin.records.run_check import RunCheckRecord, await_metrics
 from kronos_qlib.schema import CLOSE
 
 pytestmark = pytest.mark.integration
@@ -146,7 +146,7 @@ def test_settings_that_cannot_work_are_refused(recorder, dataset, settings, mess
 
 
 def test_a_segment_of_too_few_days_is_named_before_paths_are_drawn(recorder, dataset, monkeypatch):
-    monkeypatch.setattr("kronos_qlib.plugin.forecast_report.draw_closes", None)
+    monkeypatch.setattr("kronos_qlib.plugin.records.forecast_report.draw_closes", None)
     segment = ("2020-12-14", "2020-12-28")  # 11 days, and a horizon of 3
     with pytest.raises(UndefinedMetricError, match=r"2020-12-28.* lie on 9 days, and 10 are"):
         ForecastReportRecord(

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from kronos_qlib import KronosTokenizer
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.search import windows_to_train
-from kronos_qlib.data.synthetic import MarketConfig, make_market
-from kronos_qlib.inference.engine import PackedTokenizer
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
+from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.inference.packed import PackedTokenizer
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, VOLUME
 
 pytest.importorskip("arch", reason="the benchmark fits GARCH with arch: it is NOT tested")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.gather import gather
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.data.windows.gather import gather
 from kronos_qlib.errors import BarDataError, ConfigError, LookaheadError
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.lookahead import (
@@ -17,7 +17,7 @@ from kronos_qlib.plugin.lookahead import (
     replaced_after,
 )
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
 
 pytestmark = pytest.mark.integration
 

@@ -21,7 +21,7 @@ from jinja2 import meta
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.plugin.markets import (
+from kronos_qlib.plugin.workflows.markets import (
     DATES,
     PROFILE_KEYS,
     MarketProfile,
@@ -29,8 +29,8 @@ from kronos_qlib.plugin.markets import (
     read_market,
     variable_of,
 )
-from kronos_qlib.plugin.shipped import find_market, markets, workflows
-from kronos_qlib.plugin.workflow_file import (
+from kronos_qlib.plugin.workflows.shipped import find_market, markets, workflows
+from kronos_qlib.plugin.workflows.workflow_file import (
     _quoted,
     _render,
     load_yaml,

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 from qlib.data import D
 from qlib.data.cache import H
 
-from kronos_qlib.data.synthetic import MarketConfig
+from kronos_qlib.data.files.synthetic import MarketConfig
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.demo import open_demo
 

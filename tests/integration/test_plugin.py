@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 
 pytestmark = pytest.mark.integration
@@ -406,7 +406,7 @@ def test_storage_without_amount_gets_volume_times_price(provider, tmp_path, monk
         path.unlink()
     said: list[str] = []
     monkeypatch.setattr(
-        "kronos_qlib.plugin.source.logger", types.SimpleNamespace(warning=said.append)
+        "kronos_qlib.plugin.provider.reader.logger", types.SimpleNamespace(warning=said.append)
     )
     table = dataset_of(folder).handler.bars
     prices = table.values[:, :4].astype(np.float64).mean(axis=1)

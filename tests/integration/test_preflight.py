@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from kronos_qlib.cli.main import _one_line
 from kronos_qlib.errors import ConfigError, RefusedRunError
-from kronos_qlib.model import checkpoint
-from kronos_qlib.plugin import run_outputs
-from kronos_qlib.plugin.workflow_file import read_workflow
-from kronos_qlib.plugin.preflight import check_run
-from kronos_qlib.plugin.run_outputs import why_unwritable
+from kronos_qlib.model.checkpoints import pretrained as checkpoint
+from kronos_qlib.plugin.workflows import run_outputs
+from kronos_qlib.plugin.workflows.preflight import check_run
+from kronos_qlib.plugin.workflows.run_outputs import why_unwritable
+from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 
 pytestmark = pytest.mark.integration
 
@@ -347,7 +347,7 @@ import logging, sys
 import qlib
 from qlib.model.trainer import task_train
 uri = {"uri": "sqlite:///mlflow.db", "default_exp_name": "some"}
-how = {"class": "KronosExpManager", "module_path": "kronos_qlib.plugin.runs", "kwargs": uri}
+how = {"class": "KronosExpManager", "module_path": "kronos_qlib.plugin.runs.manager", "kwargs": uri}
 qlib.init(provider_uri=sys.argv[1], region="us", exp_manager=how, logging_level=logging.WARNING)
 task = {
     "model": {"class": "NoSuchModel", "module_path": "no.such.module"},
@@ -378,7 +378,7 @@ def test_a_run_of_qlib_is_refused_before_its_model_is_made(provider, tmp_path):
 
 RECORD = {
     "class": "SignalReportRecord",
-    "module_path": "kronos_qlib.plugin.signal_report",
+    "module_path": "kronos_qlib.plugin.records.signal_report",
 }
 
 

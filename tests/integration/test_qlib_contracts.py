@@ -37,8 +37,8 @@ from qlib.workflow.task.gen import RollingGen, task_generator
 
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.records import SIGNAL_METRICS
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.portfolio_report import SIGNAL_METRICS
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, HIGH, LOW, OPEN
 
 pytestmark = pytest.mark.integration
@@ -878,7 +878,7 @@ def test_every_class_in_our_pickles_is_on_the_list(provider, monkeypatch):
         framed = set().union(*map(names_in, pickles_of(dataset).values()))
         asked |= {name for name in framed if name[0].split(".")[0] in ("kronos_qlib", "qlib")}
     assert (f"{PLUGIN}.dataset", "KronosHandler") in asked
-    assert ("kronos_qlib.data.bar_table", "BarTable") in asked
+    assert ("kronos_qlib.data.windows.bar_table", "BarTable") in asked
     assert asked <= listed, f"not on the list: {asked - listed}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.log import progress
-from kronos_qlib.plugin.quiet import no_git_usage, quiet_backtest
+from kronos_qlib.plugin.runs.quiet import no_git_usage, quiet_backtest
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +34,7 @@ def test_a_bar_is_for_terminals(kind, is_shown, monkeypatch):
 
 RUN = """
 import os
-from kronos_qlib.plugin.quiet import quiet_libraries
+from kronos_qlib.plugin.runs.quiet import quiet_libraries
 quiet_libraries()
 import gym
 print(os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"])
@@ -50,7 +50,7 @@ def test_a_run_has_no_advertisement_and_no_bar_per_file():
 
 COMMAND = """
 import gym_notices.notices as notices
-import kronos_qlib, kronos_qlib.cli.main, kronos_qlib.cli.parsers, kronos_qlib.plugin.quiet
+import kronos_qlib, kronos_qlib.cli.main, kronos_qlib.cli.parsers, kronos_qlib.plugin.runs.quiet
 assert notices.notices, "importing the package changed what others print"
 from kronos_qlib.cli.parsers import run_script
 """

@@ -15,27 +15,26 @@ from qlib.backtest.position import Position
 from qlib.data import D
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
-from kronos_qlib.evaluation.costs import break_even_cost, cost_paid, cost_table
-from kronos_qlib.evaluation.metrics import (
+from kronos_qlib.evaluation.portfolio.costs import break_even_cost, cost_paid, cost_table
+from kronos_qlib.evaluation.portfolio.metrics import (
     PORTFOLIO_METRICS,
     UndefinedMetricError,
     deflated_sharpe,
     portfolio_metrics,
 )
-from kronos_qlib.evaluation.uncertainty import daily_mean
-from kronos_qlib.plugin.about_run import BARS, KEY_METRICS, KEY_PREFIX, NOTE, WEIGHTS
-from kronos_qlib.plugin.backtest_record import BacktestRecord
-from kronos_qlib.plugin.compare import compare_runs
+from kronos_qlib.evaluation.ranking.uncertainty import daily_mean
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.records import (
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.backtest_record import BacktestRecord
+from kronos_qlib.plugin.records.portfolio_report import (
     SEARCH_AND_COST_METRICS,
     SIGNAL_METRICS,
     PortfolioReportRecord,
-    RunCheckRecord,
-    expected_metrics,
     position_changes,
 )
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.records.run_check import RunCheckRecord, expected_metrics
+from kronos_qlib.plugin.runs.about_run import BARS, KEY_METRICS, KEY_PREFIX, NOTE, WEIGHTS
+from kronos_qlib.plugin.runs.stored_runs import compare_runs
 
 pytestmark = pytest.mark.integration
 

@@ -15,10 +15,10 @@ import yaml
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin import shipped
-from kronos_qlib.plugin.estimate import Part, describe_estimate, describe_minutes
-from kronos_qlib.plugin.run import plan_run
-from kronos_qlib.plugin.workflow_file import (
+from kronos_qlib.plugin.workflows import shipped
+from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, describe_minutes
+from kronos_qlib.plugin.workflows.execution import plan_run
+from kronos_qlib.plugin.workflows.workflow_file import (
     change,
     dump_yaml,
     load_yaml,
@@ -366,7 +366,9 @@ def test_dates_outside_the_bars_are_refused_with_dates_that_fit(here):
 
 
 def test_published_weights_tested_on_days_that_they_have_seen_are_doubted(here, monkeypatch):
-    monkeypatch.setattr("kronos_qlib.plugin.run.estimate", lambda *_: [Part("all", 1.0)])
+    monkeypatch.setattr(
+        "kronos_qlib.plugin.workflows.execution.estimate", lambda *_: [Part("all", 1.0)]
+    )
     plan = plan_run("kronos_zero_shot", "small.yaml", ["checkpoint=small"])
     assert any("have seen bars to 2024-05, and the test begins 2021-01-04" in n for n in plan.notes)
     plan = plan_run("kronos_zero_shot", "small.yaml", ["checkpoint=nano"])

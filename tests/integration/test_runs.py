@@ -10,8 +10,8 @@ import mlflow
 import pytest
 
 from kronos_qlib.owners import Owner
-from kronos_qlib.plugin import runs
-from kronos_qlib.plugin.runs import HOST, PROCESS, STARTED, mark_killed_runs
+from kronos_qlib.plugin.runs import manager as runs
+from kronos_qlib.plugin.runs.manager import HOST, PROCESS, STARTED, mark_killed_runs
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +23,7 @@ tempfile.tempdir = sys.argv[3]
 import qlib
 from qlib.workflow import R
 uri = {"uri": sys.argv[2], "default_exp_name": "some"}
-how = {"class": "KronosExpManager", "module_path": "kronos_qlib.plugin.runs", "kwargs": uri}
+how = {"class": "KronosExpManager", "module_path": "kronos_qlib.plugin.runs.manager", "kwargs": uri}
 qlib.init(provider_uri=sys.argv[1], region="us", exp_manager=how, logging_level=logging.WARNING)
 with R.start(experiment_name="some"):
     print(R.get_recorder().id, flush=True)

@@ -14,9 +14,9 @@ from qlib.model.trainer import task_train
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UnsafeArtifactError
-from kronos_qlib.plugin import score
-from kronos_qlib.plugin.known_tasks import check_known, is_expression
-from kronos_qlib.plugin.score import score_newest
+from kronos_qlib.plugin.runs import newest_day as score
+from kronos_qlib.plugin.runs.known_tasks import check_known, is_expression
+from kronos_qlib.plugin.runs.newest_day import score_newest
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +86,7 @@ STAGE = {"epochs": 1, "windows_per_epoch": 32, "validation_windows": 16, "batch_
 HEAD = {"epochs": 1, "hidden": 8, "context_width": 2, "windows_per_day": 6}
 BLEND = {
     "class": "BlendModel",
-    "module_path": "kronos_qlib.plugin.baselines",
+    "module_path": "kronos_qlib.plugin.blend",
     "kwargs": {"members": [REVERSAL, {**TREES, "dataset": TABLES}], "weights": [1, 2]},
 }
 RUNS = {
@@ -100,7 +100,7 @@ RUNS = {
 }
 RECORD = {
     "class": "KronosSignalRecord",
-    "module_path": "kronos_qlib.plugin.signal_record",
+    "module_path": "kronos_qlib.plugin.records.signal_record",
     "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
 }
 
@@ -116,7 +116,7 @@ def run(place, provider, name, model, dataset):
     """One run of a workflow, without a backtest."""
     manager = {
         "class": "KronosExpManager",
-        "module_path": "kronos_qlib.plugin.runs",
+        "module_path": "kronos_qlib.plugin.runs.manager",
         "kwargs": {"uri": place, "default_exp_name": "workflow"},
     }
     before = mlflow.get_tracking_uri()
@@ -210,7 +210,7 @@ def test_the_command_prints_and_writes_the_ranking(place, provider, tmp_path, mo
 
 
 def test_names_without_a_bar_of_the_day_are_told_with_their_age(place, bars, tmp_path, monkeypatch):
-    from kronos_qlib.plugin.storage import write_provider
+    from kronos_qlib.plugin.provider.writer import write_provider
 
     monkeypatch.chdir(tmp_path)
     first, second = sorted(bars["symbol"].unique())[:2]
@@ -233,7 +233,7 @@ def test_a_model_that_is_a_pickle_alone_is_not_read_unasked(place, provider, tmp
     expected = kept_scores(place, recorder).xs(pd.Timestamp(NEWEST)).sort_index()
     listed = score.artifacts
     monkeypatch.setattr(
-        "kronos_qlib.plugin.score.artifacts",
+        "kronos_qlib.plugin.runs.newest_day.artifacts",
         lambda client, run_id, folder=None: [] if folder == "weights" else listed(client, run_id),
     )
     with pytest.raises(ConfigError, match="--provider-uri"):

@@ -10,24 +10,24 @@ import pytest
 from qlib.data import D
 from qlib.workflow.record_temp import SigAnaRecord
 
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
-from kronos_qlib.evaluation.ic import rank_correlation, to_wide
-from kronos_qlib.evaluation.uncertainty import daily_mean
-from kronos_qlib.plugin.artifacts import count_signals, first_of_equals
-from kronos_qlib.plugin.baseline_scores import baselines_at
+from kronos_qlib.evaluation.ranking.information_coefficient import rank_correlation, to_wide
+from kronos_qlib.evaluation.ranking.uncertainty import daily_mean
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.records import RunCheckRecord, await_metrics
-from kronos_qlib.plugin.signal_report import (
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.artifacts import count_signals, first_of_equals
+from kronos_qlib.plugin.records.baseline_scores import baselines_at
+from kronos_qlib.plugin.records.run_check import RunCheckRecord, await_metrics
+from kronos_qlib.plugin.records.signal_report import (
     FILES,
     SIGNAL_REPORT_METRICS,
     SignalReportRecord,
     neutralised,
 )
-from kronos_qlib.plugin.storage import write_provider
-from kronos_qlib.signals.baselines import BASELINES
+from kronos_qlib.signals.past_bars import BASELINES
 
 pytestmark = pytest.mark.integration
 
@@ -161,7 +161,7 @@ def test_a_truth_of_nothing_has_no_share(recorder, planted, tmp_path, caplog):
     truth = folder / "oracle.parquet"
     kept = truth.read_bytes()
     try:
-        with caplog.at_level(logging.INFO, "kronos_qlib.plugin.signal_report"):
+        with caplog.at_level(logging.INFO, "kronos_qlib.plugin.records.signal_report"):
             (oracle * 0).to_frame().to_parquet(truth)
             assert record._against_oracle(pred, labels, score) == {}
         assert "nothing was planted" in caplog.text

@@ -12,13 +12,14 @@ import pytest
 from qlib.contrib.model.linear import LinearModel
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
-from kronos_qlib.plugin.baselines import BaselineModel, BlendModel, _logged_under
+from kronos_qlib.plugin.baselines import BaselineModel
+from kronos_qlib.plugin.blend import BlendModel, _logged_under
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.records import await_metrics
-from kronos_qlib.plugin.signal_record import KronosSignalRecord
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.records.run_check import await_metrics
+from kronos_qlib.plugin.records.signal_record import KronosSignalRecord
 from kronos_qlib.schema import CLOSE
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS, signals_of
 from kronos_qlib.signals.shaping import shaped, steps_of

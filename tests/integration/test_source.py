@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.search import windows_to_score
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.source import (
+from kronos_qlib.plugin.provider.reader import (
     STORED,
     local_folder,
     read_calendar,
     read_spans,
     read_table,
 )
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS
 
 pytestmark = pytest.mark.integration
@@ -293,7 +293,7 @@ def test_a_name_without_bars_is_told_and_keeps_its_place(provider, direct, monke
     """A universe of which a third was missing once looked complete."""
     said = []
     monkeypatch.setattr(
-        "kronos_qlib.plugin.source.logger", types.SimpleNamespace(warning=said.append)
+        "kronos_qlib.plugin.provider.reader.logger", types.SimpleNamespace(warning=said.append)
     )
     names = sorted(read_spans("all"))
     table = read_table([*names, "NOBODY", names[0]], direct=direct)

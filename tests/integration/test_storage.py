@@ -20,11 +20,11 @@ from qlib.data.cache import H
 
 from kronos_qlib import files
 from kronos_qlib.data.files.read import read_bars
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
-from kronos_qlib.plugin import storage
-from kronos_qlib.plugin.source import read_calendar
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider import writer as storage
+from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS
 
 pytestmark = pytest.mark.integration
@@ -527,8 +527,8 @@ import os, signal, sys
 import pandas as pd
 from pathlib import Path
 from kronos_qlib import files
-from kronos_qlib.plugin.source import read_calendar
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.provider.writer import write_provider
 files._exchange = lambda one, other: False
 rename = Path.rename
 def renamed(self, other):
@@ -676,8 +676,8 @@ import sys
 import pandas as pd
 from qlib.config import C
 from qlib.data.cache import H
-from kronos_qlib.plugin.source import read_calendar
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.provider.writer import write_provider
 before = dict(C.__dict__["_config"])
 write_provider(pd.read_parquet(sys.argv[1]), sys.argv[2])
 assert C.__dict__["_config"] == before and not C.registered

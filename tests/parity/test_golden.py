@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.generate import decode_drawn, generate
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.inference.sampling import path_uniforms
+from kronos_qlib.inference.sampling import SamplingConfig, path_uniforms
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.losses import next_token_losses, reconstruction_losses
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kronos_qlib.evaluation.calibration import Calibration, ConformalIntervals
-from kronos_qlib.evaluation.forecasts import PathDistribution, sample_quantile
+from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
+from kronos_qlib.evaluation.forecasts.distributions import PathDistribution, sample_quantile
 
 LAWS = {
     "normal": lambda rng, shape: rng.normal(size=shape),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.errors import CheckpointError
-from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 

@@ -7,7 +7,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.calendar import bars_ahead, next_times
+from kronos_qlib.data.calendar.stamps import bars_ahead, next_times
 
 MINUTES = np.timedelta64(1, "m")
 WEEKDAYS = st.one_of(

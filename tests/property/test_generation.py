@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.generate import decode_drawn, generate
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.inference.sampling import path_uniforms, sample_ids
+from kronos_qlib.inference.sampling import SamplingConfig, path_uniforms, sample_ids
 
 networks = st.fixed_dictionaries(
     {

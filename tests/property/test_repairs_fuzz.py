@@ -9,8 +9,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_qlib.data.bars import check_bars
-from kronos_qlib.data.repairs import REPAIRS, repair_bars
+from kronos_qlib.data.files.check import check_bars
+from kronos_qlib.data.files.repair import REPAIRS, repair_bars
 
 PRICES = ["open", "high", "low", "close"]
 NUMBERS = [*PRICES, "volume", "amount", "factor"]

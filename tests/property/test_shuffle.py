@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment, shuffled

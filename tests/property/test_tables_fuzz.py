@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.data.files.read import read_bars, write_bars
-from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.plugin.storage import write_provider
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import LONG_COLUMNS
 
 prices = st.floats(0.01, 1e6)

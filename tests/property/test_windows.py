@@ -11,11 +11,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import kronos_qlib.data.gather as gather_module
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.gather import WindowBatch, gather
-from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.search import (
+import kronos_qlib.data.windows.gather as gather_module
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import (
     CUT,
     NO_BAR,
     OUTSIDE,
@@ -25,7 +23,9 @@ from kronos_qlib.data.search import (
     windows_to_score,
     windows_to_train,
 )
-from kronos_qlib.data.windows import RunRows
+from kronos_qlib.data.windows.gather import WindowBatch, gather
+from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.window import RunRows
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import Segment

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.advice import advise, describe_advice, describe_units
-from kronos_qlib.data.bars import check_bars
-from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.files.advice import advise, describe_advice, describe_units
+from kronos_qlib.data.files.check import check_bars
+from kronos_qlib.data.files.repair import repair_bars
 
 DAYS = pd.bdate_range("2024-01-01", periods=60)
 

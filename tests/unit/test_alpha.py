@@ -8,13 +8,16 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from kronos_qlib.configs import AlphaConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.features import SCALE_FEATURES, scale_features, standardised_over_day
-from kronos_qlib.data.labels import ReturnLabel
-from kronos_qlib.data.search import windows_to_score
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_score
+from kronos_qlib.data.windows.label import ReturnLabel
+from kronos_qlib.data.windows.scale_features import (
+    SCALE_FEATURES,
+    scale_features,
+    standardised_over_day,
+)
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
-from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import alpha, losses
 from kronos_qlib.training.alpha import (
@@ -27,6 +30,7 @@ from kronos_qlib.training.alpha import (
     day_features,
 )
 from kronos_qlib.training.loop import train
+from kronos_qlib.training.stage_settings import AlphaConfig
 
 DAYS = pd.bdate_range("2024-01-01", periods=60)
 NAMES = [f"S{number}" for number in range(12)]

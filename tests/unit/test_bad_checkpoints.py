@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from kronos_qlib.errors import CheckpointError, ConfigError
-from kronos_qlib.model import weights
-from kronos_qlib.model.alpha import AlphaHead
-from kronos_qlib.model.checkpoint import CONTEXT_KEY, PART_KEY, fingerprint, sizes_of
-from kronos_qlib.model.strict_json import MOST_BYTES
+from kronos_qlib.model.alpha_head import AlphaHead
+from kronos_qlib.model.checkpoints import weights
+from kronos_qlib.model.checkpoints.pretrained import CONTEXT_KEY, PART_KEY, fingerprint, sizes_of
+from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -501,7 +501,7 @@ def test_files_of_equal_weights_are_equal_bytes(folder, tmp_path):
         "import sys; from pathlib import Path\n"
         "from kronos_qlib.model.tokenizer import KronosTokenizer\n"
         "from kronos_qlib.model.transformer import Kronos\n"
-        "from kronos_qlib.model.alpha import AlphaHead\n"
+        "from kronos_qlib.model.alpha_head import AlphaHead\n"
         "source, target = map(Path, sys.argv[1:])\n"
         "tokenizer = KronosTokenizer.from_pretrained(source)\n"
         "tokenizer.save_pretrained(target / 'tokenizer')\n"

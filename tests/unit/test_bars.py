@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.bars import check_bars, describe_report, measure_lot
+from kronos_qlib.data.files.check import check_bars, describe_report, measure_lot
 from kronos_qlib.data.files.read import read_bars
-from kronos_qlib.data.repairs import MENDED_BY, REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.files.repair import MENDED_BY, REPAIRS, join_reports, repair_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
 PRICES = ["open", "high", "low", "close"]

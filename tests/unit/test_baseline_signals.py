@@ -7,7 +7,7 @@ import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import AMOUNT, CLOSE
-from kronos_qlib.signals.baselines import (
+from kronos_qlib.signals.past_bars import (
     BASELINES,
     bars_needed,
     baseline_of,

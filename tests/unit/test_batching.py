@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.inference import engine
+from kronos_qlib.inference import packed as engine
 from kronos_qlib.inference.batching import MEBIBYTE, Sizes, plan_batches, run_batches
-from kronos_qlib.inference.engine import Turn
+from kronos_qlib.inference.packed import Turn
 from kronos_qlib.inference.predictor import KronosPredictor
 
 

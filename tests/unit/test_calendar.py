@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.calendar import future_times, next_times, stamps_of
+from kronos_qlib.data.calendar.stamps import future_times, next_times, stamps_of
 from kronos_qlib.errors import CalendarError, ConfigError
 
 NOON = pd.Timestamp("2024-02-29 11:30")  # a Thursday

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.evaluation import calibration
-from kronos_qlib.evaluation.calibration import Calibration, ConformalIntervals
-from kronos_qlib.evaluation.forecasts import sample_quantile
+from kronos_qlib.evaluation.forecasts import calibration
+from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
+from kronos_qlib.evaluation.forecasts.distributions import sample_quantile
 from kronos_qlib.inference.forecast import Forecast, make_coherent
 from kronos_qlib.schema import AMOUNT, CLOSE, HIGH, LOW, VOLUME
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.evaluation.candles import candle_figure, fan_bands
+from kronos_qlib.evaluation.forecasts.candles import candle_figure, fan_bands
 
 PAST = pd.DataFrame(
     {

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.model.checkpoint import ALIASES, Origin, check_pair, fingerprint
+from kronos_qlib.model.checkpoints.pretrained import ALIASES, Origin, check_pair, fingerprint
+from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.model.weights import all_finite
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_bundled_pair_needs_no_network():
 
 def put_hub(monkeypatch, hub):
     """The Hub in reach, and what it serves."""
-    monkeypatch.setattr("kronos_qlib.model.hub.reach", lambda endpoint: None)
+    monkeypatch.setattr("kronos_qlib.model.checkpoints.hub.reach", lambda endpoint: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
 
 

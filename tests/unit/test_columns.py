@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.cli.main import main
-from kronos_qlib.data.calendar import to_times
-from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.calendar.stamps import to_times
 from kronos_qlib.data.files.read import columns_from_pairs, read_bars
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.inference.frames import bars_of_frame, series_of_frames, timestamps_of
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.evaluation.comparison import (
+from kronos_qlib.evaluation.compare.comparison import (
     Comparison,
     Signal,
     check_comparable,
@@ -20,7 +20,7 @@ from kronos_qlib.evaluation.comparison import (
     excess_test,
     pair_of,
 )
-from kronos_qlib.evaluation.comparison_text import (
+from kronos_qlib.evaluation.compare.comparison_text import (
     comparison_text,
     format_rows,
     measure_rows,
@@ -29,7 +29,7 @@ from kronos_qlib.evaluation.comparison_text import (
     run_verdicts,
     verdict,
 )
-from kronos_qlib.evaluation.uncertainty import paired_difference
+from kronos_qlib.evaluation.ranking.uncertainty import paired_difference
 
 DAYS = pd.bdate_range("2022-07-01", periods=50, name="datetime")
 NAMES = [f"S{number}" for number in range(12)]

@@ -6,14 +6,11 @@ from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
-from kronos_qlib.configs import (
-    PredictorConfig,
-    SamplingConfig,
-    TokenizerConfig,
-    TrainingConfig,
-    from_mapping,
-)
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
+from kronos_qlib.settings import from_mapping
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 NETWORK = {
     "d_model": 16,

@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.costs import break_even_cost, capacity_table, cost_paid, cost_table
+from kronos_qlib.evaluation.portfolio.costs import (
+    break_even_cost,
+    capacity_table,
+    cost_paid,
+    cost_table,
+)
 
 
 @pytest.fixture

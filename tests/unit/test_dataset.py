@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from kronos_qlib import WindowDataset
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.segments import split_by_share
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.segments import split_by_share
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
 

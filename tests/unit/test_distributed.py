@@ -19,13 +19,12 @@ from conftest import build_pair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos_qlib.configs import AlphaConfig, TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.features import SCALE_FEATURES
-from kronos_qlib.data.labels import ReturnLabel
-from kronos_qlib.data.search import windows_to_score, windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_score, windows_to_train
+from kronos_qlib.data.windows.label import ReturnLabel
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import ConfigError, TrainingError
-from kronos_qlib.model.alpha import AlphaHead
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import alpha, hardware, loop, losses, processes
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
@@ -42,6 +41,7 @@ from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
 from kronos_qlib.training.processes import how_it_ended, train_in_processes
 from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
 DAYS = pd.bdate_range("2024-01-01", periods=40)

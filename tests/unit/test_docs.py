@@ -91,7 +91,7 @@ def test_every_setting_has_type_default_and_meaning(name):
 
 def test_defaults_are_those_of_the_code():
     """The tables by hand had context_width 8, epochs 3 and rate 0.001 of the alpha head."""
-    from kronos_qlib.configs import AlphaConfig
+    from kronos_qlib.training.stage_settings import AlphaConfig
 
     shown = {one.name: one.default for one in settings_page.settings_of("AlphaConfig")}
     assert set(shown) == {field.name for field in dataclasses.fields(AlphaConfig)}
@@ -157,12 +157,12 @@ def test_every_module_is_once_in_the_navigation(tmp_path, monkeypatch):
     assert len(pages) == len(sources.documented()) + 1
     package = tmp_path / "kronos_qlib"
     (package / "data" / "files").mkdir(parents=True)
-    for name in ("data/files/__init__.py", "data/files/read.py", "data/bars.py"):
+    for name in ("data/files/__init__.py", "data/files/read.py", "data/files/check.py"):
         (package / name).write_text("def one():\n    ...\n", encoding="utf-8")
     found = {
         sources.PACKAGE.name + f".{name}": package / file
         for name, file in [
-            ("data.bars", "data/bars.py"),
+            ("data.bars", "data/files/check.py"),
             ("data.files", "data/files/__init__.py"),
             ("data.files.read", "data/files/read.py"),
         ]

@@ -18,9 +18,9 @@ import kronos_qlib
 from kronos_qlib import extras
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import KronosError, MissingDependencyError
-from kronos_qlib.evaluation.forecasts import PathDistribution
-from kronos_qlib.evaluation.metrics import portfolio_metrics, wealth_measures
-from kronos_qlib.evaluation.page import comparison_page
+from kronos_qlib.evaluation.compare.page import comparison_page
+from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
+from kronos_qlib.evaluation.portfolio.metrics import portfolio_metrics, wealth_measures
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,8 +9,6 @@ import pytest
 from matplotlib.colors import to_hex
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.evaluation import ic
-from kronos_qlib.evaluation.costs import cost_table
 from kronos_qlib.evaluation.figures import (
     BENCHMARK,
     FALL,
@@ -18,8 +16,10 @@ from kronos_qlib.evaluation.figures import (
     equity_figure,
     training_figure,
 )
-from kronos_qlib.evaluation.metrics import UndefinedMetricError
-from kronos_qlib.evaluation.signal_figures import (
+from kronos_qlib.evaluation.portfolio.costs import cost_table
+from kronos_qlib.evaluation.portfolio.metrics import UndefinedMetricError
+from kronos_qlib.evaluation.ranking import information_coefficient as ic
+from kronos_qlib.evaluation.ranking.signal_figures import (
     autocorrelation_figure,
     cost_figure,
     decay_figure,

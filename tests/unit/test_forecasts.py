@@ -7,13 +7,23 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.forecast_figures import (
+from kronos_qlib.evaluation.forecasts.distributions import (
+    LastPrice,
+    Outcomes,
+    PathDistribution,
+    VolatilityWalk,
+    interval,
+    losses_of,
+    realised_volatility,
+    sample_quantile,
+)
+from kronos_qlib.evaluation.forecasts.forecast_figures import (
     coverage_figure,
     crps_figure,
     fan_figure,
     pit_figure,
 )
-from kronos_qlib.evaluation.forecast_tables import (
+from kronos_qlib.evaluation.forecasts.forecast_tables import (
     ALL,
     CALIBRATED,
     CONFORMAL,
@@ -29,16 +39,6 @@ from kronos_qlib.evaluation.forecast_tables import (
     judge,
     pit_table,
     score_table,
-)
-from kronos_qlib.evaluation.forecasts import (
-    LastPrice,
-    Outcomes,
-    PathDistribution,
-    VolatilityWalk,
-    interval,
-    losses_of,
-    realised_volatility,
-    sample_quantile,
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.ic import (
+from kronos_qlib.evaluation.ranking.information_coefficient import (
     SUMMARY,
     best_less_worst,
     by_year,
@@ -25,7 +25,7 @@ from kronos_qlib.evaluation.ic import (
     to_wide,
     top_turnover,
 )
-from kronos_qlib.evaluation.uncertainty import daily_mean, paired_difference
+from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference
 
 NAMES = list("ABCDEFGHIJ")
 

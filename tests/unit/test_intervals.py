@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.evaluation.uncertainty import coverage_of, daily_mean, paired_difference
+from kronos_qlib.evaluation.ranking.uncertainty import coverage_of, daily_mean, paired_difference
 
 ROOT = Path(__file__).parents[2]
 SERIES = 2000

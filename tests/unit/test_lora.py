@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from kronos_qlib.model.checkpoints.weights import to_bytes
 from kronos_qlib.model.layers import Attention
-from kronos_qlib.model.weights import to_bytes
 from kronos_qlib.training.lora import adapters, frozen, merged_copy
 
 IDS = torch.tensor([[1, 2, 3, 4]])

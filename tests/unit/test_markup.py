@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos_qlib.evaluation.comparison import Comparison, Signal, common_equity, compare_signals
-from kronos_qlib.evaluation.comparison_text import comparison_text, format_rows
+from kronos_qlib.evaluation.compare.comparison import (
+    Comparison,
+    Signal,
+    common_equity,
+    compare_signals,
+)
+from kronos_qlib.evaluation.compare.comparison_text import comparison_text, format_rows
+from kronos_qlib.evaluation.compare.page import comparison_page
 from kronos_qlib.evaluation.figures import new_figure
-from kronos_qlib.evaluation.markup import figure_text, inline_markdown, markdown, one_line
-from kronos_qlib.evaluation.page import comparison_page
-from kronos_qlib.evaluation.signal_figures import interval_figure
+from kronos_qlib.evaluation.ranking.signal_figures import interval_figure
+from kronos_qlib.markup import figure_text, inline_markdown, markdown, one_line
 
 HOSTILE = [
     "a|b",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.members import merged, plain_code, spans_in_folder, write_members
+from kronos_qlib.plugin.provider.members import merged, plain_code, spans_in_folder, write_members
 
 CALENDAR = np.arange("2020-01-01", "2020-12-31", dtype="datetime64[D]")
 ALWAYS = (CALENDAR[0], CALENDAR[-1])

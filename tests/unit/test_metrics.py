@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.evaluation.metrics import (
+from kronos_qlib.evaluation.portfolio.metrics import (
     PORTFOLIO_METRICS,
     UndefinedMetricError,
     days_below_peak,

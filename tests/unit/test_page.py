@@ -10,9 +10,14 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from kronos_qlib.evaluation.comparison import Comparison, Signal, common_equity, compare_signals
-from kronos_qlib.evaluation.comparison_text import MEASURES
-from kronos_qlib.evaluation.page import comparison_page
+from kronos_qlib.evaluation.compare.comparison import (
+    Comparison,
+    Signal,
+    common_equity,
+    compare_signals,
+)
+from kronos_qlib.evaluation.compare.comparison_text import MEASURES
+from kronos_qlib.evaluation.compare.page import comparison_page
 
 RNG = np.random.default_rng(1)
 DAYS = pd.bdate_range("2022-07-01", periods=40, name="datetime")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pandas.core.indexes.base import _new_Index
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
-from kronos_qlib.plugin.pickles import load_pickle
-from kronos_qlib.plugin.plain import as_table
+from kronos_qlib.plugin.runs.pickles import load_pickle
+from kronos_qlib.plugin.runs.plain_files import as_table
 
 KEPT = Path(__file__).parent / "pickles"
 """As pandas 2.2.3 and 3.1 wrote them, by protocol."""

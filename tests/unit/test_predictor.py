@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from kronos_qlib.configs import SamplingConfig
-from kronos_qlib.data.calendar import stamps_of
-from kronos_qlib.data.scale import WindowScale
+from kronos_qlib.data.calendar.stamps import stamps_of
+from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.schema import BAR_COLUMNS
 
 PAST, AHEAD = 10, 4

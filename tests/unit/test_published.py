@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from kronos_qlib.errors import CheckpointError
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.model import hub
-from kronos_qlib.model.checkpoint import SHAPES, is_published, sizes_of
+from kronos_qlib.model.checkpoints import hub
+from kronos_qlib.model.checkpoints.pretrained import SHAPES, is_published, sizes_of
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 

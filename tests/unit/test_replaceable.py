@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from kronos_qlib.configs import SamplingConfig, TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
-from kronos_qlib.inference.engine import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.generate import generate
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.inference.sampling import path_uniforms
-from kronos_qlib.model.checkpoint import fingerprint
+from kronos_qlib.inference.sampling import SamplingConfig, path_uniforms
+from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer, Quantizer
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -35,6 +34,7 @@ from kronos_qlib.training.losses import (
     next_token_losses,
     reconstruction_losses,
 )
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 LEVELS, S1_WIDTH = (8, 4, 4, 2), 2
 SIZES = {

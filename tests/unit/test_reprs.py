@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.dataset import WindowDataset
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 import torch
 
-from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
-from kronos_qlib.model.checkpoint import fingerprint
+from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import loop
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep
 from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=3, teacher_forcing=False)
 STATE = {"weights": torch.arange(5.0), "history": [{"loss": 0.5}], "epoch": 2}

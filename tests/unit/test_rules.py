@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos_qlib.data import rules
-from kronos_qlib.data.bar_table import BarTable, TableBuilder
-from kronos_qlib.data.bars import check_bars, idle_bars
-from kronos_qlib.data.repairs import repair_bars
+from kronos_qlib.data.files.check import check_bars, idle_bars
+from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import (
     find_faults,
     find_jumps,
@@ -21,7 +20,8 @@ from kronos_qlib.data.rules import (
     is_sound,
     is_untraded,
 )
-from kronos_qlib.data.search import NO_BAR, windows_to_score
+from kronos_qlib.data.windows.bar_table import BarTable, TableBuilder
+from kronos_qlib.data.windows.find import NO_BAR, windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.frames import doubts_of
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
@@ -381,7 +381,7 @@ def test_a_suspension_of_all_that_is_read_is_one_where_others_trade():
 
 @pytest.mark.parametrize("chunk", [1 << 20, 7])
 def test_windows_that_span_a_split_are_found(chunk, monkeypatch):
-    monkeypatch.setattr("kronos_qlib.data.bar_table.CHUNK", chunk)
+    monkeypatch.setattr("kronos_qlib.data.windows.bar_table.CHUNK", chunk)
     bars = {"A": walk(20), "B": walk(20, 1) * 50, "C": walk(20, 2)}
     bars["C"][12:, :4] /= 10
     table = BarTable.from_frame(frame_of(bars))

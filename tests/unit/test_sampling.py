@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from kronos_qlib.configs import SamplingConfig
 from kronos_qlib.inference import sampling
 from kronos_qlib.inference.sampling import (
+    SamplingConfig,
     keep_top_k,
     keep_top_p,
     path_uniforms,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.gather import gather
-from kronos_qlib.data.scale import WindowScale
-from kronos_qlib.data.search import windows_to_score
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_score
+from kronos_qlib.data.windows.gather import gather
+from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos

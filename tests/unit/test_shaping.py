@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.configs import SignalsConfig, from_mapping
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
 from kronos_qlib.schema import AMOUNT, CLOSE
+from kronos_qlib.settings import from_mapping
 from kronos_qlib.signals.shaping import (
     exposures_needed,
     history_of,
@@ -19,6 +19,7 @@ from kronos_qlib.signals.shaping import (
     turnover,
     window_exposures,
 )
+from kronos_qlib.signals.signal_settings import SignalsConfig
 
 DAYS = pd.bdate_range("2024-01-01", periods=6)
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
-from kronos_qlib.evaluation.ic import SUMMARY, by_year, summarise
-from kronos_qlib.evaluation.signal_text import is_significant, signal_page
+from kronos_qlib.evaluation.ranking.information_coefficient import SUMMARY, by_year, summarise
+from kronos_qlib.evaluation.ranking.signal_text import is_significant, signal_page
 
 
 def page_of(memory, mean, p_holm=None, days=150, horizon=1):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.bars import check_bars
-from kronos_qlib.data.synthetic import MarketConfig, make_market
+from kronos_qlib.data.files.check import check_bars
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import LONG_COLUMNS
 

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from kronos_qlib.configs import TrainingConfig
-from kronos_qlib.data.bar_table import BarTable
-from kronos_qlib.data.search import windows_to_train
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.errors import TrainingError
-from kronos_qlib.model.checkpoint import fingerprint
+from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment, is_worth_tokens, with_tokens
 from kronos_qlib.training.loop import is_better, one_cycle, train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep, evaluate, shifted_dates
+from kronos_qlib.training.stage_settings import TrainingConfig
 
 CPU = torch.device("cpu")
 LOOKBACK, HORIZON = 8, 2

@@ -9,7 +9,7 @@ from scipy.signal import lfilter
 from scipy.stats import t as student
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.uncertainty import (
+from kronos_qlib.evaluation.ranking.uncertainty import (
     by_day,
     cosines_for,
     coverage_of,

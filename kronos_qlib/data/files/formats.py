@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from kronos_qlib.data.files.levels import Name, flatten_header, flatten_levels
+from kronos_qlib.data.columns.levels import Name, flatten_header, flatten_levels
 from kronos_qlib.data.files.raw import AS_SHOWN, CellFormat, RawTable, tell_headerless
 from kronos_qlib.errors import BarDataError, ConfigError
 

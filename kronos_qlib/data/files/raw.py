@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.data.files.timestamps import DATE_ORDERS, find_zone
+from kronos_qlib.data.calendar.timestamps import DATE_ORDERS, find_zone
 from kronos_qlib.errors import BarDataError, ConfigError
 
 NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.bars import derive_amount
-from kronos_qlib.data.files.cells import (
+from kronos_qlib.data.calendar.timestamps import DATE_TEXT, parse_date, tell_time
+from kronos_qlib.data.columns.cells import (
     NO_NUMBER,
     symbol_problem,
     to_dates,
@@ -25,12 +25,12 @@ from kronos_qlib.data.files.cells import (
     to_numbers,
     to_symbols,
 )
-from kronos_qlib.data.files.columns import OPTIONAL, check_mapping, match_columns
+from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
+from kronos_qlib.data.columns.spelling import ALIASES, TIME, compact
+from kronos_qlib.data.columns.unread import check_unread
+from kronos_qlib.data.files.check import derive_amount
 from kronos_qlib.data.files.formats import SUFFIXES, find_files, read_file, read_frame
 from kronos_qlib.data.files.raw import CellFormat, RawTable, tell_headerless, tell_missing
-from kronos_qlib.data.files.spelling import ALIASES, TIME, compact
-from kronos_qlib.data.files.timestamps import DATE_TEXT, parse_date, tell_time
-from kronos_qlib.data.files.unread import check_unread
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS

@@ -1,0 +1,386 @@
+"""`kronos-qlib forecast`: a file of bars in; a table and a picture of the bars to come out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.reading import add_reading, reading_of
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
+from kronos_qlib.schema import CLOSE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from kronos_qlib.data.calendar.stamps import Ahead
+    from kronos_qlib.data.rules import Flags
+    from kronos_qlib.inference.forecast import Forecast
+    from kronos_qlib.inference.predictor import KronosPredictor
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CANDLES = 80
+"""Most bars of the past in the picture."""
+UNCALIBRATED = "uncalibrated"
+"""What is said of a spread that nothing has been learned about: drawn paths are known to be too
+bold. It stands in the printed line, in the table's column `calibration`, and in the picture."""
+PATHS_FOR_A_BAND = 19
+"""The fewest paths whose lowest and highest are a band of 90 %."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Draw the bars after the last one of a file: their mean and quantiles as CSV, and a "
+        "picture. The same file, settings and seed give the same forecast. Its spread is "
+        "uncalibrated: drawn paths are too bold, and no share of them is a probability.",
+        "kronos-qlib forecast 600977.csv --exchange XSHG --model small --lookback 400 --horizon 48",
+        "kronos-qlib forecast bars.parquet --symbol AAPL --exchange XNYS --out aapl.csv",
+        "kronos-qlib forecast coins.csv --symbol BTC --paths 200 --quantiles 0.1 0.5 0.9",
+    )
+    parser.add_argument("source", type=Path, help="a .csv, .parquet or .feather file of bars")
+    parser.add_argument("--symbol", help="which instrument, when the file has several")
+    ahead = parser.add_mutually_exclusive_group()
+    ahead.add_argument(
+        "--exchange",
+        metavar="CODE",
+        help="whose trading times the bars to come have: XSHG, XNYS, 24/7, ...; knows holidays "
+        "(the weekdays and times of the bars read; knows none)",
+    )
+    ahead.add_argument(
+        "--freq",
+        metavar="FREQ",
+        help="or a pandas frequency, the step of the bars: 5min, B, D, W-FRI; knows none",
+    )
+    parser.add_argument(
+        "--model", default="nano", help="alias, Hub id or folder; see kronos-qlib models (nano)"
+    )
+    parser.add_argument("--tokenizer", help="its tokenizer, if not under the same name")
+    parser.add_argument("--device", help="a torch device (CUDA, Apple's or the CPU, as found)")
+    parser.add_argument("--horizon", type=int, default=10, help="bars to come (%(default)s)")
+    parser.add_argument(
+        "--lookback", type=int, help="bars seen (as many as leave the model room for the horizon)"
+    )
+    parser.add_argument(
+        "--slide",
+        action="store_true",
+        help="see as many bars as the model can, and reread every path for every bar to come: slow",
+    )
+    parser.add_argument(
+        "--paths",
+        type=int,
+        default=100,
+        help="futures drawn (%(default)s); 1 is one path, without band or quantiles",
+    )
+    parser.add_argument(
+        "--no-anchor",
+        dest="anchor",
+        action="store_false",
+        help="leave paths where the tokens put them, as published; by default they begin at the "
+        "last close",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--quantiles",
+        type=float,
+        nargs="+",
+        metavar="Q",
+        help=f"of the close ({' '.join(map(str, QUANTILES))})",
+    )
+    add_reading(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("forecast.csv"), help="the table (%(default)s)"
+    )
+    parser.add_argument("--picture", type=Path, help="(--out's name, ending in .png)")
+    parser.add_argument("--overwrite", action="store_true", help="replace older results")
+    parser.set_defaults(command=forecast)
+
+
+def forecast(arguments: argparse.Namespace) -> None:
+    picture = arguments.picture or arguments.out.with_suffix(".png")
+    levels = _levels(arguments)
+    _check_targets(arguments, picture)
+    bars, notes = _bars_of(arguments)
+    import pandas as pd
+
+    from kronos_qlib.evaluation.forecasts.candles import candle_figure
+
+    predictor = _load(arguments)
+    context = predictor.max_context
+    lookback, cut = _lookback(arguments, len(bars), context)
+    window = bars.tail(lookback)
+    notes = (*notes, *_tokenizer_taken(predictor, arguments), *cut)
+    notes = (*notes, *_check_bars(window, arguments.source))
+    ahead = _ahead(bars, window, arguments)
+    is_slow = lookback + arguments.horizon > context
+    if is_slow:
+        print(
+            f"{lookback} bars seen and {arguments.horizon} to come are more than the {context} "
+            f"that {arguments.model} sees at once: it rereads every path for every bar beyond, "
+            "which is slow, and the later bars, drawn from its own, are not to be trusted",
+            flush=True,
+        )
+    found: Forecast = predictor.predict_paths(
+        [window],
+        [window["date"]],
+        [ahead.times],
+        arguments.horizon,
+        T=arguments.temperature,
+        top_p=arguments.top_p,
+        sample_count=arguments.paths,
+        anchor=arguments.anchor,
+        verbose=is_slow,
+        seed=arguments.seed,
+        keys=[window["symbol"].iloc[0]],
+        warn=False,  # it is printed as notes
+    )[0]
+    quantiles = pd.DataFrame(index=found.mean.index)
+    if levels:
+        quantiles = pd.DataFrame(found.quantiles(levels)["close"])
+    _table(found, quantiles).to_csv(arguments.out, index=False, lineterminator="\n")
+    candle_figure(
+        window.set_index("date").tail(CANDLES),
+        found.mean,
+        quantiles,
+        _title(found, arguments),
+        mean_label="mean" if len(found.paths) > 1 else "one path",
+    ).savefig(picture)
+    for note in (*notes, *ahead.doubts):
+        print(f"note: {note}")
+    rule = arguments.exchange or arguments.freq or ahead.rule
+    print(_summary(bars, window, found, arguments, context, rule))
+    print(f"{arguments.out} and {picture}")
+
+
+def _levels(arguments: argparse.Namespace) -> list[float]:
+    """Quantiles that are asked for, in order; none of a single path."""
+    asked: list[float] | None = arguments.quantiles
+    if arguments.paths == 1:
+        if asked is not None:
+            raise ConfigError(
+                "--quantiles of one path would all be that path; draw more (--paths), or leave "
+                "--quantiles out"
+            )
+        return []
+    levels = list(QUANTILES) if asked is None else asked
+    if not all(0 <= level <= 1 for level in levels):
+        raise ConfigError(f"--quantiles lie in 0 to 1, got {levels}")
+    return sorted(set(levels))
+
+
+def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
+    from kronos_qlib.data.files.read import check_apart
+
+    if arguments.out.suffix.lower() != ".csv":
+        raise ConfigError(f"--out {arguments.out}: expected a name ending in .csv")
+    if picture.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--picture {picture}: expected a name ending in .png, .pdf or .svg")
+    for target in (arguments.out, picture):
+        check_apart(target, arguments.source)
+        if target.exists() and not arguments.overwrite:
+            raise ConfigError(f"{target} exists; name another file or say --overwrite")
+        if not target.parent.is_dir():
+            raise ConfigError(f"{target.parent} is no folder to write {target.name} in")
+
+
+def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The traded bars of the instrument asked for, in order, and what was said in reading."""
+    from kronos_qlib.data.calendar.steps import step_notes
+    from kronos_qlib.data.files.check import idle_bars
+    from kronos_qlib.data.files.read import read_bars
+
+    table = read_bars(arguments.source, **reading_of(arguments))
+    symbols = table.bars["symbol"].unique().tolist()
+    some = some_of(symbols, 5)
+    if arguments.symbol is None and len(symbols) > 1:
+        raise ConfigError(f"{arguments.source} holds {some}; say which with --symbol")
+    symbol = symbols[0] if arguments.symbol is None else arguments.symbol.upper()
+    if symbol not in symbols:
+        raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
+    own = (table.bars["symbol"] == symbol).to_numpy()
+    # Whether no volume means no trade depends on the other instruments too.
+    idle, bars = idle_bars(table.bars)[own], table.bars[own]
+    left_out = _describe_untraded(bars, idle)
+    return bars[~idle], (*table.notes, *left_out, *step_notes(bars[~idle]))
+
+
+def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
+    """What to say of bars that did not trade and are left out.
+
+    Raises:
+        BarDataError: no bar traded.
+    """
+    from kronos_qlib.data.calendar.clock import show_span, show_time
+
+    if not idle.any():
+        return []
+    symbol, dates = bars["symbol"].iloc[0], bars["date"]
+    if idle.all():
+        raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
+    when = show_span(dates[idle].to_numpy())
+    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
+    newest = dates[~idle].iloc[-1]
+    if newest < dates.iloc[-1]:
+        said += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
+    return [said]
+
+
+def _load(arguments: argparse.Namespace) -> KronosPredictor:
+    from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.model.tokenizer import KronosTokenizer
+    from kronos_qlib.model.transformer import Kronos
+
+    tokenizer = KronosTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    model = Kronos.from_pretrained(arguments.model)
+    # Weights that do not say how much they have seen at once are taken for published ones.
+    published = model.origin.max_context if model.origin else None
+    return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
+
+
+def _tokenizer_taken(predictor: KronosPredictor, arguments: argparse.Namespace) -> list[str]:
+    """Which tokenizer was found for a predictor that lies alone in its folder."""
+    origin = predictor.tokenizer.origin
+    asked = arguments.tokenizer or arguments.model
+    if origin is None or origin.repo == asked or Path(origin.name) == Path(asked).expanduser():
+        return []
+    return [f"the tokenizer of {asked} is {origin.name}"]
+
+
+def _lookback(
+    arguments: argparse.Namespace, bars: int, context: int
+) -> tuple[int, tuple[str, ...]]:
+    """How many bars are seen, by default as many as leave room for those to come, and why fewer
+    than were asked for. Bars that the model does not see must not decide the normalisation."""
+    if arguments.horizon < 1:
+        raise ConfigError(f"--horizon must be at least 1, got {arguments.horizon}")
+    room: int = max(context - arguments.horizon, context // 2)
+    if arguments.lookback is None:
+        return min(bars, room), ()
+    lookback: int = arguments.lookback
+    if not 2 <= lookback <= bars:
+        raise ConfigError(
+            f"--lookback must lie in 2 to {bars}, the bars of {arguments.source}, got {lookback}"
+        )
+    most = context if arguments.slide else room
+    if lookback <= most:
+        return lookback, ()
+    cut = f"--lookback {lookback}: the last {most} bars are taken, {arguments.model} sees {context}"
+    if not arguments.slide:
+        cut += " and needs room for the bars to come (--slide takes all that it sees, and is slow)"
+    return most, (cut,)
+
+
+def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
+    """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
+    from kronos_qlib.data.calendar.clock import show_time
+    from kronos_qlib.data.files.check import check_bars, describe_report, errors_of
+    from kronos_qlib.data.rules import JUMP
+
+    report = check_bars(window, find_gaps=False)
+    errors = errors_of(report)
+    if len(errors):
+        raise BarDataError(
+            f"{source}: {len(errors)} errors in the lookback: {describe_report(errors)}; "
+            "`kronos-qlib data check` lists and repairs them"
+        )
+    jumps = report[report["rule"] == JUMP]
+    if jumps.empty:
+        return []
+    shown = [
+        f"{show_time(date)} {detail}"
+        for date, detail in zip(jumps["date"], jumps["detail"], strict=True)
+    ]
+    return [
+        f"the lookback has a jump, and the forecast takes it as a move: "
+        f"{some_of(shown, between='; ')}; "
+        "if it is a split, adjust the bars before it: kronos-qlib data check "
+        f"{source} --repair split-jumps --output NEW.csv"
+    ]
+
+
+def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespace) -> Ahead:
+    """The bars to come. All that was read shows how bars come, not what the model sees alone."""
+    from kronos_qlib.data.calendar.stamps import bars_ahead
+
+    has_rule = arguments.exchange is not None or arguments.freq is not None
+    past = (window if has_rule else bars)["date"]
+    try:
+        return bars_ahead(past, arguments.horizon, exchange=arguments.exchange, freq=arguments.freq)
+    except CalendarError as bad:
+        symbol = window["symbol"].iloc[0]
+        if arguments.freq is None:
+            raise CalendarError(f"{symbol}: {bad}") from bad
+        named = str(bad).replace(f"freq {arguments.freq!r}", f"--freq {arguments.freq}")
+        raise ConfigError(f"{symbol}: {named}") from bad
+
+
+def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
+    """A row per bar to come: the mean of the paths, quantiles of the close, share that rose.
+
+    Of a single path it is that path, and there are no quantiles and no share.
+    """
+    table = found.mean.rename_axis("date").reset_index()
+    for level in quantiles:
+        table[f"close_q{level:g}"] = quantiles[level].to_numpy()
+    if len(found.paths) > 1:
+        table["prob_up"] = (found.paths[:, :, CLOSE] > found.last_close).mean(axis=0)
+    table.insert(0, "symbol", found.name)
+    table.insert(2, "calibration", UNCALIBRATED)
+    table.insert(3, "anchored", found.anchored)
+    return table
+
+
+def _title(found: Forecast, arguments: argparse.Namespace) -> str:
+    return (
+        f"{found.name}: {arguments.horizon} bars ahead, {_drawn(found)} of {arguments.model}, "
+        f"{UNCALIBRATED}"
+    )
+
+
+def _drawn(found: Forecast) -> str:
+    return "one path" if len(found.paths) == 1 else f"{len(found.paths)} paths"
+
+
+def _summary(
+    bars: pd.DataFrame,
+    window: pd.DataFrame,
+    found: Forecast,
+    arguments: argparse.Namespace,
+    context: int,
+    rule: str,
+) -> str:
+    from kronos_qlib.data.calendar.clock import show_span
+
+    seen, ahead = window["date"].to_numpy(), found.mean.index.to_numpy()
+    lines = [
+        f"{found.name}: {len(bars)} bars read, the last {len(seen)} seen, {show_span(seen)}",
+        f"{arguments.model} sees {context} bars at once",
+    ]
+    lines += [
+        f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
+        f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
+        f"to the last of them, {_drawn(found)}, "
+        f"{UNCALIBRATED}: {_spread(found.returns())}",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(moves: npt.NDArray[np.floating[Any]]) -> str:
+    """Returns of the paths in words: no more of them than so many paths can say."""
+    import numpy as np
+
+    if len(moves) == 1:
+        return f"{moves[0]:+.2%}, one draw of many that could be"
+    share = f"mean {moves.mean():+.2%}, {(moves > 0).mean():.0%} of the paths up"
+    if len(moves) < PATHS_FOR_A_BAND:
+        return (
+            f"median {np.median(moves):+.2%}, lowest {moves.min():+.2%}, highest "
+            f"{moves.max():+.2%}, {share}"
+        )
+    low, middle, high = (f"{value:+.2%}" for value in np.quantile(moves, (0.05, 0.5, 0.95)))
+    return f"median {middle}, 90 % of the paths within {low} and {high}, {share}"

@@ -1,0 +1,90 @@
+"""`kronos-qlib score`: the newest day, ranked by the model of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from kronos_qlib.cli.parsers import describe
+from kronos_qlib.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Score the newest day of a Qlib folder with the model of a finished run, as a backtest "
+        "over that day would: bit for bit. Prints the ranking with the age of each name's bars and "
+        "writes it as CSV. Nothing of the run is unpickled.",
+        "kronos-qlib score kronos_alpha --top 20",
+        "kronos-qlib score 1f0c2a9b --provider-uri data/mine --out today.csv",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="an experiment's name, for its newest finished run; or the id of a run",
+    )
+    parser.add_argument("--top", type=int, default=20, help="names printed (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("score.csv"), help="all names, as CSV (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an older file")
+    parser.add_argument("--day", help="another day than the newest")
+    parser.add_argument("--provider-uri", metavar="FOLDER", help="of the bars (the run's)")
+    parser.add_argument(
+        "--beyond-calendar",
+        metavar="RULE",
+        help="whose days follow where the folder's calendar ends: XSHG, XNYS, pattern, weekdays "
+        "(the run's); needed by scores from paths",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run what the run's files say, pickles among them: for runs of your own alone",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("KRONOS_MLFLOW_URI", "sqlite:///mlflow.db"),
+        help="where MLflow keeps the runs (default: KRONOS_MLFLOW_URI, else sqlite:///mlflow.db)",
+    )
+    parser.set_defaults(command=score)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    if arguments.top < 1:
+        raise ConfigError(f"--top must be at least 1, got {arguments.top}")
+    if arguments.out.exists() and not arguments.overwrite:
+        raise ConfigError(f"{arguments.out} exists; name another file or say --overwrite")
+    if not arguments.out.parent.is_dir():
+        raise ConfigError(f"{arguments.out.parent} is no folder to write {arguments.out.name} in")
+    from kronos_qlib.data.calendar.clock import show_time
+    from kronos_qlib.evaluation.compare.comparison_text import format_rows
+    from kronos_qlib.plugin.runs.newest_day import score_newest
+
+    found = score_newest(
+        arguments.run,
+        tracking_uri=arguments.tracking_uri,
+        provider_uri=arguments.provider_uri,
+        day=arguments.day,
+        beyond_calendar=arguments.beyond_calendar,
+        trust=arguments.trust,
+    )
+    found.table.to_csv(arguments.out, index=False, lineterminator="\n")
+    rows = [["", "instrument", "score", "last bar", "days old"]]
+    for row in found.table.head(arguments.top).itertuples():
+        rows.append(
+            [
+                str(row.rank),
+                str(row.instrument),
+                f"{row.score:.6g}",
+                show_time(row.last_bar),
+                str(row.age_days),
+            ]
+        )
+    print(format_rows(rows))
+    for note in found.notes:
+        print(f"note: {note}")
+    print(
+        f"{found.experiment}, run {found.run_id[:8]}: {len(found.table)} names scored on "
+        f"{show_time(found.day)}, in {arguments.out}"
+    )

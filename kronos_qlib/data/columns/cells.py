@@ -1,0 +1,414 @@
+"""What one column's cells mean: symbols, dates, times of day, numbers; or which cell is none."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.data.calendar.timestamps import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    Times,
+    TimeTextError,
+    instants,
+    read_texts,
+    split_half,
+    tell_apart,
+    tell_epoch,
+    tell_time,
+    tell_zone,
+    texts_of,
+    to_zone,
+)
+from kronos_qlib.data.columns.numerals import (
+    NO_NUMBER,
+    decimal_shown_by,
+    is_ambiguous,
+    read_numbers,
+)
+from kronos_qlib.data.files.raw import RawTable
+from kronos_qlib.errors import BarDataError
+
+__all__ = ["NO_NUMBER", "symbol_problem", "to_dates", "to_moments", "to_numbers", "to_symbols"]
+
+Numbers = npt.NDArray[np.float64]
+
+CLOCK_TEXT = re.compile(
+    r"(?=\d{1,2}:|\d{4}(?:\d\d)?$)(\d{1,2}):?(\d{2})(?::?(\d{2})(?:\.0+)?)?", re.ASCII
+)
+"""09:35, 09:35:00, 0935 or 093500."""
+
+BARE_CLOCK = re.compile(r"(\d{1,6})(?:\.0+)?", re.ASCII)
+"""A time of day that was a number on its way and lost its zeros: 93500, 935, 0."""
+
+NO_DAYS = "0 days "
+"""What pandas writes before a time of day that is a duration since midnight."""
+
+LONGEST_SYMBOL = 200
+"""Bytes of UTF-8: a symbol names a folder, and file systems allow 255."""
+
+
+def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]:
+    """Text without blanks around it; whole numbers are taken with a note.
+
+    Raises:
+        BarDataError: A cell is empty, no text, or a name that no folder can have.
+    """
+    cells = raw.columns[column]
+    if cells.dtype.kind in "iu":
+        notes.append(f"column {column!r} holds numbers: leading zeros, if any, were lost before")
+        return cells.astype(str).astype(object)
+    if cells.dtype.kind != "O":
+        raise BarDataError(
+            f"{raw.source}, column {column!r}: symbols must be text, got {cells.dtype}"
+        )
+    symbols = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    distinct = set(symbols)
+    if "" in distinct:
+        entry = symbols.index("")
+        raise raw.fail(entry, column, f"expected a symbol, got {_show(cells[entry])}")
+    for symbol in distinct:
+        if problem := symbol_problem(symbol):
+            raise raw.fail(symbols.index(symbol), column, problem)
+    return np.array(symbols, dtype=object)
+
+
+def symbol_problem(symbol: str) -> str | None:
+    """Why a symbol cannot name an instrument; None if it can.
+
+    A byte-order mark or a zero-width space would make two instruments of one, alike on the screen.
+    """
+    try:
+        size = len(symbol.encode())
+    except UnicodeEncodeError:  # half a surrogate pair, which Python lets pass
+        return f"the symbol {symbol!r} cannot be written as UTF-8"
+    for mark in symbol:
+        if unicodedata.category(mark) in ("Cc", "Cf", "Zl", "Zp", "Cn", "Co"):
+            name = unicodedata.name(mark, "a control character").lower()
+            name = "byte-order mark" if mark == "\ufeff" else name
+            return (
+                f"the symbol {symbol[:60]!a} holds the invisible character U+{ord(mark):04X} "
+                f"({name}); remove it"
+            )
+    if size > LONGEST_SYMBOL:
+        return (
+            f"the symbol {symbol[:40]!r}... has {len(symbol)} letters, {size} bytes; it names a "
+            f"folder, so at most {LONGEST_SYMBOL} bytes: is the column one of symbols?"
+        )
+    return None
+
+
+def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Times:
+    """Datetimes as they are, or times in text; see `timestamps`.
+
+    Args:
+        notes: takes a sentence where a time zone was dropped or converted.
+
+    Raises:
+        BarDataError: A cell is missing, no such time, a count since 1970 or in UTC where no zone
+            is given, or lies beyond what pandas' nanoseconds hold.
+    """
+    cells = raw.columns[column]
+    if cells.dtype.kind == "M":
+        return _check_span(raw, column, cells)
+    texts = _texts(raw, column)
+    try:
+        read = read_texts(texts, raw.how.date_order)
+    except TimeTextError as problem:
+        raise raw.fail(
+            problem.entry, column, problem.problem or tell_time(problem.text)
+        ) from problem
+    zone, said = raw.how.zone, "" if notes is None else f"column {column!r}"
+    if zone is None and read.epoch is not None:
+        raise raw.fail(0, column, tell_epoch(texts[0], read.epoch))
+    if zone is None and read.is_utc:
+        raise raw.fail(0, column, tell_zone(texts[0]))
+    if zone is None and read.apart is not None:
+        raise raw.fail(0, column, tell_apart(read.apart))
+    if zone is None or read.offset is None:
+        if read.offset is not None and notes is not None:
+            notes.append(
+                f"{said}: the time zone ({read.offset}) is dropped, times are as they are written"
+            )
+        return _check_span(raw, column, read.times)
+    utc = read.times if read.epoch else instants(texts, raw.how.date_order)
+    local = to_zone(utc, zone)
+    if notes is not None:
+        what = f"{read.epoch} since 1970" if read.epoch else f"times with a zone ({read.offset})"
+        how = f"are converted to {zone}" if local is not utc else "are days, and stay"
+        notes.append(f"{said}: {what} {how}")
+    return local
+
+
+def to_moments(raw: RawTable, day: str, clock: str, notes: list[str] | None = None) -> Times:
+    """The times of a table that has the date in one column and the time of day in another.
+
+    Args:
+        day: The column of dates.
+        clock: The column of times of day, or of full times on those dates.
+
+    Raises:
+        BarDataError: The two make no time.
+    """
+    days = to_dates(raw, day)
+    midnights = days.astype("datetime64[D]")
+    advice = f"name the column that holds the whole time with a mapping such as date={day}"
+    try:
+        moments = _read_clock(raw, clock, midnights, notes)
+    except BarDataError as problem:
+        raise BarDataError(f"{problem}; {day!r} and {clock!r} make no time: {advice}") from problem
+    misfit = (moments.astype("datetime64[D]") != midnights) | (
+        (days != midnights) & (days != moments)
+    )
+    if misfit.any():
+        entry = int(misfit.argmax())
+        raise raw.fail(
+            entry, clock, f"{moments[entry]} does not fit {day!r}, {days[entry]}; {advice}"
+        )
+    return moments
+
+
+def to_numbers(
+    raw: RawTable, columns: Sequence[str], sizes: Collection[str] = ()
+) -> dict[str, Numbers]:
+    """Several columns' numbers, NaN where a cell is empty or says that there is none.
+
+    All at once, because the cells of one show the decimal mark of the others.
+
+    Args:
+        sizes: columns after whose numbers K, M or B may stand.
+
+    Raises:
+        BarDataError: A cell is something else, True and False among them, or may be one number or
+            another.
+    """
+    found: dict[str, Numbers] = {}
+    given = raw.how.decimal
+    for column in columns:
+        cells = raw.columns[column]
+        if cells.dtype.kind in "iuf":
+            found[column] = cells.astype(np.float64)
+        elif cells.dtype.kind != "O":
+            raise BarDataError(
+                f"{raw.source}, column {column!r}: expected numbers, got {cells.dtype}"
+            )
+        elif raw.is_text and given != ",":
+            numbers = _all_numbers(cells)
+            # Where semicolons part the cells, a point may part thousands: 1.234 shares.
+            if numbers is not None and not (
+                _may_part(raw, column, sizes) and "." in "".join(cells)
+            ):
+                found[column] = numbers
+    if len(found) == len(columns):
+        return found
+    # An empty cell, a bad one, or a mark between digits: go and see.
+    decimals = _decimals_of(raw, columns, sizes)
+    for column, decimal in decimals.items():
+        if decimal == "." and column in found:
+            continue
+        cells = raw.columns[column]
+        read, bad = read_numbers(cells, decimal, scaled=column in sizes)
+        if bad is not None:
+            entry, problem = bad
+            said = f"; {problem.problem}" if problem.problem else ""
+            raise raw.fail(entry, column, f"expected a number, got {_show(cells[entry])}{said}")
+        assert read is not None
+        found[column] = read
+    return {column: found[column] for column in columns}
+
+
+@dataclass
+class _Marks:
+    """What the cells of a column show of its decimal mark, each with the first entry that does."""
+
+    plain: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 12,5 proves."""
+    grouped: dict[str, int] = field(default_factory=dict)
+    """Marks that a cell such as 1.234,5 proves."""
+    doubtful: int | None = None
+    """A cell with a mark that proves nothing, where it matters."""
+
+
+def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) -> dict[str, str]:
+    """Each text column's decimal mark: what its own cells show, else what was asked for, else what
+    thousands show anywhere, else for sizes what the prices show.
+
+    Raises:
+        BarDataError: They show both, or none where it matters.
+    """
+    marks = {
+        column: _marks_of(raw, column, _may_part(raw, column, sizes))
+        for column in columns
+        if raw.columns[column].dtype.kind == "O"
+    }
+    grouped = {mark for each in marks.values() for mark in each.grouped}
+    prices = {mark for name, each in marks.items() if name not in sizes for mark in each.plain}
+    decimals = {}
+    for column, shown in marks.items():
+        own = {**shown.plain, **shown.grouped}
+        if len(own) == 2:
+            entry, other = own[","], own["."]
+            raise raw.fail(
+                entry,
+                column,
+                f"expected a number, got {_show(raw.columns[column][entry])}, whose decimal mark "
+                f"is a comma, but {_show(raw.columns[column][other])} in row {raw.rows[other]} has "
+                "a decimal point; write both alike",
+            )
+        for known in (own, {raw.how.decimal} - {None}, grouped, prices if column in sizes else ()):
+            if len(known) == 1:
+                decimals[column] = str(next(iter(known)))
+                break
+        else:
+            if shown.doubtful is not None:
+                raise raw.fail(shown.doubtful, column, _tell_doubt(raw, column, shown.doubtful))
+            decimals[column] = "."
+    return decimals
+
+
+def _may_part(raw: RawTable, column: str, sizes: Collection[str]) -> bool:
+    """Whether a size's points may part thousands, unless some cell shows that they do not."""
+    return raw.delimiter == ";" and raw.how.decimal is None and column in sizes
+
+
+def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
+    marks = _Marks()
+    # Where commas part the cells, one within quotes is more likely a slip than a decimal mark.
+    is_slip = raw.delimiter in (None, ",") and raw.how.decimal != ","
+    for entry, cell in enumerate(raw.columns[column]):
+        if not isinstance(cell, str):
+            continue
+        has_comma = "," in cell
+        if not has_comma and ("." not in cell or ("." in marks.plain and cell.count(".") < 2)):
+            continue
+        shown = decimal_shown_by(cell)
+        if shown is None or (shown == (",", False) and is_slip):
+            if marks.doubtful is None and (has_comma or may_part) and (shown or is_ambiguous(cell)):
+                marks.doubtful = entry
+        else:
+            mark, by_thousands = shown
+            (marks.grouped if by_thousands else marks.plain).setdefault(mark, entry)
+    return marks
+
+
+def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
+    cell = str(raw.columns[column][entry]).strip()
+    read = "whose comma may be a decimal mark or a slip"
+    if is_ambiguous(cell):
+        whole = cell.replace(",", "").replace(".", "")
+        read = f"which may be {whole} or {cell.replace(',', '.')}"
+    return f"expected a number, got {_show(cell)}, {read}; {raw.tell_decimal(column)}"
+
+
+def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:
+    """All cells of a CSV column in one go: float() of each, which would take "1_000"."""
+    if "_" in "".join(cells):
+        return None
+    try:
+        return cells.astype(np.float64)
+    except ValueError:
+        pass
+    try:
+        return np.where(cells == "", "nan", cells).astype(np.float64)
+    except ValueError:
+        return None
+
+
+def _show(cell: Any) -> str:
+    """A cell for a message."""
+    if isinstance(cell, str):
+        return repr(cell.strip()[:60])
+    try:
+        return repr(str(cell)[:60])
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "a number too long to show"
+
+
+def _texts(raw: RawTable, column: str) -> list[str]:
+    try:
+        return texts_of(raw.columns[column])
+    except ValueError as problem:  # see _show
+        raise BarDataError(f"{raw.source}, column {column!r}: {problem}") from problem
+
+
+def _check_span(raw: RawTable, column: str, cells: npt.NDArray[Any]) -> Times:
+    if np.isnat(cells).any():
+        raise raw.fail(int(np.isnat(cells).argmax()), column, "the date is missing")
+    years = cells.astype("datetime64[Y]").astype(np.int64) + 1970
+    beyond = (years < FIRST_YEAR) | (years > LAST_YEAR)
+    if beyond.any():
+        entry = int(beyond.argmax())
+        raise raw.fail(
+            entry, column, f"the year {years[entry]} is not from {FIRST_YEAR} to {LAST_YEAR}"
+        )
+    return cells
+
+
+def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] | None) -> Times:
+    """The moments that times of day say, one on each day; full times stand for themselves."""
+    if raw.columns[column].dtype.kind == "M":
+        return to_dates(raw, column)
+    texts = [text.removeprefix(NO_DAYS) for text in _texts(raw, column)]
+    codes, unique = pd.factorize(np.array(texts, dtype=object))
+    distinct: list[str] = unique.tolist()
+    if is_clock(distinct):
+        seconds = _seconds_of_day(distinct)
+        for place, second in enumerate(seconds):
+            if second is None:
+                entry = int((codes == place).argmax())
+                raise raw.fail(
+                    entry,
+                    column,
+                    f"expected a time of day like 09:35 or 09:35:00, got {texts[entry]!r}",
+                )
+        of_day = np.array(seconds, dtype="timedelta64[s]")[codes]
+        moments: Times = (midnights + of_day).astype("datetime64[us]")
+        return moments
+    return to_dates(raw, column, notes)
+
+
+def is_clock(distinct: Sequence[str]) -> bool:
+    """Whether cells are times of day, by the first of them; else they are full times or nothing."""
+    if CLOCK_TEXT.fullmatch(split_half(distinct[0])[0]) is not None:
+        return True
+    bare = [BARE_CLOCK.fullmatch(text) for text in distinct]
+    return all(bare) and not all(match and len(match[1]) == 3 for match in bare)
+
+
+def _seconds_of_day(distinct: Sequence[str]) -> list[int | None]:
+    """Seconds since midnight, None of a text that is no time of day or may be two.
+
+    Times of day that were numbers get their zeros back: of 93500 to 150000, and of 935 to 1500.
+    """
+    bare = [BARE_CLOCK.fullmatch(text) for text in distinct]
+    if not all(bare):
+        return [_parse_clock(text) if ":" in text else None for text in distinct]
+    numbers = [match[1] for match in bare if match]
+    sizes = {len(number) for number in numbers}
+    if sizes <= {4} or sizes <= {6}:
+        return [_parse_clock(number) for number in numbers]
+    digits = 4 if max(sizes) <= 4 and sizes != {1} else 6
+    # 1035 among 103000 may be 10:35 or 00:10:35: only whole minutes are taken for what they seem.
+    padded = [number.zfill(digits) for number in numbers]
+    return [_parse_clock(text) if digits == 4 or text.endswith("00") else None for text in padded]
+
+
+def _parse_clock(text: str) -> int | None:
+    """Seconds since midnight."""
+    text, half = split_half(text)
+    match = CLOCK_TEXT.fullmatch(text)
+    if match is None:
+        return None
+    hour, minute, second = (int(part or 0) for part in (match[1], match[2], match[3]))
+    if half is not None:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + half
+    return hour * 3600 + minute * 60 + second if max(minute, second) < 60 and hour < 24 else None

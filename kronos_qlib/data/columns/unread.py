@@ -1,0 +1,199 @@
+"""Columns that are not read and would tell bars apart: several shares, or the bars of a day."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.data.calendar.timestamps import parse_time
+from kronos_qlib.data.columns.cells import is_clock, to_dates, to_moments
+from kronos_qlib.data.columns.numerals import MARKED, NO_NUMBER
+from kronos_qlib.data.columns.spelling import STATES, TIME
+from kronos_qlib.data.files.raw import Match, RawTable, tell_mapping, tell_none
+from kronos_qlib.errors import BarDataError, some_of
+
+LOOKS_LIKE_SYMBOL = re.compile(
+    r"code|symbol|ticker|\btic|instr|stock|share|asset|contract|secu|_id$|^id$|代码|证券|股票|合约|品种"
+)
+
+LOOKS_LIKE_CLOCK = re.compile(r"time|hhmm|clock|minute|时间|时刻")
+
+WEEKDAYS = re.compile(
+    r"(?:\d{4}[- ]?)?[qh][1-4]|"
+    r"(mon|tue|wed|thu|fri|sat|sun)[a-z]*|(星期|周|礼拜)[一二三四五六日天]|"
+    r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+)
+
+
+def check_unread(
+    raw: RawTable, match: Match, extra: Sequence[str], dates: npt.NDArray[Any] | None
+) -> None:
+    """Refuse a table whose bars an unread column would tell apart: several shares, or a day's bars.
+
+    Args:
+        dates: (n,) the rows' times; None where they stand elsewhere and increase.
+
+    Raises:
+        BarDataError: it names the column, some of its values and what to do.
+    """
+    symbol = match.names.get("symbol")
+    spare = [name for name in match.spare(raw, extra) if name]
+    if not spare:
+        return
+    keys = np.zeros(len(raw.rows), dtype=np.int64)
+    if symbol is not None:
+        keys = pd.factorize(raw.columns[symbol])[0]
+    repeats = 0 if dates is None else _count_repeats(keys, dates)
+    for name in spare:
+        labels = labels_of(raw.columns[name])
+        if labels is None:
+            continue
+        codes, values = labels
+        if repeats and LOOKS_LIKE_CLOCK.search(name.lower()) and is_clock(values):
+            continue  # see _check_times
+        # A bar or two may be written twice; of several shares, or periods, most times repeat.
+        if dates is not None and repeats * (20 if symbol is None else 4) >= len(dates):
+            is_apart = _count_repeats(_pair(keys, codes), dates) * 10 <= repeats
+        elif symbol is None:
+            is_named = _is_text(values) or LOOKS_LIKE_SYMBOL.search(name.lower()) is not None
+            is_apart = is_named and not _are_states(values) and _in_runs(codes, dates)
+        else:
+            continue
+        if is_apart:
+            raise BarDataError(_tell_labels(raw, name, values, repeats, symbol))
+    if dates is not None and 2 * repeats >= len(dates):
+        _check_times(raw, match, spare, keys, dates, repeats)
+
+
+def _count_repeats(codes: npt.NDArray[Any], dates: npt.NDArray[Any]) -> int:
+    return int(pd.DataFrame({"code": codes, "date": dates}).duplicated().sum())
+
+
+def labels_of(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
+    """Each row's label and the labels, where a column could name instruments.
+
+    That is, where it has several values, each of several rows, and none is missing, a time or a
+    number with decimals.
+    """
+    if cells.dtype.kind not in "OiuUS" or not len(cells):
+        return None
+    if cells.dtype.kind == "O":
+        try:
+            codes, unique = pd.factorize(cells)
+        except TypeError:  # lists and their like
+            return None
+    else:
+        codes, unique = pd.factorize(cells)
+    if (codes < 0).any() or not 1 < len(unique) <= max(2, len(cells) // 2):
+        return None
+    values = [str(value).strip() for value in unique]
+    if any(value.lower() in NO_NUMBER for value in values):
+        return None
+    if all(MARKED.fullmatch(value.rstrip("%")) for value in values) and not all(
+        value.isdigit() for value in values
+    ):
+        return None
+    return None if all(map(_is_time, values)) else (codes, values)
+
+
+def _is_text(values: Sequence[str]) -> bool:
+    """Whether labels are words: not numbers, but for the 000001 of a share."""
+    return not all(value.isdigit() for value in values) or any(
+        len(value) == 6 or (len(value) > 1 and value.startswith("0")) for value in values
+    )
+
+
+def _is_time(text: str) -> bool:
+    if is_clock([text]) and not text.isdigit():
+        return True
+    try:
+        parse_time(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_states(values: Sequence[str]) -> bool:
+    """Whether labels are weekdays, months, or yes and no."""
+    small = [value.lower() for value in values]
+    return all(value in STATES for value in small) or all(map(WEEKDAYS.fullmatch, small))
+
+
+def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bool:
+    """Whether each label has its rows in one block, as one share after another has.
+
+    A label that comes and goes while time goes on is a state of one share.
+    """
+    orders = [codes] if dates is None else [codes, codes[np.argsort(dates, kind="stable")]]
+    labels = len(np.unique(codes))
+    return any(int((order[1:] != order[:-1]).sum()) + 1 == labels for order in orders)
+
+
+def _tell_labels(
+    raw: RawTable, name: str, values: Sequence[str], repeats: int, symbol: str | None
+) -> str:
+    some = some_of(values, 4)
+    if raw.is_series:
+        return (
+            f"{raw.source}: column {name!r} has several values ({some}), so the frame may hold "
+            "several instruments: give one frame for each, or drop the column if it is one"
+        )
+    if symbol is not None:
+        return (
+            f"{raw.source}: {repeats} of {len(raw.rows)} bars have the symbol and the time of "
+            f"another, and {name!r} ({some}) tells them apart: keep the rows of one value, or if "
+            f"these are the instruments, {tell_mapping(raw, 'symbol', name)}"
+        )
+    why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
+    # Without the symbol the bars of one time would be refused next.
+    none = "keep the rows of one value and " * bool(repeats) + tell_none(raw, "symbol")
+    return (
+        f"{raw.source}: no column of symbols is known, but {name!r} has several values ({some})"
+        f"{why}: if they are the instruments, {tell_mapping(raw, 'symbol', name)}; if all is one "
+        f"instrument, {none}"
+    )
+
+
+def _check_times(
+    raw: RawTable,
+    match: Match,
+    spare: Sequence[str],
+    keys: npt.NDArray[Any],
+    dates: npt.NDArray[Any],
+    repeats: int,
+) -> None:
+    """Where most times repeat, name an unread column that holds the time of day."""
+    for name in spare:
+        cells = raw.columns[name]
+        if cells.dtype.kind not in "OMiu":
+            continue
+        texts = [str(cell).strip() for cell in cells]
+        distinct = list(dict.fromkeys(texts))
+        ours = TIME if cells.dtype.kind != "M" and is_clock(distinct) else "date"
+        if len(distinct) < 2 or (ours == "date" and not _is_time(distinct[0])):
+            continue
+        try:
+            # What is advised here must not be refused when it is followed.
+            day = match.names["date"]
+            times = to_moments(raw, day, name) if ours == TIME else to_dates(raw, name)
+        except BarDataError:
+            continue
+        if _count_repeats(keys, _pair(times, dates)) * 10 > repeats:
+            continue
+        raise BarDataError(
+            f"{raw.source}: {repeats} of {len(dates)} bars have a time that another bar has, as "
+            f"{match.names['date']!r} is read without the time of day; column {name!r} has it "
+            f"(such as {texts[0]!r}): {tell_mapping(raw, ours, name)}"
+        )
+
+
+def _pair(times: npt.NDArray[Any], dates: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """One number for each pair of two columns' values."""
+    one, two = pd.factorize(times)[0], pd.factorize(dates)[0]
+    paired: npt.NDArray[np.int64] = one.astype(np.int64) * (int(two.max()) + 1) + two
+    return paired

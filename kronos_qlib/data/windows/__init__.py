@@ -1,0 +1,1 @@
+"""Windows of bars: which exist, where their bars are, how they are normalised."""

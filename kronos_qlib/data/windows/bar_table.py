@@ -1,0 +1,457 @@
+"""BarTable: the bars of many instruments in one piece of memory, and how it is filled.
+
+Shape letters: M bars in all, K times of the calendar, I instruments.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.data.calendar.clock import show_span, show_time
+from kronos_qlib.data.calendar.stamps import Times, stamps_of, to_times
+from kronos_qlib.data.rules import (
+    FLOAT32_SLACK,
+    INCOMPLETE,
+    INVALID,
+    MAX_MOVE,
+    PRICES,
+    REPEATED,
+    RULES,
+    UNTRADED,
+    find_faults,
+    find_jumps,
+    find_small_splits,
+    is_sound,
+)
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
+from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Incomplete = Literal["error", "skip"]
+"""What to do with a bar that has some of its values and lacks others."""
+Invalid = Literal["error", "skip", "keep"]
+"""What to do with a bar whose numbers cannot be: a price of 0 or less, high below low, high and low
+that do not span open and close, a negative volume or amount."""
+Untraded = Literal["skip", "error", "keep"]
+"""What to do with a bar on whose day nothing traded, see `rules.is_untraded` and `is_repeated`;
+"keep" keeps those that have all their values."""
+
+CHUNK = 1 << 20
+"""Rows whose closes are looked at together."""
+EXAMPLES = 3
+"""Instruments that a message names."""
+
+COLUMNS = len(BAR_COLUMNS)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Bars that were there and were left out, by instrument and then by time.
+
+    owners: (L,) places in the table's instruments. places: (L,) in its calendar.
+    rules: (L,) places in `rules.RULES` of the first rule that each breaks.
+    """
+
+    owners: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    places: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rules: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def of(self, number: int) -> range:
+        """The entries of one instrument."""
+        return range(*np.searchsorted(self.owners, [number, number + 1]).tolist())
+
+    def counts(
+        self, entries: range | None = None, start: int = 0, stop: int | None = None
+    ) -> dict[str, int]:
+        """How many of some entries, at places from `start` up to, without, `stop`, broke each rule.
+
+        Of rules that none broke nothing.
+        """
+        those = slice(None) if entries is None else slice(entries.start, entries.stop)
+        places = self.places[those]
+        due = (places >= start) & (places < (np.inf if stop is None else stop))
+        numbers = np.bincount(self.rules[those][due], minlength=len(RULES)).tolist()
+        return {rule: count for rule, count in zip(RULES, numbers, strict=True) if count}
+
+
+@dataclass(frozen=True, eq=False)
+class BarTable:
+    """The bars of many instruments, one instrument after another, each in order of time.
+
+    A bar's time is kept as its place in the calendar, in 2 bytes where that has fewer than 65,536
+    entries: 12 million datetimes would take a third of the room of their bars.
+
+    values: (M, 6) float32, contiguous, columns as in `schema.BAR_COLUMNS`.
+    places: (M,) uint16 or uint32, where in `calendar` each bar stands.
+    calendar: (K,) datetime64[ns], increasing: the moments at which bars close (or their days).
+    instruments: (I) their names. offsets: (I + 1,) int64, where each one's rows begin.
+    left_out: bars that broke a rule and were left out when it was filled.
+    """
+
+    values: Floats
+    places: npt.NDArray[np.unsignedinteger[Any]]
+    calendar: Times
+    instruments: tuple[str, ...]
+    offsets: Ints
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.instruments[:3]) + (", …" if len(self.instruments) > 3 else "")
+        span = ""
+        if len(self.calendar):
+            span = f", {len(self.calendar):,} times from {show_span(self.calendar)}"
+        return (
+            f"BarTable({len(self.values):,} bars of {len(self.instruments):,} instruments"
+            f"{f' ({names})' if names else ''}{span})"
+        )
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> BarTable:
+        """Fill from a frame indexed by (instrument, datetime) in any row order.
+
+        A row whose bar is missing (every price NaN, as Qlib has it on a suspended day) is no bar
+        and is left out. The calendar is made of the times of all other rows.
+
+        Args:
+            frame: columns as in `schema.BAR_COLUMNS`.
+            incomplete, invalid, untraded: see `Incomplete`, `Invalid` and `Untraded`; a bar that is
+                skipped is no bar either.
+
+        Raises:
+            BarDataError: the index has not two levels; a column lacks; a bar has no instrument; an
+                instrument has two bars of one time; a bar is incomplete, not finite in float32, or
+                breaks a rule.
+            CalendarError: a bar's time is missing or cannot be read.
+        """
+        if frame.index.nlevels != 2:
+            raise BarDataError(
+                "bars need an index of (instrument, datetime), got one of "
+                f"{frame.index.nlevels} level(s): {', '.join(map(str, frame.index.names))}"
+            )
+        missing = [name for name in BAR_COLUMNS if name not in frame.columns]
+        if missing:
+            raise BarDataError(f"bars lack the columns {', '.join(missing)}")
+        frame = frame.loc[:, list(BAR_COLUMNS)]
+        frame = frame[frame[list(PRICE_COLUMNS)].notna().any(axis=1)]
+        codes, names = pd.factorize(frame.index.get_level_values(0), sort=True)
+        if (codes < 0).any():
+            raise BarDataError(f"{int((codes < 0).sum())} bars have no instrument's name")
+        times = to_times(frame.index.get_level_values(1))
+        order = np.lexsort((times, codes))
+        codes, times = codes[order], times[order]
+        calendar, places = np.unique(times, return_inverse=True)
+        with np.errstate(over="ignore"):
+            values = frame.to_numpy(dtype=np.float64)[order].astype(np.float32)
+        bounds = np.searchsorted(codes, np.arange(len(names) + 1))
+        builder = TableBuilder(calendar, len(values), incomplete, invalid, untraded)
+        for number, name in enumerate(names):
+            own = slice(*bounds[number : number + 2])
+            builder.add(str(name), places[own], values[own])
+        return builder.finish()
+
+    @classmethod
+    def from_bars(
+        cls,
+        bars: pd.DataFrame,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> BarTable:
+        """Fill from a long table with columns symbol and date, as `tables.read_bars` gives it."""
+        for name in ("symbol", "date"):
+            if name not in bars:
+                raise BarDataError(f"bars have no column {name!r}")
+        return cls.from_frame(bars.set_index(["symbol", "date"]), incomplete, invalid, untraded)
+
+    @classmethod
+    def empty(cls) -> BarTable:
+        """A table of no instrument."""
+        return TableBuilder(np.array([], dtype="datetime64[ns]"), 0).finish()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bars and their places."""
+        return int(self.values.nbytes + self.places.nbytes)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many bars were left out when it was filled, by the rule that they broke."""
+        return self.left_out.counts()
+
+    @property
+    def checksums(self) -> str:
+        """Of values, places, offsets and calendar: other bars, other numbers, names aside."""
+        parts = (self.values, self.places, self.offsets, self.calendar.view(np.int64))
+        return " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts)
+
+    @cached_property
+    def jumps(self) -> Ints:
+        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps` and
+        `find_small_splits`."""
+        found = [np.zeros(0, dtype=np.int64)]
+        begins = self.offsets[:-1]
+        for start in range(0, len(self), CHUNK):
+            closes = self.values[max(0, start - 1) : start + CHUNK, CLOSE]
+            starts = np.zeros(len(closes), dtype=bool)  # none: an instrument's first row goes below
+            found.append(find_jumps(closes, starts, MAX_MOVE) + max(0, start - 1))
+        rows = np.concatenate(found)
+        first = np.zeros(len(self), dtype=bool)
+        first[begins[begins < len(self)]] = True
+        return np.union1d(rows[~first[rows]], find_small_splits(self.values, first))
+
+    @property
+    def times(self) -> Times:
+        """(M,) datetime64[ns] of every bar, made anew: 8 bytes a bar. `times_at` takes few."""
+        return np.asarray(self.calendar[self.places])
+
+    def times_at(self, rows: Any) -> Times:
+        """(...) datetime64[ns] of the bars in these rows."""
+        return np.asarray(self.calendar[self.places[rows]])
+
+    def stamps_at(self, rows: Any) -> npt.NDArray[np.int64]:
+        """(..., 5) time fields of the bars in these rows."""
+        return np.asarray(self.calendar_stamps[self.places[rows]])
+
+    @cached_property
+    def calendar_stamps(self) -> npt.NDArray[np.int64]:
+        """(K, 5) time fields of the calendar."""
+        return stamps_of(self.calendar)
+
+    def instrument_of(self, rows: Any) -> Ints:
+        """Places in `instruments` of the owners of rows."""
+        return np.asarray(np.searchsorted(self.offsets, rows, side="right") - 1)
+
+    def name(self, row: int) -> str:
+        """Instrument and time of a row, for a message."""
+        owner, time = int(self.instrument_of(row)), self.calendar[self.places[row]]
+        return f"{self.instruments[owner]} at {show_time(time)}"
+
+    def describe_left_out(self) -> str:
+        """What was left out when it was filled, in one sentence; "" if nothing was."""
+        out = self.left_out
+        if not len(out):
+            return ""
+        by_rule = ", ".join(f"{count} {rule}" for rule, count in self.skipped.items())
+        owners, firsts = np.unique(out.owners, return_index=True)
+        names = []
+        for owner, first, last in zip(owners, firsts, [*firsts[1:], len(out)], strict=True):
+            days = [show_time(self.calendar[place]) for place in out.places[[first, last - 1]]]
+            span = days[0] if last - first == 1 else f"{last - first} from {days[0]} to {days[1]}"
+            names.append(f"{self.instruments[owner]} {span}")
+        return (
+            f"{_count(len(out), 'bar')} left out, as if suspended ({by_rule}): "
+            f"{some_of(names, EXAMPLES)}"
+        )
+
+
+class TableBuilder:
+    """Fills a table instrument by instrument, in memory taken once.
+
+    Args:
+        calendar: (K,) datetime64[ns], increasing.
+        capacity: bars at most; what is not used is never touched, so it costs no memory.
+        incomplete, invalid, untraded: see `Incomplete`, `Invalid` and `Untraded`.
+
+    Raises:
+        ConfigError: one of them is no such word.
+    """
+
+    def __init__(
+        self,
+        calendar: Times,
+        capacity: int,
+        incomplete: Incomplete = "error",
+        invalid: Invalid = "error",
+        untraded: Untraded = "skip",
+    ) -> None:
+        check_choices(incomplete=incomplete, invalid=invalid, untraded=untraded)
+        self.calendar = calendar
+        self._actions: dict[str, str] = {
+            UNTRADED: untraded,
+            REPEATED: untraded,
+            INCOMPLETE: incomplete,
+            **dict.fromkeys(INVALID, invalid),
+        }
+        narrow = len(calendar) <= np.iinfo(np.uint16).max
+        self._values = np.empty((capacity, COLUMNS), dtype=np.float32)
+        kind: type[np.unsignedinteger[Any]] = np.uint16 if narrow else np.uint32
+        self._places = np.empty(capacity, dtype=kind)
+        self._names: list[str] = []
+        self._offsets = [0]
+        # Instruments to look at again when all are there: whether no volume means no trade
+        # depends on the others, and a fault's message counts all of its kind.
+        self._suspects: list[int] = []
+        self._silent: list[int] = []
+
+    def add(self, name: str, places: npt.NDArray[Any], bars: Floats) -> None:
+        """The next instrument's bars; one without any keeps its (empty) place among the names.
+
+        Args:
+            places: (n,) where in the calendar the bars stand.
+            bars: (n, 6) float32; a row without any price (all four NaN) is no bar.
+
+        Raises:
+            BarDataError: names the instrument and time of a bar that stands not after the one
+                before it.
+        """
+        is_whole = bool(np.isfinite(bars).all())
+        if not is_whole:
+            there = ~np.all(np.isnan(bars[:, :PRICES]), axis=1)
+            places, bars = places[there], bars[there]
+            is_whole = bool(np.isfinite(bars).all())
+        steps = np.diff(places.astype(np.int64))
+        if (steps <= 0).any():
+            at = places[int(np.argmax(steps <= 0)) + 1]
+            problem = "two bars of one time" if (steps == 0).any() else "bars out of order"
+            raise BarDataError(f"{name} at {show_time(self.calendar[at])}: {problem}")
+        if not (is_whole and is_sound(bars)):
+            self._suspects.append(len(self._names))
+        elif not bars[:, VOLUME:].any():
+            self._silent.append(len(self._names))
+        start, stop = self._offsets[-1], self._offsets[-1] + len(bars)
+        self._values[start:stop] = bars
+        self._places[start:stop] = places
+        self._names.append(name)
+        self._offsets.append(stop)
+
+    def finish(self) -> BarTable:
+        """The table. The builder must not be used after that.
+
+        Raises:
+            BarDataError: bars break a rule that is an error: names the first by instrument and
+                time, and counts them all.
+        """
+        left_out = self._leave_out(self._find_faults())
+        filled = self._offsets[-1]
+        return BarTable(
+            values=self._values[:filled],
+            places=self._places[:filled],
+            calendar=self.calendar,
+            instruments=tuple(self._names),
+            offsets=np.array(self._offsets, dtype=np.int64),
+            left_out=left_out,
+        )
+
+    def _find_faults(self) -> dict[int, Ints]:
+        """For each instrument with faults (n,) the place in RULES of the first that a bar breaks,
+        -1 where it breaks none."""
+        silent = set(self._silent)
+        trades = {number: self._trades(number) for number in self._suspects}
+        # Whoever is neither suspected nor silent has volume in every bar.
+        others = len(self._names) > len(self._suspects) + len(silent) or any(trades.values())
+        found = {}
+        for number in sorted([*self._suspects, *(silent if others else ())]):
+            bars = self._values[slice(*self._offsets[number : number + 2])]
+            flags = find_faults(bars, slack=FLOAT32_SLACK, others_trade=others)
+            if self._actions[UNTRADED] == "keep":  # what has a price and a size at all
+                kept = np.isfinite(bars).all(axis=1) & (bars[:, :PRICES] > 0).all(axis=1)
+                flags[UNTRADED] &= ~kept
+                flags[REPEATED][:] = False
+            rules = np.full(len(bars), -1, dtype=np.int64)
+            for place, rule in reversed(list(enumerate(RULES))):
+                if rule not in INVALID or self._actions[rule] != "keep":
+                    rules[flags[rule]] = place
+            if (rules >= 0).any():
+                found[number] = rules
+        return found
+
+    def _trades(self, number: int) -> bool:
+        bars = self._values[slice(*self._offsets[number : number + 2])]
+        return bool((bars[:, VOLUME:] > 0).any())
+
+    def _leave_out(self, found: Mapping[int, Ints]) -> LeftOut:
+        """Close the gaps of what is skipped; refuse what is an error."""
+        wrong = [place for place, rule in enumerate(RULES) if self._actions[rule] == "error"]
+        for number, rules in found.items():
+            if np.isin(rules, wrong).any():
+                raise self._refused(number, found, wrong)
+        if not found:
+            return LeftOut()
+        owners, places, broken = [], [], []
+        filled = self._offsets[min(found)]
+        starts = list(self._offsets)
+        for number in range(min(found), len(self._names)):
+            own = slice(*starts[number : number + 2])
+            values, times = self._values[own], self._places[own]
+            if number in found:
+                gone = found[number] >= 0
+                owners.append(np.full(int(gone.sum()), number, dtype=np.int64))
+                places.append(times[gone].astype(np.int64))
+                broken.append(found[number][gone])
+                values, times = values[~gone], times[~gone]
+            stop = filled + len(values)
+            self._values[filled:stop] = values
+            self._places[filled:stop] = times
+            filled = self._offsets[number + 1] = stop
+        return LeftOut(np.concatenate(owners), np.concatenate(places), np.concatenate(broken))
+
+    def _refused(self, number: int, found: Mapping[int, Ints], wrong: list[int]) -> BarDataError:
+        """The first bar at fault, and how many more there are of its kind and of others."""
+        row = int(np.argmax(np.isin(found[number], wrong)))
+        rule = RULES[found[number][row]]
+        at = self._offsets[number] + row
+        alike = {
+            self._names[other]: int((rules == RULES.index(rule)).sum())
+            for other, rules in found.items()
+            if (rules == RULES.index(rule)).any()
+        }
+        others = sum(int(np.isin(rules, wrong).sum()) for rules in found.values())
+        others -= sum(alike.values())
+        some = ", ".join(list(alike)[:EXAMPLES]) + (", ..." if len(alike) > EXAMPLES else "")
+        setting = "incomplete" if rule == INCOMPLETE else "untraded"
+        setting = "invalid" if rule in INVALID else setting
+        more = f"; {_count(others, 'bar')} under other rules" if others else ""
+        return BarDataError(
+            f"{self._names[number]} at {show_time(self.calendar[self._places[at]])}: "
+            f"{_explain(rule, self._values[at])} ({_count(sum(alike.values()), 'such bar')} of "
+            f"{some}{more}); mend the bars where they come from, or leave such bars out, as if "
+            f"suspended, with {setting}='skip'"
+        )
+
+
+def check_choices(**settings: str) -> None:
+    """Raises: ConfigError: `incomplete`, `invalid` or `untraded` is none of its words."""
+    known = {"incomplete": Incomplete, "invalid": Invalid, "untraded": Untraded}
+    for name, value in settings.items():
+        if value not in get_args(known[name]):
+            words = " or ".join(repr(word) for word in get_args(known[name]))
+            raise ConfigError(f"{name} must be {words}, got {value!r}")
+
+
+def _explain(rule: str, bar: Floats) -> str:
+    """What is wrong with one bar."""
+    if rule == INCOMPLETE:
+        lacking = [BAR_COLUMNS[place] for place in np.flatnonzero(~np.isfinite(bar))]
+        if len(lacking) > 1 and lacking[-1] == "amount":  # it may be derived from the others
+            lacking.pop()
+        verb = "is" if len(lacking) == 1 else "are"
+        return f"{', '.join(lacking)} {verb} missing or not finite beside values that are given"
+    values = ", ".join(
+        f"{name} {value:.7g}" for name, value in zip(BAR_COLUMNS, bar.tolist(), strict=True)
+    )
+    return f"{rule}: {values}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,64 @@
+"""What a signal is to foretell: the return that is traded, for each window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kronos_qlib.data.windows.bar_table import Floats
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.schema import CLOSE
+
+
+class Label(Protocol):
+    """A number for each window that is known `ahead` times of the calendar after its last bar."""
+
+    @property
+    def ahead(self) -> int:
+        """Times of the calendar after the last bar seen until the label is known."""
+
+    def of(self, windows: Windows) -> Floats:
+        """(N,) float32; NaN where it is not known, or not yet."""
+
+
+@dataclass(frozen=True)
+class ReturnLabel:
+    """The return from the close `delay` times after the last bar seen to that `bars` times later.
+
+    Times are the calendar's, as in Qlib's `Ref($close, -2) / Ref($close, -1) - 1`, which this is
+    as it stands: a share that is suspended at either moment has no label.
+    """
+
+    delay: int = 1
+    bars: int = 1
+
+    def __post_init__(self) -> None:
+        if self.delay < 0 or self.bars < 1:
+            raise ConfigError(
+                f"a label needs delay >= 0 and bars >= 1, got {self.delay} and {self.bars}"
+            )
+
+    @property
+    def ahead(self) -> int:
+        return self.delay + self.bars
+
+    def of(self, windows: Windows) -> Floats:
+        bought, sold = (_close_after(windows, count) for count in (self.delay, self.ahead))
+        return np.asarray(sold / bought - 1, dtype=np.float32)
+
+
+def _close_after(windows: Windows, count: int) -> np.ndarray:
+    """(N,) float64 closes so many times of the calendar after each window's last bar, or NaN."""
+    table, ends = windows.table, windows.ends[:].astype(np.int64)
+    due = table.places[ends].astype(np.int64) + count
+    stop = table.offsets[table.instrument_of(ends) + 1]
+    closes = np.full(len(ends), np.nan)
+    # The bar due stands at most `count` rows on; nearer, where some in between are missing.
+    for step in range(count + 1):
+        rows = np.minimum(ends + step, len(table) - 1)
+        found = (ends + step < stop) & (table.places[rows] == due)
+        closes[found] = table.values[rows[found], CLOSE]
+    return closes

@@ -1,0 +1,418 @@
+"""A comparison in words and tables, as text for a terminal or as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from kronos_qlib.evaluation.compare.comparison import Blend, Comparison, Equity, Pair
+from kronos_qlib.evaluation.ranking.information_coefficient import LEAST_PAIRS
+from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED, DailyMean
+from kronos_qlib.markup import inline_markdown, one_line
+from kronos_qlib.markup import markdown as as_markdown
+
+MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "ic": ("IC", "{:.4f}".format),
+    "icir": ("ICIR", "{:.4f}".format),
+    "rank_ic": ("Rank IC", "{:.4f}".format),
+    "rank_icir": ("Rank ICIR", "{:.4f}".format),
+    "rank_ic_t": ("t of Rank IC", "{:.2f}".format),
+    "oracle_share": ("Share of the oracle's Rank IC", "{:.0%}".format),
+    "excess_return": ("Excess return a year, after cost", "{:.2%}".format),
+    "information_ratio": ("Information ratio, after cost", "{:.2f}".format),
+    "annual_return": ("Return a year, after cost", "{:.2%}".format),
+    "sharpe": ("Sharpe ratio, after cost", "{:.2f}".format),
+    "deflated_sharpe": ("Deflated Sharpe ratio of the excess", "{:.0%}".format),
+    "trials": ("Trials it is deflated by", "{:.0f}".format),
+    "max_drawdown": ("Maximum drawdown, after cost", "{:.2%}".format),
+    "turnover": ("Turnover a day", "{:.2%}".format),
+    "wall_seconds": ("Wall time", "{:.1f} s".format),
+    "run_id": ("MLflow run", "{:.8}".format),
+}
+"""Column of a comparison's table, what a reader calls it, and how its value is written."""
+
+TEST = (f"{LEVEL:.0%} interval", "t", f"significant at {1 - LEVEL:.0%}")
+"""Headings of a test."""
+
+DASH = "-"
+"""Stands where a run has no such number; a note says so."""
+
+DEFINITIONS = (
+    "IC and Rank IC: mean over days of the correlation, within a day, of score and label over the "
+    "instruments; the ratios divide by the standard deviation of the days. Each over the run's own "
+    "rows in the table, over the common rows in the tests.",
+    "Excess return: daily return after cost less the benchmark's, summed and not compounded; the "
+    "information ratio divides its mean by its standard deviation. It is called significant where "
+    "the interval of the excess return leaves zero out. Return a year is compounded, after cost.",
+    "Turnover counts what was bought and what was sold, as a fraction of the account.",
+    "Tests pair the days: mean of the daily difference of Rank IC, of several bars a day their "
+    f"mean, or of excess return after cost. Intervals of {LEVEL:.0%} and t: standard error by "
+    "equal-weighted cosines, Student's t (Lazarus, Lewis, Stock and Watson "
+    "2018), wide enough for labels that overlap. Significant at "
+    f"{1 - LEVEL:.0%}: the interval leaves zero out. Intervals cover 93 to 97 % of the time from "
+    "120 days on where neighbouring days correlate by .5 or less.",
+    "A blend is the mean of its members' percentile ranks of the day, equal weights; no weight is "
+    "tuned on the days that judge it. It is tested against the member that was better on these "
+    "very days, which favours the member.",
+)
+"""What every comparison says of its numbers."""
+
+MORE_DEFINITIONS = {
+    "oracle_share": "The oracle knows the planted effect of a simulated market; no score does "
+    "better in the long run.",
+    "deflated_sharpe": "The deflated Sharpe ratio is the chance that the ratio of the excess over "
+    "the benchmark to its risk is more than the luck of the best of all trials. Trials are counted "
+    "alike for all runs: the sum, over the runs compared, of the signals that each kept, its score "
+    "included, or of the trials that its workflow says. Trials before those are not known here.",
+}
+"""What is said where the table has such a column."""
+
+
+def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
+    """The whole comparison: aligned columns for a terminal, or the same as Markdown tables.
+
+    Names are others' choice: nothing in them becomes Markdown, or a command to the terminal.
+    """
+    line = as_markdown if markdown else one_line
+    heading = "## {}".format if markdown else "{}".format
+    parts = [format_rows(measure_rows(comparison), markdown=markdown)]
+    signals = comparison.signals
+    verdicts = run_verdicts(comparison)
+    if verdicts:
+        parts.append(heading("Does it order returns, and does the money come from that?"))
+        parts.append("\n\n".join(line(each) for each in verdicts))
+    equity = comparison.equity
+    if equity is not None and equity.pairs:
+        parts.append(heading("Excess return after cost on the same days"))
+        parts.append("\n\n".join(line(each) for each in money_pair_verdicts(equity)))
+    if signals is not None and len(signals.daily.columns) > 1:
+        parts += [heading("Rank IC on the same rows"), common_sentence(comparison)]
+        parts.append(format_rows(mean_rows(comparison), markdown=markdown))
+        parts.append("\n\n".join(line(verdict(pair)) for pair in signals.pairs))
+        parts.append(heading("What an equal-weight blend adds to its better member"))
+        parts.append(format_rows(blend_rows(signals.blends), markdown=markdown))
+        parts.append(heading("Mean daily rank correlation of the signals"))
+        parts.append(format_rows(correlation_rows(comparison), markdown=markdown))
+    notes = notes_of(comparison)
+    if notes:
+        numbered = enumerate(notes, start=1)
+        parts.append("\n".join(f"{number}. {line(note)}" for number, note in numbered))
+    return "\n\n".join(parts)
+
+
+def measure_rows(comparison: Comparison) -> list[list[str]]:
+    """A line per measure that some run has; a column per run, and one of the benchmark."""
+    table, equity = comparison.table, comparison.equity
+    bench = None if equity is None else equity.benchmark
+    heading = [] if equity is None else [benchmark_name(equity, list(map(str, table.index)))]
+    rows = [["", *map(str, table.index), *heading]]
+    for column, (name, write) in MEASURES.items():
+        if column not in table or not table[column].notna().any():
+            continue
+        cells = [_written(value, write) for value in table[column]]
+        if column == "information_ratio":  # never without a word on how sure it is
+            cells = [
+                cell if cell == DASH else f"{cell} ({word})"
+                for cell, word in zip(cells, map(_surety, *_bounds(table)), strict=True)
+            ]
+        beside = [] if bench is None else [_written(bench.get(column, math.nan), write)]
+        rows.append([name, *cells, *beside])
+        if column == "excess_return":
+            low, high = _bounds(table)
+            intervals = [
+                DASH if math.isnan(one) else f"{one:+.1%} to {other:+.1%}"
+                for one, other in zip(low, high, strict=True)
+            ]
+            rows.append([f"its {LEVEL:.0%} interval", *intervals, *[DASH] * len(beside)])
+    return rows
+
+
+def benchmark_name(equity: Equity, runs: Sequence[str]) -> str:
+    """What the benchmark's column is called: no run's name, and whose it is if runs differ."""
+    name = "benchmark" if equity.same_bench else f"benchmark of {equity.net.columns[0]}"
+    return f"the {name}" if name in runs else name
+
+
+def run_verdicts(comparison: Comparison) -> list[str]:
+    """For each run that has something tested: does it order returns, and does money come of it."""
+    signals, equity = comparison.signals, comparison.equity
+    found = []
+    for name in map(str, comparison.table.index):
+        order = signals.means.get(name) if signals is not None else None
+        has_backtest = equity is not None and name in equity.net
+        if order is None and not has_backtest:
+            continue
+        said = [f"{name}: {order_sentence(order)}"]
+        if equity is not None and has_backtest:
+            money, ratio = equity.tests.get(name), float(equity.measures["information_ratio"][name])
+            said.append(money_sentence(ratio, money, days_per_year=equity.days_per_year))
+            said.append(_conclusion(order, money))
+        else:
+            said.append("What it earns is not known here: it has no backtest to compare.")
+        found.append(" ".join(part for part in said if part))
+    return found
+
+
+def order_sentence(order: DailyMean | None) -> str:
+    """Whether a score orders returns, by the mean of its daily Rank IC."""
+    if order is None:
+        return "whether it orders returns is not tested."
+    numbers = f"Rank IC {order.mean:+.4f} a day, {LEVEL:.0%} interval {_interval(order.interval())}"
+    level = f"{1 - LEVEL:.0%}"
+    if not order.is_significant():
+        return f"that it orders returns is not significant at {level} ({numbers})."
+    wrong = "" if order.mean > 0 else " the wrong way round"
+    return f"it orders returns{wrong}, significant at {level} ({numbers})."
+
+
+def money_sentence(ratio: float, money: DailyMean | None, *, days_per_year: float) -> str:
+    """Whether what a backtest earned over its benchmark after cost is significant.
+
+    Args:
+        ratio: information ratio, a year; NaN where the excess never varies.
+        money: test of the daily excess; None where it cannot be tested.
+    """
+    if money is None:
+        shown = "" if math.isnan(ratio) else f" (information ratio {ratio:.2f}, not tested)"
+        return f"Its excess return after cost cannot be tested{shown}."
+    low, high = (bound * days_per_year for bound in money.interval())
+    said = "significant" if money.is_significant() else "not significant"
+    return (
+        f"Its excess return over the benchmark after cost, {money.mean * days_per_year:+.1%} a "
+        f"year ({LEVEL:.0%} interval {low:+.1%} to {high:+.1%}, information ratio {ratio:.2f}, "
+        f"{money.days} days), is {said} at {1 - LEVEL:.0%}.{coverage_sentence(money, labels=False)}"
+    )
+
+
+def _conclusion(order: DailyMean | None, money: DailyMean | None) -> str:
+    """Whether the money comes from the order of returns; "" where one of them is not tested."""
+    if order is None or money is None:
+        return ""
+    orders = order.is_significant() and order.mean > 0
+    if money.is_significant() and money.mean < 0:
+        return (
+            "It orders returns, and loses more than that by its cost or its trading."
+            if orders
+            else "It loses against the benchmark."
+        )
+    if money.is_significant():
+        return (
+            "The money can come from its order of returns: both are significant."
+            if orders
+            else "The money is not shown to come from an order of returns: luck, or names that "
+            "differ from the benchmark's in size, style or risk, earn such an excess too."
+        )
+    return (
+        "It orders returns, but that money comes of it after cost is not shown."
+        if orders
+        else "Neither order nor money is shown: chance gives such numbers."
+    )
+
+
+def money_pair_verdicts(equity: Equity) -> list[str]:
+    """A sentence for every two backtests: which earned more after cost, and how surely."""
+    found = []
+    for pair in equity.pairs:
+        test = pair.difference
+        if test is None:
+            found.append(f"{pair.one} and {pair.other}: not tested, {pair.reason}.")
+            continue
+        ahead = test.mean >= 0
+        better, worse = (pair.one, pair.other) if ahead else (pair.other, pair.one)
+        low, high = sorted(
+            bound * equity.days_per_year * (1 if ahead else -1) for bound in test.interval()
+        )
+        said = "significant" if pair.is_significant else "not significant"
+        found.append(
+            f"{better} has an excess return after cost {abs(test.mean) * equity.days_per_year:.1%} "
+            f"a year above {worse}'s; the difference is {said} at {1 - LEVEL:.0%} ({LEVEL:.0%} "
+            f"interval {low:+.1%} to {high:+.1%}; p {test.p:.2g}, {test.days} days)."
+            f"{coverage_sentence(test, labels=False)}"
+        )
+    return found
+
+
+def mean_rows(comparison: Comparison) -> list[list[str]]:
+    """Mean Rank IC of each run on the common rows, with its interval."""
+    signals = comparison.signals
+    assert signals is not None
+    rows = [["", "Rank IC", f"{LEVEL:.0%} interval", "t"]]
+    for name in signals.daily:
+        mean = f"{signals.daily[name].mean():.4f}"
+        known = signals.means.get(str(name))
+        told = [_interval(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
+        rows.append([str(name), mean, *told])
+    return rows
+
+
+def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
+    """A line per test: the first run less the second."""
+    rows = [["", "difference", *TEST]]
+    for pair in pairs:
+        rows.append([f"{pair.one} vs {pair.other}", *_test_cells(pair)])
+    return rows
+
+
+def blend_rows(blends: Sequence[Blend]) -> list[list[str]]:
+    """A line per blend and its test against the better member."""
+    rows = [["", "Rank IC", "better member", "adds", *TEST]]
+    for blend in blends:
+        first = [" + ".join(blend.members), f"{blend.rank_ic:.4f}", blend.test.other]
+        rows.append([*first, *_test_cells(blend.test)])
+    return rows
+
+
+def correlation_rows(comparison: Comparison) -> list[list[str]]:
+    """The matrix of mean daily rank correlations."""
+    signals = comparison.signals
+    assert signals is not None
+    table = signals.correlation
+    return [
+        ["", *map(str, table.columns)],
+        *([str(name), *(f"{value:.2f}" for value in table.loc[name])] for name in table.index),
+    ]
+
+
+def common_sentence(comparison: Comparison) -> str:
+    """Which rows all runs were judged on."""
+    signals = comparison.signals
+    assert signals is not None
+    first, last = signals.daily.index[[0, -1]]
+    return (
+        f"{signals.rows} rows of {signals.instruments} instruments on {len(signals.daily)} days, "
+        f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, where every run has a score and the label is known."
+    )
+
+
+def verdict(pair: Pair) -> str:
+    """A test in a sentence."""
+    test = pair.difference
+    if test is None:
+        return f"{pair.one} and {pair.other}: not tested, {pair.reason}."
+    gap = test.mean
+    better, worse = (pair.one, pair.other) if gap >= 0 else (pair.other, pair.one)
+    low, high = test.interval()
+    bounds = (low, high) if gap >= 0 else (-high, -low)
+    said = "significant" if pair.is_significant else "not significant"
+    return (
+        f"{better} has a daily Rank IC {abs(gap):.4f} above {worse}'s; the difference is {said} "
+        f"at {1 - LEVEL:.0%} ({LEVEL:.0%} interval {_interval(bounds)}; p {test.p:.2g}, "
+        f"{test.days} days).{coverage_sentence(test)}"
+    )
+
+
+def coverage_sentence(found: DailyMean, *, labels: bool = True) -> str:
+    """What an interval covers where that is less than its name; else nothing.
+
+    Args:
+        labels: whether the days are of labels, which may overlap; a backtest's returns do not.
+    """
+    if not found.covers < PROMISED:
+        return ""
+    beside = " beside the labels' overlap" if labels else ""
+    return (
+        f" This interval is known to cover about {found.covers:.0%} at such dependence: "
+        f"neighbouring days correlate by {found.phi:.2f}{beside}, and there are "
+        f"{found.days}."
+    )
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Notes on these runs, then the definitions that their numbers need."""
+    notes = list(comparison.notes)
+    signals, equity = comparison.signals, comparison.equity
+    tests = 0
+    if equity is not None:
+        tests += len(equity.tests) + len(equity.pairs)
+        notes.append(
+            f"Figures of backtests are of the {len(equity.net)} days that all of them have, "
+            f"{equity.days_per_year:g} days to a year for all."
+        )
+    if signals is not None:
+        tests += len(signals.means) + len(signals.pairs) + len(signals.blends)
+        more = [f"{name} {rows}" for name, rows in signals.own_rows.items() if rows != signals.rows]
+        if more:
+            notes.append(
+                f"Rows with a score, of which {signals.rows} are common to all runs and have a "
+                f"label: {', '.join(more)}."
+            )
+        if signals.times_left_out:
+            notes.append(
+                f"{signals.times_left_out} common times are left out, on which some run gives "
+                f"every instrument the same score, or fewer than {LEAST_PAIRS} instruments are "
+                "common."
+            )
+        less = [
+            f"{name} {found.covers:.0%} (correlation {found.phi:.2f}, {found.days} days)"
+            for name, found in [
+                *((f"mean of {name}", found) for name, found in signals.means.items()),
+                *((" + ".join(blend.members), blend.test.difference) for blend in signals.blends),
+            ]
+            if found is not None and found.covers < PROMISED
+        ]
+        if less:
+            notes.append(
+                f"Intervals of {LEVEL:.0%} that are known to cover less where neighbouring days "
+                f"depend on each other as here: {', '.join(less)}."
+            )
+    if tests > 2:
+        notes.append(
+            f"{tests} tests at {LEVEL:.0%}: with nothing to find, about one in "
+            f"{1 / (1 - LEVEL):.0f} is significant by chance."
+        )
+    shown = [column for column in comparison.table if comparison.table[column].notna().any()]
+    asides = [said for column, said in MORE_DEFINITIONS.items() if column in shown]
+    return [*notes, *DEFINITIONS, *asides]
+
+
+def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Rows of equal length, the first the heading: aligned, or as a Markdown table."""
+    cleaned = inline_markdown if markdown else one_line
+    rows = [[cleaned(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *values in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    if markdown:
+        dashes = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+        rule = f"| {' | '.join(dashes)} |"
+    lines.insert(1, rule)
+    return "\n".join(lines)
+
+
+def _test_cells(pair: Pair) -> list[str]:
+    test = pair.difference
+    if test is None:
+        return [DASH] * 3 + [f"no: {pair.reason}"]
+    return [
+        f"{test.mean:+.4f}",
+        _interval(test.interval()),
+        f"{test.t:.2f}",
+        "yes" if pair.is_significant else "no",
+    ]
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+
+
+def _bounds(table: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """The interval of each run's excess return a year, NaN where it is not known."""
+    unknown = pd.Series(math.nan, table.index)
+    low, high = (table.get(name, unknown) for name in ("excess_low", "excess_high"))
+    return low.tolist(), high.tolist()
+
+
+def _surety(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "not tested"
+    return "significant" if low > 0 or high < 0 else "not significant"
+
+
+def _written(value: object, write: Callable[..., str]) -> str:
+    return DASH if isinstance(value, float) and math.isnan(value) else write(value)

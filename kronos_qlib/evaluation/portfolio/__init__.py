@@ -1,0 +1,1 @@
+"""What a backtest earned, risked and paid."""

@@ -1,0 +1,219 @@
+"""What a signal's order of names is worth, drawn from the tables of `evaluation.ic`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.evaluation.figures import (
+    BENCHMARK,
+    FALL,
+    STRATEGY,
+    dress,
+    dress_dates,
+    dress_percent,
+    new_figure,
+    small_legend,
+)
+from kronos_qlib.markup import figure_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMOOTHED_DAYS = 20
+"""Days of the moving mean over daily ICs."""
+
+
+def ic_figure(daily: pd.Series[float], summary: Mapping[str, float], title: str) -> Figure:
+    """Draw a Rank IC day by day with its moving mean, and its running sum.
+
+    Args:
+        daily: on times, NaN where a day has none.
+        summary: of `ic.summarise`.
+        title: a line above the figure.
+    """
+    figure = new_figure(title)
+    each, total = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1.0])
+    colors = np.where(daily > 0, STRATEGY, FALL)
+    each.vlines(daily.index, 0, daily, color=colors, linewidth=1.0, alpha=0.45)
+    smooth = daily.rolling(SMOOTHED_DAYS, min_periods=SMOOTHED_DAYS // 2).mean()
+    each.plot(
+        smooth.index, smooth, color="black", linewidth=1.4, label=f"Mean of {SMOOTHED_DAYS} days"
+    )
+    each.axhline(0, color="black", linewidth=0.6)
+    each.axhline(
+        summary["mean"], color=BENCHMARK, linewidth=1.1, linestyle="--", label="Mean of all days"
+    )
+    each.set_ylabel("Rank IC")
+    each.set_title(
+        f"mean {summary['mean']:+.4f}, 95 % interval {summary['low']:+.4f} to "
+        f"{summary['high']:+.4f}, t {summary['t']:.1f}, {summary['days']:.0f} days",
+        loc="left",
+        fontsize=9.5,
+    )
+    small_legend(each)
+    grown = daily.fillna(0.0).cumsum()
+    total.plot(grown.index, grown, color=STRATEGY, linewidth=1.5)
+    total.axhline(0, color="black", linewidth=0.6)
+    total.set_ylabel("Sum of Rank ICs")
+    for axes in (each, total):
+        dress_dates(axes)
+    figure.align_ylabels()
+    return figure
+
+
+def interval_figure(table: pd.DataFrame, title: str, what: str) -> Figure:
+    """Draw a mean with its interval for each row, the first row at the top.
+
+    Rows whose interval leaves zero out are coloured, by their side of it.
+
+    Args:
+        table: a row for each name, with mean, low and high in one unit.
+        title: a line above the figure.
+        what: the horizontal axis, with its unit.
+
+    Returns:
+        A figure on an Agg canvas, ready for `savefig`.
+
+    Raises:
+        ConfigError: there is no row.
+    """
+    if table.empty:
+        raise ConfigError("interval_figure: the table has no row")
+    figure = new_figure(title, height=1.3 + 0.3 * len(table))
+    axes = figure.subplots()
+    for place, (mean, low, high) in enumerate(
+        table[["mean", "low", "high"]].itertuples(index=False, name=None)
+    ):
+        color = STRATEGY if low > 0 else FALL if high < 0 else BENCHMARK
+        axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([mean], [place], color=color, marker="o", markersize=6.5)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(table)), [figure_text(str(name)) for name in table.index])
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_xlabel(what, fontsize=9)
+    dress(axes)
+    axes.grid(False, axis="y")
+    return figure
+
+
+def decay_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Draw Rank IC by horizon with intervals; `table` is of `ic.decay`."""
+    figure = new_figure(title, height=4.4)
+    axes = figure.subplots()
+    places = np.arange(len(table))
+    _draw_intervals(axes, places, table)
+    axes.set_xticks(places, [str(horizon) for horizon in table.index])
+    axes.set_xlim(-0.5, len(table) - 0.5)
+    axes.set_xlabel("Bars of the return, from the close of the bar after the score")
+    axes.set_ylabel("Rank IC, 95 % interval")
+    dress(axes)
+    return figure
+
+
+def group_figure(table: pd.DataFrame, order: tuple[float, float, float], title: str) -> Figure:
+    """Draw each group's mean return less the day's mean, with intervals.
+
+    Args:
+        table: of `ic.group_table`.
+        order: of `ic.monotonicity`.
+        title: a line above the figure.
+    """
+    figure = new_figure(title, height=4.6)
+    axes = figure.subplots()
+    basis = table[["mean", "low", "high"]] * 1e4
+    colors = [STRATEGY if mean > 0 else FALL for mean in basis["mean"]]
+    axes.bar(basis.index, basis["mean"], color=colors, alpha=0.75, width=0.72)
+    reach = [basis["mean"] - basis["low"], basis["high"] - basis["mean"]]
+    axes.errorbar(
+        basis.index, basis["mean"], yerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=3
+    )
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xticks(list(basis.index))
+    axes.set_xlabel("Names by score, 1 the lowest")
+    axes.set_ylabel("Label's return less the day's mean, bp")
+    axes.set_title(
+        f"monotonicity {order[0]:+.2f}, 95 % interval {order[1]:+.2f} to {order[2]:+.2f}",
+        loc="left",
+        fontsize=9.5,
+    )
+    dress(axes)
+    axes.grid(False, axis="x")
+    return figure
+
+
+def autocorrelation_figure(table: pd.DataFrame, turnover: float, title: str) -> Figure:
+    """Draw the rank autocorrelation by lag; `table` is of `ic.rank_autocorrelation`."""
+    figure = new_figure(title, height=4.0)
+    axes = figure.subplots()
+    axes.bar(table.index, table["mean"], color=STRATEGY, alpha=0.75, width=0.72)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xticks(list(table.index))
+    highest, lowest = table["mean"].max(), table["mean"].min()
+    axes.set_ylim(min(0.0, 1.1 * lowest), min(1.0, max(0.2, 1.1 * highest)))
+    axes.set_xlabel("Bars between the two scores")
+    axes.set_ylabel("Correlation of ranks")
+    axes.set_title(
+        f"{turnover:.0%} of the best names are new at every bar", loc="left", fontsize=9.5
+    )
+    dress(axes)
+    axes.grid(False, axis="x")
+    return figure
+
+
+def cost_figure(table: pd.DataFrame, paid: float, break_even: float, title: str) -> Figure:
+    """Draw what is left at other costs.
+
+    Args:
+        table: of `costs.cost_table`.
+        paid, break_even: basis points of the money traded, each side; see `evaluation.costs`.
+        title: a line above the figure.
+    """
+    figure = new_figure(title, height=4.4)
+    axes = figure.subplots()
+    # Where the benchmark went nowhere one line lies on the other, and has to let it through.
+    lines = {
+        "net_return": ("Return", BENCHMARK, "-", 7),
+        "excess_return": ("Return less the benchmark's", STRATEGY, "--", 4),
+    }
+    for column, (name, color, style, size) in lines.items():
+        axes.plot(
+            table.index,
+            table[column],
+            color=color,
+            linestyle=style,
+            marker="o",
+            markersize=size,
+            label=name,
+        )
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axvline(paid, color=FALL, linewidth=1.0, linestyle=":", label=f"Paid here: {paid:.1f} bp")
+    axes.set_xlabel("Cost of a side: basis points of the money bought, and of the money sold")
+    axes.set_ylabel("A year, daily mean x days")
+    axes.set_title(f"nothing over the benchmark at {break_even:.1f} bp", loc="left", fontsize=9.5)
+    dress_percent(axes)
+    dress(axes)
+    small_legend(axes)
+    return figure
+
+
+def _draw_intervals(axes: Axes, places: np.ndarray, table: pd.DataFrame) -> None:
+    reach = [table["mean"] - table["low"], table["high"] - table["mean"]]
+    axes.errorbar(
+        places,
+        table["mean"],
+        yerr=reach,
+        color=STRATEGY,
+        marker="o",
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=1.2,
+        capsize=4,
+    )
+    axes.axhline(0, color="black", linewidth=0.6)

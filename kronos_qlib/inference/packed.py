@@ -1,0 +1,399 @@
+"""Kronos and its tokenizer laid out for decoding: products fused and packed, prompts shared.
+
+The networks in `model/` are written to be read and trained. This is the same arithmetic in the
+order a machine likes: a prompt is read once per window whatever the number of paths; queries, keys
+and values are one product; residuals and gates are folded into the products that feed them; and on
+a CPU the weights are packed once into the layout of oneDNN, which alone doubles the speed of a
+product in float32 on the machines we measured (benchmarks/generation.py).
+
+Shape letters: B windows, P paths, R = B * P rows (window-major), T bars, D width, H heads,
+W head width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from kronos_qlib.errors import CheckpointError
+from kronos_qlib.inference.kv_cache import KeyValueStore
+from kronos_qlib.model.checkpoints.weights import all_finite
+from kronos_qlib.model.layers import (
+    Attention,
+    RMSNorm,
+    Rotary,
+    TimeEmbedding,
+    TimeFeatures,
+    TransformerBlock,
+)
+from kronos_qlib.model.tokenizer import KronosTokenizer
+from kronos_qlib.model.transformer import Kronos
+
+TokenPair = tuple[Tensor, Tensor]
+"""s1 and s2 ids of the same shape."""
+
+
+class Product:
+    """x @ weight.T + bias, with what follows it folded in where the library can.
+
+    Several linear maps of one input, given together, come out side by side. The weight of a norm
+    before them can be folded in: they then read what `normalised` returns.
+    """
+
+    def __init__(
+        self, maps: Sequence[nn.Linear], dtype: torch.dtype, norm: RMSNorm | None = None
+    ) -> None:
+        weight = torch.cat([each.weight.detach() for each in maps])
+        if norm is not None:
+            weight = weight * norm.weight.detach()
+        weight = weight.to(dtype)
+        biases = [each.bias.detach() for each in maps if each.bias is not None]
+        self.bias = torch.cat(biases).to(dtype) if biases else None
+        self.packed: Any = None
+        if weight.device.type == "cpu" and _can_pack(dtype):
+            # torch.compile's own op for frozen weights: oneDNN, where F.linear asks MKL.
+            self.packed = torch.ops.mkldnn._linear_pointwise
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = self.packed(x, self.weight, self.bias, "none", [], "")
+        return out
+
+    def swish(self, x: Tensor) -> Tensor:
+        """silu of the product."""
+        if self.packed is None:
+            return F.silu(self(x))
+        out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
+        return out
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product plus `other`."""
+        if self.packed is None:
+            return self(x) + other
+        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "add")
+        return out
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product times `other`, element by element."""
+        if self.packed is None:
+            return self(x) * other
+        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "mul")
+        return out
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine's oneDNN multiplies the type; a CPU may lack what bfloat16 needs."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(..., H * W) to (..., H, W)."""
+    return x.view(*x.shape[:-1], heads, -1)
+
+
+def _blocks(blocks: nn.ModuleList) -> list[TransformerBlock]:
+    return [block for block in blocks if isinstance(block, TransformerBlock)]
+
+
+class Turn:
+    """Rotary positions as unit complex numbers: tables in float32 whatever the weights' type."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        self.rates = rotary.inv_freq.detach()
+        self.table = self._build(0)
+
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`."""
+        table = self._at(start, x.shape[1])[:, None]
+        pairs = x.float().view(*x.shape[:-1], -1, 2)
+        if x.device.type == "mps":  # where not every torch multiplies complex numbers
+            (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+            parts = real * cos - imaginary * sin, real * sin + imaginary * cos
+            turned = torch.stack(parts, dim=-1)
+        else:
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+        return turned.flatten(-2).to(x.dtype)
+
+    def _at(self, start: int, count: int) -> Tensor:
+        # By way of a name of its own: another worker may put a shorter table there meanwhile.
+        table = self.table
+        if start + count > len(table):
+            self.table = table = self._build(2 * (start + count))
+        return table[start : start + count]
+
+    def _build(self, positions: int) -> Tensor:
+        """(positions, W / 2, 2): cosine and sine."""
+        angles = torch.arange(positions, device=self.rates.device)[:, None] * self.rates
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def interleaved(linear: nn.Linear, heads: int, scale: float = 1.0) -> nn.Linear:
+    """The same map times `scale`, each head's outputs in the order 0, W/2, 1, W/2 + 1, ...
+
+    The published half layout turns output i together with i + W/2. Reordered alike, queries and
+    keys keep their scores, and a pair that turns together is one complex number.
+    """
+    width = linear.out_features // heads
+    order = torch.arange(width).view(2, width // 2).t().flatten()
+    rows = (torch.arange(heads)[:, None] * width + order).flatten()
+    out = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    for name in ("weight", "bias"):
+        values = getattr(linear, name).detach()[rows.to(linear.weight.device)] * scale
+        setattr(out, name, nn.Parameter(values, requires_grad=False))
+    return out
+
+
+def queries_of(attention: Attention) -> nn.Linear:
+    """The map to queries, interleaved, with the scale of attention in it."""
+    width = attention.q_proj.out_features // attention.n_heads
+    return interleaved(attention.q_proj, attention.n_heads, 1 / math.sqrt(width))
+
+
+class PackedBlock:
+    """One Transformer block over prompts, then over the newest bars of their paths."""
+
+    def __init__(self, block: TransformerBlock, turn: Turn, dtype: torch.dtype) -> None:
+        attention = block.self_attn
+        self.heads, self.turn = attention.n_heads, turn
+        self.eps = block.norm1.eps, block.norm2.eps
+        keys = interleaved(attention.k_proj, self.heads)
+        self.inputs = Product([queries_of(attention), keys, attention.v_proj], dtype, block.norm1)
+        self.output = Product([attention.out_proj], dtype)
+        self.gate, self.up = (
+            Product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
+        )
+        self.down = Product([block.ffn.w2], dtype)
+
+    def read_prompt(self, x: Tensor, store: KeyValueStore, newest_only: bool = False) -> Tensor:
+        """Take in prompts (B, T, D).
+
+        Args:
+            newest_only: fill the store and return the output of the last bar alone, (B, 1, D).
+        """
+        q, k, v = self._parts(x, 0)
+        if newest_only:
+            return self._finish(x[:, -1:], store.read_newest(q, k, v))
+        return self._finish(x, store.read_prompt(q, k, v))
+
+    def read_next(self, x: Tensor, store: KeyValueStore) -> Tensor:
+        """Take in each path's newest bar, (R, 1, D)."""
+        q, k, v = self._parts(x, store.length)
+        store.keep(k, v)
+        return self._finish(x, store.attend(q))
+
+    def read_ahead(self, x: Tensor, store: KeyValueStore) -> Tensor:
+        """All bars of each path after the prompt at once, (R, S, D); the store stays as it is."""
+        return self._finish(x, store.attend_ahead(*self._parts(x, store.length)))
+
+    def _parts(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
+        turned = self.turn(parts[:, :, : 2 * self.heads], start)
+        return turned[:, :, : self.heads], turned[:, :, self.heads :], parts[:, :, 2 * self.heads :]
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = self.output.plus(mixed, x)
+        normed = normalised(x, self.eps[1])
+        return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
+
+
+def normalised(x: Tensor, eps: float) -> Tensor:
+    """The root-mean-square norm without its weight, computed in float32."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.rsqrt(size.square() / x.shape[-1] + eps)
+    wide = x.float()
+    # In place where the cast made a copy: fresh memory costs as much as the arithmetic.
+    return wide * scale if wide is x else wide.mul_(scale).to(x.dtype)
+
+
+class PackedKronos:
+    """The predictor, ready to decode; holds copies of the weights as they are now."""
+
+    def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        blocks = _blocks(net.transformer)
+        turn = Turn(blocks[0].self_attn.rotary)
+        self.blocks = [PackedBlock(block, turn, dtype) for block in blocks]
+        self.norm_eps, self.norm_weight = net.norm.eps, net.norm.weight.detach().to(dtype)
+        # The fusion of the two embeddings is linear: each half goes through it once and for all.
+        embedding = net.embedding
+        left, right = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
+        self.s1_table = (embedding.emb_s1.weight.detach() * embedding.scale @ left.t()).to(dtype)
+        fused = embedding.emb_s2.weight.detach() * embedding.scale @ right.t()
+        self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
+        self.time = packed_time(net.time_emb, dtype)
+        self.s1_head = Product([net.head.proj_s1], dtype)
+        self.s2_norm_eps = net.dep_layer.norm.eps
+        self.s2_head = Product([net.head.proj_s2], dtype, net.dep_layer.norm)
+        attention = net.dep_layer.cross_attn
+        self.s2_heads = attention.n_heads
+        self.s2_turn = Turn(attention.rotary)
+        self.s2_query_table = embedding.emb_s1.weight.detach().to(dtype)
+        self.s2_query = Product([queries_of(attention)], dtype)
+        keys = interleaved(attention.k_proj, self.s2_heads)
+        self.s2_keys_values = Product([keys, attention.v_proj], dtype)
+        self.s2_output = Product([attention.out_proj], dtype)
+
+
+class Reader:
+    """Reads one batch of windows: their prompts once, then each path's newest bars.
+
+    Args:
+        paths: futures per window. steps: bars that each of them will read back, at most.
+        rotate_s2: rotate the s2 attention by position, as in training.
+    """
+
+    def __init__(self, net: PackedKronos, paths: int, steps: int, rotate_s2: bool = False) -> None:
+        self.net, self.paths, self.rotate_s2 = net, paths, rotate_s2
+        self.stores = [KeyValueStore(paths, steps) for _ in net.blocks]
+        self.s2_store = KeyValueStore(paths, steps)
+
+    def read(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        """Take in bars and return the context of the newest, one per path: (R, D).
+
+        Args:
+            s1, s2: (B, T) int64 the first time, the prompts; then (R, 1), each path's newest bar.
+            stamps: (B, T, 5) or (R, 1, 5) int64.
+        """
+        is_prompt = self.s2_store.is_empty
+        net = self.net
+        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        for block, store in zip(net.blocks, self.stores, strict=True):
+            x = block.read_prompt(x, store) if is_prompt else block.read_next(x, store)
+        context = normalised(x, net.norm_eps) * net.norm_weight
+        self._keep_for_s2(context, is_prompt)
+        newest = context[:, -1]
+        return newest.repeat_interleave(self.paths, dim=0) if is_prompt else newest
+
+    def s1_logits(self, newest: Tensor) -> Tensor:
+        """(R, 2**s1_bits) float32 from the newest bars' context."""
+        return self.net.s1_head(newest).float()
+
+    def s2_logits(self, newest: Tensor, s1: Tensor) -> Tensor:
+        """(R, 2**s2_bits) float32, given the s1 (R,) drawn for the next bar."""
+        net = self.net
+        asked = F.embedding(s1, net.s2_query_table)[:, None]
+        query = _heads(net.s2_query(asked), net.s2_heads)
+        if self.rotate_s2:
+            query = net.s2_turn(query, self.s2_store.length - 1)
+        attended = net.s2_output.plus(self.s2_store.attend(query)[:, 0], newest)
+        return net.s2_head(normalised(attended, net.s2_norm_eps)).float()
+
+    def _keep_for_s2(self, context: Tensor, is_prompt: bool) -> None:
+        net = self.net
+        both = _heads(net.s2_keys_values(context), 2 * net.s2_heads)
+        k, v = both[:, :, : net.s2_heads], both[:, :, net.s2_heads :]
+        if self.rotate_s2:
+            k = net.s2_turn(k, self.s2_store.length)
+        (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse NaN and infinity, of which a choice among tokens makes a plausible forecast.
+
+    Raises:
+        CheckpointError: names `what`.
+    """
+    if not all_finite(values):
+        raise CheckpointError(
+            f"{what} are not finite: the weights are too large to compute with, or too large for "
+            "a dtype narrower than float32; take another checkpoint"
+        )
+
+
+def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What turns stamps into vectors: a replaced part is asked itself."""
+    if type(time) is TimeEmbedding:
+        return PackedTime(time, dtype)
+    part = as_is(time)
+    return lambda stamps: part(stamps).to(dtype)
+
+
+def as_is(part: Any) -> Any:
+    """A copy in evaluation mode: training that goes on must not make forecasts noise (fault 1)."""
+    return copy.deepcopy(part).eval()
+
+
+class PackedTime:
+    """The five time tables as one, summed in a single look-up."""
+
+    def __init__(self, time: TimeEmbedding, dtype: torch.dtype) -> None:
+        tables = [table.detach() for table in time.tables()]
+        self.dtype = dtype
+        self.table = torch.cat(tables)
+        rows = torch.tensor([0, *(len(table) for table in tables[:-1])])
+        self.offsets = rows.cumsum(0).to(self.table.device)
+
+    def __call__(self, stamps: Tensor) -> Tensor:
+        """(..., 5) whole numbers to (..., D)."""
+        ids = (stamps.long() + self.offsets).flatten(0, -2)
+        if ids.device.type == "mps":  # where not every torch has the bag
+            summed = F.embedding(ids, self.table).sum(dim=-2)
+        else:
+            summed = F.embedding_bag(ids, self.table, mode="sum")
+        return summed.view(*stamps.shape[:-1], -1).to(self.dtype)
+
+
+class PackedTokenizer:
+    """The tokenizer, ready to encode prompts and to decode what follows them."""
+
+    def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype, self.quantizer = dtype, as_is(net.quantizer)
+        halves = _blocks(net.encoder), _blocks(net.decoder)
+        turns = [Turn(block.self_attn.rotary) for half in halves for block in half[:1]]
+        self.encoder, self.decoder = (
+            [PackedBlock(block, turns[0], dtype) for block in half] for half in halves
+        )
+        self.embed = Product([net.embed], dtype)
+        self.to_code = Product([net.quant_embed], dtype)
+        self.from_code = Product([net.post_quant_embed], dtype)
+        self.head = Product([net.head], dtype)
+
+    def encode(self, z: Tensor) -> TokenPair:
+        """(B, T, 6) normalised bars to s1 and s2, (B, T) int64 each."""
+        x = self.embed(z.to(self.dtype))
+        for block in self.encoder:
+            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+        code = self.to_code(x).float()
+        require_finite(code, "codes of the tokenizer")
+        ids: TokenPair = self.quantizer.to_ids(code)
+        return ids
+
+    def decode(self, tokens: TokenPair) -> Tensor:
+        """(N, T) ids to (N, T, 6) float32 normalised bars."""
+        x = self._embed_ids(tokens)
+        for block in self.decoder:
+            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+        return self.head(x).float()
+
+    def decode_ahead(
+        self, prompt: TokenPair, drawn: TokenPair, paths: int
+    ) -> tuple[Tensor, Tensor]:
+        """Decode drawn tokens after prompts (B, T), which are decoded once for all paths.
+
+        Returns:
+            The drawn bars (R, S, 6) and the last bar of each prompt (B, 6), float32 normalised.
+        """
+        stores = [KeyValueStore(paths, steps=0) for _ in self.decoder]
+        x = self._embed_ids(prompt)
+        for block, store in zip(self.decoder, stores, strict=True):
+            # Of the prompt's bars only the last is asked for, and only of the last block.
+            x = block.read_prompt(x, store, newest_only=store is stores[-1])
+        newest = self.head(x[:, -1]).float()
+        x = self._embed_ids(drawn)
+        for block, store in zip(self.decoder, stores, strict=True):
+            x = block.read_ahead(x, store)
+        return self.head(x).float(), newest
+
+    def _embed_ids(self, tokens: TokenPair) -> Tensor:
+        return self.from_code(self.quantizer.to_codes(*tokens).to(self.dtype))

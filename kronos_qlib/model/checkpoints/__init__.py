@@ -1,0 +1,1 @@
+"""Checkpoints: names, folders, the Hub, and the bounds that a file is held against."""

@@ -1,0 +1,154 @@
+"""Sizes of the networks, as their config.json has them, and how large one may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kronos_qlib.errors import shown
+from kronos_qlib.settings import (
+    check_choice,
+    check_dropouts,
+    check_number,
+    check_whole,
+    require,
+)
+
+MAX_BITS = 20
+"""Bits per token half: 2**20 rows of embedding is far above any published size (10)."""
+
+
+MAX_LAYERS = 256
+
+
+MAX_WIDTH = 2**16
+
+
+MAX_PARAMETERS = 2**31
+"""Four times the largest network of the paper, which has 0.5 billion. A file that asks for more is
+a mistake, or means to exhaust the machine that opens it."""
+
+
+def check_network(config: TokenizerConfig | PredictorConfig, *layers: str) -> None:
+    check_whole(config, "d_model", "n_heads", most=MAX_WIDTH)
+    check_whole(config, "ff_dim", most=4 * MAX_WIDTH)
+    check_whole(config, "s1_bits", "s2_bits", most=MAX_BITS)
+    check_whole(config, *layers, most=MAX_LAYERS)
+    check_dropouts(config, "ffn_dropout_p", "attn_dropout_p", "resid_dropout_p")
+    require(
+        config.d_model % config.n_heads == 0 and config.d_model // config.n_heads % 2 == 0,
+        f"d_model {config.d_model} must split into {config.n_heads} heads of even width",
+    )
+    block = config.d_model * (4 * config.d_model + 3 * config.ff_dim)
+    vocabulary = 2**config.s1_bits + 2**config.s2_bits
+    blocks = 1 + sum(getattr(config, name) for name in layers)
+    size = block * blocks + 2 * config.d_model * vocabulary
+    require(
+        size <= MAX_PARAMETERS,
+        f"{', '.join((*layers, 'd_model', 'ff_dim', 's1_bits', 's2_bits'))} make a network of "
+        f"{size:.1e} parameters, at most {MAX_PARAMETERS:.1e} are built",
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of a `KronosTokenizer`, key for key its `config.json`."""
+
+    d_in: int
+    """Columns of a bar: 6."""
+    d_model: int
+    n_heads: int
+    ff_dim: int
+    n_enc_layers: int
+    """One more than the encoder blocks built, as in the published files."""
+    n_dec_layers: int
+    """One more than the decoder blocks built."""
+    ffn_dropout_p: float
+    attn_dropout_p: float
+    resid_dropout_p: float
+    s1_bits: int
+    s2_bits: int
+    beta: float
+    """Weight of the commitment term of the quantization loss."""
+    gamma0: float
+    """Weight of the per-sample entropy, inside zeta."""
+    gamma: float
+    """Weight of the codebook entropy, inside zeta."""
+    zeta: float
+    """Weight of both entropies."""
+    group_size: int
+    """Unused by the loss; divides the number of bits and leaves a buffer in the checkpoint."""
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks that are built."""
+        return self.n_enc_layers + self.n_dec_layers - 2
+
+    def __post_init__(self) -> None:
+        check_network(self, "n_enc_layers", "n_dec_layers")
+        check_whole(self, "d_in", most=1024)
+        check_whole(self, "group_size")
+        check_number(self, "beta", "gamma0", "gamma", "zeta")
+        bits = self.s1_bits + self.s2_bits
+        require(
+            bits % self.group_size == 0,
+            f"group_size {self.group_size} must divide s1_bits + s2_bits = {bits}",
+        )
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Sizes of a `Kronos` predictor, key for key its `config.json`."""
+
+    s1_bits: int
+    s2_bits: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    ff_dim: int
+    ffn_dropout_p: float
+    attn_dropout_p: float
+    resid_dropout_p: float
+    token_dropout_p: float
+    learn_te: bool
+    """Whether the five time tables are learned; sinusoidal and fixed otherwise."""
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks that are built."""
+        return self.n_layers
+
+    def __post_init__(self) -> None:
+        check_network(self, "n_layers")
+        check_dropouts(self, "token_dropout_p")
+        check_choice(self, "learn_te")
+        require(
+            self.d_model % 8 == 0,
+            f"d_model {self.d_model} must split into the s2 head's 4 heads of even width",
+        )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Sizes of an `AlphaHead`, key for key its `config.json`."""
+
+    d_model: int
+    """Width of the context it reads."""
+    features: int
+    """Columns beside the context."""
+    context_width: int
+    """Columns made of the context; 0 leaves it out."""
+    hidden: int
+    dropout: float
+    names: Sequence[str]
+    """Of the features."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, "d_model", "hidden", most=MAX_WIDTH)
+        check_whole(self, "features", "context_width", least=0, most=MAX_WIDTH)
+        check_dropouts(self, "dropout")
+        require(
+            isinstance(self.names, (list, tuple))
+            and all(isinstance(name, str) for name in self.names),
+            f"names must be a list of names, got {shown(self.names)}",
+        )

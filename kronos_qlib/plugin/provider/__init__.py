@@ -1,0 +1,1 @@
+"""Qlib's data folders: read, written, and what is wrong with one."""

@@ -1,0 +1,318 @@
+"""ForecastReportRecord: how good the paths of a run's KronosModel are as forecasts.
+
+record:
+  - class: ForecastReportRecord
+    module_path: kronos_qlib.plugin.records
+    kwargs: {model: <MODEL>, dataset: <DATASET>, windows: 2000, paths: 50}
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.log import get_module_logger
+from qlib.workflow.record_temp import RecordTemp
+from qlib.workflow.recorder import Recorder
+
+from kronos_qlib.data.windows.segments import Segment
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.errors import ConfigError, UndefinedMetricError
+from kronos_qlib.evaluation.forecasts.distributions import LEVELS, VOLATILITY_BARS, Outcomes
+from kronos_qlib.evaluation.forecasts.forecast_figures import (
+    coverage_figure,
+    crps_figure,
+    fan_figure,
+    pit_figure,
+)
+from kronos_qlib.evaluation.forecasts.forecast_tables import ForecastQuality, judge
+from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
+from kronos_qlib.pipeline.outcomes import (
+    draw_closes,
+    known_windows,
+    outcomes_of,
+    sample_windows,
+)
+from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.schema import CLOSE
+
+logger = get_module_logger(__name__)
+
+Floats = npt.NDArray[np.float64]
+
+SHOWN_PAST = 60
+"""Bars seen that a fan is drawn behind."""
+EXAMPLES = 4
+"""Fans drawn: windows evenly spaced over the sample, not chosen."""
+
+TABLES = ("scores.csv", "coverage.csv", "differences.csv", "pit.csv", "windows.csv")
+SETTINGS = ("calibration.json", "conformal.csv")
+FIGURES = ("crps.png", "coverage.png", "pit.png", "fans.png")
+
+
+class ForecastReportRecord(RecordTemp):
+    """Judge a run's paths beside two baselines that cost nothing, before and after calibration.
+
+    The baselines are the last price and a random walk with the volatility of the past. All are
+    judged on windows of the test segment whose horizon has come; the calibration is fitted on
+    windows of the valid segment. These are samples: evenly spaced over the segment's time, by lot
+    among the instruments of a moment. Left out, and counted in the log and in
+    `forecast.left_out`, are windows whose instrument did not trade on each of the calendar's next
+    bars: the model is told what the calendar announces, and a suspension is not in it.
+
+    Paths are those that users get: coherent bars (`predict_paths(coherent=True)`), drawn as the
+    model's `sampling` says, except that the paths of a window are independent of each other
+    (neither `stratified` nor `common`), because CRPS, coverage and ranks take them for that, and
+    of the whole window: not those of `signals.ensemble`. With an alpha head they are the
+    predictor's below it.
+
+    Metrics are named `forecast.crps`, `forecast.crps_calibrated`, `forecast.crps_last_price`,
+    `forecast.coverage_90` and so on, see `ForecastQuality.metrics`. Leaves in `forecast_report`
+    the tables of `ForecastQuality` by bar of the horizon, the windows, `calibration.json` (for
+    `Calibration.load`), `conformal.csv` (offsets as a share of the interval's width) and figures.
+    """
+
+    artifact_path = "forecast_report"
+    needs_extra = "report"
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        model: Any = None,
+        dataset: Any = None,
+        windows: int = 2000,
+        calibration_windows: int = 2000,
+        paths: int | None = None,
+        levels: Sequence[float] = LEVELS,
+        segment: Segment = "test",
+        calibration_segment: Segment = "valid",
+        volatility_bars: int = VOLATILITY_BARS,
+        seed: int = 0,
+        calibrate_centre: bool = False,
+        title: str | None = None,
+    ) -> None:
+        """
+        Args:
+            model, dataset: `<MODEL>` and `<DATASET>` of the workflow. Of a run that is over they
+                are yours to load: they are pickles, which run what their writer put there.
+            windows, calibration_windows: at most so many of each segment.
+            paths: drawn for each window; None: as many as the model's `sampling`. An interval of
+                level q needs 2 / (1 - q) - 1 of them at least: 19 for 90 %.
+            levels: central intervals.
+            segment, calibration_segment: what is reported on, and what calibration is fitted on;
+                the latter is to lie before.
+            volatility_bars: past bars that make the historical volatility.
+            seed: of the sample of windows and the paths.
+            calibrate_centre: calibrate the paths' median too, not their spread alone.
+            title: above the figures; None takes the experiment's name.
+        """
+        super().__init__(recorder=recorder)
+        counts = {"windows": windows, "calibration_windows": calibration_windows}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
+        if not levels or not all(0 < level < 1 for level in levels):
+            raise ConfigError(f"levels lie between 0 and 1, at least one, got {levels!r}")
+        self.model = model
+        self.dataset = dataset
+        self.windows = windows
+        self.calibration_windows = calibration_windows
+        self.paths = paths
+        self.levels = tuple(levels)
+        self.segment = segment
+        self.calibration_segment = calibration_segment
+        self.volatility_bars = volatility_bars
+        self.seed = seed
+        self.calibrate_centre = calibrate_centre
+        self.title = title
+
+    def list(self) -> list[str]:
+        return [*TABLES, *SETTINGS, *FIGURES]
+
+    def checked_paths(self, of_model: int) -> int:
+        """Paths that are drawn for a window.
+
+        Args:
+            of_model: of the model's `sampling`.
+
+        Raises:
+            ConfigError: they are too few for the widest interval.
+        """
+        paths = of_model if self.paths is None else self.paths
+        needed = int(np.ceil(2 / (1 - max(self.levels)) - 1 - 1e-9))
+        if paths < needed:
+            raise ConfigError(
+                f"ForecastReportRecord: an interval of level {max(self.levels):g} needs {needed} "
+                f"paths a window at least, got {paths}; set `paths`"
+            )
+        return paths
+
+    def generate(self, **kwargs: Any) -> ForecastQuality:
+        """Draw, judge, log and save.
+
+        Raises:
+            ConfigError: no model or data set is given, the model is no KronosModel, or a setting
+                cannot work.
+            BarDataError: a segment has no window whose horizon has come.
+            UndefinedMetricError: too few days to tell an error.
+        """
+        model, source = self._model(), self._source()
+        paths = self.checked_paths(model.sampling.paths)
+        drawn = self._draw(model, source, self.segment, self.windows, paths)
+        earlier = self._draw(
+            model, source, self.calibration_segment, self.calibration_windows, paths
+        )
+        if earlier.outcomes.until.max() >= drawn.outcomes.until.min():
+            raise ConfigError(
+                "the calibration segment must end before the other begins: its windows' horizons "
+                f"reach to {_day(earlier.outcomes.until.max())}, and forecasts to be judged begin "
+                f"at {_day(drawn.outcomes.until.min())}"
+            )
+        found = judge(
+            drawn.closes,
+            drawn.outcomes,
+            earlier.closes,
+            earlier.outcomes,
+            self.levels,
+            self.seed,
+            self.calibrate_centre,
+        )
+        self._save(found, drawn, paths, len(earlier.windows))
+        counts = {
+            "windows": len(drawn.windows),
+            "calibration_windows": len(earlier.windows),
+            "paths": paths,
+            "left_out": drawn.left_out,
+        }
+        metrics = {f"forecast.{name}": value for name, value in found.metrics().items()}
+        self.recorder.log_metrics(
+            **{f"forecast.{name}": float(count) for name, count in counts.items()}, **metrics
+        )
+        return found
+
+    def _model(self) -> KronosModel:
+        model = self._given("model", self.model)
+        if not isinstance(model, KronosModel):
+            raise ConfigError(
+                "ForecastReportRecord judges the paths of a KronosModel, and the run's model is a "
+                f"{type(model).__name__}: it gives scores, not distributions; leave the record out"
+            )
+        return model
+
+    def _source(self) -> WindowDataset:
+        dataset = self._given("dataset", self.dataset)
+        if not isinstance(dataset, KronosDataset):
+            raise ConfigError(
+                "ForecastReportRecord reads windows from a KronosDataset, and the run has a "
+                f"{type(dataset).__name__}"
+            )
+        return dataset.source
+
+    def _given(self, name: str, found: Any) -> Any:
+        if found is None:
+            raise ConfigError(
+                "ForecastReportRecord: give it model: <MODEL> and dataset: <DATASET>. A run keeps "
+                'both as pickles, and reading one (recorder.load_object("params.pkl")) runs what '
+                f"its writer put there, so that is left to you; got no {name}"
+            )
+        return found
+
+    def _draw(
+        self, model: KronosModel, source: WindowDataset, segment: Segment, count: int, paths: int
+    ) -> Drawn:
+        windows, left_out = known_windows(source, segment)
+        windows = sample_windows(windows, count, self.seed)
+        logger.info(
+            f"{len(windows)} windows of {segment} to judge forecasts by; left out: {left_out} "
+            "whose instrument did not trade on each of the calendar's next bars"
+        )
+        outcomes = outcomes_of(source, windows, self.volatility_bars)
+        days = outcomes.days.nunique()
+        if segment == self.segment and days < LEAST_DAYS:  # before paths are drawn in vain
+            raise UndefinedMetricError(
+                f"ForecastReportRecord: the windows of {segment} lie on {days} days, and "
+                f"{LEAST_DAYS} are the fewest for a standard error; test on a longer segment, or "
+                "set more `windows`"
+            )
+        how = replace(model.sampling, paths=paths)
+        closes = draw_closes(model.predictor, source, windows, how, self.seed, model.show_progress)
+        return Drawn(windows, closes, outcomes, left_out)
+
+    def _save(self, found: ForecastQuality, drawn: Drawn, paths: int, fitted_on: int) -> None:
+        experiment = self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        title = (
+            f"{self.title or experiment}: {len(drawn.windows)} windows of {self.segment}, {paths} "
+            f"paths; calibrated on {fitted_on} of {self.calibration_segment}"
+        )
+        figures = {
+            "crps.png": crps_figure(found.scores, found.differences, title),
+            "coverage.png": coverage_figure(found.coverage, title),
+            "pit.png": pit_figure(found.pit, title),
+            "fans.png": fan_figure(_examples(drawn, found), self.levels, title),
+        }
+        offsets = pd.DataFrame(
+            found.conformal.offsets,
+            index=pd.Index(found.conformal.levels, name="level"),
+            columns=range(1, drawn.outcomes.horizon + 1),
+        )
+        tables = {
+            "scores.csv": found.scores,
+            "coverage.csv": found.coverage,
+            "differences.csv": found.differences,
+            "pit.csv": found.pit,
+            "windows.csv": pd.DataFrame(
+                {"last_close": drawn.outcomes.last_close}, index=drawn.windows.index
+            ),
+            "conformal.csv": offsets,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            for name, table in tables.items():
+                table.to_csv(Path(folder, name))
+            found.calibration.save(Path(folder, "calibration.json"))
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, name))
+            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A sample of windows with their paths and what came."""
+
+    windows: Windows
+    closes: Floats
+    """(N, P, H) of paths, in money."""
+    outcomes: Outcomes
+    left_out: int
+    """Windows of the whole segment that were not traded on each of the next bars."""
+
+
+def _examples(
+    drawn: Drawn, found: ForecastQuality
+) -> list[tuple[str, Floats, Floats, Floats, Floats]]:
+    """Windows evenly spaced over the sample, for `fan_figure`."""
+    outcomes, windows = drawn.outcomes, drawn.windows
+    places = np.linspace(0, len(windows) - 1, 2 * EXAMPLES + 1).round().astype(int)[1::2]
+    places = np.unique(places)
+    examples = []
+    for place, (moment, name) in zip(places, windows.take(places).index, strict=True):
+        end = int(windows.ends[:][place])
+        length = windows.lookback if windows.lengths is None else int(windows.lengths[place])
+        seen = windows.table.values[end + 1 - min(length, SHOWN_PAST) : end + 1, CLOSE]
+        raw = drawn.closes[place]
+        calibrated = found.calibrated(raw[None], outcomes.last_close[place, None])[0]
+        title = f"{name}, {_day(moment)}"
+        examples.append((title, seen.astype(np.float64), raw, calibrated, outcomes.closes[place]))
+    return examples
+
+
+def _day(moment: Any) -> str:
+    stamp = pd.Timestamp(moment)
+    return f"{stamp:%Y-%m-%d}" if stamp == stamp.normalize() else f"{stamp:%Y-%m-%d %H:%M}"

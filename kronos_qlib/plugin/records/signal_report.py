@@ -1,0 +1,546 @@
+"""What a run's score, and every signal kept beside it, knew of the returns that followed."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
+from qlib.workflow.recorder import Recorder
+
+from kronos_qlib.errors import ConfigError, UndefinedMetricError
+from kronos_qlib.evaluation.ranking.information_coefficient import (
+    LEAST_PAIRS,
+    SUMMARY,
+    best_less_worst,
+    by_year,
+    count_days,
+    coverage,
+    daily_ic,
+    decay,
+    full_days,
+    group_returns,
+    group_table,
+    monotonicity,
+    nothing_for_sure,
+    paired_rank_ic,
+    rank_autocorrelation,
+    rank_correlation,
+    summarise,
+    summarise_difference,
+    to_wide,
+    top_turnover,
+)
+from kronos_qlib.evaluation.ranking.signal_figures import (
+    autocorrelation_figure,
+    decay_figure,
+    group_figure,
+    ic_figure,
+)
+from kronos_qlib.evaluation.ranking.signal_text import signal_page, signal_verdict
+from kronos_qlib.evaluation.ranking.uncertainty import by_day, daily_mean, fewest_days
+from kronos_qlib.extras import require
+from kronos_qlib.plugin.records.artifacts import (
+    count_signals,
+    features_at,
+    first_of_equals,
+    frequency_of,
+    load_needed,
+    load_predictions,
+    load_signals,
+    load_task,
+    provider_folder,
+)
+from kronos_qlib.plugin.records.baseline_scores import baselines_at
+from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
+from kronos_qlib.plugin.runs.stored_runs import label_bars_of
+from kronos_qlib.signals.past_bars import BASELINES
+from kronos_qlib.signals.shaping import Neutralise
+
+logger = logging.getLogger(__name__)
+
+HORIZONS = (1, 2, 5, 10)
+"""Bars of the returns that the decay is measured on."""
+LAGS = tuple(range(1, 11))
+"""Bars between the scores whose order is compared."""
+
+SIGNAL_REPORT_METRICS = (
+    *(
+        f"{kind}.{name}"
+        for kind in ("ic", "rank_ic")
+        for name in ("mean", "std", "ratio", "t", "low", "high")
+    ),
+    "rank_ic.days",
+    "rank_ic.days_left_out",
+    *(f"rank_ic.h{horizon}{end}" for horizon in HORIZONS for end in ("", "_t")),
+    "spread",
+    "spread_t",
+    "monotonicity",
+    "monotonicity_low",
+    "monotonicity_high",
+    "autocorrelation.lag1",
+    "autocorrelation.lag5",
+    "autocorrelation.lag10",
+    "top_turnover",
+    "coverage",
+    "signals_tried",
+    *(
+        f"{before}{name}{after}"
+        for name in ("momentum", "reversal", "low_volatility")
+        for before, after in (
+            ("baseline.", ".rank_ic"),
+            ("baseline.", ".with_score"),
+            ("rank_ic.less_", ""),
+            ("rank_ic.less_", "_low"),
+            ("rank_ic.less_", "_high"),
+        )
+    ),
+    *(f"rank_ic.neutralised{end}" for end in ("", "_low", "_high")),
+)
+"""What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
+among them: not every provider tells what was traded."""
+
+FILES = (
+    "summary.md",
+    "daily_ic.parquet",
+    "summary.csv",
+    "by_year.csv",
+    "by_horizon.csv",
+    "groups.csv",
+    "autocorrelation.csv",
+    "signals.csv",
+    "baselines.csv",
+    "ic.png",
+    "decay.png",
+    "groups.png",
+    "autocorrelation.png",
+)
+
+
+class SignalReportRecord(ACRecordTemp):
+    """Measure a run's score against its label and against later returns, with errors.
+
+    Works for any Qlib model whose run has pred.pkl and label.pkl, at any frequency. Of several
+    times a day the mean is the day's, and means, errors and tests are of days. Metrics, of the
+    label unless a horizon is named:
+
+        ic.mean, ic.std, ic.ratio: mean of the daily Pearson correlation, its daily standard
+            deviation, and mean / std, not annualised. `rank_ic.` is Spearman's.
+        ic.t, ic.low, ic.high: the mean in standard errors that count the dependence of days; its
+            95 % interval. One test: see `evaluation.uncertainty.daily_mean`.
+        rank_ic.days, rank_ic.days_left_out: days that have one, days that order nothing (see
+            `evaluation.ic.daily_ic`).
+        rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
+            and its t, the overlap counted. `rank_ic.y2022`: of a calendar year.
+        spread, spread_t: mean label of the best tenth less the worst tenth's, a return over the
+            label's bars, before cost (of the outermost that hold a name, where many scores are
+            equal).
+        monotonicity, …_low, …_high: Spearman of the tenth's number and its mean return.
+        autocorrelation.lag5: mean correlation of ranks with those of 5 bars before.
+        top_turnover: share of the best tenth that is new at every bar.
+        coverage: share of labelled names that have a score.
+        signals_tried: how many different signals the run kept, its score included. The best of
+            many looks good by luck: in signals.csv `p_holm` is each p-value after Holm's
+            correction for that number.
+        baseline.reversal.rank_ic, rank_ic.less_reversal, …_low, …_high, …_t: the Rank IC of a
+            signal that costs nothing (of `signals.baselines.BASELINES`, from Qlib's bars up to the
+            score's), and what the score's is above it, day by day, on the rows that have both.
+            `baseline.reversal.with_score`: mean rank correlation of the two.
+        rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
+            after least squares on the ranks of all baselines; 0 for a score made of them alone.
+            A t is not logged where there is no standard error.
+        oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
+            (a simulated market: the label's true expected value), what the truth itself reaches on
+            the rows that the score has, and the score's Rank IC as a share of it.
+
+    The first paragraph of summary.md is the run's description in MLflow, and the three of
+    `about_run.KEY_METRICS` among the above are logged once more under names that come first.
+
+    Leaves FILES in the folder `signal_report` of the run, summary.md to be read first;
+    daily_ic.parquet has `ic`, `rank_ic` and `pairs` on datetime. Days on which fewer than
+    LEAST_PAIRS names have a score are stray (a Saturday): the log counts them, and what compares
+    neighbouring days passes over them.
+    """
+
+    artifact_path = "signal_report"
+    needs_extra = "report"
+    depend_cls = SignalRecord
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        horizons: Sequence[int] = HORIZONS,
+        groups: int = 10,
+        top: float = 0.1,
+        price: str = "$close",
+        baselines: Sequence[str] = tuple(BASELINES),
+        label_bars: int | None = None,
+        title: str | None = None,
+        seed: int = 0,
+        skip_existing: bool = False,
+    ) -> None:
+        """
+        Args:
+            horizons: bars of the returns of the decay.
+            groups: parts that a day's names are divided into by score.
+            top: best names whose turnover is told: a share below 1, else a number.
+            price: Qlib expression of what returns are taken of.
+            baselines: what stands beside the score; none: []. They read whole bars, `$open` to
+                `$close` and volume.
+            label_bars: over which the label's return runs, so that neighbouring days overlap; None
+                reads the label's expression in the run's task, and takes Qlib's usual 1 where the
+                task has none.
+            title: above the figures; None takes the experiment's name.
+            seed: of the draws behind the interval of the monotonicity.
+            skip_existing: Qlib's: do nothing where the run has the files already.
+        """
+        super().__init__(recorder=recorder, skip_existing=skip_existing)
+        if not horizons or any(horizon < 1 for horizon in horizons):
+            raise ConfigError(f"horizons count bars, each 1 or more, got {list(horizons)}")
+        if label_bars is not None and label_bars < 1:
+            raise ConfigError(f"label_bars must be 1 or more, got {label_bars}")
+        strange = [name for name in baselines if name not in BASELINES]
+        if strange:
+            raise ConfigError(f"baselines are {', '.join(BASELINES)}, got {', '.join(strange)}")
+        self.horizons = tuple(sorted(set(horizons)))
+        self.groups = groups
+        self.top = top
+        self.price = price
+        self.baselines = tuple(baselines)
+        self.label_bars = label_bars
+        self.title = title
+        self.seed = seed
+
+    def list(self) -> list[str]:
+        return list(FILES)
+
+    def check(self, include_self: bool = False, parents: bool = True) -> None:
+        # Qlib's generate() would forgive a missing file; `_generate` names it and raises.
+        super().check(include_self=include_self, parents=False)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+        who = type(self).__name__
+        pred = load_predictions(self.recorder, who)
+        label = load_needed(
+            self.recorder, "label.pkl", reader=who, writer="KronosSignalRecord"
+        ).iloc[:, 0]
+        score, labels = to_wide(pred.iloc[:, 0]), to_wide(label)
+        whole = full_days(score)
+        if len(whole) < len(score):
+            logger.warning(
+                "%d of %d days have fewer than %d scores and are left out",
+                len(score) - len(whole),
+                len(score),
+                LEAST_PAIRS,
+            )
+        overlap = self.label_bars or label_bars_of(load_task(self.recorder))
+        how: dict[str, Any] = {"horizon": overlap}
+
+        daily = daily_ic(score, labels)
+        self._refuse_short(daily, overlap)
+        found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
+        years = by_year(daily["rank_ic"], **how)
+        horizons = decay(score, self._later_returns(pred.index))
+        parted = group_returns(score, labels, self.groups)
+        groups = group_table(parted, **how)
+        order = monotonicity(parted, seed=self.seed, **how)
+        spread = best_less_worst(parted)
+        apart = daily_mean(spread, label_bars=overlap, name="the spread")
+        memory = rank_autocorrelation(whole, [lag for lag in LAGS if lag < len(whole)])
+        renewed = float(top_turnover(whole, self.top).mean())
+        signals, tried = self._signal_table(pred, labels, **how)
+        beside, differences = self._beside_baselines(pred.iloc[:, 0], labels, **how)
+        if len(beside):
+            rows = beside.assign(kind="baseline").reindex(columns=list(signals))
+            signals = pd.concat([signals, rows]).rename_axis("signal")
+
+        metrics = {
+            f"{kind}.{name}": found[kind][name]
+            for kind in found
+            for name in ("mean", "std", "ratio", "t", "low", "high")
+        }
+        metrics["rank_ic.days"] = found["rank_ic"]["days"]
+        metrics["rank_ic.days_left_out"] = found["rank_ic"]["left_out"]
+        for horizon, row in horizons.iterrows():
+            metrics[f"rank_ic.h{horizon}"] = row["mean"]
+            metrics[f"rank_ic.h{horizon}_t"] = row["t"]
+        metrics |= {f"rank_ic.y{year}": mean for year, mean in years["mean"].dropna().items()}
+        metrics |= {"spread": apart.mean, "spread_t": apart.t}
+        metrics |= dict(
+            zip(("monotonicity", "monotonicity_low", "monotonicity_high"), order, strict=True)
+        )
+        alike = memory["mean"].dropna().to_dict()
+        metrics |= {f"autocorrelation.lag{lag}": alike[lag] for lag in (1, 5, 10) if lag in alike}
+        metrics |= {
+            "top_turnover": renewed,
+            "coverage": coverage(score, labels),
+            "signals_tried": float(count_signals(pred, load_signals(self.recorder))),
+            **self._against_oracle(pred, labels, score),
+        }
+        metrics |= baseline_metrics(beside, differences)
+
+        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        tables = {
+            "summary": pd.DataFrame.from_dict(
+                {**found, **differences}, orient="index", columns=list(SUMMARY)
+            ).rename_axis("correlation"),
+            "by_year": years,
+            "by_horizon": horizons,
+            "groups": groups,
+            "autocorrelation": memory,
+            "signals": signals,
+            "baselines": beside,
+        }
+        page = signal_page(
+            title,
+            tables["summary"],
+            years,
+            horizons,
+            signals,
+            beside,
+            {name: BASELINES[name].definition for name in BASELINES},
+            tried=tried,
+        )
+        figures = {
+            "ic": ic_figure(daily["rank_ic"], found["rank_ic"], f"{title}: Rank IC of the score"),
+            "decay": decay_figure(horizons, f"{title}: how long the score knows"),
+            "groups": group_figure(groups, order, f"{title}: returns by score"),
+            "autocorrelation": autocorrelation_figure(
+                memory, renewed, f"{title}: how fast the order changes"
+            ),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            daily.to_parquet(Path(folder, "daily_ic.parquet"))
+            Path(folder, "summary.md").write_text(page, encoding="utf-8")
+            for name, table in tables.items():
+                table.to_csv(Path(folder, f"{name}.csv"), float_format="%.6g")
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, f"{name}.png"))
+            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.recorder.log_metrics(**metrics, **key_metrics(metrics))
+        verdict = signal_verdict(tables["summary"], years, signals, beside, tried=tried)
+        add_verdict(self.recorder, "signal", verdict)
+        return {}
+
+    def _refuse_short(self, daily: pd.DataFrame, overlap: int) -> None:
+        """Say what is lacking before anything is measured, and which setting would help."""
+        longest = max(*self.horizons, overlap)
+        ranked = daily["rank_ic"].dropna()
+        known = len(by_day(ranked))
+        # A horizon of h bars loses up to h - overlap of these days where the calendar ends.
+        needed = fewest_days(longest, len(ranked), known)
+        if 0 < known < needed:
+            raise UndefinedMetricError(
+                f"SignalReportRecord: {known} days of {len(by_day(daily))} have a Rank IC, and "
+                f"{needed} are the fewest for a standard error of returns over {longest} bars; "
+                "test on a longer segment"
+                + (
+                    ", or set shorter `horizons`"
+                    if known >= fewest_days(overlap, len(ranked), known)
+                    else ""
+                )
+            )
+
+    def _beside_baselines(
+        self, score: pd.Series[float], labels: pd.DataFrame, **how: Any
+    ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+        """baselines.csv, a row each, and rows of summary.csv: differences, and what is left."""
+        score = score[np.isfinite(score)].rename("score").sort_index()
+        known = baselines_at(score.index, self.baselines) if self.baselines else pd.DataFrame()
+        if known.empty:
+            return pd.DataFrame(), {}
+        wide, rows, found = to_wide(score), {}, {}
+        everything = int(daily_ic(wide, labels)["pairs"].sum())
+        for name in known:
+            other = to_wide(known[name])
+            daily = paired_rank_ic(wide, other, labels)
+            pairs = int(daily["pairs"].sum())
+            both = daily[["score", "other"]].dropna()
+            rows[name] = {
+                **signal_row(other, wide, labels, self.top, **how),
+                "score_rank_ic": float(both["score"].mean()),
+                "pairs": pairs,
+                "pairs_left_out": everything - pairs,
+            }
+            found[f"rank_ic.less_{name}"] = _or_unknown(
+                f"the score less {name}",
+                summarise_difference,
+                daily["score"],
+                daily["other"],
+                how=how,
+            )
+        left = neutralised(score, known)
+        daily = daily_ic(to_wide(left), labels) if len(left) else pd.DataFrame({"rank_ic": []})
+        made_of_them = len(left) and (left == 0).all() and daily["pairs"].max() > known.shape[1] + 1
+        found["rank_ic.neutralised"] = (
+            nothing_for_sure(len(by_day(daily)), 0)
+            if made_of_them
+            else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
+        )
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
+
+    def _later_returns(self, index: pd.Index) -> dict[int, pd.DataFrame]:
+        """By horizon, returns from the close of the bar after the score, days by names."""
+        expressions = [
+            f"Ref({self.price}, -{1 + horizon}) / Ref({self.price}, -1) - 1"
+            for horizon in self.horizons
+        ]
+        frame = features_at(index, expressions, frequency_of(index))
+        return {
+            horizon: to_wide(frame.iloc[:, place]) for place, horizon in enumerate(self.horizons)
+        }
+
+    def _signal_table(
+        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any
+    ) -> tuple[pd.DataFrame, int]:
+        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles.
+
+        The other is how many different signals the p-values were corrected for.
+        """
+        kept = load_signals(self.recorder)
+        columns = {"score": pred.iloc[:, 0]}
+        if kept is not None:
+            columns |= {str(name): kept[name] for name in kept if name != "score"}
+        score = to_wide(columns["score"])
+        rows = {
+            name: signal_row(to_wide(values), score, labels, self.top, **how)
+            for name, values in columns.items()
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("signal")
+        # A signal that is another under a new name, as the score often is, is no second trial.
+        first = first_of_equals(pred, kept)
+        tried = table.loc[[name for name in table.index if first[name] == name], "p"].dropna()
+        multitest = require("statsmodels.stats.multitest", for_="the correction for signals tried")
+        holm = multitest.multipletests(tried, method="holm")[1]
+        corrected = pd.Series(holm, index=tried.index)
+        corrected = corrected.reindex([first[name] for name in table.index]).set_axis(table.index)
+        table.insert(list(table).index("p") + 1, "p_holm", corrected)
+        table.insert(0, "kind", ["score", *["signal"] * (len(table) - 1)])
+        return table, len(tried)
+
+    def _against_oracle(
+        self, pred: pd.DataFrame, labels: pd.DataFrame, score: pd.DataFrame
+    ) -> dict[str, float]:
+        """What a perfect model reaches on the rows of the score; nothing for a real market."""
+        path = provider_folder(frequency_of(pred.index)) / "oracle.parquet"
+        if not path.is_file():
+            return {}
+        truth = to_wide(pd.read_parquet(path).iloc[:, 0])
+        truth = truth.reindex(index=score.index, columns=score.columns)
+        both = truth.notna() & score.notna()
+        if not both.to_numpy().any():
+            raise UndefinedMetricError(f"{path} and the score have no row in common")
+        truth, ours = truth.where(both), score.where(both)
+        daily = daily_ic(truth, labels)
+        if daily["rank_ic"].isna().all():
+            logger.info("%s is the same for all names: nothing was planted to be found", path)
+            return {}
+        best = float(daily["rank_ic"].mean())
+        metrics = {"oracle_ic": float(daily["ic"].mean()), "oracle_rank_ic": best}
+        if best <= 0:
+            logger.warning(
+                "The truth's own Rank IC is %.4f over these days: too few to tell a share of it",
+                best,
+            )
+            return metrics
+        return {**metrics, "oracle_share": float(daily_ic(ours, labels)["rank_ic"].mean()) / best}
+
+
+def neutralised(score: pd.Series[float], baselines: pd.DataFrame) -> pd.Series[float]:
+    """What baselines do not explain of a score's order.
+
+    Ranks on ranks, so that neither a heavy tail nor the score's unit matters.
+
+    Args:
+        score: on (datetime, instrument), finite, sorted.
+        baselines: on the same index, NaN where not known.
+
+    Returns:
+        The day's residuals of the score's percentile ranks after least squares on those of all
+        baselines that are known anywhere, over the rows on which all of these are.
+    """
+    known = baselines.dropna(axis=1, how="all")
+    both = pd.concat([score.rename("score"), known], axis=1).dropna()
+    ranks = both.groupby(level="datetime").rank(pct=True)
+    step = Neutralise(tuple(map(str, known)))
+    left = [
+        step.of_day(day["score"].to_numpy(dtype=np.float64), day)
+        for _, day in ranks.groupby(level="datetime", sort=False)
+    ]
+    return pd.Series(np.concatenate(left) if left else [], index=ranks.index, dtype=np.float64)
+
+
+def baseline_metrics(
+    beside: pd.DataFrame, differences: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """Names and numbers as MLflow gets them; what is not known is not logged."""
+    found = {
+        f"baseline.{name}.{what}": float(row[what])
+        for name, row in beside.iterrows()
+        for what in ("rank_ic", "with_score")
+    }
+    for name, row in differences.items():
+        found[name] = row["mean"]
+        found |= {f"{name}_{end}": row[end] for end in ("low", "high", "t")}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _or_unknown(
+    what: str, measure: Callable[..., dict[str, float]], *series: Any, how: Mapping[str, Any]
+) -> dict[str, float]:
+    """SUMMARY, or NaN and a warning where too few days have what is compared."""
+    try:
+        return measure(*series, **how)
+    except UndefinedMetricError as reason:
+        logger.warning("%s is not known: %s", what, reason)
+        has_all = pd.concat(list(series), axis=1).notna().all(axis=1).astype(float)
+        return {**dict.fromkeys(SUMMARY, np.nan), **count_days(has_all.where(has_all > 0))}
+
+
+def signal_row(
+    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: Any
+) -> dict[str, float]:
+    """A signal's row of signals.csv; NaN where it orders nothing or has too few days.
+
+    Args:
+        signal, score, labels: days by names.
+        top: as of `evaluation.ic.top_turnover`.
+        how: as of `evaluation.ic.summarise`.
+
+    Returns:
+        `ic`, `ic_t`; of the Rank IC SUMMARY, its mean as `rank_ic`; `autocorrelation` at one bar,
+        `turnover` of the best, mean rank correlation `with_score`, `coverage`.
+    """
+    daily = daily_ic(signal, labels)
+    try:
+        ranked = summarise(daily["rank_ic"], **how)
+        plain = daily["ic"].dropna()
+        found = daily_mean(plain, label_bars=how["horizon"])
+        ic, ic_t = found.mean, found.t
+    except UndefinedMetricError as reason:
+        logger.warning("a signal orders nothing: %s", reason)
+        ranked = {
+            **dict.fromkeys(SUMMARY, np.nan),
+            **count_days(daily["rank_ic"]),
+        }
+        ic = ic_t = np.nan
+    whole = full_days(signal)
+    has_neighbours = len(whole) > 1
+    return {
+        "ic": ic,
+        "ic_t": ic_t,
+        "rank_ic": ranked["mean"],
+        **{name: ranked[name] for name in SUMMARY if name != "mean"},
+        "autocorrelation": float(rank_autocorrelation(whole, [1])["mean"].iloc[0])
+        if has_neighbours
+        else np.nan,
+        "turnover": float(top_turnover(whole, top).mean()) if has_neighbours else np.nan,
+        "with_score": float(rank_correlation(signal, score).mean()),
+        "coverage": coverage(signal, labels),
+    }

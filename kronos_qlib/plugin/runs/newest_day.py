@@ -1,0 +1,325 @@
+"""The newest day, scored by the model of a finished run as a backtest of it would."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.data.calendar.clock import show_time
+from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.plugin.provider.faults import check_folder
+from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
+from kronos_qlib.plugin.runs.stored_runs import finished_run, latest_finished, open_tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from kronos_qlib.data.windows.bar_table import BarTable
+
+SHOWN = 3
+"""Names that a note gives as examples."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The ranking of one day, or of one moment of bars of minutes.
+
+    table: by falling score: rank, instrument, score, last_bar, age_days (days from the name's last
+        bar to the day that is scored).
+    """
+
+    experiment: str
+    run_id: str
+    day: pd.Timestamp
+    table: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def score_newest(
+    run: str,
+    *,
+    tracking_uri: str,
+    provider_uri: str | None = None,
+    day: str | None = None,
+    beyond_calendar: str | None = None,
+    trust: bool = False,
+) -> Scored:
+    """Score the newest day of a folder of bars with the model of a run.
+
+    The model is made from the run's task and the plain files that KronosSignalRecord keeps, and
+    nothing is unpickled. Its data set is the run's, with this day as test segment: the scores have
+    the bits that a backtest over this day would have.
+
+    Args:
+        run: an experiment's name, for its newest finished run; or a run's id or its beginning.
+        provider_uri: the folder of bars; None takes the run's own.
+        day: another day than the newest, or a moment of bars of minutes.
+        beyond_calendar: of the data set, where Qlib's calendar of days to come ends.
+        trust: make whatever the task names, and unpickle a model that is kept no other way. Only
+            for runs of one's own.
+
+    Raises:
+        ConfigError: there is no such run, folder or day.
+        MissingArtifactError: the run does not have what its model is made of.
+        UnsafeArtifactError: it could be made only by running its writer's code.
+        BarDataError, CalendarError: as of the model's `predict`.
+    """
+    from kronos_qlib.plugin.runs.quiet import quiet_libraries
+
+    quiet_libraries()
+    client = open_tracking(tracking_uri)
+    found = _find(client, run)
+    run_id = found.info.run_id
+    task = read_task(client, run_id, any_class=trust)
+    missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
+    if missing:
+        raise MissingArtifactError(
+            f"run {run_id} keeps no {' and no '.join(missing)} in its task, so nothing can be made "
+            "again: run its workflow with qrun and KronosSignalRecord"
+        )
+    if not trust:
+        from kronos_qlib.plugin.runs.known_tasks import check_known
+
+        check_known(task)
+    state = _state(client, run_id)
+    folder = _open_bars(provider_uri, state, run_id)
+    moment = _moment(day, task["dataset"], folder)
+    model = _model(client, run_id, task["model"], state, moment, trust)
+    config = moved(task["dataset"], moment)
+    if beyond_calendar is not None:
+        config.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
+    from qlib.utils import init_instance_by_config
+
+    from kronos_qlib.plugin.records.signal_record import signals_frame
+
+    dataset = init_instance_by_config(config)
+    scores = signals_frame(model, dataset)["score"]
+    scores = scores[scores.index.get_level_values("datetime") == moment].droplevel("datetime")
+    scores = scores.dropna()
+    if scores.empty:
+        raise BarDataError(f"no name of {folder} has a score on {show_time(moment)}")
+    table = _bars_of(dataset, task["dataset"], moment)
+    return Scored(
+        client.get_experiment(found.info.experiment_id).name,
+        run_id,
+        moment,
+        _ranking(scores, table, moment),
+        tuple(_notes(scores, table, moment, task["dataset"])),
+    )
+
+
+def moved(dataset: Mapping[str, Any], moment: pd.Timestamp) -> dict[str, Any]:
+    """The config of a data set with this moment as its test segment and its last.
+
+    What a handler's processors learn from, and where its bars begin, stay as they were: the scores
+    would have other bits.
+    """
+    config: dict[str, Any] = copy.deepcopy(dict(dataset))
+    kwargs = config.setdefault("kwargs", {})
+    kwargs["segments"] = {**kwargs.get("segments", {}), "test": (moment, moment)}
+    handler = kwargs.get("handler")
+    if isinstance(handler, dict):
+        handler.setdefault("kwargs", {})["end_time"] = moment
+    if isinstance(kwargs.get("bar_handler"), dict) and "end_time" in kwargs["bar_handler"]:
+        kwargs["bar_handler"]["end_time"] = moment
+    return config
+
+
+def _find(client: MlflowClient, run: str) -> Run:
+    known = client.get_experiment_by_name(run)
+    is_experiment = known is not None and known.lifecycle_stage == "active"
+    if is_experiment or not re.fullmatch(r"[0-9a-f]{4,32}", run):
+        return latest_finished(client, run)
+    return finished_run(client, run)
+
+
+def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """What the run says of its model's files and bars; {} for one that is older than those."""
+    from kronos_qlib.plugin.runs.kept_models import FOLDER, STATE
+
+    if STATE not in artifacts(client, run_id, FOLDER):
+        return {}
+    with artifact(client, run_id, STATE, LARGEST_TASK) as path:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as problem:
+            raise MissingArtifactError(f"{STATE} of run {run_id} is no JSON: {problem}") from None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) -> str:
+    """Open Qlib on a folder of bars; nothing is written anywhere."""
+    import qlib
+
+    uris: Any = provider_uri or state.get("provider_uri")
+    if not uris:
+        raise ConfigError(
+            f"run {run_id} does not say where its bars were: name their folder (--provider-uri)"
+        )
+    folders = list(uris.values()) if isinstance(uris, Mapping) else [uris]
+    for folder in folders:
+        try:
+            check_folder(Path(str(folder)).expanduser())
+        except ConfigError as problem:
+            raise ConfigError(f"{problem}; --provider-uri names another folder") from None
+    region = state.get("region")
+    qlib.init(
+        provider_uri=uris,
+        region=region if region in ("cn", "us", "tw") else "us",
+        skip_if_reg=False,
+        clear_mem_cache=True,
+        logging_level="WARNING",
+    )
+    return ", ".join(dict.fromkeys(map(str, folders)))
+
+
+def _moment(day: str | None, dataset: Mapping[str, Any], folder: str) -> pd.Timestamp:
+    from kronos_qlib.plugin.provider.reader import read_calendar
+
+    calendar = read_calendar(_freq(dataset))
+    if day is None:
+        return pd.Timestamp(calendar[-1])
+    try:
+        moment = pd.Timestamp(day)
+    except ValueError as bad:
+        raise ConfigError(f"--day is a date, such as 2024-06-18, got {day!r}") from bad
+    if moment.to_datetime64() not in calendar:
+        raise ConfigError(
+            f"{folder} has no bars at {show_time(moment)}: they go from "
+            f"{show_time(pd.Timestamp(calendar[0]))} to {show_time(pd.Timestamp(calendar[-1]))}"
+        )
+    return moment
+
+
+def _handler(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    kwargs = dataset.get("kwargs") or {}
+    handler = kwargs.get("handler")
+    return dict(handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
+
+
+def _freq(dataset: Mapping[str, Any]) -> str:
+    kwargs = dataset.get("kwargs") or {}
+    bars = kwargs.get("bar_handler") or {}
+    return str(bars.get("freq") or _handler(dataset).get("freq") or "day")
+
+
+def _model(
+    client: MlflowClient,
+    run_id: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Any],
+    moment: pd.Timestamp,
+    trust: bool,
+) -> Any:
+    from qlib.utils import init_instance_by_config
+
+    from kronos_qlib.plugin.blend import BlendModel
+    from kronos_qlib.plugin.runs.kept_models import FOLDER, needs_state, restore
+
+    model = init_instance_by_config(copy.deepcopy(dict(config)))
+    kept = state.get("model")
+    if isinstance(kept, Mapping):
+        read = {}
+        for name in artifacts(client, run_id, FOLDER):
+            with artifact(client, run_id, name) as path:
+                read[name.rpartition("/")[2]] = path.read_bytes()
+        restore(model, kept, read)
+    elif needs_state(model):
+        if not trust:
+            raise MissingArtifactError(
+                f"run {run_id} keeps its {type(model).__name__} as a pickle alone, and to read one "
+                "is to run what its writer likes. If the run is your own, say --trust; or run its "
+                "workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and linear "
+                "models as plain files"
+            )
+        from kronos_qlib.plugin.runs.pickles import run_pickle
+
+        with artifact(client, run_id, "params.pkl") as path:
+            model = run_pickle(path)
+    if isinstance(model, BlendModel):
+        model.dataset_configs = {
+            name: moved(one, moment) for name, one in model.dataset_configs.items()
+        }
+    if hasattr(model, "show_progress"):
+        model.show_progress = True  # on a terminal
+    return model
+
+
+def _bars_of(dataset: Any, config: Mapping[str, Any], moment: pd.Timestamp) -> BarTable:
+    """The bars of the universe up to the moment, for their ages."""
+    from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+
+    if isinstance(dataset, KronosDataset):
+        return dataset.bar_handler.bars
+    settings = _handler(config)
+    return KronosHandler(
+        instruments=settings.get("instruments", "all"),
+        end_time=moment,
+        freq=_freq(config),
+        incomplete="skip",
+        invalid="keep",
+    ).bars
+
+
+def _last_bars(table: BarTable) -> pd.Series[Any]:
+    """Time of each instrument's last bar; names without a bar are left out."""
+    stops = np.asarray(table.offsets[1:])
+    has_bars = np.diff(table.offsets) > 0
+    names = [name for name, has in zip(table.instruments, has_bars, strict=True) if has]
+    return pd.Series(
+        pd.DatetimeIndex(table.calendar[table.places[stops[has_bars] - 1]]), index=names
+    )
+
+
+def _ranking(scores: pd.Series[Any], table: BarTable, moment: pd.Timestamp) -> pd.DataFrame:
+    ranked = scores.sort_index().sort_values(ascending=False, kind="stable")
+    last = _last_bars(table).reindex(ranked.index)
+    return pd.DataFrame(
+        {
+            "rank": np.arange(1, len(ranked) + 1),
+            "instrument": ranked.index,
+            "score": ranked.to_numpy(),
+            "last_bar": last.to_numpy(),
+            "age_days": (moment - last).dt.days.astype("Int64").to_numpy(),
+        }
+    )
+
+
+def _notes(
+    scores: pd.Series[Any], table: BarTable, moment: pd.Timestamp, dataset: Mapping[str, Any]
+) -> list[str]:
+    notes = []
+    when = show_time(moment)
+    last = _last_bars(table)
+    stale = last[last < moment].drop(scores.index, errors="ignore").sort_values(ascending=False)
+    if len(stale):
+        shown = ", ".join(
+            f"{name} {show_time(time)} ({(moment - time).days} days old)"
+            for name, time in stale.head(SHOWN).items()
+        )
+        notes.append(f"{len(stale)} names have no bar of {when} and no score, the newest: {shown}")
+    silent = last[last == moment].drop(scores.index, errors="ignore").index
+    if len(silent):
+        shown = ", ".join(silent[:SHOWN]) + (", …" if len(silent) > SHOWN else "")
+        notes.append(
+            f"{len(silent)} names have a bar of {when} and no score: {shown}; they are outside the "
+            "universe that day, or have too few bars before it"
+        )
+    segments = (dataset.get("kwargs") or {}).get("segments") or {}
+    for name in ("train", "valid"):
+        span = segments.get(name)
+        last_day = span[1] if isinstance(span, list | tuple) and len(span) == 2 else None
+        if last_day is not None and pd.Timestamp(str(last_day)) >= moment:
+            notes.append(
+                f"the run's segment {name} reaches to {last_day}: the model has seen this day"
+            )
+    return notes

@@ -1,0 +1,1 @@
+"""Workflow files and market profiles: found, rendered, checked, run."""

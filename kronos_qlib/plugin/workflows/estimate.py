@@ -1,0 +1,237 @@
+"""How long a workflow will take on this machine: windows counted, the network's rate measured.
+
+A guess within a factor of two or so, to know before it starts whether it takes minutes or a night.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from qlib.utils import init_instance_by_config
+
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.plugin.features import KronosFeatureDataset
+from kronos_qlib.plugin.model import KronosModel
+
+PROBE_SECONDS = 0.4
+"""A probe that took less is repeated with more windows: a first pass warms up."""
+PROBE_WINDOWS = (4, 64)
+TRAINED_AS_READ = 5.0
+"""A window trained on costs as many read once: forward and backward over all its bars, for
+which reading the context has a forward pass without the heads."""
+JUDGED_AS_READ = 2.0
+"""A validation window: both heads at all its bars."""
+ROW_FEATURES, ROW_TREES = 4e-4, 1.2e-4
+"""Seconds a row and core-pair of Alpha158's expressions, and of LightGBM's trees on them."""
+DAY_REPORT, START = 0.03, 15.0
+"""Seconds a bar of reports and backtest; of imports, figures and MLflow."""
+REPORT_WINDOWS = 500
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a run spends its time on."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of a network on this machine for one window."""
+
+    read: float
+    """Context vector after the last bar."""
+    path: float
+    """One sampled path."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Windows of each segment, and moments of the test."""
+
+    windows: Mapping[str, int]
+    moments: int
+
+    def of(self, *names: str) -> int:
+        return sum(self.windows.get(name, 0) for name in names)
+
+
+def estimate(
+    task: Mapping[str, Any],
+    model: Any,
+    dataset: Mapping[str, Any],
+    source: WindowDataset,
+    found: Mapping[str, Windows],
+) -> list[Part]:
+    """Where the time of a workflow goes, the longest part first.
+
+    Args:
+        task: the workflow's, for its records.
+        model: made from the task, nothing trained or loaded yet.
+        dataset: the task's section.
+        source: windows of the same bars.
+        found: its windows by segment.
+    """
+    test = found.get("test")
+    moments = len(np.unique(test.times)) if test is not None and len(test) else 0
+    counts = Counts({name: len(windows) for name, windows in found.items()}, moments)
+    parts = [Part("start, reports and backtest", START + DAY_REPORT * moments)]
+    for one in _models(model):
+        parts += _of_model(one, counts, source, found)
+    name = str(dataset.get("class"))
+    if name == KronosFeatureDataset.__name__ and counts.of("train", "valid", "test"):
+        kwargs = dataset.get("kwargs") or {}
+        network = init_instance_by_config(kwargs["model"], accept_types=KronosModel)
+        rates = probe(network, source, found)
+        each = rates.read * bool(kwargs.get("embeddings", True))
+        each += rates.path * network.sampling.paths * bool(kwargs.get("signals"))
+        parts.append(Part("contexts and signals as features", each * counts.of(*counts.windows)))
+    if model_kind(_at(dataset, "kwargs", "handler")) not in ("KronosHandler", ""):
+        rows = counts.of(*counts.windows)
+        parts.append(
+            Part("features of tables, and trees on them", rows * (ROW_FEATURES + ROW_TREES))
+        )
+    if draws_paths(task):
+        network = next((one for one in _models(model) if isinstance(one, KronosModel)), None)
+        if network is not None and counts.moments:
+            windows = int(_at(task, "forecast", "windows") or REPORT_WINDOWS)
+            paths = int(_at(task, "forecast", "paths") or network.sampling.paths)
+            segments = sum(min(windows, counts.of(name)) for name in ("valid", "test"))
+            rate = probe(network, source, found).path
+            parts.append(Part("judging forecasts", segments * paths * rate))
+    merged: dict[str, float] = {}
+    for part in parts:
+        merged[part.what] = merged.get(part.what, 0.0) + part.seconds
+    return sorted((Part(*item) for item in merged.items()), key=lambda part: -part.seconds)
+
+
+def describe_estimate(parts: list[Part]) -> str:
+    """In a line: minutes in all, and what most of them are spent on."""
+    total = sum(part.seconds for part in parts)
+    shares = [
+        f"{part.what} {part.seconds / total:.0%}" for part in parts if part.seconds > 0.1 * total
+    ]
+    return f"{describe_minutes(total)}, of which {', '.join(shares[:3])}"
+
+
+def describe_minutes(seconds: float) -> str:
+    """As "about 4 minutes", coarse as the estimate is."""
+    minutes = seconds / 60
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 90:
+        rounded = round(minutes) if minutes < 10 else 5 * round(minutes / 5)
+        return f"about {rounded} minute{'s' if rounded > 1 else ''}"
+    hours = minutes / 60
+    return f"about {hours:.0f} hours" if hours < 48 else f"about {hours / 24:.0f} days"
+
+
+def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows]) -> Rates:
+    """Measure a network on some windows of the newest moment that has any; seconds, once each."""
+    key = (model.checkpoint, model.device, model.dtype, model.from_scratch)
+    known: dict[Any, Rates] = source.__dict__.setdefault("_rates", {})
+    if key in known:
+        return known[key]
+    windows = next(found[name] for name in reversed(list(found)) if len(found[name]))
+    last = windows.take(windows.times == windows.times.max())
+    group = max((one for _, one in last.by_length()), key=len)
+    rows = group.rows(slice(None))[:, : group.lookback]
+    bars, stamps = group.table.values[rows], group.table.stamps_at(rows)
+    predictor = model.predictor
+    # Only their shape matters to the clock: the last bars' times stand for those to come.
+    ahead = stamps[:, -min(source.horizon, stamps.shape[1]) :]
+    ahead = np.repeat(ahead, -(-source.horizon // ahead.shape[1]), axis=1)[:, : source.horizon]
+    paths = min(model.sampling.paths, 10)
+
+    def draw(count: int) -> None:
+        repeated = np.arange(count) % len(bars)
+        predictor.paths(
+            bars[repeated], stamps[repeated], ahead[repeated], source.horizon, sample_count=paths
+        )
+
+    def read(count: int) -> None:
+        repeated = np.arange(count) % len(bars)
+        predictor.embed(bars[repeated], stamps[repeated])
+
+    found_rates = Rates(_seconds_each(read), _seconds_each(draw) / paths)
+    known[key] = found_rates
+    return found_rates
+
+
+def draws_paths(task: Mapping[str, Any]) -> bool:
+    """Whether the records judge drawn paths."""
+    record = task.get("record")
+    if isinstance(record, str) and record.startswith("<") and record.endswith(">"):
+        record = _at(task, *record[1:-1].split("."))
+    records = record if isinstance(record, list) else [record]
+    return any(model_kind(one) == "ForecastReportRecord" for one in records)
+
+
+def model_kind(section: Any) -> str:
+    """The class that a section names, without its module."""
+    found = section.get("class") if isinstance(section, Mapping) else None
+    return str(found or "").rpartition(".")[2]
+
+
+def _seconds_each(work: Callable[[int], None]) -> float:
+    """Seconds a window, of few where a network is slow and of many where it is fast."""
+    seconds, count = 0.0, 1
+    for count in PROBE_WINDOWS:
+        begun = time.perf_counter()
+        work(count)
+        seconds = time.perf_counter() - begun
+        if seconds > PROBE_SECONDS:
+            break
+    return seconds / count
+
+
+def _models(model: Any) -> Iterator[Any]:
+    members = getattr(model, "members", None)
+    if isinstance(members, Mapping):
+        for member in members.values():
+            yield from _models(member)
+    else:
+        yield model
+
+
+def _of_model(
+    model: Any, counts: Counts, source: WindowDataset, found: Mapping[str, Windows]
+) -> list[Part]:
+    if not isinstance(model, KronosModel) or not counts.of(*counts.windows):
+        return []
+    rates = probe(model, source, found)
+    parts = []
+    training = model.training
+    train, valid = counts.of("train"), counts.of("valid")
+    for stage in (training.tokenizer, training.predictor):
+        if stage is not None:
+            learned = min(stage.windows_per_epoch or train, train) * stage.epochs
+            judged = min(stage.validation_windows, valid) * (stage.epochs + 1)
+            seconds = (learned * TRAINED_AS_READ + judged * JUDGED_AS_READ) * rates.read
+            parts.append(Part("training", seconds))
+    if training.alpha is not None:
+        if training.alpha.backbone == "frozen":
+            parts.append(Part("contexts of the days to learn from", (train + valid) * rates.read))
+        else:
+            epochs = training.alpha.epochs
+            windows = train * epochs * TRAINED_AS_READ + valid * (epochs + 1)
+            parts.append(Part("training", windows * rates.read))
+    has_head = training.alpha is not None or bool(model.alpha_head)
+    if has_head and model.signal_settings.keep is None:
+        parts.append(Part("scores", counts.of("test") * rates.read))
+    else:
+        paths = model.sampling.paths
+        parts.append(Part("drawing paths", counts.of("test") * paths * rates.path))
+    return parts
+
+
+def _at(found: Any, *keys: str) -> Any:
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found

@@ -1,0 +1,409 @@
+"""One workflow on one market: rendered, checked, estimated, and handed to Qlib's own qrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.data.windows.segments import bounds_of, describe_segments, first_instant, places_of
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
+from kronos_qlib.errors import BarDataError, ConfigError, plain
+from kronos_qlib.pipeline.stages import check_segments
+from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.runs.about_run import model_name, universe_of
+from kronos_qlib.plugin.runs.manager import keeping_workflow
+from kronos_qlib.plugin.runs.quiet import quiet_libraries
+from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, estimate, model_kind
+from kronos_qlib.plugin.workflows.preflight import check_run
+from kronos_qlib.plugin.workflows.workflow_file import (
+    Workflow,
+    dump_yaml,
+    read_workflow,
+    settings_of,
+)
+
+HANDLED = ("instruments", "start_time", "end_time", "freq")
+"""Settings that any handler of Qlib has, and windows follow."""
+WINDOWED = ("lookback", "horizon", "min_bars", "max_age_days", "beyond_calendar")
+SEEN_TO = pd.Timestamp("2024-06-01")
+"""Published weights have seen bars before: trained to 2024-02, chosen by those to 2024-05."""
+SHARES = (0.6, 0.2, 0.2)
+"""Of the calendar, for dates that are proposed."""
+LEAST_DAYS = 10
+TOO_FEW_DAYS = "these bars are too few to be split"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, all of it checked."""
+
+    workflow: Workflow
+    lines: tuple[tuple[str, str], ...]
+    """What to say of it before it begins: a word, and what it is."""
+    notes: tuple[str, ...]
+    text: str
+    """The rendered file, which qrun reads and the run keeps as workflow.yaml."""
+
+    @property
+    def experiment(self) -> str:
+        return str(self.workflow.config.get("experiment_name", "workflow"))
+
+    @property
+    def store(self) -> str:
+        """Where MLflow keeps the runs, as `--tracking-uri` takes it."""
+        return _store(self.workflow.config)
+
+
+def plan_run(
+    name: str | Path,
+    market: str | Path | None = None,
+    changes: Sequence[str] = (),
+    fit_dates: bool = False,
+) -> Plan:
+    """Everything before the work: the file rendered, settings and bars checked, time estimated.
+
+    Args:
+        name, market, changes: as of `read_workflow`.
+        fit_dates: train, valid and test are the first 60 %, the next 20 % and the last 20 % of the
+            days that the folder has, whatever the market's profile says; `changes` still win.
+
+    Raises:
+        ConfigError: a setting cannot work, or there are no bars; names what and where.
+        BarDataError: a segment that is to be learned from, judged by or scored has no windows.
+    """
+    with _environment():  # libraries set some as they are imported
+        workflow = read_workflow(name, market, changes)
+        if fit_dates:
+            changes = (*_fitted(workflow), *changes)
+            workflow = read_workflow(name, market, changes)
+        config = workflow.config
+        task = _checked_task(config, workflow.path)
+        quiet_libraries()
+        _open(config["qlib_init"])
+        model = _made(task["model"], f"{workflow.path}: task.model")
+        _check_dates(task["dataset"], model)
+        check_run(config)
+        source = windows_of(task["dataset"], workflow.path)
+        found = _windows(source, model)
+        parts = estimate(task, model, task["dataset"], source, found)
+    return Plan(
+        workflow,
+        tuple(_describe(workflow, source, found, parts)),
+        (*workflow.notes, *_doubts(model, source)),
+        _header(name, market, changes) + dump_yaml(config),
+    )
+
+
+def run_plan(plan: Plan) -> str | None:
+    """Hand a plan to `qlib.cli.run.workflow`; the environment is afterwards as it was.
+
+    Returns:
+        The id of its run; None where its experiment manager is not KronosExpManager.
+    """
+    from qlib.cli.run import workflow
+
+    with tempfile.TemporaryDirectory(prefix="kronos-qlib-") as folder:
+        path = Path(folder) / f"{plan.workflow.path.stem}.yaml"
+        path.write_text(plan.text, encoding="ascii", newline="\n")
+        with _environment(), keeping_workflow(plan.text) as run_ids:
+            workflow(str(path))
+    return run_ids[-1] if run_ids else None
+
+
+def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
+    """The windows that a workflow's data set has, or would have if it had any: of the universe and
+    the segments of LightGBM too. Bars are read when they are asked for; features are not made.
+
+    Raises:
+        ConfigError: the section has no handler or segments, or a setting cannot work.
+    """
+    kwargs = section.get("kwargs") or {}
+    handler = _at(kwargs, "handler")
+    if not _is_map(handler) or not _is_map(kwargs.get("segments")):
+        raise ConfigError(f"{where}: task.dataset.kwargs needs a handler and segments")
+    own = handler.get("kwargs") or {}
+    if model_kind(handler) != KronosHandler.__name__:
+        own = {name: own[name] for name in HANDLED if name in own} | dict(
+            kwargs.get("bar_handler") or {}
+        )
+    settings = {name: kwargs[name] for name in WINDOWED if name in kwargs}
+    try:
+        bars = KronosHandler(**own)
+        return KronosDataset(bars, kwargs["segments"], **settings).source
+    except TypeError as unknown:
+        raise ConfigError(f"{where}: task.dataset: {unknown}") from unknown
+
+
+def _checked_task(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    task = config.get("task")
+    missing = [f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))] + [
+        name for name in ("qlib_init",) if not _is_map(config.get(name))
+    ]
+    if missing or not _is_map(task):
+        raise ConfigError(f"{path} lacks {', '.join(missing)}: it is no workflow")
+    for name in ("model", "dataset"):
+        if not task[name].get("class"):
+            raise ConfigError(f"{path}: task.{name} names no class")
+    return task
+
+
+def _open(settings: Mapping[str, Any]) -> None:
+    """Qlib on the workflow's bars, without its greetings."""
+    import qlib
+
+    qlib.init(**{"logging_level": logging.ERROR, **settings})
+
+
+def _made(section: Mapping[str, Any], where: str) -> Any:
+    """An object of a section, its settings checked against its class first."""
+    from difflib import get_close_matches
+
+    from qlib.utils import init_instance_by_config
+
+    known, is_open = settings_of(section)
+    for key in section.get("kwargs") or {}:
+        if known and key not in known and not is_open:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(
+                f"{where}.kwargs: {section['class']} has no {plain(str(key))!r}; {hint}"
+            )
+    try:
+        return init_instance_by_config(section)
+    except (ImportError, AttributeError, TypeError) as problem:
+        raise ConfigError(f"{where} cannot be made: {problem}") from problem
+
+
+def _needed(model: Any, segments: Sequence[str]) -> list[str]:
+    """Segments that a model learns from, is judged by or scores."""
+    is_trained = not isinstance(model, KronosModel) or not model.training.is_zero_shot
+    order = ("train", "valid", "test") if is_trained else ("test",)
+    return [name for name in order if name in segments]
+
+
+def _check_dates(section: Mapping[str, Any], model: Any) -> None:
+    """Refuse segments in which the folder has no day, before its bars are read."""
+    kwargs = section.get("kwargs") or {}
+    segments = kwargs.get("segments")
+    if not _is_map(segments):
+        return  # `windows_of` says it
+    calendar = read_calendar(str(_at(kwargs, "handler", "kwargs", "freq") or "day"))
+    for name in _needed(model, list(segments)):
+        first, last = bounds_of(segments, name)
+        start, stop = places_of(calendar, first, last)
+        if start == stop:
+            raise BarDataError(
+                f"the segment {name}, {first} to {last}, has no bar: the bars go from "
+                f"{str(calendar[0])[:10]} to {str(calendar[-1])[:10]}. {_proposed(calendar)}"
+            )
+
+
+def _windows(source: WindowDataset, model: Any) -> dict[str, Windows]:
+    """By segment; refused where what is to be learned from or scored is empty."""
+    segments = [name for name in ("train", "valid", "test") if name in source.segments]
+    found = {name: source.windows(name) for name in segments}
+    needed = _needed(model, segments)
+    for name in needed:
+        if not len(found[name]):
+            raise BarDataError(
+                f"{no_windows(source, name, found[name].dropped)}. "
+                f"{_proposed(source.table.calendar)}"
+            )
+    if {"train", "valid"} <= set(needed):
+        check_segments(source)
+    return found
+
+
+def _dates_of(calendar: Any) -> list[str]:
+    """The bars' days shared out, as changes of a workflow; none where there are too few."""
+    days = np.unique(calendar.astype("datetime64[D]"))
+    if len(days) < LEAST_DAYS:
+        return []
+    cuts = [0, *(int(len(days) * part) for part in np.cumsum(SHARES)[:-1]), len(days)]
+    return [f"start={days[0]}"] + [
+        f"{name}_{end}={days[place]}"
+        for name, start, stop in zip(("train", "valid", "test"), cuts[:-1], cuts[1:], strict=True)
+        for end, place in (("start", start), ("end", stop - 1))
+    ]
+
+
+def _fitted(workflow: Workflow) -> list[str]:
+    """Dates of a workflow's own bars, as changes."""
+    task = _checked_task(workflow.config, workflow.path)
+    quiet_libraries()
+    _open(workflow.config["qlib_init"])
+    calendar = read_calendar(
+        str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    )
+    if not (fitted := _dates_of(calendar)):
+        raise BarDataError(f"{workflow.path}: {TOO_FEW_DAYS}")
+    return fitted
+
+
+def _proposed(calendar: Any) -> str:
+    """Dates that fit these bars, as they would be typed."""
+    fitted = _dates_of(calendar)
+    if not fitted:
+        return f"T{TOO_FEW_DAYS[1:]}"
+    typed = " ".join(f"--set {change}" for change in fitted)
+    return f"Dates that fit, for example (--fit-dates takes them): {typed}"
+
+
+def _describe(
+    workflow: Workflow, source: WindowDataset, found: Mapping[str, Windows], parts: list[Part]
+) -> Iterator[tuple[str, str]]:
+    config, table = workflow.config, source.table
+    task, backtest = config["task"], config["task"].get("backtest")
+    provider = config["qlib_init"].get("provider_uri")
+    universe = universe_of(task) or "all"
+    yield "workflow", str(workflow.path)
+    yield (
+        "market",
+        (
+            f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
+            + (f", benchmark {backtest.get('benchmark')}" if _is_map(backtest) else "")
+        ),
+    )
+    freq = str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    bars = table.places
+    reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
+    yield (
+        "bars",
+        (
+            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, "
+            f"{reach[0]} to {reach[1]}"
+        ),
+    )
+    for name, windows in found.items():
+        first, last = (str(day)[:10] for day in source.bounds(name))
+        if not len(windows):
+            yield name, f"{first} to {last}, no windows"
+            continue
+        moments, each = np.unique(windows.times, return_counts=True)
+        names = len(np.unique(table.instrument_of(windows.ends[:])))
+        yield (
+            name,
+            (
+                f"{first} to {last}, {len(windows):,} windows at {len(moments):,} times, {names} "
+                f"instruments, {int(np.median(each))} at a time"
+            ),
+        )
+    if _is_map(backtest):
+        yield (
+            "traded",
+            (
+                f"top {backtest.get('topk', 50)} of them, "
+                f"{backtest.get('n_drop', 5)} replaced a bar, "
+                f"costs {_points(backtest.get('open_cost', 0.0005))} and "
+                f"{_points(backtest.get('close_cost', 0.0015))} bp"
+            ),
+        )
+    yield "model", f"{model_name(task['model'])}; {_training(task['model'])}"
+    yield "estimate", f"{describe_estimate(parts)} (measured here just now, within a factor of 2)"
+    yield (
+        "results",
+        (
+            f"experiment {config.get('experiment_name', 'workflow')} in {_store(config)}, with the "
+            "rendered workflow.yaml"
+        ),
+    )
+
+
+def _training(section: Mapping[str, Any]) -> str:
+    """What a model's section trains, in words."""
+    kwargs = section.get("kwargs") or {}
+    if kwargs.get("members"):
+        return "; ".join(
+            f"{member.get('name', model_kind(member))}: {_training(member)}"
+            for member in kwargs["members"]
+        )
+    if model_kind(section) != KronosModel.__name__:
+        return "trained on the segment train"
+    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if _is_map(how)}
+    if not stages:
+        return "nothing is trained"
+    said = []
+    for stage, how in stages.items():
+        of = f" of {how['windows_per_epoch']} windows" if how.get("windows_per_epoch") else ""
+        epochs = how.get("epochs")
+        count = f" {epochs} epoch{'s' if epochs != 1 else ''}{of}" if epochs else ""
+        said.append(f"trains the {'alpha head' if stage == 'alpha' else stage}{count}")
+    return ", then ".join(said)
+
+
+def _doubts(model: Any, source: WindowDataset) -> Iterator[str]:
+    """What is no error, and yet better known before than after."""
+    from kronos_qlib.model.checkpoints.pretrained import is_published
+
+    members = getattr(model, "members", None)
+    models = members.values() if isinstance(members, Mapping) else [model]
+    for one in models:
+        if not isinstance(one, KronosModel) or one.from_scratch:
+            continue
+        begin = source.bounds("test")[0]
+        if is_published(one.checkpoint) and (
+            begin is None or pd.Timestamp(first_instant(begin)) < SEEN_TO
+        ):
+            yield (
+                f"the published weights {one.checkpoint} have seen bars to 2024-05, and the test "
+                f"begins {str(begin)[:10]}: its results say nothing of days to come"
+            )
+    last = source.table.calendar[source.table.places.max()]
+    end = source.bounds("test")[1]
+    if end is not None and pd.Timestamp(str(end)[:10]) > pd.Timestamp(last) + pd.Timedelta(days=10):
+        yield (
+            f"the bars end on {pd.Timestamp(last):%Y-%m-%d}, before the test does "
+            f"({describe_segments(source.segments)})"
+        )
+
+
+def _header(name: str | Path, market: str | Path | None, changes: Sequence[str]) -> str:
+    words = ["kronos-qlib run", str(name)]
+    words += [f"--market {market}"] if market is not None else []
+    words += [f"--set {change}" for change in changes]
+    line = " ".join(words).encode("ascii", "backslashreplace").decode()
+    line = "".join(letter for letter in line if letter.isprintable())
+    for mark in ("{{", "{%", "{#"):  # qrun renders comments too
+        line = line.replace(mark, "{ " + mark[1])
+    return f"# Rendered by: {line}\n# `qrun` on this file does it again.\n"
+
+
+def _store(config: Mapping[str, Any]) -> str:
+    return str(_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
+
+
+def _points(fraction: Any) -> str:
+    return f"{fraction * 1e4:g}" if isinstance(fraction, int | float) else str(fraction)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What MLflow and others set for the processes that they start ends with the block."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _is_map(found: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(found, Mapping)
+
+
+def _at(found: Any, *keys: str) -> Any:
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found

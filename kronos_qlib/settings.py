@@ -1,0 +1,90 @@
+"""Frozen settings, checked at birth, that YAML keys, fields and flags share name for name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from kronos_qlib.errors import ConfigError, shown
+
+T = TypeVar("T")
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = None) -> T:
+    """Build a setting from a file's mapping; an unknown or a missing key is an error.
+
+    Args:
+        kind: a dataclass.
+        values: what the file says.
+        where: the file or section to name in an error; the class' name by default.
+
+    Raises:
+        ConfigError: a key is unknown (with the nearest known one), missing, or has a bad value.
+    """
+    where = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a mapping of settings, got {shown(values)}")
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key)[:80], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where} has no setting {shown(key)}; {hint}")
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in values and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except ConfigError as bad:
+        raise ConfigError(f"{where}: {bad}") from bad
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def check_whole(owner: object, *names: str, least: int = 1, most: int | None = None) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        require(
+            is_whole and value >= least,
+            f"{name} must be a whole number of at least {least}, got {shown(value)}",
+        )
+        require(most is None or value <= most, f"{name} must be at most {most}, got {shown(value)}")
+
+
+def check_number(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # A whole number may be larger than any float.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        require(is_finite, f"{name} must be a number, got {shown(value)}")
+
+
+def check_choice(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        require(isinstance(value, bool), f"{name} must be true or false, got {shown(value)}")
+
+
+def check_known(owner: object, **known: Sequence[str]) -> None:
+    for name, choices in known.items():
+        value = getattr(owner, name)
+        require(value in choices, f"{name} is one of {', '.join(choices)}, got {value!r}")
+
+
+def check_dropouts(owner: object, *names: str) -> None:
+    check_number(owner, *names)
+    for name in names:
+        value = getattr(owner, name)
+        require(0 <= value < 1, f"{name} must lie in [0, 1), got {value}")
