@@ -246,8 +246,8 @@ def no_windows(source: WindowDataset, segment: Segment, dropped: Mapping[str, in
     return (
         f"no instrument of the universe has {source.min_bars or source.lookback} bars up to a day "
         f"from {first} to {last}{describe_dropped(dropped)}; the bars go from {reach[0]} to "
-        f"{reach[1]}: move the segment, shorten the lookback, or (in Qlib) widen the handler's start_time and "
-        "end_time"
+        f"{reach[1]}: move the segment, shorten the lookback, or (in Qlib) widen the handler's "
+        "start_time and end_time"
     )
 
 
