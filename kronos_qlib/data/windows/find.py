@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ def windows_to_score(
     spans: Spans | None = None,
     max_age_days: int | None = None,
     min_bars: int | None = None,
+    leave_out: int = 0,
 ) -> Windows:
     """Windows whose last bar lies in a segment, whatever comes after it.
 
@@ -52,6 +53,8 @@ def windows_to_score(
             instrument back from a long suspension does not reach years back.
         min_bars: bars a window needs. None: exactly `lookback`. Fewer lets windows begin later,
             where an instrument has no older bars or these are too old.
+        leave_out: times of the calendar at the segment's end at which no window ends, such as
+            those whose label is a return beyond it.
 
     Returns:
         The windows by (time, instrument), and in `dropped` what became of the other candidates:
@@ -62,8 +65,10 @@ def windows_to_score(
     Raises:
         BarDataError: the numbers of bars make no window.
     """
-    found = _find(table, lookback, 0, first, last, spans, max_age_days, min_bars)
-    return found.by_time()
+    start, stop = places_of(table.calendar, first, last)
+    segment = _Era(start, max(start, stop - leave_out))
+    found = _find(table, lookback, 0, segment, spans, max_age_days, min_bars)
+    return replace(found.by_time(), begin=0)
 
 
 def windows_to_train(
@@ -78,10 +83,21 @@ def windows_to_train(
 ) -> Windows:
     """Windows whose horizon lies in a segment: no bar after `last`, the next after `first`.
 
-    Their lookbacks may begin before the segment; whoever trains on them counts only bars inside
-    it (`gather` says which), so two segments share no target: the purge.
+    Their lookbacks may begin before the segment. Only bars inside it are targets (`Windows.begin`,
+    and `gather`, which marks them), so two segments share none: the purge.
+
+    Args:
+        lookback, first, last, spans, max_age_days, min_bars: as of `windows_to_score`.
+        horizon: bars to forecast.
+
+    Returns:
+        The windows by (instrument, time), and in `dropped` why others are none.
+
+    Raises:
+        BarDataError: the numbers of bars make no window.
     """
-    return _find(table, lookback, horizon, first, last, spans, max_age_days, min_bars)
+    segment = _Era(*places_of(table.calendar, first, last))
+    return _find(table, lookback, horizon, segment, spans, max_age_days, min_bars)
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,7 @@ def _find(
     table: BarTable,
     lookback: int,
     ahead: int,
-    first: Any,
-    last: Any,
+    segment: _Era,
     spans: Spans | None,
     max_age_days: int | None,
     min_bars: int | None,
@@ -113,7 +128,6 @@ def _find(
         raise BarDataError(f"min_bars must lie from 2 to the lookback of {lookback}, got {least}")
     if ahead < 0:
         raise BarDataError(f"a horizon cannot be negative, got {ahead}")
-    segment = _Era(*places_of(table.calendar, first, last))
     known: dict[tuple[Any, Any], _Era] = {}  # most instruments share their spans
 
     def era_of(span: tuple[Any, Any]) -> _Era:
@@ -140,7 +154,7 @@ def _find(
     if lengths is not None and (lengths == lookback).all():
         lengths = None
     found = {reason: int(dropped[reason]) for reason in REASONS if dropped[reason]}
-    return Windows(table, ends, lookback, ahead, lengths, found)
+    return Windows(table, ends, lookback, ahead, lengths, found, segment.start)
 
 
 def _runs_of(

@@ -7,7 +7,7 @@ Shape letters: M bars in all, N windows, B windows of a batch, T bars of a windo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -74,6 +74,8 @@ class Windows:
         instrument), windows to train on by (instrument, time).
     lengths: (N,) int32, bars seen of each; None where all have `lookback`.
     dropped: how many candidates were no window, by reason; only as found, not after `take`.
+    begin: place in the table's calendar of the first bar that is a target; a loss counts none
+        before it. Of windows to train on it is where their segment begins, else 0.
     """
 
     table: BarTable
@@ -82,6 +84,7 @@ class Windows:
     ahead: int = 0
     lengths: npt.NDArray[np.int32] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    begin: int = 0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -130,12 +133,12 @@ class Windows:
     def take(self, which: Ints | slice) -> Windows:
         """The chosen windows only."""
         lengths = None if self.lengths is None else self.lengths[which]
-        return Windows(self.table, self.ends[which], self.lookback, self.ahead, lengths)
+        return replace(self, ends=self.ends[which], lengths=lengths, dropped={})
 
     def by_time(self) -> Windows:
         """All of them by (time, instrument)."""
         ends, lengths = _by_time(self.table, self.ends[:], self.lengths)
-        return Windows(self.table, ends, self.lookback, self.ahead, lengths, self.dropped)
+        return replace(self, ends=ends, lengths=lengths)
 
     def by_length(self) -> Iterator[tuple[Ints, Windows]]:
         """Groups of windows that have seen equally many bars: places among these, and windows."""
@@ -145,7 +148,7 @@ class Windows:
             return
         for length in np.unique(self.lengths).tolist():
             which = np.flatnonzero(self.lengths == length)
-            yield which, Windows(self.table, self.ends[which], length, self.ahead)
+            yield which, replace(self.take(which), lookback=length, lengths=None)
 
     def seen(self, last: int | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What a predictor reads of windows of one length.

@@ -29,7 +29,6 @@ from kronos_qlib.data.windows.segments import (
     describe_segments,
     first_instant,
     last_instant,
-    places_of,
     split_by_share,
 )
 from kronos_qlib.data.windows.window import Windows
@@ -193,11 +192,9 @@ class WindowDataset:
         Without its last days, whose labels are the returns of days after it: the purge.
         """
         first, last = self.bounds(segment)
-        if self.label.ahead:
-            calendar = self.table.calendar
-            stop = places_of(calendar, None, last)[1]
-            last = calendar[max(0, stop - self.label.ahead)] - np.timedelta64(1, "ns")
-        return windows_to_score(self.table, first=first, last=last, **self._which())
+        return windows_to_score(
+            self.table, first=first, last=last, leave_out=self.label.ahead, **self._which()
+        )
 
     def _which(self) -> dict[str, Any]:
         """What decides, in any segment, which windows there are."""
