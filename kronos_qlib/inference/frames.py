@@ -23,10 +23,10 @@ from kronos_qlib.data.calendar.stamps import (
     to_times,
 )
 from kronos_qlib.data.calendar.timestamps import is_midnight
-from kronos_qlib.data.columns.cells import to_numbers
 from kronos_qlib.data.columns.matching import match_columns
 from kronos_qlib.data.columns.spelling import COMPACT, compact
 from kronos_qlib.data.columns.unread import check_unread
+from kronos_qlib.data.columns.values import to_numbers
 from kronos_qlib.data.files.formats import read_frame
 from kronos_qlib.data.files.raw import RawTable
 from kronos_qlib.data.rules import (

@@ -151,7 +151,7 @@ def test_windows_whose_label_lies_beyond_the_segment_are_left_out(panel, search,
     """The segment's last times are found by place, whichever way its end was written."""
     assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
     table = BarTable.from_frame(panel, invalid="keep")
-    start, stop = places_of(table.calendar, search["first"], search["last"])
+    _, stop = places_of(table.calendar, search["first"], search["last"])
     shorter = windows_to_score(table, **search, leave_out=times)
     every = windows_to_score(table, **search)
     ends = table.places[every.ends[:]]

@@ -17,11 +17,11 @@ from kronos_qlib.data.calendar.exchanges import check_exchange, exchange_times
 from kronos_qlib.data.calendar.timestamps import (
     TimeTextError,
     check_utc_days,
+    epoch_message,
+    mixed_offsets_message,
     read_texts,
-    tell_apart,
-    tell_epoch,
-    tell_time,
     texts_of,
+    time_message,
 )
 from kronos_qlib.errors import CalendarError, ConfigError
 
@@ -71,7 +71,7 @@ def moments_of(times: Any) -> tuple[Times, bool]:
         given = pd.Index(times.ravel() if isinstance(times, np.ndarray) else times).infer_objects()
         # Pandas would read the numbers of a RangeIndex as nanoseconds of 1970.
         if len(given) and pd.api.types.is_numeric_dtype(given):
-            raise CalendarError(_tell_number(given[0]))
+            raise CalendarError(_number_message(given[0]))
         _check_there(pd.isna(given))
         if isinstance(given, pd.DatetimeIndex):
             is_utc = str(given.tz) in ("UTC", "UTC+00:00", "GMT", "Etc/UTC")
@@ -91,22 +91,22 @@ def _read_times(cells: pd.Index) -> tuple[Times, bool]:
         texts = texts_of(cells)
         read = read_texts(texts)
     except TimeTextError as bad:
-        problem = bad.problem or tell_time(bad.text, in_table=False)
+        problem = bad.problem or time_message(bad.text, in_table=False)
         raise CalendarError(
             f"timestamps cannot be read: number {bad.entry + 1}: {problem}"
         ) from bad
     except ValueError as bad:
         raise CalendarError(f"timestamps cannot be read: {bad}") from bad
     if read.epoch is not None:
-        raise CalendarError(tell_epoch(texts[0], read.epoch, in_table=False))
+        raise CalendarError(epoch_message(texts[0], read.epoch, in_table=False))
     if read.apart is not None:
-        raise CalendarError(tell_apart(read.apart, in_table=False))
+        raise CalendarError(mixed_offsets_message(read.apart, in_table=False))
     return read.times, read.is_utc
 
 
-def _tell_number(number: Any) -> str:
+def _number_message(number: Any) -> str:
     """What to say of a bare number."""
-    problem = tell_time(str(number), in_table=False)
+    problem = time_message(str(number), in_table=False)
     wanted = f"expected timestamps, got numbers such as {number}"
     if "since 1" in problem:
         return f"{wanted}: {problem}"

@@ -221,7 +221,7 @@ def parse_date(text: str) -> datetime:
     return moment
 
 
-def tell_time(text: str, *, in_table: bool = True) -> str:
+def time_message(text: str, *, in_table: bool = True) -> str:
     """What to say of text that is no time.
 
     Args:
@@ -229,7 +229,7 @@ def tell_time(text: str, *, in_table: bool = True) -> str:
     """
     wanted = f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text[:60]!r}"
     if epoch := EPOCH_TEXT.fullmatch(text):
-        return tell_epoch(text, EPOCH_UNITS[len(epoch[1])][0], in_table=in_table)
+        return epoch_message(text, EPOCH_UNITS[len(epoch[1])][0], in_table=in_table)
     if match := ORDERED_TEXT.fullmatch(text):
         why = ", in which the day or the month may come first"
         if in_table:
@@ -265,10 +265,10 @@ def tell_time(text: str, *, in_table: bool = True) -> str:
         _, offset = parse_time(text)
     except ValueError:
         return wanted
-    return tell_zone(text) if offset else wanted
+    return zone_message(text) if offset else wanted
 
 
-def tell_zone(text: str) -> str:
+def zone_message(text: str) -> str:
     """What to say of a time whose zone leaves the exchange's clock open."""
     return (
         f"the time {text!r} carries a time zone, and may not be the exchange's local time: say the "
@@ -277,7 +277,7 @@ def tell_zone(text: str) -> str:
     )
 
 
-def tell_epoch(text: str, name: str, *, in_table: bool = True) -> str:
+def epoch_message(text: str, name: str, *, in_table: bool = True) -> str:
     """What to say of a count since 1970 of seconds or parts of them."""
     unit = dict(EPOCH_UNITS.values())[name]
     if in_table:
@@ -349,7 +349,7 @@ def check_utc_days(times: Times) -> str | None:
     )
 
 
-def tell_apart(apart: tuple[str, str], *, in_table: bool = True) -> str:
+def mixed_offsets_message(apart: tuple[str, str], *, in_table: bool = True) -> str:
     """What to say of times whose offsets are those of several zones."""
     way = (
         'say the zone to read all in with zone="America/New_York" (--zone America/New_York)'

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from kronos_qlib.data.columns.cells import to_numbers
 from kronos_qlib.data.columns.spelling import (
     BASES,
     COINS,
@@ -22,13 +21,14 @@ from kronos_qlib.data.columns.spelling import (
     split_unit,
     words,
 )
+from kronos_qlib.data.columns.values import to_numbers
 from kronos_qlib.data.files.raw import (
     Match,
     RawTable,
     ambiguous,
     list_names,
-    tell_mapping,
-    tell_none,
+    mapping_hint,
+    no_column_hint,
 )
 from kronos_qlib.errors import BarDataError
 
@@ -168,15 +168,15 @@ def look_for_size(raw: RawTable, ours: str, match: Match) -> None:
         if alike:
             raise BarDataError(
                 f"{raw.source}: no column of volume, but {list_names(alike)} looks like money "
-                f"traded or a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; if "
-                f"it is none, {tell_none(raw, 'amount')}"
+                f"traded or a rate: if it is money, {mapping_hint(raw, 'amount', alike[0])}; if "
+                f"it is none, {no_column_hint(raw, 'amount')}"
             )
     if alike:
         look = "look" if len(alike) > 1 else "looks"
         raise BarDataError(
             f"{raw.source}: no column of volume is known for sure, but {list_names(alike)} {look} "
-            f"like it: {tell_mapping(raw, 'volume', alike[0])}; if it is "
-            f"none, {tell_none(raw, 'volume')}"
+            f"like it: {mapping_hint(raw, 'volume', alike[0])}; if it is "
+            f"none, {no_column_hint(raw, 'volume')}"
         )
 
 
@@ -194,7 +194,7 @@ def _look_for_money(raw: RawTable, spare: Sequence[str], match: Match) -> None:
     else:
         match.notes.append(
             f"{list_names(alike)} is not volume x price, so it is not read as amount; if it is "
-            f"money, {tell_mapping(raw, 'amount', alike[0])}"
+            f"money, {mapping_hint(raw, 'amount', alike[0])}"
         )
 
 

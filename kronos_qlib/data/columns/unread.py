@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar.timestamps import parse_time
-from kronos_qlib.data.columns.cells import is_clock, to_dates, to_moments
 from kronos_qlib.data.columns.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.columns.spelling import STATES, TIME
-from kronos_qlib.data.files.raw import Match, RawTable, tell_mapping, tell_none
+from kronos_qlib.data.columns.values import is_clock, to_dates, to_moments
+from kronos_qlib.data.files.raw import Match, RawTable, mapping_hint, no_column_hint
 from kronos_qlib.errors import BarDataError, some_of
 
 LOOKS_LIKE_SYMBOL = re.compile(
@@ -65,7 +65,7 @@ def check_unread(
         else:
             continue
         if is_apart:
-            raise BarDataError(_tell_labels(raw, name, values, repeats, symbol))
+            raise BarDataError(_labels_message(raw, name, values, repeats, symbol))
     if dates is not None and 2 * repeats >= len(dates):
         _check_times(raw, match, spare, keys, dates, repeats)
 
@@ -134,7 +134,7 @@ def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bo
     return any(int((order[1:] != order[:-1]).sum()) + 1 == labels for order in orders)
 
 
-def _tell_labels(
+def _labels_message(
     raw: RawTable, name: str, values: Sequence[str], repeats: int, symbol: str | None
 ) -> str:
     some = some_of(values, 4)
@@ -147,14 +147,14 @@ def _tell_labels(
         return (
             f"{raw.source}: {repeats} of {len(raw.rows)} bars have the symbol and the time of "
             f"another, and {name!r} ({some}) tells them apart: keep the rows of one value, or if "
-            f"these are the instruments, {tell_mapping(raw, 'symbol', name)}"
+            f"these are the instruments, {mapping_hint(raw, 'symbol', name)}"
         )
     why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
     # Without the symbol the bars of one time would be refused next.
-    none = "keep the rows of one value and " * bool(repeats) + tell_none(raw, "symbol")
+    none = "keep the rows of one value and " * bool(repeats) + no_column_hint(raw, "symbol")
     return (
         f"{raw.source}: no column of symbols is known, but {name!r} has several values ({some})"
-        f"{why}: if they are the instruments, {tell_mapping(raw, 'symbol', name)}; if all is one "
+        f"{why}: if they are the instruments, {mapping_hint(raw, 'symbol', name)}; if all is one "
         f"instrument, {none}"
     )
 
@@ -188,7 +188,7 @@ def _check_times(
         raise BarDataError(
             f"{raw.source}: {repeats} of {len(dates)} bars have a time that another bar has, as "
             f"{match.names['date']!r} is read without the time of day; column {name!r} has it "
-            f"(such as {texts[0]!r}): {tell_mapping(raw, ours, name)}"
+            f"(such as {texts[0]!r}): {mapping_hint(raw, ours, name)}"
         )
 
 

@@ -141,7 +141,7 @@ def check_columns(bars: pd.DataFrame) -> None:
             raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
 
 
-def tell_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
+def describe_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
     """(symbol, date, detail) of the flagged bars."""
     flagged = bars.loc[where]
     names = [str(name) for name in flagged.columns]
@@ -155,7 +155,7 @@ def _rows(
     """Report rows for the flagged bars."""
     return [
         (symbol, date, severity, rule, detail)
-        for symbol, date, detail in tell_bars(bars, where, explain)
+        for symbol, date, detail in describe_bars(bars, where, explain)
     ]
 
 
@@ -316,10 +316,10 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
 def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
     jumps = find_jumps(bars[["symbol", "date", *PRICE_COLUMNS]], max_move)
     every = np.ones(len(jumps), dtype=bool)
-    return _rows(jumps, every, "warning", rules.JUMP, tell_jump)
+    return _rows(jumps, every, "warning", rules.JUMP, describe_jump)
 
 
-def tell_jump(bar: Mapping[str, Any]) -> str:
+def describe_jump(bar: Mapping[str, Any]) -> str:
     """What a row of `find_jumps` says."""
     return f"close {rules.show_jump(bar['before'], bar['close'], digits=10)}"
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from kronos_qlib.data.columns.levels import Name, flatten_header, flatten_levels
-from kronos_qlib.data.files.raw import AS_SHOWN, CellFormat, RawTable, tell_headerless
+from kronos_qlib.data.files.raw import AS_SHOWN, RawTable, ValueFormat, headerless_hint
 from kronos_qlib.errors import BarDataError, ConfigError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
@@ -61,7 +61,7 @@ def read_file(
     *,
     encoding: str = "utf-8",
     delimiter: str | None = None,
-    how: CellFormat = AS_SHOWN,
+    how: ValueFormat = AS_SHOWN,
 ) -> RawTable:
     """The cells of a CSV, Parquet or Feather file, told apart by its ending.
 
@@ -104,7 +104,7 @@ def read_frame(
     *,
     source: str = "the frame",
     stem: str | None = None,
-    how: CellFormat = AS_SHOWN,
+    how: ValueFormat = AS_SHOWN,
     is_series: bool = False,
 ) -> RawTable:
     """The cells of a frame, and of the levels of its index that have a name or hold times.
@@ -177,7 +177,7 @@ def _check_header(source: str, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            advice = tell_headerless(names) or "; rename or drop one"
+            advice = headerless_hint(names) or "; rename or drop one"
             raise BarDataError(f"{source}: two columns are called {name!r}{advice}")
         seen.add(name)
 
@@ -204,7 +204,7 @@ def _check_delimiter(delimiter: str | None) -> str | None:
     return delimiter
 
 
-def _read_csv(path: Path, encoding: str, delimiter: str | None, how: CellFormat) -> RawTable:
+def _read_csv(path: Path, encoding: str, delimiter: str | None, how: ValueFormat) -> RawTable:
     try:
         with path.open(encoding=encoding, newline="") as file:
             return _read_text(path, file.read(), delimiter, how)
@@ -223,7 +223,7 @@ def _read_csv(path: Path, encoding: str, delimiter: str | None, how: CellFormat)
         ) from problem
 
 
-def _read_text(path: Path, text: str, delimiter: str | None, how: CellFormat) -> RawTable:
+def _read_text(path: Path, text: str, delimiter: str | None, how: ValueFormat) -> RawTable:
     above = LINES_ABOVE.match(text)
     assert above is not None  # it may be empty
     text = text[above.end() :]
@@ -233,7 +233,7 @@ def _read_text(path: Path, text: str, delimiter: str | None, how: CellFormat) ->
     first = LINE_END.split(text, maxsplit=1)[0]
     mark = delimiter or _find_delimiter(path, first_row, first)
     header, ends = _check_quotes(path, text, mark, first_row)
-    columns, blank = _split_cells(path, text, mark, len(header), ends, _tell_comment(first))
+    columns, blank = _split_cells(path, text, mark, len(header), ends, _comment_hint(first))
     rows = np.delete(ends[: len(columns[0]) + len(blank)], blank)
     is_empty = np.ones(len(rows), dtype=bool)
     for cells in columns:
@@ -337,7 +337,7 @@ def _split_cells(
     return columns, blank
 
 
-def _tell_comment(header: str) -> str:
+def _comment_hint(header: str) -> str:
     """What to say of a first line that is none of the table's; "" of others."""
     shown = header.strip("\ufeff \r\n")[:80]
     if not shown.startswith("#"):
@@ -356,5 +356,5 @@ def _find_delimiter(path: Path, row: int, header: str) -> str:
     advice = "; name the delimiter, such as delimiter=';' or --delimiter ';'"
     if not found:
         advice += ", or remove the line if it is no header"
-    advice = _tell_comment(header) or advice
+    advice = _comment_hint(header) or advice
     raise BarDataError(f"{path}, row {row}: the header {shown!r} {problem} {known}{advice}")

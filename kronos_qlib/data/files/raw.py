@@ -18,7 +18,7 @@ NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellFormat:
+class ValueFormat:
     """How cells are written, where they do not show it themselves."""
 
     zone: str | None = None
@@ -41,7 +41,7 @@ class CellFormat:
             raise ConfigError(f"decimal must be '.' or ',', got {self.decimal!r}")
 
 
-AS_SHOWN = CellFormat()
+AS_SHOWN = ValueFormat()
 """Where nothing is said of how cells are written."""
 
 
@@ -61,7 +61,7 @@ class RawTable:
     """The column that was a frame's index of times."""
     is_text: bool = False
     """Whether every cell is a `str`."""
-    how: CellFormat = AS_SHOWN
+    how: ValueFormat = AS_SHOWN
     """How the cells are written."""
     delimiter: str | None = None
     """Of a CSV file."""
@@ -74,7 +74,7 @@ class RawTable:
     def fail(self, entry: int, column: str, problem: str) -> BarDataError:
         return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
 
-    def tell_decimal(self, column: str) -> str:
+    def decimal_hint(self, column: str) -> str:
         """How to say which mark is a column's decimal one."""
         if self.is_series:
             return (
@@ -105,13 +105,13 @@ class Match:
         return [name for name in raw.columns if name not in used]
 
 
-def tell_missing(raw: RawTable, name: str) -> str:
+def missing_column_message(raw: RawTable, name: str) -> str:
     """What to say where a table lacks a column."""
     have = ", ".join(repr(column) for column in raw.columns)
-    return f"{raw.source}: no column {name!r}; it has {have}{tell_headerless(raw.columns)}"
+    return f"{raw.source}: no column {name!r}; it has {have}{headerless_hint(raw.columns)}"
 
 
-def tell_mapping(raw: RawTable, ours: str, theirs: str) -> str:
+def mapping_hint(raw: RawTable, ours: str, theirs: str) -> str:
     """How to say that a column is one of ours."""
     if raw.is_series:
         return f"rename it to {ours}: frame.rename(columns={{{theirs!r}: {ours!r}}})"
@@ -119,7 +119,7 @@ def tell_mapping(raw: RawTable, ours: str, theirs: str) -> str:
     return f"say --columns {ours}={shown} (in Python columns={{{ours!r}: {theirs!r}}})"
 
 
-def tell_none(raw: RawTable, ours: str) -> str:
+def no_column_hint(raw: RawTable, ours: str) -> str:
     """How to say that a table has no such column."""
     if raw.is_series:
         return "drop it"
@@ -142,7 +142,7 @@ def list_names(names: Sequence[str]) -> str:
     return " and ".join(repr(name) for name in names)
 
 
-def tell_headerless(names: Iterable[str]) -> str:
+def headerless_hint(names: Iterable[str]) -> str:
     """What to say of names that are mostly numbers; "" of others."""
     given = [name for name in names if name]
     if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):

@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.calendar.timestamps import DATE_TEXT, parse_date, tell_time
-from kronos_qlib.data.columns.cells import (
+from kronos_qlib.data.calendar.timestamps import DATE_TEXT, parse_date, time_message
+from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
+from kronos_qlib.data.columns.spelling import ALIASES, TIME, compact
+from kronos_qlib.data.columns.unread import check_unread
+from kronos_qlib.data.columns.values import (
     NO_NUMBER,
     symbol_problem,
     to_dates,
@@ -25,12 +28,14 @@ from kronos_qlib.data.columns.cells import (
     to_numbers,
     to_symbols,
 )
-from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
-from kronos_qlib.data.columns.spelling import ALIASES, TIME, compact
-from kronos_qlib.data.columns.unread import check_unread
 from kronos_qlib.data.files.check import derive_amount
 from kronos_qlib.data.files.formats import SUFFIXES, find_files, read_file, read_frame
-from kronos_qlib.data.files.raw import CellFormat, RawTable, tell_headerless, tell_missing
+from kronos_qlib.data.files.raw import (
+    RawTable,
+    ValueFormat,
+    headerless_hint,
+    missing_column_message,
+)
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
@@ -100,7 +105,7 @@ def read_bars(
         symbol: The one instrument of a file or frame that has no symbol column.
         encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
         delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.
-        zone, date_order, decimal: How times and numbers are written, see `raw.CellFormat`.
+        zone, date_order, decimal: How times and numbers are written, see `raw.ValueFormat`.
 
     Returns:
         Bars and notes. Symbols are upper-cased, as Qlib does. Times are the exchange's wall-clock
@@ -122,7 +127,7 @@ def read_bars(
     """
     mapping = dict(columns or {})
     check_mapping(mapping)
-    how = CellFormat(zone=zone, date_order=date_order, decimal=decimal)
+    how = ValueFormat(zone=zone, date_order=date_order, decimal=decimal)
     tables: list[RawTable] | Iterable[RawTable]
     if isinstance(source, pd.DataFrame):
         name, notes, tables = "the frame", [], [read_frame(source, how=how)]
@@ -150,7 +155,7 @@ def read_bars(
         _check_single(bars, parts)
     # Python's upper case and not Arrow's, which differs for such as "ß", as the check above has it.
     bars["symbol"] = bars["symbol"].map({name: name.upper() for name in bars["symbol"].unique()})
-    notes += _tell_spelling(bars["symbol"].unique())
+    notes += _spelling_notes(bars["symbol"].unique())
     for note in notes:
         logger.info("%s: %s", name, note)
     bars = bars[[*LONG_COLUMNS, *(each for each in extra if each not in LONG_COLUMNS)]]
@@ -221,7 +226,7 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
                         times.append(parse_date(text))
                     except ValueError as problem:
                         raise CalendarError(
-                            f"{path}, line {number}: {tell_time(text, in_table=False)}"
+                            f"{path}, line {number}: {time_message(text, in_table=False)}"
                         ) from problem
     except UnicodeDecodeError as problem:
         raise CalendarError(f"{path}: not UTF-8 text ({problem.reason})") from problem
@@ -273,10 +278,10 @@ def _read_one(
         if ours not in found and ours not in OPTIONAL:
             advice = f"; name it with a mapping such as {ours}=THEIR_NAME"
             raise BarDataError(
-                tell_missing(raw, ours) + ("" if tell_headerless(raw.columns) else advice)
+                missing_column_message(raw, ours) + ("" if headerless_hint(raw.columns) else advice)
             )
     if clock is not None and clock not in raw.columns:
-        raise BarDataError(tell_missing(raw, clock))
+        raise BarDataError(missing_column_message(raw, clock))
     notes: list[str] = [*raw.notes, *match.notes]
     if clock is None:
         dates = to_dates(raw, found["date"], notes)
@@ -288,7 +293,7 @@ def _read_one(
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
     for name in extra:
         if name not in raw.columns:
-            raise BarDataError(tell_missing(raw, name))
+            raise BarDataError(missing_column_message(raw, name))
     theirs_of = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
     sizes = [*(found[name] for name in SIZE_COLUMNS if name in found), *extra]
     numbers = to_numbers(raw, list(dict.fromkeys([*theirs_of.values(), *extra])), sizes)
@@ -329,7 +334,8 @@ def _symbols(
     only = raw.stem if symbol is None else symbol.strip()
     if not only:
         raise BarDataError(
-            f"{tell_missing(raw, 'symbol')}; say which instrument it is with symbol='SH600000'"
+            f"{missing_column_message(raw, 'symbol')}; say which instrument it is with "
+            "symbol='SH600000'"
         )
     if problem := symbol_problem(only):
         raise BarDataError(f"{raw.source}: the file's name is its symbol, but {problem}")
@@ -355,7 +361,7 @@ def _fill(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _tell_spelling(symbols: Iterable[str]) -> list[str]:
+def _spelling_notes(symbols: Iterable[str]) -> list[str]:
     """A word on symbols that Qlib's own data spell otherwise."""
     for symbol in symbols:
         if match := OTHER_SPELLING.fullmatch(symbol):

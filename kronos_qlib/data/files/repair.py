@@ -14,6 +14,7 @@ from kronos_qlib.data.files.check import (
     Changes,
     Explain,
     check_columns,
+    describe_bars,
     find_jumps,
     idle_bars,
     is_bad_size,
@@ -22,7 +23,6 @@ from kronos_qlib.data.files.check import (
     order_problems,
     show,
     show_untraded,
-    tell_bars,
     values_of,
 )
 from kronos_qlib.data.rules import (
@@ -132,7 +132,7 @@ def join_reports(
 
 
 def _drop(bars: pd.DataFrame, where: Flags, explain: Explain) -> tuple[pd.DataFrame, Changes]:
-    dropped = tell_bars(bars, where, lambda bar: f"dropped: {explain(bar)}")
+    dropped = describe_bars(bars, where, lambda bar: f"dropped: {explain(bar)}")
     return bars.loc[~where], dropped
 
 
@@ -168,7 +168,7 @@ def _bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes
     top, bottom = prices.max(axis=1), prices.min(axis=1)
     values = values_of(bars)
     wrong = (is_outside(values) | is_upside_down(values)) & ~is_unknown(values)
-    changes = tell_bars(bars, wrong, show(("high", "low"), "widened from "))
+    changes = describe_bars(bars, wrong, show(("high", "low"), "widened from "))
     wide = bars.assign(high=bars["high"].mask(wrong, top), low=bars["low"].mask(wrong, bottom))
     return wide, changes
 
@@ -178,7 +178,7 @@ def _zero_sizes(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Chan
     for name in SIZE_COLUMNS:
         if name in bars:
             wrong = is_bad_size(bars, name)
-            changes += tell_bars(bars, wrong, show((name,), "set to 0: "))
+            changes += describe_bars(bars, wrong, show((name,), "set to 0: "))
             bars = bars.assign(**{name: bars[name].mask(wrong, 0)})
     return bars, changes
 
@@ -188,7 +188,7 @@ def _zero_strange(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Ch
         return bars, []
     wrong = is_strange_size(bars, measure_lot(bars))
     zeroed = bars.assign(**{name: bars[name].mask(wrong, 0) for name in SIZE_COLUMNS})
-    return zeroed, tell_bars(bars, wrong, show(SIZE_COLUMNS, "set to 0: "))
+    return zeroed, describe_bars(bars, wrong, show(SIZE_COLUMNS, "set to 0: "))
 
 
 def _drop_before_jump(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:

@@ -17,15 +17,15 @@ from kronos_qlib.data.calendar.timestamps import (
     LAST_YEAR,
     Times,
     TimeTextError,
+    epoch_message,
     instants,
+    mixed_offsets_message,
     read_texts,
     split_half,
-    tell_apart,
-    tell_epoch,
-    tell_time,
-    tell_zone,
     texts_of,
+    time_message,
     to_zone,
+    zone_message,
 )
 from kronos_qlib.data.columns.numerals import (
     NO_NUMBER,
@@ -123,15 +123,15 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
         read = read_texts(texts, raw.how.date_order)
     except TimeTextError as problem:
         raise raw.fail(
-            problem.entry, column, problem.problem or tell_time(problem.text)
+            problem.entry, column, problem.problem or time_message(problem.text)
         ) from problem
     zone, said = raw.how.zone, "" if notes is None else f"column {column!r}"
     if zone is None and read.epoch is not None:
-        raise raw.fail(0, column, tell_epoch(texts[0], read.epoch))
+        raise raw.fail(0, column, epoch_message(texts[0], read.epoch))
     if zone is None and read.is_utc:
-        raise raw.fail(0, column, tell_zone(texts[0]))
+        raise raw.fail(0, column, zone_message(texts[0]))
     if zone is None and read.apart is not None:
-        raise raw.fail(0, column, tell_apart(read.apart))
+        raise raw.fail(0, column, mixed_offsets_message(read.apart))
     if zone is None or read.offset is None:
         if read.offset is not None and notes is not None:
             notes.append(
@@ -268,7 +268,7 @@ def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) 
                 break
         else:
             if shown.doubtful is not None:
-                raise raw.fail(shown.doubtful, column, _tell_doubt(raw, column, shown.doubtful))
+                raise raw.fail(shown.doubtful, column, _doubt_message(raw, column, shown.doubtful))
             decimals[column] = "."
     return decimals
 
@@ -298,13 +298,13 @@ def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
     return marks
 
 
-def _tell_doubt(raw: RawTable, column: str, entry: int) -> str:
+def _doubt_message(raw: RawTable, column: str, entry: int) -> str:
     cell = str(raw.columns[column][entry]).strip()
     read = "whose comma may be a decimal mark or a slip"
     if is_ambiguous(cell):
         whole = cell.replace(",", "").replace(".", "")
         read = f"which may be {whole} or {cell.replace(',', '.')}"
-    return f"expected a number, got {_show(cell)}, {read}; {raw.tell_decimal(column)}"
+    return f"expected a number, got {_show(cell)}, {read}; {raw.decimal_hint(column)}"
 
 
 def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:
