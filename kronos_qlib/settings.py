@@ -47,11 +47,21 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = N
 
 
 def require(holds: bool, message: str) -> None:
+    """Check a condition on settings.
+
+    Raises:
+        ConfigError: it does not hold; with the message.
+    """
     if not holds:
         raise ConfigError(message)
 
 
 def check_whole(owner: object, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Check that attributes of `owner` are whole numbers from `least` to `most`, and no booleans.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -65,6 +75,11 @@ def check_whole(owner: object, *names: str, least: int = 1, most: int | None = N
 
 
 def check_number(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are finite numbers, and no booleans.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -74,18 +89,33 @@ def check_number(owner: object, *names: str) -> None:
 
 
 def check_choice(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are true or false.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
         require(isinstance(value, bool), f"{name} must be true or false, got {short_repr(value)}")
 
 
 def check_known(owner: object, **known: Sequence[str]) -> None:
+    """Check that attributes of `owner` are among their known values, given by name.
+
+    Raises:
+        ConfigError: names the first that is not, with the known values.
+    """
     for name, choices in known.items():
         value = getattr(owner, name)
         require(value in choices, f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def check_dropouts(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are probabilities of dropout, in [0, 1).
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     check_number(owner, *names)
     for name in names:
         value = getattr(owner, name)

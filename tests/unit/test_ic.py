@@ -297,7 +297,7 @@ def test_a_difference_is_the_paired_one():
     assert (found["low"], found["high"]) == paired.interval()
 
 
-def test_a_score_less_itself_is_nothing_for_sure():
+def test_a_score_less_itself_is_zero_exactly():
     one, returns = noisy()
     daily = daily_ic(one, returns)["rank_ic"]
     found = summarise_difference(daily, daily)

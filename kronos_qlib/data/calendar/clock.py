@@ -319,7 +319,7 @@ class Clock:
         if not all(np.array_equal(found[0], other) for other in found[1:]):
             rules = " or ".join(MONTH_WORDS[rule] for rule in self.month_rules)
             raise CalendarError(
-                f"the past, {self._reach}, does not tell whether its "
+                f"the past, {self._reach}, does not show whether its "
                 f"bars come {rules} of the month: {WAYS}"
             )
         moments = found[0].astype("datetime64[ns]") + self.clock[0]
@@ -330,7 +330,7 @@ class Clock:
         day = WEEKDAYS[int(weekday_of(moment.astype("datetime64[D]")))]
         at = "" if self.kind == "days" else f" at {_hour(moment - moment.astype('datetime64[D]'))}"
         return (
-            f"the past, {self._reach}, is too short to tell whether bars "
+            f"the past, {self._reach}, is too short to show whether bars "
             f"come on {day}s{at}, where they would go on: {WAYS}"
         )
 
@@ -388,7 +388,7 @@ def _tick(step: np.timedelta64) -> str:
 
 
 def weekday_of(days: Any) -> npt.NDArray[np.int64]:
-    """Of datetime64[D]: Monday is 0."""
+    """Weekdays, Monday 0, of the same shape as `days`, which are datetime64[D]."""
     return np.asarray((np.asarray(days).astype("datetime64[D]").astype(np.int64) + 3) % 7)
 
 

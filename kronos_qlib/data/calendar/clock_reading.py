@@ -45,7 +45,7 @@ SATURDAY = 5
 
 
 def read_clock(past: Times) -> Clock:
-    """How the bars of a past came; never an error: a clock may say that it cannot tell.
+    """How the bars of a past came; never an error: a clock says in `why` that it is not known.
 
     Args:
         past: (L,) increasing datetime64[ns], L at least 1.
@@ -63,7 +63,7 @@ def read_clock(past: Times) -> Clock:
 
 
 def usual(values: npt.NDArray[Any]) -> tuple[Any, float]:
-    """The most common value, the least of equals, and its share."""
+    """The most common of (n,) values, the least of equals, and its share."""
     found, counts = np.unique(values, return_counts=True)
     return found[counts.argmax()], float(counts.max() / len(values))
 
@@ -265,8 +265,8 @@ def _slots(
 def _typical(rate: npt.NDArray[np.float64], bars: npt.NDArray[np.int64]) -> float:
     """How often a time that is open has its bar: three in four bars are at times less regular."""
     order = np.argsort(rate)
-    heap = np.cumsum(bars[order])
-    return float(rate[order[np.searchsorted(heap, 0.75 * heap[-1])]]) if heap[-1] else 0.0
+    total = np.cumsum(bars[order])
+    return float(rate[order[np.searchsorted(total, 0.75 * total[-1])]]) if total[-1] else 0.0
 
 
 @dataclass(frozen=True, eq=False)

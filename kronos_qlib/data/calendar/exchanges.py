@@ -49,7 +49,7 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
 
     Raises:
         CalendarError: the past is not daily or shorter, or not on the exchange's grid; whether it
-            labels bars at open or close cannot be told and matters; or the calendar ends.
+            labels bars at open or close is not clear and matters; or the calendar ends.
         ConfigError: no such exchange.
     """
     code = check_exchange(code)
@@ -96,7 +96,7 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
         raise CalendarError(
             f"the past, {show_span(past)}, has no bar at the beginning or the "
             f"end of a session of {code}: whether bars bear the time of their open or of their "
-            "close cannot be told; give a past that reaches over one, or the bars to come"
+            "close is not clear; give a past that reaches over one, or the bars to come"
         )
     return np.array(ahead[0])
 

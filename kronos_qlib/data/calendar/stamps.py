@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_PAST = 12000
 """Times of a calendar that must fit the exchange by which it goes on: a year of 5-minute bars. A
-few would fit another exchange by luck."""
+few would fit another exchange by coincidence."""
 
 
 def stamps_of(times: Any) -> npt.NDArray[np.int64]:
@@ -63,7 +63,11 @@ def to_times(times: Any) -> Times:
 
 
 def moments_of(times: Any) -> tuple[Times, bool]:
-    """`to_times`, and whether the timestamps said that they are in UTC."""
+    """`to_times`, and whether the timestamps are marked as UTC.
+
+    Raises:
+        CalendarError: as of `stamps_of`.
+    """
     is_utc = False
     if isinstance(times, np.ndarray) and np.issubdtype(times.dtype, np.datetime64):
         array = times
@@ -85,10 +89,10 @@ def moments_of(times: Any) -> tuple[Times, bool]:
     return array.astype("datetime64[ns]"), is_utc
 
 
-def _read_times(cells: pd.Index) -> tuple[Times, bool]:
+def _read_times(values: pd.Index) -> tuple[Times, bool]:
     """Text, dates and periods as times, and whether they are in UTC."""
     try:
-        texts = texts_of(cells)
+        texts = texts_of(values)
         read = read_texts(texts)
     except TimeTextError as bad:
         problem = bad.problem or time_message(bad.text, in_table=False)
@@ -105,7 +109,7 @@ def _read_times(cells: pd.Index) -> tuple[Times, bool]:
 
 
 def _number_message(number: Any) -> str:
-    """What to say of a bare number."""
+    """Error message for a bare number."""
     problem = time_message(str(number), in_table=False)
     wanted = f"expected timestamps, got numbers such as {number}"
     if "since 1" in problem:
@@ -223,7 +227,7 @@ def _check_weekdays(clock: Clock, last: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """Bars to come, and what there is to say of them."""
+    """Bars to come, how they were made, and doubts about them."""
 
     times: Times
     """(count,) datetime64[ns]."""
@@ -257,7 +261,7 @@ def future_times(
 
     Raises:
         CalendarError: the past does not increase, does not fit the exchange or the frequency,
-            leaves its labels open, or is too short or irregular to tell how it goes on; or the
+            leaves its labels open, or is too short or irregular to show how it goes on; or the
             exchange's calendar ends before the last bar to come.
         ConfigError: both rules are given, or a rule is unknown.
     """
@@ -270,7 +274,11 @@ def future_times(
 def bars_ahead(
     past: Any, count: int, *, exchange: str | None = None, freq: str | None = None
 ) -> Ahead:
-    """As `future_times`, with what there is to say of the bars to come; logs nothing."""
+    """As `future_times`, with rule and doubts beside the times; logs nothing.
+
+    Raises:
+        CalendarError, ConfigError: as of `future_times`.
+    """
     before = to_times(past)
     if count < 1:
         raise ConfigError(f"the bars to come must be at least 1, got {count}")

@@ -59,7 +59,7 @@ ORDERED_TEXT = re.compile(
 
 EPOCH_TEXT = re.compile(r"(1\d{9}(?:\d{3}){0,3})(?:\.0+)?", re.ASCII)
 """A count since 1970 from 2001 to 2033. Not 2024010209, an hour without its marks."""
-EPOCH_CELL = re.compile(r"(\d{9,19})(?:\.0+)?", re.ASCII)
+EPOCH_VALUE = re.compile(r"(\d{9,19})(?:\.0+)?", re.ASCII)
 EPOCH_UNITS = {
     10: ("seconds", "s"),
     13: ("milliseconds", "ms"),
@@ -111,7 +111,7 @@ class ReadTimes:
 def read_texts(texts: Sequence[str], order: str = "ymd") -> ReadTimes:
     """Read times, each text once: dates repeat across instruments.
 
-    Counts since 1970 are taken as UTC. Whoever calls decides what UTC means.
+    Counts since 1970 are taken as UTC. The caller decides what UTC means.
 
     Args:
         texts: without blanks around them.
@@ -222,7 +222,7 @@ def parse_date(text: str) -> datetime:
 
 
 def time_message(text: str, *, in_table: bool = True) -> str:
-    """What to say of text that is no time.
+    """Error message for text that is no time.
 
     Args:
         in_table: whether `read_bars` and the command line are at work, which have settings.
@@ -269,7 +269,7 @@ def time_message(text: str, *, in_table: bool = True) -> str:
 
 
 def zone_message(text: str) -> str:
-    """What to say of a time whose zone leaves the exchange's clock open."""
+    """Error message for a time with a zone that may not be the exchange's."""
     return (
         f"the time {text!r} carries a time zone, and may not be the exchange's local time: say the "
         'exchange\'s with zone="Asia/Shanghai" (--zone Asia/Shanghai), or "UTC" for coins; or drop '
@@ -278,7 +278,7 @@ def zone_message(text: str) -> str:
 
 
 def epoch_message(text: str, name: str, *, in_table: bool = True) -> str:
-    """What to say of a count since 1970 of seconds or parts of them."""
+    """Error message for a count since 1970 of seconds or parts of them."""
     unit = dict(EPOCH_UNITS.values())[name]
     if in_table:
         return (
@@ -307,7 +307,11 @@ def to_zone(times: Times, zone: str) -> Times:
 
 
 def find_zone(zone: str) -> ZoneInfo:
-    """Raises: ConfigError: there is no such zone."""
+    """The zone of a name such as "Asia/Shanghai".
+
+    Raises:
+        ConfigError: there is no such zone.
+    """
     try:
         return ZoneInfo(zone)
     except Exception as bad:  # KeyError, ValueError or OSError, by the name
@@ -350,7 +354,7 @@ def check_utc_days(times: Times) -> str | None:
 
 
 def mixed_offsets_message(apart: tuple[str, str], *, in_table: bool = True) -> str:
-    """What to say of times whose offsets are those of several zones."""
+    """Error message for times whose offsets are those of several zones."""
     way = (
         'say the zone to read all in with zone="America/New_York" (--zone America/New_York)'
         if in_table
@@ -382,14 +386,14 @@ def _far_apart(offsets: Sequence[str]) -> tuple[str, str] | None:
 
 def _epoch_unit(distinct: Sequence[str]) -> int | None:
     """The digits of the largest count, where all texts are counts since 1970."""
-    if not distinct or EPOCH_CELL.fullmatch(distinct[0]) is None:
-        return None  # the usual column of dates, found out at its first cell
-    cells = [EPOCH_CELL.fullmatch(text) for text in distinct]
-    largest = max((cell[1] for cell in cells if cell), key=int)
-    if not all(cells) or EPOCH_TEXT.fullmatch(largest) is None:
+    if not distinct or EPOCH_VALUE.fullmatch(distinct[0]) is None:
+        return None  # the usual column of dates, found out at its first value
+    values = [EPOCH_VALUE.fullmatch(text) for text in distinct]
+    largest = max((value[1] for value in values if value), key=int)
+    if not all(values) or EPOCH_TEXT.fullmatch(largest) is None:
         return None
     # Counts before September 2001 have a digit less: the newest decides. Never two: 8 are a date.
-    if min(len(cell[1]) for cell in cells if cell) < len(largest) - 1:
+    if min(len(value[1]) for value in values if value) < len(largest) - 1:
         return None
     return len(largest)
 
@@ -400,10 +404,10 @@ def _within(moment: datetime) -> datetime:
     return moment
 
 
-def texts_of(cells: Any) -> list[str]:
-    """Cells as text without blanks around it.
+def texts_of(values: Any) -> list[str]:
+    """Values as text without blanks around it.
 
     Raises:
         ValueError: Python writes out no whole number of thousands of digits.
     """
-    return [str(cell).strip() for cell in cells]
+    return [str(value).strip() for value in values]

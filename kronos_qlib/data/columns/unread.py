@@ -1,4 +1,4 @@
-"""Columns that are not read and would tell bars apart: several shares, or the bars of a day."""
+"""Columns that are not read and distinguish bars: several shares, or the bars of a day."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WEEKDAYS = re.compile(
 def check_unread(
     raw: RawTable, match: Match, extra: Sequence[str], dates: npt.NDArray[Any] | None
 ) -> None:
-    """Refuse a table whose bars an unread column would tell apart: several shares, or a day's bars.
+    """Refuse a table whose bars an unread column distinguishes: several shares, or bars of a day.
 
     Args:
         dates: (n,) the rows' times; None where they stand elsewhere and increase.
@@ -74,31 +74,34 @@ def _count_repeats(codes: npt.NDArray[Any], dates: npt.NDArray[Any]) -> int:
     return int(pd.DataFrame({"code": codes, "date": dates}).duplicated().sum())
 
 
-def labels_of(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
+def labels_of(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
     """Each row's label and the labels, where a column could name instruments.
+
+    Args:
+        values: (n,) of the column.
 
     That is, where it has several values, each of several rows, and none is missing, a time or a
     number with decimals.
     """
-    if cells.dtype.kind not in "OiuUS" or not len(cells):
+    if values.dtype.kind not in "OiuUS" or not len(values):
         return None
-    if cells.dtype.kind == "O":
+    if values.dtype.kind == "O":
         try:
-            codes, unique = pd.factorize(cells)
+            codes, unique = pd.factorize(values)
         except TypeError:  # lists and their like
             return None
     else:
-        codes, unique = pd.factorize(cells)
-    if (codes < 0).any() or not 1 < len(unique) <= max(2, len(cells) // 2):
+        codes, unique = pd.factorize(values)
+    if (codes < 0).any() or not 1 < len(unique) <= max(2, len(values) // 2):
         return None
-    values = [str(value).strip() for value in unique]
-    if any(value.lower() in NO_NUMBER for value in values):
+    labels = [str(value).strip() for value in unique]
+    if any(value.lower() in NO_NUMBER for value in labels):
         return None
-    if all(MARKED.fullmatch(value.rstrip("%")) for value in values) and not all(
-        value.isdigit() for value in values
+    if all(MARKED.fullmatch(value.rstrip("%")) for value in labels) and not all(
+        value.isdigit() for value in labels
     ):
         return None
-    return None if all(map(_is_time, values)) else (codes, values)
+    return None if all(map(_is_time, labels)) else (codes, labels)
 
 
 def _is_text(values: Sequence[str]) -> bool:
@@ -146,10 +149,10 @@ def _labels_message(
     if symbol is not None:
         return (
             f"{raw.source}: {repeats} of {len(raw.rows)} bars have the symbol and the time of "
-            f"another, and {name!r} ({some}) tells them apart: keep the rows of one value, or if "
+            f"another, and {name!r} ({some}) distinguishes them: keep the rows of one value, or if "
             f"these are the instruments, {mapping_hint(raw, 'symbol', name)}"
         )
-    why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
+    why = f", which distinguishes the {repeats} bars that share a time with another" * bool(repeats)
     # Without the symbol the bars of one time would be refused next.
     none = "keep the rows of one value and " * bool(repeats) + no_column_hint(raw, "symbol")
     return (
@@ -169,12 +172,12 @@ def _check_times(
 ) -> None:
     """Where most times repeat, name an unread column that holds the time of day."""
     for name in spare:
-        cells = raw.columns[name]
-        if cells.dtype.kind not in "OMiu":
+        values = raw.columns[name]
+        if values.dtype.kind not in "OMiu":
             continue
-        texts = [str(cell).strip() for cell in cells]
+        texts = [str(value).strip() for value in values]
         distinct = list(dict.fromkeys(texts))
-        ours = TIME if cells.dtype.kind != "M" and is_clock(distinct) else "date"
+        ours = TIME if values.dtype.kind != "M" and is_clock(distinct) else "date"
         if len(distinct) < 2 or (ours == "date" and not _is_time(distinct[0])):
             continue
         try:

@@ -1,4 +1,4 @@
-"""What one column's cells mean: symbols, dates, times of day, numbers; or which cell is none."""
+"""What one column's values mean: symbols, dates, times of day, numbers."""
 
 from __future__ import annotations
 
@@ -56,24 +56,24 @@ LONGEST_SYMBOL = 200
 
 
 def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]:
-    """Text without blanks around it; whole numbers are taken with a note.
+    """(n,) text without blanks around it; whole numbers are taken with a note.
 
     Raises:
-        BarDataError: A cell is empty, no text, or a name that no folder can have.
+        BarDataError: A value is empty, no text, or a name that no folder can have.
     """
-    cells = raw.columns[column]
-    if cells.dtype.kind in "iu":
+    values = raw.columns[column]
+    if values.dtype.kind in "iu":
         notes.append(f"column {column!r} holds numbers: leading zeros, if any, were lost before")
-        return cells.astype(str).astype(object)
-    if cells.dtype.kind != "O":
+        return values.astype(str).astype(object)
+    if values.dtype.kind != "O":
         raise BarDataError(
-            f"{raw.source}, column {column!r}: symbols must be text, got {cells.dtype}"
+            f"{raw.source}, column {column!r}: symbols must be text, got {values.dtype}"
         )
-    symbols = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    symbols = [value.strip() if isinstance(value, str) else "" for value in values]
     distinct = set(symbols)
     if "" in distinct:
         entry = symbols.index("")
-        raise raw.fail(entry, column, f"expected a symbol, got {_show(cells[entry])}")
+        raise raw.fail(entry, column, f"expected a symbol, got {_show(values[entry])}")
     for symbol in distinct:
         if problem := symbol_problem(symbol):
             raise raw.fail(symbols.index(symbol), column, problem)
@@ -112,12 +112,12 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
         notes: takes a sentence where a time zone was dropped or converted.
 
     Raises:
-        BarDataError: A cell is missing, no such time, a count since 1970 or in UTC where no zone
+        BarDataError: A value is missing, no such time, a count since 1970 or in UTC where no zone
             is given, or lies beyond what pandas' nanoseconds hold.
     """
-    cells = raw.columns[column]
-    if cells.dtype.kind == "M":
-        return _check_span(raw, column, cells)
+    values = raw.columns[column]
+    if values.dtype.kind == "M":
+        return _check_span(raw, column, values)
     texts = _texts(raw, column)
     try:
         read = read_texts(texts, raw.how.date_order)
@@ -125,7 +125,7 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
         raise raw.fail(
             problem.entry, column, problem.problem or time_message(problem.text)
         ) from problem
-    zone, said = raw.how.zone, "" if notes is None else f"column {column!r}"
+    zone, prefix = raw.how.zone, "" if notes is None else f"column {column!r}"
     if zone is None and read.epoch is not None:
         raise raw.fail(0, column, epoch_message(texts[0], read.epoch))
     if zone is None and read.is_utc:
@@ -135,7 +135,7 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
     if zone is None or read.offset is None:
         if read.offset is not None and notes is not None:
             notes.append(
-                f"{said}: the time zone ({read.offset}) is dropped, times are as they are written"
+                f"{prefix}: the time zone ({read.offset}) is dropped, times are as they are written"
             )
         return _check_span(raw, column, read.times)
     utc = read.times if read.epoch else instants(texts, raw.how.date_order)
@@ -143,7 +143,7 @@ def to_dates(raw: RawTable, column: str, notes: list[str] | None = None) -> Time
     if notes is not None:
         what = f"{read.epoch} since 1970" if read.epoch else f"times with a zone ({read.offset})"
         how = f"are converted to {zone}" if local is not utc else "are days, and stay"
-        notes.append(f"{said}: {what} {how}")
+        notes.append(f"{prefix}: {what} {how}")
     return local
 
 
@@ -178,47 +178,47 @@ def to_moments(raw: RawTable, day: str, clock: str, notes: list[str] | None = No
 def to_numbers(
     raw: RawTable, columns: Sequence[str], sizes: Collection[str] = ()
 ) -> dict[str, Numbers]:
-    """Several columns' numbers, NaN where a cell is empty or says that there is none.
+    """Several columns' numbers, NaN where a value is empty or says that there is none.
 
-    All at once, because the cells of one show the decimal mark of the others.
+    All at once, because the values of one show the decimal mark of the others.
 
     Args:
         sizes: columns after whose numbers K, M or B may stand.
 
     Raises:
-        BarDataError: A cell is something else, True and False among them, or may be one number or
+        BarDataError: A value is something else, True and False among them, or may be one number or
             another.
     """
     found: dict[str, Numbers] = {}
     given = raw.how.decimal
     for column in columns:
-        cells = raw.columns[column]
-        if cells.dtype.kind in "iuf":
-            found[column] = cells.astype(np.float64)
-        elif cells.dtype.kind != "O":
+        values = raw.columns[column]
+        if values.dtype.kind in "iuf":
+            found[column] = values.astype(np.float64)
+        elif values.dtype.kind != "O":
             raise BarDataError(
-                f"{raw.source}, column {column!r}: expected numbers, got {cells.dtype}"
+                f"{raw.source}, column {column!r}: expected numbers, got {values.dtype}"
             )
         elif raw.is_text and given != ",":
-            numbers = _all_numbers(cells)
-            # Where semicolons part the cells, a point may part thousands: 1.234 shares.
+            numbers = _all_numbers(values)
+            # Where semicolons part the values, a point may part thousands: 1.234 shares.
             if numbers is not None and not (
-                _may_part(raw, column, sizes) and "." in "".join(cells)
+                _may_part(raw, column, sizes) and "." in "".join(values)
             ):
                 found[column] = numbers
     if len(found) == len(columns):
         return found
-    # An empty cell, a bad one, or a mark between digits: go and see.
+    # An empty value, a bad one, or a mark between digits: read one by one.
     decimals = _decimals_of(raw, columns, sizes)
     for column, decimal in decimals.items():
         if decimal == "." and column in found:
             continue
-        cells = raw.columns[column]
-        read, bad = read_numbers(cells, decimal, scaled=column in sizes)
+        values = raw.columns[column]
+        read, bad = read_numbers(values, decimal, scaled=column in sizes)
         if bad is not None:
             entry, problem = bad
-            said = f"; {problem.problem}" if problem.problem else ""
-            raise raw.fail(entry, column, f"expected a number, got {_show(cells[entry])}{said}")
+            reason = f"; {problem.problem}" if problem.problem else ""
+            raise raw.fail(entry, column, f"expected a number, got {_show(values[entry])}{reason}")
         assert read is not None
         found[column] = read
     return {column: found[column] for column in columns}
@@ -226,18 +226,18 @@ def to_numbers(
 
 @dataclass
 class _Marks:
-    """What the cells of a column show of its decimal mark, each with the first entry that does."""
+    """What the values of a column show of its decimal mark, each with the first entry that does."""
 
     plain: dict[str, int] = field(default_factory=dict)
-    """Marks that a cell such as 12,5 proves."""
+    """Marks that a value such as 12,5 proves."""
     grouped: dict[str, int] = field(default_factory=dict)
-    """Marks that a cell such as 1.234,5 proves."""
+    """Marks that a value such as 1.234,5 proves."""
     doubtful: int | None = None
-    """A cell with a mark that proves nothing, where it matters."""
+    """A value with a mark that proves nothing, where it matters."""
 
 
 def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) -> dict[str, str]:
-    """Each text column's decimal mark: what its own cells show, else what was asked for, else what
+    """Each text column's decimal mark: what its own values show, else what was asked for, else what
     thousands show anywhere, else for sizes what the prices show.
 
     Raises:
@@ -274,23 +274,27 @@ def _decimals_of(raw: RawTable, columns: Iterable[str], sizes: Collection[str]) 
 
 
 def _may_part(raw: RawTable, column: str, sizes: Collection[str]) -> bool:
-    """Whether a size's points may part thousands, unless some cell shows that they do not."""
+    """Whether a size's points may part thousands, unless some value shows that they do not."""
     return raw.delimiter == ";" and raw.how.decimal is None and column in sizes
 
 
 def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
     marks = _Marks()
-    # Where commas part the cells, one within quotes is more likely a slip than a decimal mark.
+    # Where commas part the values, one within quotes is more likely a slip than a decimal mark.
     is_slip = raw.delimiter in (None, ",") and raw.how.decimal != ","
-    for entry, cell in enumerate(raw.columns[column]):
-        if not isinstance(cell, str):
+    for entry, value in enumerate(raw.columns[column]):
+        if not isinstance(value, str):
             continue
-        has_comma = "," in cell
-        if not has_comma and ("." not in cell or ("." in marks.plain and cell.count(".") < 2)):
+        has_comma = "," in value
+        if not has_comma and ("." not in value or ("." in marks.plain and value.count(".") < 2)):
             continue
-        shown = decimal_shown_by(cell)
+        shown = decimal_shown_by(value)
         if shown is None or (shown == (",", False) and is_slip):
-            if marks.doubtful is None and (has_comma or may_part) and (shown or is_ambiguous(cell)):
+            if (
+                marks.doubtful is None
+                and (has_comma or may_part)
+                and (shown or is_ambiguous(value))
+            ):
                 marks.doubtful = entry
         else:
             mark, by_thousands = shown
@@ -299,34 +303,34 @@ def _marks_of(raw: RawTable, column: str, may_part: bool) -> _Marks:
 
 
 def _doubt_message(raw: RawTable, column: str, entry: int) -> str:
-    cell = str(raw.columns[column][entry]).strip()
+    value = str(raw.columns[column][entry]).strip()
     read = "whose comma may be a decimal mark or a slip"
-    if is_ambiguous(cell):
-        whole = cell.replace(",", "").replace(".", "")
-        read = f"which may be {whole} or {cell.replace(',', '.')}"
-    return f"expected a number, got {_show(cell)}, {read}; {raw.decimal_hint(column)}"
+    if is_ambiguous(value):
+        whole = value.replace(",", "").replace(".", "")
+        read = f"which may be {whole} or {value.replace(',', '.')}"
+    return f"expected a number, got {_show(value)}, {read}; {raw.decimal_hint(column)}"
 
 
-def _all_numbers(cells: npt.NDArray[Any]) -> Numbers | None:
-    """All cells of a CSV column in one go: float() of each, which would take "1_000"."""
-    if "_" in "".join(cells):
+def _all_numbers(values: npt.NDArray[Any]) -> Numbers | None:
+    """All values of a CSV column in one go: float() of each, which would take "1_000"."""
+    if "_" in "".join(values):
         return None
     try:
-        return cells.astype(np.float64)
+        return values.astype(np.float64)
     except ValueError:
         pass
     try:
-        return np.where(cells == "", "nan", cells).astype(np.float64)
+        return np.where(values == "", "nan", values).astype(np.float64)
     except ValueError:
         return None
 
 
-def _show(cell: Any) -> str:
-    """A cell for a message."""
-    if isinstance(cell, str):
-        return repr(cell.strip()[:60])
+def _show(value: Any) -> str:
+    """A value for a message."""
+    if isinstance(value, str):
+        return repr(value.strip()[:60])
     try:
-        return repr(str(cell)[:60])
+        return repr(str(value)[:60])
     except ValueError:  # Python writes out no whole number of thousands of digits
         return "a number too long to show"
 
@@ -338,17 +342,17 @@ def _texts(raw: RawTable, column: str) -> list[str]:
         raise BarDataError(f"{raw.source}, column {column!r}: {problem}") from problem
 
 
-def _check_span(raw: RawTable, column: str, cells: npt.NDArray[Any]) -> Times:
-    if np.isnat(cells).any():
-        raise raw.fail(int(np.isnat(cells).argmax()), column, "the date is missing")
-    years = cells.astype("datetime64[Y]").astype(np.int64) + 1970
+def _check_span(raw: RawTable, column: str, values: npt.NDArray[Any]) -> Times:
+    if np.isnat(values).any():
+        raise raw.fail(int(np.isnat(values).argmax()), column, "the date is missing")
+    years = values.astype("datetime64[Y]").astype(np.int64) + 1970
     beyond = (years < FIRST_YEAR) | (years > LAST_YEAR)
     if beyond.any():
         entry = int(beyond.argmax())
         raise raw.fail(
             entry, column, f"the year {years[entry]} is not from {FIRST_YEAR} to {LAST_YEAR}"
         )
-    return cells
+    return values
 
 
 def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] | None) -> Times:
@@ -375,7 +379,7 @@ def _read_clock(raw: RawTable, column: str, midnights: Times, notes: list[str] |
 
 
 def is_clock(distinct: Sequence[str]) -> bool:
-    """Whether cells are times of day, by the first of them; else they are full times or nothing."""
+    """Whether values are times of day, by the first of them, and not full times."""
     if CLOCK_TEXT.fullmatch(split_half(distinct[0])[0]) is not None:
         return True
     bare = [BARE_CLOCK.fullmatch(text) for text in distinct]

@@ -1,4 +1,4 @@
-"""A table before its cells mean anything, and what messages say of it."""
+"""A table of unparsed values, and the hints that error messages give about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class ValueFormat:
-    """How cells are written, where they do not show it themselves."""
+    """How values are written, where they do not show it themselves."""
 
     zone: str | None = None
     """The exchange's time zone, such as "Asia/Shanghai": times with an offset and counts since 1970
@@ -28,7 +28,7 @@ class ValueFormat:
     date_order: str = "ymd"
     """"dmy" or "mdy" where dates do not begin with the year: 02/01/2024."""
     decimal: str | None = None
-    """"," or "."; the other one is the thousands separator. None goes by what the cells show."""
+    """"," or "."; the other one is the thousands separator. None goes by what the values show."""
 
     def __post_init__(self) -> None:
         if self.zone is not None:
@@ -42,12 +42,12 @@ class ValueFormat:
 
 
 AS_SHOWN = ValueFormat()
-"""Where nothing is said of how cells are written."""
+"""The format where the caller gave none."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """The cells of one file or frame."""
+    """The values of one file or frame."""
 
     source: str
     """What to call it in a message: the file's path."""
@@ -60,9 +60,9 @@ class RawTable:
     time_index: str | None = None
     """The column that was a frame's index of times."""
     is_text: bool = False
-    """Whether every cell is a `str`."""
+    """Whether every value is a `str`."""
     how: ValueFormat = AS_SHOWN
-    """How the cells are written."""
+    """How the values are written."""
     delimiter: str | None = None
     """Of a CSV file."""
     is_series: bool = False
@@ -72,10 +72,11 @@ class RawTable:
     """What was done to the header."""
 
     def fail(self, entry: int, column: str, problem: str) -> BarDataError:
+        """The error to raise for one value: it names the source, row and column."""
         return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
 
     def decimal_hint(self, column: str) -> str:
-        """How to say which mark is a column's decimal one."""
+        """Hint for an error: how to name a column's decimal mark."""
         if self.is_series:
             return (
                 f'make it numbers before, with frame[{column!r}].str.replace(",", ".")'
@@ -106,13 +107,13 @@ class Match:
 
 
 def missing_column_message(raw: RawTable, name: str) -> str:
-    """What to say where a table lacks a column."""
+    """Error message where a table lacks a column: it lists those that there are."""
     have = ", ".join(repr(column) for column in raw.columns)
     return f"{raw.source}: no column {name!r}; it has {have}{headerless_hint(raw.columns)}"
 
 
 def mapping_hint(raw: RawTable, ours: str, theirs: str) -> str:
-    """How to say that a column is one of ours."""
+    """Hint for an error: how to map a column of the table to one of ours."""
     if raw.is_series:
         return f"rename it to {ours}: frame.rename(columns={{{theirs!r}: {ours!r}}})"
     shown = theirs if re.fullmatch(r"\w+", theirs) else f'"{theirs}"'
@@ -120,13 +121,14 @@ def mapping_hint(raw: RawTable, ours: str, theirs: str) -> str:
 
 
 def no_column_hint(raw: RawTable, ours: str) -> str:
-    """How to say that a table has no such column."""
+    """Hint for an error: how to declare that a table has no such column."""
     if raw.is_series:
         return "drop it"
     return f"say --columns {ours}= (in Python columns={{{ours!r}: ''}})"
 
 
 def ambiguous(raw: RawTable, ours: str, near: Sequence[str]) -> BarDataError:
+    """The error to raise where several columns could be one of ours."""
     both = list_names(near)
     if raw.is_series:
         return BarDataError(
@@ -139,11 +141,12 @@ def ambiguous(raw: RawTable, ours: str, near: Sequence[str]) -> BarDataError:
 
 
 def list_names(names: Sequence[str]) -> str:
+    """Names of columns for a message: 'a' and 'b'."""
     return " and ".join(repr(name) for name in names)
 
 
 def headerless_hint(names: Iterable[str]) -> str:
-    """What to say of names that are mostly numbers; "" of others."""
+    """Hint for an error where names are mostly numbers, as of a file without header; else ""."""
     given = [name for name in names if name]
     if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
         return ""

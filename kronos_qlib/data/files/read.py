@@ -97,8 +97,8 @@ def read_bars(
             A frame's times may be in its index, named or not; its columns may have two levels, a
             price and a ticker. Where a file has no symbol column, its stem is the symbol.
         columns: Our name to the source's, for example {"date": "day"}; overrides `ALIASES`. "time"
-            is the column with the time of day. {"volume": ""} says that there is none, as may be
-            said of symbol, volume, amount, factor and time.
+            is the column with the time of day. {"volume": ""} declares that there is none, which
+            works for symbol, volume, amount, factor and time.
         extra: Further number columns to keep, by the source's name.
         as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
             and `repair_bars` to mend; everything else stays as strict.
@@ -112,7 +112,7 @@ def read_bars(
         time: an offset is dropped with a note, or converted where `zone` is given. A missing
         `volume` becomes 0, but a column that looks like it is mapped or refused. A
         missing `amount` becomes volume x the mean of the four prices: both are adjusted, in
-        opposite ways, so that is money. A missing `factor` becomes 1. An empty number cell becomes
+        opposite ways, so that is money. A missing `factor` becomes 1. An empty number value becomes
         NaN, which `check_bars` reports.
 
     Raises:
@@ -146,9 +146,9 @@ def read_bars(
         )
     parts = []
     for raw in tables:
-        part, said = _read_one(raw, mapping, extra, symbol)
+        part, own_notes = _read_one(raw, mapping, extra, symbol)
         parts.append(part)
-        notes.extend(note for note in said if note not in notes)
+        notes.extend(note for note in own_notes if note not in notes)
     _check_spelling(parts)
     bars = pd.concat([part.frame for part in parts], ignore_index=True)
     if not as_is:
@@ -236,7 +236,11 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
 
 
 def columns_from_pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """The `columns` of `read_bars` from words such as "date=trade_date", or "volume=" for none."""
+    """The `columns` of `read_bars` from words such as "date=trade_date", or "volume=" for none.
+
+    Raises:
+        ConfigError: one is no such pair, or a column is named twice.
+    """
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
@@ -287,7 +291,7 @@ def _read_one(
         dates = to_dates(raw, found["date"], notes)
     else:
         dates = to_moments(raw, found["date"], clock, notes)
-    # Whoever says that all is one instrument has looked.
+    # A caller who declares one instrument has looked.
     if "symbol" in found or (symbol is None and "symbol" not in mapping):
         check_unread(raw, match, extra, dates)
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
@@ -305,9 +309,9 @@ def _read_one(
     notes += _fill(frame)
     renamed = {ours: theirs for ours, theirs in found.items() if theirs.lower() != ours}
     if renamed or clock:
-        said = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
-        said += [f"time of day from {clock!r}"] if clock else []
-        notes.append(f"columns read under another name: {', '.join(said)}")
+        renames = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
+        renames += [f"time of day from {clock!r}"] if clock else []
+        notes.append(f"columns read under another name: {', '.join(renames)}")
     spare = match.spare(raw, extra)
     if spare:
         notes.append(f"columns left out: {', '.join(spare)}")
@@ -362,7 +366,7 @@ def _fill(frame: pd.DataFrame) -> list[str]:
 
 
 def _spelling_notes(symbols: Iterable[str]) -> list[str]:
-    """A word on symbols that Qlib's own data spell otherwise."""
+    """A note on symbols that Qlib's own data spell otherwise."""
     for symbol in symbols:
         if match := OTHER_SPELLING.fullmatch(symbol):
             exchange = match["before"] or match["after"]

@@ -50,9 +50,9 @@ SPLIT_SLACK = 0.05
 LEVEL_SLACK = 0.1
 """How far the level of the closes after it may lie from it, as a fraction."""
 LEVEL_BARS = 5
-"""A level is the median of so many closes, so that one broken close is none."""
+"""Closes whose median is a level, so that one broken close does not move it."""
 LEAST_BARS = 3
-"""Fewer closes on one side tell no level."""
+"""Closes that a level needs on each side."""
 CALM = 8.0
 """Shares traded on a split's first day, counted as before it, against their median in the 20 bars
 before. On news that moves a price by half, many times more are traded."""
@@ -220,8 +220,8 @@ def _split_jumps(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Cha
                 new, old = split
                 new_shares[own.index[:place]] *= new
                 old_shares[own.index[:place]] *= old
-                told = f"{new}:{old} split: the {place} bars before adjusted"
-                changes.append((symbol, own["date"].iloc[place], told))
+                detail = f"{new}:{old} split: the {place} bars before adjusted"
+                changes.append((symbol, own["date"].iloc[place], detail))
     return _adjust(bars, new_shares, old_shares) if changes else bars, changes
 
 
@@ -246,7 +246,7 @@ def find_split(bars: pd.DataFrame, place: int) -> tuple[int, int] | None:
     recent = volumes[max(0, place - 20) : place]
     recent = recent[np.isfinite(recent)]
     if not np.isfinite(volumes[place]) or not len(recent):
-        return None  # whether there was news cannot be told
+        return None  # whether there was news is not known
     usual = float(np.median(recent))
     for new, old in (*SPLITS, *((old, new) for new, old in SPLITS)):
         ratio = old / new

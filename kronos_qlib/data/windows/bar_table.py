@@ -91,7 +91,7 @@ class BarTable:
     """The bars of many instruments, one instrument after another, each in order of time.
 
     A bar's time is kept as its place in the calendar, in 2 bytes where that has fewer than 65,536
-    entries: 12 million datetimes would take a third of the room of their bars.
+    entries: 12 million datetimes would take a third of the memory of their bars.
 
     values: (M, 6) float32, contiguous, columns as in `schema.BAR_COLUMNS`.
     places: (M,) uint16 or uint32, where in `calendar` each bar stands.
@@ -175,7 +175,15 @@ class BarTable:
         invalid: Invalid = "error",
         untraded: Untraded = "skip",
     ) -> BarTable:
-        """Fill from a long table with columns symbol and date, as `tables.read_bars` gives it."""
+        """Fill from a long table with columns symbol and date, as `read_bars` gives it.
+
+        Args:
+            bars: `schema.LONG_COLUMNS`; factor is not read.
+            incomplete, invalid, untraded: as of `from_frame`.
+
+        Raises:
+            BarDataError, CalendarError: as of `from_frame`.
+        """
         for name in ("symbol", "date"):
             if name not in bars:
                 raise BarDataError(f"bars have no column {name!r}")
@@ -207,7 +215,7 @@ class BarTable:
 
     @cached_property
     def jumps(self) -> Ints:
-        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps` and
+        """Rows at which a close arrives that is implausible, see `rules.find_jumps` and
         `find_small_splits`."""
         found = [np.zeros(0, dtype=np.int64)]
         begins = self.offsets[:-1]
@@ -358,7 +366,7 @@ class TableBuilder:
         -1 where it breaks none."""
         silent = set(self._silent)
         trades = {number: self._trades(number) for number in self._suspects}
-        # Whoever is neither suspected nor silent has volume in every bar.
+        # An instrument that is neither suspect nor silent has volume in every bar.
         others = len(self._names) > len(self._suspects) + len(silent) or any(trades.values())
         found = {}
         for number in sorted([*self._suspects, *(silent if others else ())]):
@@ -431,7 +439,11 @@ class TableBuilder:
 
 
 def check_choices(**settings: str) -> None:
-    """Raises: ConfigError: `incomplete`, `invalid` or `untraded` is none of its words."""
+    """Check settings of what to do with faulty bars.
+
+    Raises:
+        ConfigError: `incomplete`, `invalid` or `untraded` is none of its words.
+    """
     known = {"incomplete": Incomplete, "invalid": Invalid, "untraded": Untraded}
     for name, value in settings.items():
         if value not in get_args(known[name]):

@@ -116,17 +116,17 @@ def order_problems(segments: Mapping[str, Any], calendar: Times) -> list[str]:
 
 def describe_segments(segments: Mapping[str, Any]) -> str:
     """Segments in a line, as they were given: "train 2020-01-01 to 2021-12-31"."""
-    told = []
+    parts = []
     for name, chosen in segments.items():
         ends = chosen
         if isinstance(chosen, slice):
             ends = (chosen.start, chosen.stop)
         if not isinstance(ends, tuple | list) or len(ends) != 2:
-            told.append(f"{name} {chosen!r:.40}")
+            parts.append(f"{name} {chosen!r:.40}")
             continue
         first, last = (str(end).removesuffix(" 00:00:00") for end in ends)
-        told.append(f"{name} {first} to {last}")
-    return ", ".join(told) or "no segments"
+        parts.append(f"{name} {first} to {last}")
+    return ", ".join(parts) or "no segments"
 
 
 def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:

@@ -27,8 +27,8 @@ from kronos_qlib.schema import CLOSE
 class RunRows:
     """The rows of runs, one run after another, computed when asked for.
 
-    Windows to train on end at nearly every bar: a number for each would take a sixth of the room
-    of the bars, two numbers for each run take none to speak of.
+    Windows to train on end at nearly every bar: a number for each would take a sixth of the memory
+    of the bars, two numbers for each run take next to nothing.
 
     Args:
         runs: [start, stop) of each, none empty.
@@ -44,6 +44,7 @@ class RunRows:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the bounds of the runs."""
         return int(self._starts.nbytes + self._firsts.nbytes)
 
     def __getitem__(self, which: Any) -> Ints:
@@ -154,7 +155,7 @@ class Windows:
         """What a predictor reads of windows of one length.
 
         Args:
-            last: only so many of the newest bars; None: all that each window has seen.
+            last: number of newest bars to return; None: all that each window has seen.
 
         Returns:
             (N, T, 6) bars in their own units, and (N, T, 5) time fields.

@@ -204,7 +204,7 @@ class WindowDataset:
     def future_times(self, windows: Windows) -> Times:
         """(N, horizon) datetime64[ns] of the bars that the exchange's calendar puts next.
 
-        Not those of the bars that came: an instrument may have been suspended, which nobody knew.
+        Not those of the bars that came: a later suspension of the instrument was not known then.
         Within the data the calendar is the exchange's as it came to be, holidays included.
 
         Raises:

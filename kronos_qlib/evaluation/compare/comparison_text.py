@@ -62,12 +62,13 @@ DEFINITIONS = (
 MORE_DEFINITIONS = {
     "oracle_share": "The oracle knows the planted effect of a simulated market; no score does "
     "better in the long run.",
-    "deflated_sharpe": "The deflated Sharpe ratio is the chance that the ratio of the excess over "
-    "the benchmark to its risk is more than the luck of the best of all trials. Trials are counted "
-    "alike for all runs: the sum, over the runs compared, of the signals that each kept, its score "
-    "included, or of the trials that its workflow says. Trials before those are not known here.",
+    "deflated_sharpe": "The deflated Sharpe ratio is the probability that the ratio of the excess "
+    "over the benchmark to its risk is above what the best of all trials has without skill. Trials "
+    "are counted alike for all runs: the sum, over the runs compared, of the signals that each "
+    "kept, its score included, or of the trials that its workflow says. Trials before those are "
+    "not known here.",
 }
-"""What is said where the table has such a column."""
+"""Definitions of columns that not every table has."""
 
 
 def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
@@ -112,10 +113,10 @@ def measure_rows(comparison: Comparison) -> list[list[str]]:
         if column not in table or not table[column].notna().any():
             continue
         cells = [_written(value, write) for value in table[column]]
-        if column == "information_ratio":  # never without a word on how sure it is
+        if column == "information_ratio":  # never without whether it is significant
             cells = [
                 cell if cell == DASH else f"{cell} ({word})"
-                for cell, word in zip(cells, map(_surety, *_bounds(table)), strict=True)
+                for cell, word in zip(cells, map(_significance, *_bounds(table)), strict=True)
             ]
         beside = [] if bench is None else [_written(bench.get(column, math.nan), write)]
         rows.append([name, *cells, *beside])
@@ -144,14 +145,14 @@ def run_verdicts(comparison: Comparison) -> list[str]:
         has_backtest = equity is not None and name in equity.net
         if order is None and not has_backtest:
             continue
-        said = [f"{name}: {order_sentence(order)}"]
+        sentences = [f"{name}: {order_sentence(order)}"]
         if equity is not None and has_backtest:
             money, ratio = equity.tests.get(name), float(equity.measures["information_ratio"][name])
-            said.append(money_sentence(ratio, money, days_per_year=equity.days_per_year))
-            said.append(_conclusion(order, money))
+            sentences.append(money_sentence(ratio, money, days_per_year=equity.days_per_year))
+            sentences.append(_conclusion(order, money))
         else:
-            said.append("What it earns is not known here: it has no backtest to compare.")
-        found.append(" ".join(part for part in said if part))
+            sentences.append("What it earns is not known here: it has no backtest to compare.")
+        found.append(" ".join(part for part in sentences if part))
     return found
 
 
@@ -178,11 +179,12 @@ def money_sentence(ratio: float, money: DailyMean | None, *, days_per_year: floa
         shown = "" if math.isnan(ratio) else f" (information ratio {ratio:.2f}, not tested)"
         return f"Its excess return after cost cannot be tested{shown}."
     low, high = (bound * days_per_year for bound in money.interval())
-    said = "significant" if money.is_significant() else "not significant"
+    outcome = "significant" if money.is_significant() else "not significant"
     return (
         f"Its excess return over the benchmark after cost, {money.mean * days_per_year:+.1%} a "
         f"year ({LEVEL:.0%} interval {low:+.1%} to {high:+.1%}, information ratio {ratio:.2f}, "
-        f"{money.days} days), is {said} at {1 - LEVEL:.0%}.{coverage_sentence(money, labels=False)}"
+        f"{money.days} days), is {outcome} at {1 - LEVEL:.0%}."
+        f"{coverage_sentence(money, labels=False)}"
     )
 
 
@@ -201,18 +203,18 @@ def _conclusion(order: DailyMean | None, money: DailyMean | None) -> str:
         return (
             "The money can come from its order of returns: both are significant."
             if orders
-            else "The money is not shown to come from an order of returns: luck, or names that "
+            else "The money is not shown to come from an order of returns: chance, or names that "
             "differ from the benchmark's in size, style or risk, earn such an excess too."
         )
     return (
         "It orders returns, but that money comes of it after cost is not shown."
         if orders
-        else "Neither order nor money is shown: chance gives such numbers."
+        else "Neither order nor excess is significant: random scores give such numbers."
     )
 
 
 def money_pair_verdicts(equity: Equity) -> list[str]:
-    """A sentence for every two backtests: which earned more after cost, and how surely."""
+    """A sentence for every two backtests: which earned more after cost, and how significantly."""
     found = []
     for pair in equity.pairs:
         test = pair.difference
@@ -224,10 +226,10 @@ def money_pair_verdicts(equity: Equity) -> list[str]:
         low, high = sorted(
             bound * equity.days_per_year * (1 if ahead else -1) for bound in test.interval()
         )
-        said = "significant" if pair.is_significant else "not significant"
+        outcome = "significant" if pair.is_significant else "not significant"
         found.append(
             f"{better} has an excess return after cost {abs(test.mean) * equity.days_per_year:.1%} "
-            f"a year above {worse}'s; the difference is {said} at {1 - LEVEL:.0%} ({LEVEL:.0%} "
+            f"a year above {worse}'s; the difference is {outcome} at {1 - LEVEL:.0%} ({LEVEL:.0%} "
             f"interval {low:+.1%} to {high:+.1%}; p {test.p:.2g}, {test.days} days)."
             f"{coverage_sentence(test, labels=False)}"
         )
@@ -242,8 +244,8 @@ def mean_rows(comparison: Comparison) -> list[list[str]]:
     for name in signals.daily:
         mean = f"{signals.daily[name].mean():.4f}"
         known = signals.means.get(str(name))
-        told = [_interval(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
-        rows.append([str(name), mean, *told])
+        interval = [_interval(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
+        rows.append([str(name), mean, *interval])
     return rows
 
 
@@ -295,9 +297,9 @@ def verdict(pair: Pair) -> str:
     better, worse = (pair.one, pair.other) if gap >= 0 else (pair.other, pair.one)
     low, high = test.interval()
     bounds = (low, high) if gap >= 0 else (-high, -low)
-    said = "significant" if pair.is_significant else "not significant"
+    outcome = "significant" if pair.is_significant else "not significant"
     return (
-        f"{better} has a daily Rank IC {abs(gap):.4f} above {worse}'s; the difference is {said} "
+        f"{better} has a daily Rank IC {abs(gap):.4f} above {worse}'s; the difference is {outcome} "
         f"at {1 - LEVEL:.0%} ({LEVEL:.0%} interval {_interval(bounds)}; p {test.p:.2g}, "
         f"{test.days} days).{coverage_sentence(test)}"
     )
@@ -363,7 +365,7 @@ def notes_of(comparison: Comparison) -> list[str]:
             f"{1 / (1 - LEVEL):.0f} is significant by chance."
         )
     shown = [column for column in comparison.table if comparison.table[column].notna().any()]
-    asides = [said for column, said in MORE_DEFINITIONS.items() if column in shown]
+    asides = [text for column, text in MORE_DEFINITIONS.items() if column in shown]
     return [*notes, *DEFINITIONS, *asides]
 
 
@@ -408,7 +410,7 @@ def _bounds(table: pd.DataFrame) -> tuple[list[float], list[float]]:
     return low.tolist(), high.tolist()
 
 
-def _surety(low: float, high: float) -> str:
+def _significance(low: float, high: float) -> str:
     if math.isnan(low):
         return "not tested"
     return "significant" if low > 0 or high < 0 else "not significant"

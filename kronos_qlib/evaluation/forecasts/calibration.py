@@ -1,4 +1,4 @@
-"""Setting right how sure sampled paths are, learned on one segment and used on later ones.
+"""Calibration of the spread of sampled paths, fitted on one segment and used on later ones.
 
 Two ways, each by itself. `Calibration` widens or narrows the paths, and everything that is asked
 of them follows. `ConformalIntervals` leaves the paths and moves the ends of their intervals. The
@@ -46,7 +46,7 @@ class Calibration:
     >>> rng = np.random.default_rng(0)
     >>> last_close = np.full(2000, 10.0)  # of 2000 windows
     >>> paths = last_close[:, None, None] * np.exp(rng.normal(0, 0.01, (2000, 50, 1)))
-    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (2000, 1)))  # twice as wild
+    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (2000, 1)))  # twice the volatility
     >>> calibration = Calibration.fit(paths, last_close, came)
     >>> print([round(factor, 1) for factor in calibration.factors])
     [2.0]
@@ -62,7 +62,7 @@ class Calibration:
     """
 
     factors: tuple[float, ...]
-    """(H,) above 1 where paths were too sure."""
+    """(H,) above 1 where paths were too narrow."""
     windows: int
     """That it was fitted on."""
     centres: tuple[float, ...] | None = None
@@ -195,7 +195,7 @@ class Calibration:
 class ConformalIntervals:
     """What to add at both ends of a central interval of paths, as a share of its width.
 
-    A wild share's interval so grows by more than a quiet one's.
+    The interval of a volatile share so grows by more than that of a calm one.
 
     Source:
         Romano, Patterson and Candès, "Conformalized quantile regression", NeurIPS 2019, with the

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart without red and green. A rise is hollow besides, a fall filled.
+# Distinct without red and green. A rise is hollow besides, a fall filled.
 RISE, FAN, GREY = STRATEGY, "#009E73", BENCHMARK
 
 
@@ -32,7 +32,7 @@ def candle_figure(
 ) -> Figure:
     """Draw bars seen as candles and what was sampled of the bars to come.
 
-    Bars stand side by side, so that nights and holidays take no room.
+    Bars stand side by side, so that nights and holidays take no space.
 
     Args:
         past: (L rows) by time; open, high, low, close, volume in their own units.

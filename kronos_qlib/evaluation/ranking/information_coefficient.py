@@ -1,4 +1,4 @@
-"""How well a score orders the returns that follow it, and how sure one can be of that.
+"""How well a score orders the returns that follow it, and the uncertainty of that.
 
 Everything here takes tables of days by names, made by `to_wide`. For bars of minutes a row is a
 bar: each time has an IC of its own. Means, errors and tests are of days all the same: several times
@@ -32,7 +32,7 @@ LEAST_PAIRS = 5
 """Names with both a score and a return that a day needs; of two names every IC is 1 or -1."""
 
 SUMMARY = (*("mean", "std", "ratio", "t", "p", "low", "high", "phi", "covers", "days", "left_out"),)
-"""What `summarise` tells of a daily IC."""
+"""The keys that `summarise` returns of a daily IC."""
 
 
 def to_wide(values: pd.Series[float]) -> pd.DataFrame:
@@ -81,26 +81,30 @@ def daily_ic(
         (Spearman, ties share their mean rank), `pairs`. A day with too few pairs, or on which the
         score or the return is the same for all, orders nothing: its ICs are NaN, not 0, and
         `summarise` counts it as left out.
+
+    Source:
+        Grinold, "The fundamental law of active management", Journal of Portfolio Management 15
+        (1989); Qlib's `calc_ic` is the same without a least number of pairs.
     """
     one, other = _paired(score, returns)
     pairs = np.isfinite(one).sum(axis=1)
-    tells = (pairs >= least_pairs) & _varies(one) & _varies(other)
+    is_ranked = (pairs >= least_pairs) & _varies(one) & _varies(other)
     table = pd.DataFrame(
         {
-            "ic": np.where(tells, _correlate_rows(one, other), np.nan),
-            "rank_ic": np.where(tells, _correlate_rows(_ranks(one), _ranks(other)), np.nan),
+            "ic": np.where(is_ranked, _correlate_rows(one, other), np.nan),
+            "rank_ic": np.where(is_ranked, _correlate_rows(_ranks(one), _ranks(other)), np.nan),
             "pairs": pairs,
         },
         index=score.index,
     )
-    told: pd.DataFrame = table.loc[pairs > 0]
-    return told
+    kept: pd.DataFrame = table.loc[pairs > 0]
+    return kept
 
 
 def summarise(
     daily: pd.Series[float], *, horizon: int = 1, level: float = LEVEL
 ) -> dict[str, float]:
-    """The mean of a daily IC and how sure it is.
+    """The mean of a daily IC with its standard error, test and interval.
 
     Args:
         daily: NaN on days that have none; of several times a day the mean counts.
@@ -116,6 +120,9 @@ def summarise(
 
     Raises:
         UndefinedMetricError: fewer days than LEAST_DAYS or than a horizon, or no variation.
+
+    Source:
+        The standard error is `daily_mean`'s: Lazarus, Lewis, Stock and Watson (2018).
     """
     known = daily.dropna()
     if not len(known) and len(daily):
@@ -305,7 +312,7 @@ def rank_correlation(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]
 
 
 def rank_autocorrelation(score: pd.DataFrame, lags: Sequence[int] = range(1, 11)) -> pd.DataFrame:
-    """How alike a day's order is to that of so many days before.
+    """Rank correlation of a day's scores with those of `lag` days before.
 
     Args:
         score: days by names.
@@ -332,8 +339,8 @@ def rank_autocorrelation(score: pd.DataFrame, lags: Sequence[int] = range(1, 11)
         lone = np.isfinite(ranks[lag:]).sum(axis=1) + np.isfinite(ranks[:-lag]).sum(axis=1)
         gaps = lone > 2 * both.sum(axis=1)  # a name of one day only: others move up in its place
         now[gaps], before[gaps] = _ranks(now[gaps]), _ranks(before[gaps])
-        tells = (both.sum(axis=1) >= LEAST_PAIRS) & _varies(now) & _varies(before)
-        known = _correlate_rows(now, before)[tells]
+        is_ranked = (both.sum(axis=1) >= LEAST_PAIRS) & _varies(now) & _varies(before)
+        known = _correlate_rows(now, before)[is_ranked]
         mean = float(known.mean()) if len(known) else np.nan
         rows[lag] = {"mean": mean, "days": float(len(known))}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lag")
@@ -366,7 +373,14 @@ def top_turnover(score: pd.DataFrame, top: float = 0.1) -> pd.Series[float]:
 
 
 def coverage(score: pd.DataFrame, labels: pd.DataFrame) -> float:
-    """Share of all days' names with a label that have a score too."""
+    """Share of all days' names with a label that have a score too.
+
+    Args:
+        score, labels: days by names.
+
+    Raises:
+        UndefinedMetricError: no name has a label.
+    """
     labelled = labels.notna()
     scored = score.reindex(index=labels.index, columns=labels.columns).notna()
     total = int(labelled.to_numpy().sum())
@@ -405,7 +419,7 @@ def summarise_difference(
 
     Returns:
         SUMMARY, as of `uncertainty.paired_difference`. Two series that are one and the same differ
-        by 0, surely: low and high are 0, and t is NaN.
+        by 0 exactly: low and high are 0, and t is NaN.
 
     Raises:
         UndefinedMetricError: as of `summarise`.
@@ -414,18 +428,18 @@ def summarise_difference(
     known = apart.dropna()
     if _days(known) < LEAST_DAYS or known.any():
         return summarise(apart, **how)
-    return {**nothing_for_sure(0, 0), **count_days(apart)}
+    return {**exact_zero(0, 0), **count_days(apart)}
 
 
-def nothing_for_sure(days: int, left_out: int) -> dict[str, float]:
-    """SUMMARY of what is 0 on every day, by its nature and not by chance."""
-    sure = dict.fromkeys(("mean", "std", "low", "high"), 0.0)
+def exact_zero(days: int, left_out: int) -> dict[str, float]:
+    """SUMMARY of a series that is 0 on every day by construction."""
+    zeros = dict.fromkeys(("mean", "std", "low", "high"), 0.0)
     counts = {"days": float(days), "left_out": float(left_out)}
-    return {**dict.fromkeys(SUMMARY, np.nan), **sure, **counts}
+    return {**dict.fromkeys(SUMMARY, np.nan), **zeros, **counts}
 
 
 def full_days(score: pd.DataFrame, least: int = LEAST_PAIRS) -> pd.DataFrame:
-    """The days on which a score has so many names.
+    """The days on which a score has at least `least` names.
 
     A calendar may hold a stray day, a Saturday on which two names traded: next to it all names
     but two would seem new, and the best of the day before gone.

@@ -180,7 +180,7 @@ class PortfolioReportRecord(ACRecordTemp):
         paid, even = cost_paid(report), break_even_cost(report)
         metrics |= {
             "deflated_sharpe": deflated.probability,
-            "sharpe_by_luck": deflated.by_luck,
+            "sharpe_by_luck": deflated.expected_maximum,
             "sharpe_trials": float(deflated.trials),
             "days_per_year": float(self.days_per_year),
             "cost_paid_bp": paid,

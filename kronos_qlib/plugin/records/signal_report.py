@@ -23,11 +23,11 @@ from kronos_qlib.evaluation.ranking.information_coefficient import (
     coverage,
     daily_ic,
     decay,
+    exact_zero,
     full_days,
     group_returns,
     group_table,
     monotonicity,
-    nothing_for_sure,
     paired_rank_ic,
     rank_autocorrelation,
     rank_correlation,
@@ -379,7 +379,7 @@ class SignalReportRecord(ACRecordTemp):
         daily = daily_ic(to_wide(left), labels) if len(left) else pd.DataFrame({"rank_ic": []})
         made_of_them = len(left) and (left == 0).all() and daily["pairs"].max() > known.shape[1] + 1
         found["rank_ic.neutralised"] = (
-            nothing_for_sure(len(by_day(daily)), 0)
+            exact_zero(len(by_day(daily)), 0)
             if made_of_them
             else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
         )
