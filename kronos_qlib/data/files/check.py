@@ -123,7 +123,7 @@ def measure_lot(bars: pd.DataFrame) -> int:
 
 
 def is_vwap_plausible(bars: pd.DataFrame, vwap: npt.NDArray[np.float64]) -> Flags:
-    """(n,) where an average price paid (n,) lies in its bar's low and high, give or take VWAP_SLACK."""
+    """(n,) where an average price paid (n,) lies in its bar's low and high, with VWAP_SLACK."""
     low, high = bars["low"].to_numpy(np.float64), bars["high"].to_numpy(np.float64)
     plausible: Flags = (vwap >= low / VWAP_SLACK) & (vwap <= high * VWAP_SLACK)
     return plausible
