@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.calendar.clock import duration
 from kronos_qlib.data.calendar.clock_reading import read_clock
 from kronos_qlib.data.calendar.stamps import bars_ahead, doubt_of_given, future_times, next_times
+from kronos_qlib.data.calendar.time_text import duration
 from kronos_qlib.errors import CalendarError, ConfigError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -20,13 +20,9 @@ from kronos_qlib.data.calendar.clock import (
     Clock,
     MonthRule,
     States,
-    Times,
-    duration,
     month_days,
-    show_span,
-    show_time,
-    weekday_of,
 )
+from kronos_qlib.data.calendar.time_text import Times, duration, show_span, show_time, weekday_of
 
 Flags = npt.NDArray[np.bool_]
 Days = npt.NDArray[np.datetime64]

@@ -11,15 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import (
-    DAY,
-    LONGEST_INTRADAY,
-    Times,
-    duration,
-    show_span,
-    show_time,
-)
+from kronos_qlib.data.calendar.clock import DAY, LONGEST_INTRADAY
 from kronos_qlib.data.calendar.clock_reading import usual
+from kronos_qlib.data.calendar.time_text import Times, duration, show_span, show_time
 from kronos_qlib.errors import CalendarError, ConfigError
 
 ALWAYS = (date(1800, 1, 1), date(2199, 12, 31))
@@ -38,7 +32,7 @@ SAME_CALENDAR = {"XSHE": "XSHG"}
 
 
 def exchange_times(past: Times, count: int, code: str) -> Times:
-    """The `count` bars of an exchange after past[-1]; see `calendar.future_times`.
+    """The `count` bars of an exchange after past[-1]; see `stamps.future_times`.
 
     Args:
         past: (L,) increasing datetime64[ns], wall-clock time of the exchange.

@@ -10,19 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import Clock, show_time
-from kronos_qlib.data.calendar.clock import Times as Times  # others take it from here
+from kronos_qlib.data.calendar.clock import Clock
 from kronos_qlib.data.calendar.clock_reading import read_clock
 from kronos_qlib.data.calendar.exchanges import check_exchange, exchange_times
-from kronos_qlib.data.calendar.timestamps import (
-    TimeTextError,
-    check_utc_days,
+from kronos_qlib.data.calendar.time_messages import (
     epoch_message,
     mixed_offsets_message,
-    read_texts,
-    texts_of,
     time_message,
 )
+from kronos_qlib.data.calendar.time_text import Times as Times
+from kronos_qlib.data.calendar.time_text import show_time
+from kronos_qlib.data.calendar.timestamps import TimeTextError, check_utc_days, read_texts, texts_of
 from kronos_qlib.errors import CalendarError, ConfigError
 
 logger = logging.getLogger(__name__)

@@ -9,15 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import (
-    DAY,
-    LONGEST_INTRADAY,
-    MINUTE,
-    Times,
-    duration,
-    show_time,
-)
+from kronos_qlib.data.calendar.clock import DAY, LONGEST_INTRADAY, MINUTE
 from kronos_qlib.data.calendar.clock_reading import read_clock
+from kronos_qlib.data.calendar.time_text import Times, duration, show_time
 from kronos_qlib.errors import BarDataError
 
 LONG_STEP = 5 * DAY

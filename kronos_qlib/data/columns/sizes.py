@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
+from kronos_qlib.data.columns.number_columns import to_numbers
 from kronos_qlib.data.columns.spelling import (
     BASES,
     COINS,
@@ -21,7 +22,6 @@ from kronos_qlib.data.columns.spelling import (
     split_unit,
     words,
 )
-from kronos_qlib.data.columns.values import to_numbers
 from kronos_qlib.data.files.raw import (
     Match,
     RawTable,

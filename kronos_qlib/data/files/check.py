@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data import rules
-from kronos_qlib.data.calendar.clock import show_time
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS

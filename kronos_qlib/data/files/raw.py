@@ -159,3 +159,13 @@ def headerless_hint(names: Iterable[str]) -> str:
         "; the first row looks like a bar, so a header is missing: write one above it, such as "
         "date,open,high,low,close,volume,amount"
     )
+
+
+def show_value(value: Any) -> str:
+    """A value for a message."""
+    if isinstance(value, str):
+        return repr(value.strip()[:60])
+    try:
+        return repr(str(value)[:60])
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "a number too long to show"

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.calendar.timestamps import DATE_TEXT, parse_date, time_message
+from kronos_qlib.data.calendar.time_messages import time_message
+from kronos_qlib.data.calendar.timestamps import parse_date
 from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
-from kronos_qlib.data.columns.spelling import ALIASES, TIME, compact
+from kronos_qlib.data.columns.number_columns import to_numbers
+from kronos_qlib.data.columns.spelling import TIME, compact
 from kronos_qlib.data.columns.unread import check_unread
 from kronos_qlib.data.columns.values import (
-    NO_NUMBER,
     symbol_problem,
     to_dates,
     to_moments,
-    to_numbers,
     to_symbols,
 )
 from kronos_qlib.data.files.check import derive_amount
@@ -39,19 +39,6 @@ from kronos_qlib.data.files.raw import (
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
-
-__all__ = [
-    "ALIASES",
-    "DATE_TEXT",
-    "NO_NUMBER",
-    "SUFFIXES",
-    "BarFile",
-    "check_apart",
-    "columns_from_pairs",
-    "read_bars",
-    "read_times",
-    "write_bars",
-]
 
 logger = logging.getLogger(__name__)
 

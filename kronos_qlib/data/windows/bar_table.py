@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_span, show_time
 from kronos_qlib.data.calendar.stamps import Times, stamps_of, to_times
+from kronos_qlib.data.calendar.time_text import show_span, show_time
 from kronos_qlib.data.rules import (
     FLOAT32_SLACK,
     INCOMPLETE,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_span
 from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.calendar.time_text import show_span
 from kronos_qlib.data.rules import MAX_MOVE, show_jump
 from kronos_qlib.data.windows.bar_table import BarTable, Floats, Ints
 from kronos_qlib.errors import BarDataError, some_of

@@ -120,7 +120,7 @@ class WindowDataset:
             columns: our name to the file's, where it is not recognised.
             encoding, delimiter: of CSV files; see `read_bars`.
             zone, date_order, decimal: how times and numbers are written; see `read_bars`.
-            repair: names in `repairs.REPAIRS` to apply; what they change is logged.
+            repair: names in `repair.REPAIRS` to apply; what they change is logged.
             settings: the fields of this class.
 
         Raises:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.portfolio.metrics import TRADING_DAYS, deflated_sharpe, wealth_measures
-from kronos_qlib.evaluation.ranking.information_coefficient import LEAST_PAIRS, daily_ic, to_wide
+from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS, to_wide
+from kronos_qlib.evaluation.ranking.information_coefficient import daily_ic
 from kronos_qlib.evaluation.ranking.uncertainty import (
     DailyMean,
     by_day,

@@ -16,12 +16,10 @@ from kronos_qlib.evaluation.compare.comparison_text import (
     correlation_rows,
     mean_rows,
     measure_rows,
-    money_pair_verdicts,
     notes_of,
     pair_rows,
-    run_verdicts,
-    verdict,
 )
+from kronos_qlib.evaluation.compare.verdicts import money_pair_verdicts, run_verdicts, verdict
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL
 from kronos_qlib.extras import require
 

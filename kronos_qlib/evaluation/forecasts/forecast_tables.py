@@ -19,14 +19,13 @@ import pandas as pd
 from scipy.stats import kstest
 
 from kronos_qlib.errors import UndefinedMetricError
+from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
 from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
     Distribution,
-    LastPrice,
     Outcomes,
     PathDistribution,
-    VolatilityWalk,
     interval,
     losses_of,
 )

@@ -27,7 +27,7 @@ from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import excess_test
-from kronos_qlib.evaluation.compare.comparison_text import money_sentence
+from kronos_qlib.evaluation.compare.verdicts import money_sentence
 from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.portfolio.costs import (
     break_even_cost,
