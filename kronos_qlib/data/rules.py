@@ -18,7 +18,8 @@ import numpy.typing as npt
 from kronos_qlib.schema import CLOSE, HIGH, LOW, OPEN, PRICE_COLUMNS, VOLUME
 
 Flags = npt.NDArray[np.bool_]
-Bars = npt.NDArray[np.floating[Any]]
+Bars = npt.NDArray[np.floating]
+Numbers = npt.NDArray[np.floating]
 
 INCOMPLETE = "incomplete"
 NONPOSITIVE = "nonpositive"
@@ -212,9 +213,7 @@ def is_repeated(bars: Bars, starts: Flags | None = None) -> Flags:
     return found
 
 
-def find_jumps(
-    closes: npt.NDArray[np.floating[Any]], starts: Flags, max_move: float = MAX_MOVE
-) -> npt.NDArray[np.int64]:
+def find_jumps(closes: Numbers, starts: Flags, max_move: float = MAX_MOVE) -> npt.NDArray[np.int64]:
     """Rows whose close lies further than `max_move` from the instrument's close before.
 
     Args:
@@ -287,7 +286,7 @@ def _one(length: int) -> Flags:
     return starts
 
 
-def _is_below(lower: Any, upper: Any, slack: float) -> Flags:
+def _is_below(lower: Numbers, upper: Numbers, slack: float) -> Flags:
     """Where the one lies below the other by more than the slack."""
     below = np.asarray(lower < upper)
     if slack and below.any():

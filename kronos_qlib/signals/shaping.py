@@ -137,7 +137,7 @@ class Smooth:
 
 Step = Rank | ZScore | Winsorise | Neutralise | Smooth
 
-STEPS: Mapping[str, Callable[[Any], Step]] = {
+STEPS: Mapping[str, Callable[[object], Step]] = {
     "rank": lambda value: Rank(),
     "zscore": lambda value: ZScore(),
     "winsorise": lambda value: Winsorise(_share(value)),
@@ -338,7 +338,7 @@ def _refuse_missing(table: pd.DataFrame) -> None:
             raise BarDataError(f"{instrument} at {moment}: {name} is missing or not finite")
 
 
-def _share(value: Any) -> float:
+def _share(value: object) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < 0.5:
         raise ConfigError(
@@ -347,7 +347,7 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _exposures(value: Any) -> tuple[str, ...]:
+def _exposures(value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     is_list = isinstance(names, (list, tuple)) and len(names) == len(set(names)) > 0
     if not is_list or not set(names) <= set(EXPOSURES):
@@ -355,7 +355,7 @@ def _exposures(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _smooth(value: Any) -> Smooth:
+def _smooth(value: object) -> Smooth:
     settings = value if isinstance(value, Mapping) else {"days": value}
     if not settings or not set(settings) <= {"days", "halflife"}:
         raise ConfigError(f"smooth takes days, or halflife and optionally days, got {value!r}")

@@ -95,7 +95,7 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
     return np.array(ahead[0])
 
 
-def check_exchange(code: Any) -> str:
+def check_exchange(code: object) -> str:
     """The code under which exchange-calendars has an exchange.
 
     Raises:
@@ -137,7 +137,9 @@ def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:
     return np.asarray(sessions.astype("datetime64[ns]") + (past[-1] - days[-1]))
 
 
-def _bar_grids(past: Times, code: str, step: Any, since: date, until: date) -> list[Times]:
+def _bar_grids(
+    past: Times, code: str, step: np.timedelta64, since: date, until: date
+) -> list[Times]:
     """The bars within the sessions of these dates, labelled as the past is; both ways if either."""
     opens, closes = (_bar_times(code, int(step), side, since, until) for side in ("left", "right"))
     at_open, at_close = np.isin(past, opens), np.isin(past, closes)

@@ -159,7 +159,7 @@ def next_times(calendar: Times, after: Times, count: int, beyond: str = "error")
         calendar = np.concatenate((calendar, _beyond(calendar, after, count, short, beyond)))
 
 
-def check_beyond(beyond: Any) -> None:
+def check_beyond(beyond: object) -> None:
     """Refuse a misspelt way of going on beyond a calendar before it is needed.
 
     Raises:

@@ -10,10 +10,9 @@ to become wall-clock time.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -318,7 +317,7 @@ def _within(moment: datetime) -> datetime:
     return moment
 
 
-def texts_of(values: Any) -> list[str]:
+def texts_of(values: Iterable[object]) -> list[str]:
     """Values as text without blanks around it.
 
     Raises:

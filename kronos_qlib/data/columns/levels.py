@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.columns.spelling import COMPACT, compact
+from kronos_qlib.data.files.raw import Values
 from kronos_qlib.schema import PRICE_COLUMNS
 
 Name = str | tuple[str, ...]
-Column = tuple[Name, npt.NDArray[Any]]
+Column = tuple[Name, Values]
 
 PRICES = tuple(COMPACT[name] for name in PRICE_COLUMNS)
 
@@ -72,7 +72,7 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     if level is None:
         return None
     shared: list[Column] = []
-    by_ticker: dict[str, list[tuple[str, npt.NDArray[Any]]]] = {}
+    by_ticker: dict[str, list[tuple[str, Values]]] = {}
     for name, values in columns:
         if not isinstance(name, tuple):
             shared.append((name, values))
@@ -90,7 +90,7 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     if any(len({price for price, _ in own}) < len(own) for own in by_ticker.values()):
         return None
     kept = {ticker: _has_values([values for _, values in own]) for ticker, own in by_ticker.items()}
-    columns_by_name: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+    columns_by_name: dict[str, list[Values]] = {name: [] for name in names}
     for ticker, own in by_ticker.items():
         have = dict(own)
         for name in names:
@@ -130,7 +130,7 @@ def _price_level(pairs: Sequence[tuple[str, ...]]) -> int | None:
     return None
 
 
-def _has_values(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+def _has_values(columns: Sequence[Values]) -> npt.NDArray[np.bool_]:
     there = np.zeros(len(columns[0]), dtype=bool)
     for values in columns:
         if values.dtype.kind == "O":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kronos_qlib.data.calendar.timestamps import parse_time
-from kronos_qlib.data.columns.sizes import look_for_size, match_size
+from kronos_qlib.data.columns.size_columns import look_for_size, match_size
 from kronos_qlib.data.columns.spelling import (
     COMPACT,
     COMPACT_CLOCKS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from kronos_qlib.data.columns.numerals import (
     is_ambiguous,
     read_numbers,
 )
-from kronos_qlib.data.files.raw import RawTable, show_value
+from kronos_qlib.data.files.raw import RawTable, Values, show_value
 from kronos_qlib.errors import BarDataError
 
 Numbers = npt.NDArray[np.float64]
@@ -158,7 +157,7 @@ def _doubt_message(raw: RawTable, column: str, entry: int) -> str:
     return f"expected a number, got {show_value(value)}, {read}; {raw.decimal_hint(column)}"
 
 
-def _all_numbers(values: npt.NDArray[Any]) -> Numbers | None:
+def _all_numbers(values: Values) -> Numbers | None:
     """All values of a CSV column in one go: float() of each, which would take "1_000"."""
     if "_" in "".join(values):
         return None

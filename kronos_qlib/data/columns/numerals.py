@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +76,7 @@ def is_ambiguous(value: str) -> bool:
 
 
 def read_numbers(
-    values: Iterable[Any], decimal: str, *, scaled: bool
+    values: Iterable[object], decimal: str, *, scaled: bool
 ) -> tuple[npt.NDArray[np.float64], None] | tuple[None, tuple[int, NumberTextError]]:
     """(n,) float64 of values one by one, or the first that is no number.
 
@@ -101,7 +100,7 @@ def read_numbers(
     return np.array(numbers, dtype=np.float64), None
 
 
-def read_number(value: Any, decimal: str, *, scaled: bool) -> tuple[float, str]:
+def read_number(value: object, decimal: str, *, scaled: bool) -> tuple[float, str]:
     """A number and its currency sign, "" if it has none; NaN where the value says there is none.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from kronos_qlib.data.calendar.timestamps import parse_time
 from kronos_qlib.data.columns.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.columns.spelling import STATES, TIME
 from kronos_qlib.data.columns.values import is_clock, to_dates, to_moments
-from kronos_qlib.data.files.raw import Match, RawTable, mapping_hint, no_column_hint
+from kronos_qlib.data.files.raw import Match, RawTable, Values, mapping_hint, no_column_hint
 from kronos_qlib.errors import BarDataError, some_of
 
 LOOKS_LIKE_SYMBOL = re.compile(
@@ -30,9 +29,7 @@ WEEKDAYS = re.compile(
 )
 
 
-def check_unread(
-    raw: RawTable, match: Match, extra: Sequence[str], dates: npt.NDArray[Any] | None
-) -> None:
+def check_unread(raw: RawTable, match: Match, extra: Sequence[str], dates: Values | None) -> None:
     """Refuse a table whose bars an unread column distinguishes: several shares, or bars of a day.
 
     Args:
@@ -70,11 +67,11 @@ def check_unread(
         _check_times(raw, match, spare, keys, dates, repeats)
 
 
-def _count_repeats(codes: npt.NDArray[Any], dates: npt.NDArray[Any]) -> int:
+def _count_repeats(codes: Values, dates: Values) -> int:
     return int(pd.DataFrame({"code": codes, "date": dates}).duplicated().sum())
 
 
-def labels_of(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
+def labels_of(values: Values) -> tuple[npt.NDArray[np.int64], list[str]] | None:
     """Each row's label and the labels, where a column could name instruments.
 
     Args:
@@ -127,7 +124,7 @@ def _are_states(values: Sequence[str]) -> bool:
     return all(value in STATES for value in small) or all(map(WEEKDAYS.fullmatch, small))
 
 
-def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bool:
+def _in_runs(codes: npt.NDArray[np.int64], dates: Values | None) -> bool:
     """Whether each label has its rows in one block, as one share after another has.
 
     A label that comes and goes while time goes on is a state of one share.
@@ -166,8 +163,8 @@ def _check_times(
     raw: RawTable,
     match: Match,
     spare: Sequence[str],
-    keys: npt.NDArray[Any],
-    dates: npt.NDArray[Any],
+    keys: Values,
+    dates: Values,
     repeats: int,
 ) -> None:
     """Where most times repeat, name an unread column that holds the time of day."""
@@ -195,7 +192,7 @@ def _check_times(
         )
 
 
-def _pair(times: npt.NDArray[Any], dates: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _pair(times: Values, dates: Values) -> npt.NDArray[np.int64]:
     """One number for each pair of two columns' values."""
     one, two = pd.factorize(times)[0], pd.factorize(dates)[0]
     paired: npt.NDArray[np.int64] = one.astype(np.int64) * (int(two.max()) + 1) + two

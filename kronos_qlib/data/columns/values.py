@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar.time_messages import (
@@ -28,7 +26,7 @@ from kronos_qlib.data.calendar.timestamps import (
     texts_of,
     to_zone,
 )
-from kronos_qlib.data.files.raw import RawTable, show_value
+from kronos_qlib.data.files.raw import RawTable, Values, show_value
 from kronos_qlib.errors import BarDataError
 
 CLOCK_TEXT = re.compile(
@@ -46,7 +44,7 @@ LONGEST_SYMBOL = 200
 """Bytes of UTF-8: a symbol names a folder, and file systems allow 255."""
 
 
-def to_symbols(raw: RawTable, column: str, notes: list[str]) -> npt.NDArray[Any]:
+def to_symbols(raw: RawTable, column: str, notes: list[str]) -> Values:
     """(n,) text without blanks around it; whole numbers are taken with a note.
 
     Raises:
@@ -173,7 +171,7 @@ def _texts(raw: RawTable, column: str) -> list[str]:
         raise BarDataError(f"{raw.source}, column {column!r}: {problem}") from problem
 
 
-def _check_span(raw: RawTable, column: str, values: npt.NDArray[Any]) -> Times:
+def _check_span(raw: RawTable, column: str, values: Values) -> Times:
     if np.isnat(values).any():
         raise raw.fail(int(np.isnat(values).argmax()), column, "the date is missing")
     years = values.astype("datetime64[Y]").astype(np.int64) + 1970

@@ -19,8 +19,10 @@ Values = npt.NDArray[np.float64]
 
 Explain = Callable[[Mapping[str, Any]], str]
 """From one bar to the detail that a report gives of it."""
-Changes = list[tuple[Any, Any, str]]
+Changes = list[tuple[str, pd.Timestamp, str]]
 """(symbol, date, detail) of every bar that a repair touched."""
+Problem = tuple[str, pd.Timestamp, str, str, str]
+"""A row of a report: REPORT_COLUMNS."""
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
@@ -155,7 +157,7 @@ def describe_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes
 
 def _rows(
     bars: pd.DataFrame, where: Flags, severity: str, rule: str, explain: Explain
-) -> list[tuple[Any, ...]]:
+) -> list[Problem]:
     """Report rows for the flagged bars."""
     return [
         (symbol, date, severity, rule, detail)
@@ -230,13 +232,13 @@ def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -
     return flags
 
 
-def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def _bar_problems(bars: pd.DataFrame) -> list[Problem]:
     """Rules that one bar can break by itself."""
     repeated = bars.duplicated(["symbol", "date"]).to_numpy()
     copied = bars.duplicated().to_numpy() if repeated.any() else repeated
     values, idle = values_of(bars), untraded_bars(bars)
 
-    def broken(where: Flags, rule: str, names: Iterable[str] = PRICE_COLUMNS) -> list[Any]:
+    def broken(where: Flags, rule: str, names: Iterable[str] = PRICE_COLUMNS) -> list[Problem]:
         return _rows(bars, where & ~idle, "error", rule, show(names))
 
     problems = [
@@ -279,7 +281,7 @@ def is_bad_size(bars: pd.DataFrame, name: str) -> Flags:
     return bad
 
 
-def order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def order_problems(bars: pd.DataFrame) -> list[Problem]:
     """One row per instrument whose rows run backwards in time; a table day by day is in order."""
     steps = bars["date"].groupby(bars["symbol"], sort=False).diff()
     broken = bars.loc[(steps < pd.Timedelta(0)).to_numpy()].drop_duplicates("symbol")
@@ -320,7 +322,7 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
     return jumps
 
 
-def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
+def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[Problem]:
     jumps = find_jumps(bars[["symbol", "date", *PRICE_COLUMNS]], max_move)
     every = np.ones(len(jumps), dtype=bool)
     return _rows(jumps, every, "warning", rules.JUMP, describe_jump)
@@ -331,7 +333,7 @@ def describe_jump(bar: Mapping[str, Any]) -> str:
     return f"close {rules.show_jump(bar['before'], bar['close'], digits=10)}"
 
 
-def _vwap_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def _vwap_problems(bars: pd.DataFrame) -> list[Problem]:
     if "amount" not in bars:
         return []
     lot = measure_lot(bars)
@@ -351,7 +353,7 @@ def is_strange_size(bars: pd.DataFrame, lot: int) -> Flags:
     return strange
 
 
-def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tuple[Any, ...]]:
+def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[Problem]:
     due = pd.DatetimeIndex(bars["date"].unique() if calendar is None else list(calendar))
     due = due.unique().sort_values()
     seen = bars[["symbol", "date"]].drop_duplicates().sort_values(["symbol", "date"])

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from kronos_qlib.data.columns.levels import Name, flatten_header, flatten_levels
-from kronos_qlib.data.files.raw import AS_SHOWN, RawTable, ValueFormat, headerless_hint
+from kronos_qlib.data.files.raw import AS_SHOWN, RawTable, ValueFormat, Values, headerless_hint
 from kronos_qlib.errors import BarDataError, ConfigError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
@@ -116,7 +115,7 @@ def read_frame(
         BarDataError: The columns have several levels and are no table of prices by ticker, or share
             a name; or a level of the index among several has none.
     """
-    named: list[tuple[Name, npt.NDArray[Any]]] = []
+    named: list[tuple[Name, Values]] = []
     time_index = None
     for place, level in enumerate([] if is_series else _levels(frame)):
         holds_times = isinstance(level, pd.DatetimeIndex)
@@ -163,7 +162,7 @@ def _levels(frame: pd.DataFrame) -> list[Any]:
     return [index.get_level_values(place) for place in range(index.nlevels)]
 
 
-def _as_array(source: str, name: str, column: Any) -> npt.NDArray[Any]:
+def _as_array(source: str, name: str, column: Any) -> Values:
     """Numpy's own types as they are, others value by value: nullable, categories, zoned times."""
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufM":
         return np.asarray(column.to_numpy())
@@ -243,7 +242,7 @@ def _read_text(path: Path, text: str, delimiter: str | None, how: ValueFormat) -
     is_empty[0] = True  # the header
     lines = rows[~is_empty]
     names = [name.strip().lstrip("\ufeff") for name in header]
-    named: list[tuple[Name, npt.NDArray[Any]]] = [
+    named: list[tuple[Name, Values]] = [
         (name, values[~is_empty]) for name, values in zip(names, columns, strict=True)
     ]
     notes: tuple[str, ...] = ()
@@ -287,7 +286,7 @@ def _check_quotes(
 
 def _split_values(
     path: Path, text: str, mark: str, width: int, ends: Sequence[int], comment: str
-) -> tuple[list[npt.NDArray[Any]], list[int]]:
+) -> tuple[list[Values], list[int]]:
     """The values of each column, the header's first, equal ones as one object; and the places of
     empty records of another width, which are left out.
 

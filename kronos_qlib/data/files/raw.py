@@ -13,6 +13,9 @@ import numpy.typing as npt
 from kronos_qlib.data.calendar.timestamps import DATE_ORDERS, find_zone
 from kronos_qlib.errors import BarDataError, ConfigError
 
+Values = npt.NDArray[Any]
+"""One column's values: of a type that numpy has, or objects."""
+
 NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
 """A number or a date, which no column is called."""
 
@@ -51,7 +54,7 @@ class RawTable:
 
     source: str
     """What to call it in a message: the file's path."""
-    columns: dict[str, npt.NDArray[Any]]
+    columns: dict[str, Values]
     """Numbers or datetime64 where numpy has such a type, else objects: text from CSV."""
     rows: npt.NDArray[np.int64]
     """Each entry's row, from 1, as a text editor counts lines; without a header elsewhere."""
@@ -161,7 +164,7 @@ def headerless_hint(names: Iterable[str]) -> str:
     )
 
 
-def show_value(value: Any) -> str:
+def show_value(value: object) -> str:
     """A value for a message."""
     if isinstance(value, str):
         return repr(value.strip()[:60])

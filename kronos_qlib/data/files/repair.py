@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +93,7 @@ def repair_bars(
         raise ConfigError("the repairs bracket and drop-bracket exclude each other; name one")
     check_columns(bars)
     bars = bars.reset_index(drop=True)
-    record: list[tuple[Any, ...]] = []
+    record: list[tuple[str, pd.Timestamp, str, str]] = []
     for name, repair in REPAIRS.items():
         if name in asked:
             bars, changes = repair.apply(bars, max_move)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.rules import RULES
 from kronos_qlib.data.windows.bar_table import BarTable
-from kronos_qlib.data.windows.segments import places_of
+from kronos_qlib.data.windows.segments import Bounds, Moment, places_of
 from kronos_qlib.data.windows.window import Rows, RunRows, Windows
 from kronos_qlib.errors import BarDataError
 
-Spans = Mapping[str, Sequence[tuple[Any, Any]]]
-"""For each instrument, the (first, last) timestamps between which it is in the universe."""
+Spans = Mapping[str, Sequence[Bounds]]
+"""For each instrument, the bounds between which it is in the universe."""
 
 OUTSIDE = "outside the universe"
 TOO_FEW = "too few bars before"
@@ -35,8 +34,8 @@ is no bar, or there was one that broke a rule and was left out."""
 def windows_to_score(
     table: BarTable,
     lookback: int,
-    first: Any = None,
-    last: Any = None,
+    first: Moment | None = None,
+    last: Moment | None = None,
     spans: Spans | None = None,
     max_age_days: int | None = None,
     min_bars: int | None = None,
@@ -75,8 +74,8 @@ def windows_to_train(
     table: BarTable,
     lookback: int,
     horizon: int,
-    first: Any = None,
-    last: Any = None,
+    first: Moment | None = None,
+    last: Moment | None = None,
     spans: Spans | None = None,
     max_age_days: int | None = None,
     min_bars: int | None = None,
@@ -128,9 +127,9 @@ def _find(
         raise BarDataError(f"min_bars must lie from 2 to the lookback of {lookback}, got {least}")
     if ahead < 0:
         raise BarDataError(f"a horizon cannot be negative, got {ahead}")
-    known: dict[tuple[Any, Any], _Era] = {}  # most instruments share their spans
+    known: dict[Bounds, _Era] = {}  # most instruments share their spans
 
-    def era_of(span: tuple[Any, Any]) -> _Era:
+    def era_of(span: Bounds) -> _Era:
         if span not in known:
             known[span] = _Era(*places_of(table.calendar, *span))
         return known[span]
@@ -245,12 +244,12 @@ def _merged(eras: Sequence[_Era]) -> list[_Era]:
 
 def _young(
     table: BarTable,
-    ends: npt.NDArray[np.signedinteger[Any]],
+    ends: npt.NDArray[np.signedinteger],
     lengths: npt.NDArray[np.int32] | None,
     least: int,
     max_age_days: int,
     dropped: Counter[str],
-) -> tuple[npt.NDArray[np.signedinteger[Any]], npt.NDArray[np.int32] | None]:
+) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int32] | None]:
     """Without the windows whose `least` newest bars reach too far back; others shortened."""
     age = np.timedelta64(min(max_age_days, LONGEST_AGE), "D")
     # The first place of the calendar that is young enough, as seen from each place.

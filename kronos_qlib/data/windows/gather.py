@@ -63,7 +63,7 @@ class WindowBatch:
 
 def gather(
     windows: Windows,
-    which: npt.NDArray[np.integer[Any]],
+    which: npt.NDArray[np.integer],
     *,
     clip: float = Z_LIMIT,
     out: WindowBatch | None = None,
@@ -107,7 +107,7 @@ def _fill(
     batch: WindowBatch,
     part: Any,
     windows: Windows,
-    which: npt.NDArray[np.integer[Any]],
+    which: npt.NDArray[np.integer],
     length: int,
     clip: float,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kronos_qlib.data.windows.bar_table import Floats
+from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import CLOSE

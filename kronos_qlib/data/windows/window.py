@@ -18,7 +18,8 @@ import pandas as pd
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_span
 from kronos_qlib.data.rules import MAX_MOVE, show_jump
-from kronos_qlib.data.windows.bar_table import BarTable, Floats, Ints
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.faulty_bars import Floats, Ints
 from kronos_qlib.errors import BarDataError, some_of
 from kronos_qlib.log import progress
 from kronos_qlib.schema import CLOSE
@@ -64,7 +65,7 @@ class RunRows:
         return np.asarray(self._starts[run] + (which - self._firsts[run]))
 
 
-Rows = npt.NDArray[np.signedinteger[Any]] | RunRows
+Rows = npt.NDArray[np.signedinteger] | RunRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +247,9 @@ class DayGroup(NamedTuple):
 
 def _by_time(
     table: BarTable,
-    ends: npt.NDArray[np.signedinteger[Any]],
+    ends: npt.NDArray[np.signedinteger],
     lengths: npt.NDArray[np.int32] | None,
-) -> tuple[npt.NDArray[np.signedinteger[Any]], npt.NDArray[np.int32] | None]:
+) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int32] | None]:
     """Both by (time, instrument): in the order of rows, which stand by instrument, among times.
 
     Ends take 4 bytes where the table allows, as many windows as bars there may be.

@@ -24,6 +24,8 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.windows.label import Label, ReturnLabel
 from kronos_qlib.data.windows.segments import (
+    Bounds,
+    Moment,
     Segment,
     bounds_of,
     describe_segments,
@@ -48,7 +50,7 @@ class WindowDataset:
 
     table: BarTable
     """Bars of all instruments."""
-    segments: Mapping[str, tuple[Any, Any]]
+    segments: Mapping[str, Bounds]
     """Name to (first, last), both inclusive; None leaves an end open."""
     lookback: int = 90
     """Bars a window sees; with `min_bars`, at most."""
@@ -62,9 +64,9 @@ class WindowDataset:
     """When each instrument is in the universe; None: always."""
     calendar: Times | None = None
     """(K,) moments of the exchange, reaching into the future; None takes the bars' own."""
-    begin: Any = None
+    begin: Moment | None = None
     """No window ends before it, whatever a segment says; None: the bars'."""
-    end: Any = None
+    end: Moment | None = None
     """No window ends after it, nor does a horizon to train on; None: the bars'."""
     label: Label = field(default_factory=ReturnLabel)
     """What an alpha head learns to predict."""
@@ -220,7 +222,7 @@ class WindowDataset:
         """(N, horizon, 5) time fields of `future_times`."""
         return stamps_of(self.future_times(windows))
 
-    def bounds(self, segment: Segment) -> tuple[Any, Any]:
+    def bounds(self, segment: Segment) -> Bounds:
         """First and last moment of a segment, by name, slice or pair, within `begin` and `end`."""
         first, last = bounds_of(self.segments, segment)
         if self.begin is not None and (

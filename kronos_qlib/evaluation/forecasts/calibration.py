@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,8 +120,8 @@ class Calibration:
         return cls(factors, len(paths), centres if centre else None)
 
     def apply(
-        self, paths: npt.NDArray[np.floating[Any]], last_close: npt.ArrayLike
-    ) -> npt.NDArray[np.floating[Any]]:
+        self, paths: npt.NDArray[np.floating], last_close: npt.ArrayLike
+    ) -> npt.NDArray[np.floating]:
         """The paths, wider or narrower; a new array of the same type.
 
         Args:

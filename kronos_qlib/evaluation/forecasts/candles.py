@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ def candle_figure(
     quantiles: pd.DataFrame,
     title: str,
     *,
-    paths: npt.NDArray[np.floating[Any]] | None = None,
+    paths: npt.NDArray[np.floating] | None = None,
     came: pd.Series[float] | None = None,
     mean_label: str = "mean",
 ) -> Figure:
@@ -165,7 +165,7 @@ def _draw_fan(
 def _draw_lines(
     axes: Axes,
     past: pd.DataFrame,
-    paths: npt.NDArray[np.floating[Any]] | None,
+    paths: npt.NDArray[np.floating] | None,
     came: pd.Series[float] | None,
 ) -> None:
     """Single paths, and what came, from the last close seen."""
