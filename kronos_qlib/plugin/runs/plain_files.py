@@ -48,7 +48,7 @@ LARGEST_TASK = 2**24
 class Kept:
     """One thing of a run in its two forms."""
 
-    printable: str
+    plain: str
     pickled: str
 
 
