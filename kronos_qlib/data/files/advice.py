@@ -11,7 +11,7 @@ import pandas as pd
 
 from kronos_qlib.data import rules
 from kronos_qlib.data.files.check import VWAP_SLACK, values_of
-from kronos_qlib.data.files.repair import MENDED_BY
+from kronos_qlib.data.files.repair import REPAIRED_BY
 from kronos_qlib.schema import CLOSE, HIGH, LOW, PRICE_COLUMNS, SIZE_COLUMNS, VOLUME
 
 NEARLY_ALL = 0.8
@@ -37,7 +37,7 @@ amount and volume by. Powers above 0 are lots, which `measure_lot` finds."""
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about one rule: `repairs`, any of which mends it, or the `cause`, a sentence."""
+    """What to do about one rule: `repairs`, any of which fixes it, or the `cause`, a sentence."""
 
     rule: str
     repairs: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def advise(bars: pd.DataFrame, report: pd.DataFrame) -> list[Advice]:
                 cause = _cause(name, bars) if is_common else strange
         else:
             cause = _cause(name, bars) if is_common else ""
-        found.append(Advice(name, () if cause else MENDED_BY.get(name, ()), cause))
+        found.append(Advice(name, () if cause else REPAIRED_BY.get(name, ()), cause))
     return found
 
 
@@ -85,7 +85,7 @@ def describe_advice(advice: Iterable[Advice], option: str = "--repair ") -> str:
     lines = []
     for one in advice:
         names = " or ".join(one.repairs)
-        remedy = one.cause or (f"{option}{names} mends" if names else "no repair mends it")
+        remedy = one.cause or (f"{option}{names} fixes it" if names else "no repair fixes it")
         lines.append(f"  {one.rule}: {remedy}")
     return "\n".join(lines)
 

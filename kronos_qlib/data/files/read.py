@@ -88,7 +88,7 @@ def read_bars(
             works for symbol, volume, amount, factor and time.
         extra: Further number columns to keep, by the source's name.
         as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
-            and `repair_bars` to mend; everything else stays as strict.
+            and `repair_bars` to correct; everything else stays as strict.
         symbol: The one instrument of a file or frame that has no symbol column.
         encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
         delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.

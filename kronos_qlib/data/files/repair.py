@@ -220,7 +220,7 @@ def _split_jumps(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Cha
                 new_shares[own.index[:place]] *= new
                 old_shares[own.index[:place]] *= old
                 detail = f"{new}:{old} split: the {place} bars before adjusted"
-                changes.append((symbol, own["date"].iloc[place], detail))
+                changes.append((str(symbol), own["date"].iloc[place], detail))
     return _adjust(bars, new_shares, old_shares) if changes else bars, changes
 
 
@@ -287,7 +287,7 @@ REPAIRS: Mapping[str, Repair] = {
 """Every repair by name, in the order in which they are applied. What did not trade goes last: a
 size that another repair sets to 0 may have been a bar's only trade."""
 
-MENDED_BY: Mapping[str, tuple[str, ...]] = {
+REPAIRED_BY: Mapping[str, tuple[str, ...]] = {
     "order": ("sort",),
     "duplicate": ("drop-duplicates",),
     "nan": ("drop-nan",),

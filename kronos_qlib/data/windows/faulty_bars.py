@@ -138,7 +138,7 @@ def fault_error(
     more = f"; {count_of(others, 'bar')} under other rules" if others else ""
     return BarDataError(
         f"{where}: {_explain(rule, bar)} ({count_of(sum(alike.values()), 'such bar')} of "
-        f"{some}{more}); mend the bars where they come from, or leave such bars out, as if "
+        f"{some}{more}); correct the bars at their source, or leave such bars out, as if "
         f"suspended, with {_setting_of(rule)}='skip'"
     )
 

@@ -165,7 +165,7 @@ class WindowDataset:
         if len(errors := errors_of(report)):
             raise BarDataError(
                 f"{name}: {len(errors)} errors; `kronos-qlib data check` lists them, `repair` "
-                f"mends those that have one\n{describe_report(errors)}\n"
+                f"fixes those that have one\n{describe_report(errors)}\n"
                 f"{describe_advice(advise(bars, errors), 'repair ')}"
             )
         table = BarTable.from_bars(bars)
