@@ -339,8 +339,7 @@ def _refuse_missing(table: pd.DataFrame) -> None:
 
 
 def _share(value: object) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < 0.5:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 0.5:
         raise ConfigError(
             f"winsorise takes the share moved at each end, in (0, 0.5), got {value!r}"
         )
@@ -349,8 +348,11 @@ def _share(value: object) -> float:
 
 def _exposures(value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
-    is_list = isinstance(names, (list, tuple)) and len(names) == len(set(names)) > 0
-    if not is_list or not set(names) <= set(EXPOSURES):
+    if (
+        not isinstance(names, (list, tuple))
+        or not len(names) == len(set(names)) > 0
+        or not set(names) <= set(EXPOSURES)
+    ):
         raise ConfigError(f"neutralise takes some of {', '.join(EXPOSURES)}, got {value!r}")
     return tuple(names)
 
