@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kronos_qlib.training.adapters import adapters
+from kronos_qlib.training.lora import adapters
 from torch import nn
 
 import kronos_qlib
