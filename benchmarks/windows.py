@@ -338,7 +338,7 @@ def ours(job: Job, clock: Clock) -> Made:
     windows = {name: dataset.training_windows(name) for name in ("train", "valid")}
     windows["test"] = dataset.windows("test")
     clock.lap("windows")
-    segment = Segment(windows["train"], job.segments["train"][0])
+    segment = Segment(windows["train"])
 
     def batches(size: int) -> Iterator[int]:
         sampler, room = EpochSampler(len(segment), size, seed=0), segment.memory(size)

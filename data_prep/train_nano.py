@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     frame = pd.read_parquet(args.bars, filters=[("date", "<=", pd.Timestamp(VALID_LAST))])
     table = BarTable.from_frame(frame.set_index(["symbol", "date"]))
     training = Segment(windows_to_train(table, LOOKBACK, HORIZON, None, TRAIN_LAST))
-    validation = Segment(
-        windows_to_train(table, LOOKBACK, HORIZON, VALID_FIRST, VALID_LAST), VALID_FIRST
-    )
+    validation = Segment(windows_to_train(table, LOOKBACK, HORIZON, VALID_FIRST, VALID_LAST))
     print(f"{len(table)} bars, {len(training)} windows to train on, {len(validation)} to choose by")
 
     torch.manual_seed(args.seed)  # the initial weights

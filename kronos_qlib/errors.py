@@ -10,14 +10,14 @@ _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """What came, for a message: its repr, cut short however long or deep it is."""
     return _SHORT.repr(value)
 
 
-def plain(name: str) -> str:
+def printable(name: str) -> str:
     """A name out of a file, for a message: as it is, if a terminal can show it."""
-    return name if name.isprintable() and 0 < len(name) <= 300 else shown(name)
+    return name if name.isprintable() and 0 < len(name) <= 300 else short_repr(name)
 
 
 def some_of(items: Sequence[object], most: int = 3, between: str = ", ") -> str:

@@ -118,7 +118,7 @@ class _Parts:
         _remove(self.draft)
 
     def unlink_lock(self) -> None:
-        """The lock goes last: what is left without one cannot be told from a living process's."""
+        """The lock goes last: without one, leftovers look like a living process's."""
         if not os.path.lexists(self.draft) and not os.path.lexists(self.old):
             with suppress(OSError):
                 self.lock.unlink()
@@ -137,7 +137,7 @@ def _parts_of(target: Path) -> list[_Parts]:
 
 @contextmanager
 def _claim(parts: _Parts) -> Iterator[bool]:
-    """Whether the process that began a replacement is gone; nobody else settles it meanwhile."""
+    """Whether the process that began a replacement is gone; no other settles it meanwhile."""
     begun = [path for path in (parts.draft, parts.old) if os.path.lexists(path)]
     if not parts.lock.exists():
         # A missing target has no owner that could still need it so.

@@ -1,4 +1,4 @@
-"""Progress bars that callers ask for, and an advertisement that nobody does.
+"""Progress bars on request, and silence for the notice that gym prints.
 
 Loggers are plain `logging.getLogger(__name__)`.
 """
@@ -26,7 +26,7 @@ def progress(
 
 
 def quiet_gym() -> None:
-    """For the rest of the process: gym, which Qlib's strategies import, prints no advertisement.
+    """For the rest of the process: gym, which Qlib's strategies import, prints no notice.
 
     Commands and runs begin with it; importing this package does not.
     """

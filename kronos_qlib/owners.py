@@ -1,4 +1,4 @@
-"""Whose file or run something is, and whether that process is gone for sure.
+"""Whose file or run something is, and whether that process has certainly ended.
 
 A lock that the system frees when its holder ends, however it ends, is the proof; where it is free
 the process' number and start are looked at too, since a child of the holder may free its lock.
@@ -28,6 +28,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
+        """This process."""
         return cls(socket.gethostname(), os.getpid(), started_of(os.getpid()))
 
     @property

@@ -1,4 +1,4 @@
-"""The words of the project: a bar's columns and a stamp's fields, in their order, with units."""
+"""The schema: a bar's columns and a stamp's fields, in their order, with units."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from kronos_qlib.errors import ConfigError, shown
+from kronos_qlib.errors import ConfigError, short_repr
 
 T = TypeVar("T")
 
@@ -26,13 +26,13 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = N
     """
     where = where or kind.__name__
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be a mapping of settings, got {shown(values)}")
+        raise ConfigError(f"{where} must be a mapping of settings, got {short_repr(values)}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             near = get_close_matches(str(key)[:80], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where} has no setting {shown(key)}; {hint}")
+            raise ConfigError(f"{where} has no setting {short_repr(key)}; {hint}")
     missing = [
         name
         for name, field in known.items()
@@ -47,43 +47,75 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str | None = N
 
 
 def require(holds: bool, message: str) -> None:
+    """Check a condition on settings.
+
+    Raises:
+        ConfigError: it does not hold; with the message.
+    """
     if not holds:
         raise ConfigError(message)
 
 
 def check_whole(owner: object, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Check that attributes of `owner` are whole numbers from `least` to `most`, and no booleans.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         require(
             is_whole and value >= least,
-            f"{name} must be a whole number of at least {least}, got {shown(value)}",
+            f"{name} must be a whole number of at least {least}, got {short_repr(value)}",
         )
-        require(most is None or value <= most, f"{name} must be at most {most}, got {shown(value)}")
+        require(
+            most is None or value <= most, f"{name} must be at most {most}, got {short_repr(value)}"
+        )
 
 
 def check_number(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are finite numbers, and no booleans.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         # A whole number may be larger than any float.
         is_finite = is_number and abs(value) <= sys.float_info.max
-        require(is_finite, f"{name} must be a number, got {shown(value)}")
+        require(is_finite, f"{name} must be a number, got {short_repr(value)}")
 
 
 def check_choice(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are true or false.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     for name in names:
         value = getattr(owner, name)
-        require(isinstance(value, bool), f"{name} must be true or false, got {shown(value)}")
+        require(isinstance(value, bool), f"{name} must be true or false, got {short_repr(value)}")
 
 
 def check_known(owner: object, **known: Sequence[str]) -> None:
+    """Check that attributes of `owner` are among their known values, given by name.
+
+    Raises:
+        ConfigError: names the first that is not, with the known values.
+    """
     for name, choices in known.items():
         value = getattr(owner, name)
         require(value in choices, f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def check_dropouts(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are probabilities of dropout, in [0, 1).
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
     check_number(owner, *names)
     for name in names:
         value = getattr(owner, name)

@@ -215,7 +215,7 @@ def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
     Raises:
         BarDataError: no bar traded.
     """
-    from kronos_qlib.data.calendar.clock import show_span, show_time
+    from kronos_qlib.data.calendar.time_text import show_span, show_time
 
     if not idle.any():
         return []
@@ -277,7 +277,7 @@ def _lookback(
 
 def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
     """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
-    from kronos_qlib.data.calendar.clock import show_time
+    from kronos_qlib.data.calendar.time_text import show_time
     from kronos_qlib.data.files.check import check_bars, describe_report, errors_of
     from kronos_qlib.data.rules import JUMP
 
@@ -354,7 +354,7 @@ def _summary(
     context: int,
     rule: str,
 ) -> str:
-    from kronos_qlib.data.calendar.clock import show_span
+    from kronos_qlib.data.calendar.time_text import show_span
 
     seen, ahead = window["date"].to_numpy(), found.mean.index.to_numpy()
     lines = [

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    from kronos_qlib.evaluation.compare.comparison_text import format_rows
+    from kronos_qlib.evaluation.text_table import format_rows
     from kronos_qlib.model.checkpoints.catalogue import known_models
 
     rows = [["", "parameters", "context", "revision", "state", "where"]]

@@ -57,8 +57,8 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.out} exists; name another file or say --overwrite")
     if not arguments.out.parent.is_dir():
         raise ConfigError(f"{arguments.out.parent} is no folder to write {arguments.out.name} in")
-    from kronos_qlib.data.calendar.clock import show_time
-    from kronos_qlib.evaluation.compare.comparison_text import format_rows
+    from kronos_qlib.data.calendar.time_text import show_time
+    from kronos_qlib.evaluation.text_table import format_rows
     from kronos_qlib.plugin.runs.newest_day import score_newest
 
     found = score_newest(

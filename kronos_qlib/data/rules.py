@@ -18,7 +18,8 @@ import numpy.typing as npt
 from kronos_qlib.schema import CLOSE, HIGH, LOW, OPEN, PRICE_COLUMNS, VOLUME
 
 Flags = npt.NDArray[np.bool_]
-Bars = npt.NDArray[np.floating[Any]]
+Bars = npt.NDArray[np.floating]
+Numbers = npt.NDArray[np.floating]
 
 INCOMPLETE = "incomplete"
 NONPOSITIVE = "nonpositive"
@@ -35,7 +36,7 @@ RULES = (UNTRADED, REPEATED, INCOMPLETE, *INVALID)
 """Rules that keep a bar out of a table; one that breaks several is counted under the first."""
 
 MAX_MOVE = 0.4
-"""Largest |return| from one close to the next that is believed without a word."""
+"""Largest |return| from one close to the next that is accepted without a warning."""
 
 SMALL_SPLITS = ((3, 2), (4, 3))
 """Splits, either way round, that move a price by less than MAX_MOVE: see `find_small_splits`."""
@@ -44,8 +45,8 @@ SPLIT_SLACK = 0.03
 SPLIT_BARS, LEAST_BARS = 60, 20
 """Bars before it that say what is usual: at most, and at least."""
 SPLIT_DEVIATIONS, SPLIT_RANGE = 8.0, 2.0
-"""It moves the close by more than so many of their deviations, and leaves the bar's own range below
-so many times theirs: news widens it."""
+"""It moves the close by more than SPLIT_DEVIATIONS of their deviations, and the bar's own range
+stays below SPLIT_RANGE times theirs: news widens it."""
 CHUNK = 2**18
 """Bars looked at at a time."""
 
@@ -85,7 +86,7 @@ def find_faults(
 
 
 def is_sound(bars: Bars) -> bool:
-    """Whether finite bars of one instrument break no rule, as far as a quick look can tell.
+    """Whether finite bars of one instrument break no rule, by a quick check.
 
     Volume that is zero throughout is passed over: whether that is unknown or no trade depends on
     the other instruments.
@@ -104,22 +105,22 @@ def is_sound(bars: Bars) -> bool:
 
 
 def is_unknown(bars: Bars) -> Flags:
-    """Where a price is missing or infinite."""
+    """(n,) where a price is missing or infinite."""
     return np.asarray(~np.isfinite(bars[:, :PRICES]).all(axis=1))
 
 
 def is_nonpositive(bars: Bars) -> Flags:
-    """Where a price is 0 or less."""
+    """(n,) where a price is 0 or less."""
     return np.asarray((bars[:, :PRICES] <= 0).any(axis=1))
 
 
 def is_upside_down(bars: Bars, slack: float = 0.0) -> Flags:
-    """Where high lies below low."""
+    """(n,) where high lies below low."""
     return _is_below(bars[:, HIGH], bars[:, LOW], slack)
 
 
 def is_outside(bars: Bars, slack: float = 0.0) -> Flags:
-    """Where high and low do not span open and close, as far as they are known."""
+    """(n,) where high and low do not span open and close, as far as they are known."""
     # Pair by pair: NaN compares false, so a price that is missing says nothing of the others.
     outside = np.zeros(len(bars), dtype=bool)
     for inner in (OPEN, CLOSE):
@@ -129,7 +130,7 @@ def is_outside(bars: Bars, slack: float = 0.0) -> Flags:
 
 
 def is_negative(bars: Bars) -> Flags:
-    """Where volume or amount is negative."""
+    """(n,) where volume or amount is negative."""
     return np.asarray((bars[:, VOLUME:] < 0).any(axis=1))
 
 
@@ -140,7 +141,7 @@ def is_untraded(
     slack: float = 0.0,
     others_trade: bool = False,
 ) -> Flags:
-    """Where a feed wrote a bar though nothing traded: on a halt, a suspension, a holiday.
+    """(n,) where a feed wrote a bar though nothing traded: on a halt, a suspension, a holiday.
 
     Vendors do it in these ways; volume and amount are 0 or missing in all but the last:
         the four prices are one price, mostly the last close;
@@ -168,7 +169,7 @@ def is_untraded(
     prices = columns[:PRICES, rows]
     found[rows] = (prices == 0).all(axis=0)
     if idle.any():
-        idle &= _says_something(columns, starts, idle, others_trade)
+        idle &= _means_untraded(columns, starts, idle, others_trade)
     rows = np.flatnonzero(idle)
     prices = columns[:PRICES, rows]
     lowest, highest = prices.min(axis=0), prices.max(axis=0)  # NaN where one is missing
@@ -179,17 +180,17 @@ def is_untraded(
     again = np.zeros(len(bars), dtype=bool)
     again[rows] = (columns[:PRICES, rows] == columns[:PRICES, rows - 1]).all(axis=0)
     for own in _instruments(starts, again):
-        # Prices that never change, high above low, are nobody's last bar.
+        # Prices that never change, high above low, do not repeat a last bar.
         prices = columns[:PRICES, own]
         found[own] |= again[own] & (prices != prices[:, :1]).any()
     return found
 
 
 def is_repeated(bars: Bars, starts: Flags | None = None) -> Flags:
-    """Where the whole bar before is there once more, with its volume, and its high above its low.
+    """(n,) where the whole bar before is repeated, volume included, and its high is above its low.
 
-    So feeds fill a holiday or a halt forward. That its volume is there by chance is unlikely, but
-    where it is met elsewhere in the series too: in round lots, or in made-up bars.
+    So feeds fill a holiday or a halt forward. That its volume repeats by coincidence is unlikely,
+    unless it is met elsewhere in the series too: in round lots, or in made-up bars.
     """
     if not len(bars):
         return np.zeros(0, dtype=bool)
@@ -212,9 +213,7 @@ def is_repeated(bars: Bars, starts: Flags | None = None) -> Flags:
     return found
 
 
-def find_jumps(
-    closes: npt.NDArray[np.floating[Any]], starts: Flags, max_move: float = MAX_MOVE
-) -> npt.NDArray[np.int64]:
+def find_jumps(closes: Numbers, starts: Flags, max_move: float = MAX_MOVE) -> npt.NDArray[np.int64]:
     """Rows whose close lies further than `max_move` from the instrument's close before.
 
     Args:
@@ -227,8 +226,7 @@ def find_jumps(
 
 
 def find_small_splits(bars: Bars, starts: Flags) -> npt.NDArray[np.int64]:
-    """Rows at which a close arrives that is believed for its size and looks like a split all the
-    same.
+    """Rows at which a close arrives by a move below MAX_MOVE that still looks like a split.
 
     Open and close both lie within 3 % of a ratio of SMALL_SPLITS to the close before; that is far
     beyond what the instrument's returns were; and the bar's own range is a usual one, where a fall
@@ -288,7 +286,7 @@ def _one(length: int) -> Flags:
     return starts
 
 
-def _is_below(lower: Any, upper: Any, slack: float) -> Flags:
+def _is_below(lower: Numbers, upper: Numbers, slack: float) -> Flags:
     """Where the one lies below the other by more than the slack."""
     below = np.asarray(lower < upper)
     if slack and below.any():
@@ -311,15 +309,15 @@ def _instruments(starts: Flags, where: Flags) -> Iterator[slice]:
         yield slice(int(begins[number]), int(ends[number]))
 
 
-def _says_something(columns: Bars, starts: Flags, idle: Flags, others_trade: bool) -> Flags:
+def _means_untraded(columns: Bars, starts: Flags, idle: Flags, others_trade: bool) -> Flags:
     """Where no volume means no trade: the instrument has volumes, or it alone has none."""
     begins, ends = _bounds(starts)
     ever = np.logical_or.reduceat((columns[VOLUME:] > 0).any(axis=0), begins)
     if not (others_trade or ever.any()):
         return np.zeros(len(starts), dtype=bool)
-    says = np.repeat(ever, ends - begins)
-    for own in _instruments(starts, idle & ~says):
+    untraded = np.repeat(ever, ends - begins)
+    for own in _instruments(starts, idle & ~untraded):
         prices = columns[:PRICES, own]
         given = prices[prices > 0]
-        says[own] = not len(given) or given.min() == given.max()
-    return says
+        untraded[own] = not len(given) or given.min() == given.max()
+    return untraded

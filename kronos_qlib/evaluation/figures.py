@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by readers who see no red or green (Okabe and Ito).
+# Okabe and Ito's palette, for readers who do not distinguish red and green.
 STRATEGY, BEFORE_COST, BENCHMARK, FALL = "#0072B2", "#56B4E9", "#6E6E6E", "#D55E00"
 
 
@@ -175,6 +175,7 @@ def _draw_drawdown(axes: Axes, report: pd.DataFrame) -> None:
 
 
 def small_legend(axes: Axes) -> None:
+    """A legend in small type, without a frame, where it covers least."""
     axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
 
 

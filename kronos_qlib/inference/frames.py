@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_span, show_time
 from kronos_qlib.data.calendar.exchanges import exchange_zone
 from kronos_qlib.data.calendar.stamps import (
     Ahead,
@@ -22,9 +21,10 @@ from kronos_qlib.data.calendar.stamps import (
     moments_of,
     to_times,
 )
+from kronos_qlib.data.calendar.time_text import show_span, show_time
 from kronos_qlib.data.calendar.timestamps import is_midnight
-from kronos_qlib.data.columns.cells import to_numbers
 from kronos_qlib.data.columns.matching import match_columns
+from kronos_qlib.data.columns.number_columns import to_numbers
 from kronos_qlib.data.columns.spelling import COMPACT, compact
 from kronos_qlib.data.columns.unread import check_unread
 from kronos_qlib.data.files.formats import read_frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kronos_qlib.errors import shown
+from kronos_qlib.errors import short_repr
 from kronos_qlib.settings import (
     check_choice,
     check_dropouts,
@@ -150,5 +150,5 @@ class HeadConfig:
         require(
             isinstance(self.names, (list, tuple))
             and all(isinstance(name, str) for name in self.names),
-            f"names must be a list of names, got {shown(self.names)}",
+            f"names must be a list of names, got {short_repr(self.names)}",
         )

@@ -294,10 +294,7 @@ def _train_tokens(stages: StagesConfig, work: _Work) -> None:
             f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} positions at "
             f"once and the network attends to {predictor.max_context}; shorten lookback or horizon"
         )
-    parts = [
-        Segment(source.training_windows(name), source.bounds(name)[0])
-        for name in ("train", "valid")
-    ]
+    parts = [Segment(source.training_windows(name)) for name in ("train", "valid")]
     for what, part in zip(("train on", "validate by"), parts, strict=True):
         work.log.message(f"{len(part)} windows to {what}{describe_dropped(part.windows.dropped)}")
     if stages.tokenizer is not None:

@@ -15,8 +15,8 @@ from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar.stamps import Times
-from kronos_qlib.data.windows.bar_table import (
-    BarTable,
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.faulty_bars import (
     Incomplete,
     Invalid,
     LeftOut,

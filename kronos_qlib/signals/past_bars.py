@@ -1,4 +1,4 @@
-"""What any score has to beat: signals of past bars alone, without a network.
+"""Baselines that a score has to beat: signals of past bars alone, without a network.
 
 What any forecast's distribution has to beat is in `evaluation.forecasts`.
 
@@ -29,7 +29,7 @@ class Baseline:
     find: Callable[[Floats, int, int], Doubles]
     """Of (N, T, 6) bars, how many count, and how many of the newest are skipped."""
     bars: int
-    """Bars that count unless told: returns of so many, up to the newest that is not skipped."""
+    """Bars that count by default, up to the newest that is not skipped."""
     skip: int = 0
 
 

@@ -1,4 +1,4 @@
-"""Signals: what many sampled futures of a window come to, in one number each.
+"""Signals: statistics of the sampled futures of a window, one number each.
 
 Shape letters: N windows, P paths, H bars to come.
 """
@@ -24,7 +24,7 @@ Doubles = npt.NDArray[np.float64]
 PRICES = slice(0, len(PRICE_COLUMNS))
 
 AGREE = 1e-9
-"""Returns that differ by less are of paths that agree: float32 prices tell 1e-7 apart."""
+"""Returns that differ by less are of paths that agree: float32 prices resolve 1e-7."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,36 +56,48 @@ class PathReturns:
 
     @cached_property
     def expected(self) -> Doubles:
+        """(N,) mean close over bars and paths, as a return from the last close seen.
+
+        Source:
+            Kronos paper, the signal of its backtest.
+        """
         # Of closes and not of returns: bit for bit the score of a model that keeps nothing else.
         return np.asarray(self.closes.mean(axis=(1, 2)) / self.last_close - 1)
 
     @cached_property
     def volatility(self) -> Doubles:
+        """(N,) mean over paths of the root mean square of a bar's move, in units of return."""
         moves = np.diff(self.returns, axis=2, prepend=0.0)
         return np.asarray(np.sqrt(np.square(moves).mean(axis=2)).mean(axis=1))
 
     @cached_property
     def dispersion(self) -> Doubles:
+        """(N,) standard deviation over paths (ddof 0) of the return to the last bar."""
         return np.asarray(self.last.std(axis=1))
 
     def at(self, bar: float) -> Doubles:
+        """(N,) mean over paths of the return to one bar's close; the next bar is 1."""
         return np.asarray(self.returns[..., int(bar) - 1].mean(axis=1))
 
     def range(self) -> Doubles:
+        """(N,) mean over paths of highest minus lowest price, relative to the last close seen."""
         prices = self.paths[..., PRICES].astype(np.float64)
         spans = prices.max(axis=(2, 3)) - prices.min(axis=(2, 3))
         return np.asarray(spans.mean(axis=1) / self.last_close)
 
     def return_over_volatility(self) -> Doubles:
+        """(N,) expected return / volatility, without unit; 0 where no path moves."""
         moves = self.volatility > AGREE  # if not, every path stays at the last close
         return np.where(moves, self.expected / np.where(moves, self.volatility, 1), 0.0)
 
     def expected_shortfall(self, share: float) -> Doubles:
+        """(N,) mean return to the last bar of the worst `share` of paths, at least one path."""
         count = max(1, math.ceil(share * self.last.shape[1] - 1e-9))
         worst = np.partition(self.last, count - 1, axis=1)[:, :count]
         return np.asarray(np.sort(worst, axis=1).mean(axis=1))
 
     def skew(self) -> Doubles:
+        """(N,) skewness over paths of the return to the last bar; 0 where all agree."""
         spread = self.dispersion
         differ = spread > AGREE
         z = (self.last - self.last.mean(axis=1, keepdims=True)) / np.where(differ, spread, 1)[
@@ -175,13 +187,13 @@ SIGNALS = MappingProxyType(
     }
 )
 """Every signal by name. Returns are from the last close seen; nothing is a price, so that a cheap
-share and a dear one compare."""
+share and an expensive one compare."""
 
 DEFAULT_SIGNALS = (
     *(name for name, signal in SIGNALS.items() if not signal.takes),
     *("quantile@0.05", "quantile@0.95", "expected_shortfall@0.05"),
 )
-"""What is kept unless told otherwise; quantile@0.5 would be median_return again."""
+"""What is kept by default; quantile@0.5 would be median_return again."""
 
 
 def check_signals(names: Iterable[str], horizon: int | None = None) -> None:
@@ -238,7 +250,12 @@ def signals_of(
 
 
 def describe_broken(paths: Floats, last_close: npt.NDArray[np.floating]) -> tuple[int, str] | None:
-    """The first window that has no signals, and why; None if all have."""
+    """The first window that has no signals, and why; None if all have.
+
+    Args:
+        paths: (N, P, H, 6) bars in their own units.
+        last_close: (N,) in money.
+    """
     unpriced = ~(np.isfinite(last_close) & (last_close > 0))
     if unpriced.any():
         place = int(unpriced.argmax())

@@ -30,7 +30,7 @@ NOTHING_LEFT = 1e-9
 """What remains of a day's scores is rounding if its share of their spread is less."""
 
 HALFLIVES = 5
-"""An exponential mean looks back so many half-lives unless told: 3 % of the weight lies beyond."""
+"""Half-lives that an exponential mean looks back by default: 3 % of the weight lies beyond."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Rank:
     """Percentile within the day, in (0, 1]; ties share the mean of theirs."""
 
     def of_day(self, scores: Doubles, exposures: pd.DataFrame) -> Doubles:
+        """(N,) percentiles in (0, 1] of one day's (N,) scores; exposures are not read."""
         return np.asarray(rankdata(scores) / len(scores), dtype=np.float64)
 
 
@@ -46,6 +47,7 @@ class ZScore:
     """Distance from the day's mean in its (population) deviations; 0 where all are alike."""
 
     def of_day(self, scores: Doubles, exposures: pd.DataFrame) -> Doubles:
+        """(N,) standardised scores of one day's (N,); exposures are not read."""
         spread = scores.std()
         if spread <= NOTHING_LEFT * np.abs(scores).max():
             return np.zeros_like(scores)
@@ -59,6 +61,7 @@ class Winsorise:
     share: float
 
     def of_day(self, scores: Doubles, exposures: pd.DataFrame) -> Doubles:
+        """(N,) scores of one day, those beyond the quantiles moved to them."""
         low, high = np.quantile(scores, (self.share, 1 - self.share))
         return np.clip(scores, low, high)
 
@@ -74,6 +77,7 @@ class Neutralise:
     against: tuple[str, ...]
 
     def of_day(self, scores: Doubles, exposures: pd.DataFrame) -> Doubles:
+        """(N,) residuals of one day's (N,) scores, in their unit; exposures have N rows."""
         columns = [np.ones((len(scores), 1))]
         for name in self.against:
             if name == SECTOR:
@@ -104,6 +108,15 @@ class Smooth:
     halflife: float | None = None
 
     def over_days(self, scores: pd.Series[float], calendar: Times) -> pd.Series[float]:
+        """Smoothed scores on the same index.
+
+        Args:
+            scores: on (datetime, instrument), one row each.
+            calendar: (K,) datetime64[ns] increasing: the days that there were.
+
+        Raises:
+            ConfigError: a score's moment is not in the calendar.
+        """
         moments = scores.index.get_level_values("datetime").to_numpy("datetime64[ns]")
         places = np.searchsorted(calendar, moments)
         if not np.isin(moments, calendar).all():
@@ -124,7 +137,7 @@ class Smooth:
 
 Step = Rank | ZScore | Winsorise | Neutralise | Smooth
 
-STEPS: Mapping[str, Callable[[Any], Step]] = {
+STEPS: Mapping[str, Callable[[object], Step]] = {
     "rank": lambda value: Rank(),
     "zscore": lambda value: ZScore(),
     "winsorise": lambda value: Winsorise(_share(value)),
@@ -325,24 +338,26 @@ def _refuse_missing(table: pd.DataFrame) -> None:
             raise BarDataError(f"{instrument} at {moment}: {name} is missing or not finite")
 
 
-def _share(value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < 0.5:
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 0.5:
         raise ConfigError(
             f"winsorise takes the share moved at each end, in (0, 0.5), got {value!r}"
         )
     return float(value)
 
 
-def _exposures(value: Any) -> tuple[str, ...]:
+def _exposures(value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
-    is_list = isinstance(names, (list, tuple)) and len(names) == len(set(names)) > 0
-    if not is_list or not set(names) <= set(EXPOSURES):
+    if (
+        not isinstance(names, (list, tuple))
+        or not len(names) == len(set(names)) > 0
+        or not set(names) <= set(EXPOSURES)
+    ):
         raise ConfigError(f"neutralise takes some of {', '.join(EXPOSURES)}, got {value!r}")
     return tuple(names)
 
 
-def _smooth(value: Any) -> Smooth:
+def _smooth(value: object) -> Smooth:
     settings = value if isinstance(value, Mapping) else {"days": value}
     if not settings or not set(settings) <= {"days", "halflife"}:
         raise ConfigError(f"smooth takes days, or halflife and optionally days, got {value!r}")

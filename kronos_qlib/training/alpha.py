@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from kronos_qlib.data.windows.bar_table import Floats, Ints
+from kronos_qlib.data.windows.faulty_bars import Floats, Ints
 from kronos_qlib.data.windows.gather import WindowBatch, gather
 from kronos_qlib.data.windows.label import Label
 from kronos_qlib.data.windows.scale_features import scale_features, standardised_over_day

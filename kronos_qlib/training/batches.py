@@ -56,7 +56,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Segment:
-    """The windows of one segment and its first moment: no loss counts an earlier bar.
+    """The windows of one segment; no loss counts a bar before it (`Windows.begin`).
 
     `segment[which]` makes it a map-style data set of batches, for torch's loader:
     `DataLoader(segment, batch_size=None, sampler=list(sampler.epoch(1)), num_workers=2)`.
@@ -66,7 +66,6 @@ class Segment:
     """
 
     windows: Windows
-    first: Any = None
     newest: int | None = None
     tokens: tuple[Ids, Ids] | None = None
 
@@ -97,7 +96,7 @@ class Segment:
         """
         if share is not None:
             which = which[share.rows]
-        filled = gather(self.windows, which, first=self.first, out=out)
+        filled = gather(self.windows, which, out=out)
         if self.newest is not None:
             filled.counted[~self._is_newest(which)] = False
 
@@ -151,7 +150,7 @@ class Segment:
         if len(self) <= most:
             return self
         which = np.linspace(0, len(self) - 1, most).round().astype(np.int64)
-        return Segment(self.windows.by_time().take(which), self.first, self.newest)
+        return Segment(self.windows.by_time().take(which), newest=self.newest)
 
 
 def shuffled(size: int, *key: int) -> npt.NDArray[np.signedinteger[Any]]:

@@ -218,11 +218,11 @@ def test_a_suspension_in_a_file_is_reported_by_every_command(how, tmp_path, caps
     source = write(tmp_path / "halt.csv", suspend(walk(0), how))
     assert main(["data", "check", str(source)]) == 1
     said = capsys.readouterr().out
-    assert "error untraded: 20" in said and "--repair drop-untraded mends" in said
+    assert "error untraded: 20" in said and "--repair drop-untraded fixes it" in said
     target = tmp_path / "q"
     assert main(["data", "convert", str(source), str(target)]) == 1
     said = capsys.readouterr().err
-    assert "untraded: --repair drop-untraded mends" in said
+    assert "untraded: --repair drop-untraded fixes it" in said
     assert "zero-sizes" not in said and not target.exists()
     assert main(["data", "convert", str(source), str(target), "--repair", "drop-untraded"]) == 0
     assert "100 times" in capsys.readouterr().out
@@ -245,7 +245,7 @@ def test_a_bar_filled_forward_is_doubted_in_a_file(tmp_path, capsys):
     source = write(tmp_path / "fill.csv", suspend(walk(0), "forward-filled", slice(80, 82)))
     assert main(["data", "check", str(source)]) == 0
     said = capsys.readouterr().out
-    assert "warning repeated: 2" in said and "repeated: --repair drop-untraded mends" in said
+    assert "warning repeated: 2" in said and "repeated: --repair drop-untraded fixes it" in said
     target = tmp_path / "q"
     assert main(["data", "convert", str(source), str(target)]) == 0
     assert "2 bars are the bar before once more" in capsys.readouterr().out

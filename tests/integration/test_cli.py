@@ -459,7 +459,7 @@ def test_too_short_a_past_says_what_to_give(tmp_path, capsys):
     source = write_dates(tmp_path / "bars.csv", pd.bdate_range("2024-01-01", periods=4))
     assert main(["forecast", str(source), "--out", str(tmp_path / "f.csv")]) == 1
     said = capsys.readouterr().err
-    assert "BARS: the past, 2024-01-01 to 2024-01-04, is too short to tell" in said
+    assert "BARS: the past, 2024-01-01 to 2024-01-04, is too short to show" in said
     assert "give the exchange, such as 'XSHG' or '24/7', a freq" in said
 
 

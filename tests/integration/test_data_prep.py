@@ -99,7 +99,7 @@ def test_faults_stop_the_conversion_until_a_repair_is_named(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "error bracket: 1\n  000001 2024-01-02: open 10, high 11" in said
     assert "1 errors, nothing written" in said
-    assert said.endswith("\n  bracket: --repair drop-bracket or bracket mends\n")
+    assert said.endswith("\n  bracket: --repair drop-bracket or bracket fixes it\n")
     assert not target.exists()
     assert csv_to_qlib.main([*asked, "--repair", "bracket"]) == 0
     said = capsys.readouterr().out

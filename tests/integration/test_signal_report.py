@@ -12,7 +12,8 @@ from qlib.workflow.record_temp import SigAnaRecord
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
-from kronos_qlib.evaluation.ranking.information_coefficient import rank_correlation, to_wide
+from kronos_qlib.evaluation.ranking.day_tables import to_wide
+from kronos_qlib.evaluation.ranking.information_coefficient import rank_correlation
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler

@@ -22,7 +22,8 @@ from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.data.windows.window_dataset import WindowDataset
-from kronos_qlib.evaluation.ranking.information_coefficient import daily_ic, to_wide
+from kronos_qlib.evaluation.ranking.day_tables import to_wide
+from kronos_qlib.evaluation.ranking.information_coefficient import daily_ic
 from kronos_qlib.plugin.model import ALPHA, KronosModel
 from kronos_qlib.signals.past_bars import BASELINES, baseline_of
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from kronos_qlib.data.windows.find import (
 )
 from kronos_qlib.data.windows.gather import WindowBatch, gather
 from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.segments import places_of
 from kronos_qlib.data.windows.window import RunRows
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.schema import BAR_COLUMNS
@@ -143,6 +145,19 @@ def test_windows_to_train(panel, search, horizon):
     check_bars(panel, windows)
 
 
+@settings(max_examples=60)
+@given(panel=panels(), search=searches, times=st.integers(0, 16))
+def test_windows_whose_label_lies_beyond_the_segment_are_left_out(panel, search, times):
+    """The segment's last times are found by place, whichever way its end was written."""
+    assume(search["min_bars"] is None or search["min_bars"] <= search["lookback"])
+    table = BarTable.from_frame(panel, invalid="keep")
+    _, stop = places_of(table.calendar, search["first"], search["last"])
+    shorter = windows_to_score(table, **search, leave_out=times)
+    every = windows_to_score(table, **search)
+    ends = table.places[every.ends[:]]
+    assert seen_of(shorter) == seen_of(every.take(np.flatnonzero(ends < stop - times)))
+
+
 def check_bars(panel, windows):
     """Each window holds its own share's bars up to its end, and its horizon after it."""
     ordered = windows.by_time()
@@ -176,7 +191,7 @@ def test_two_segments_share_no_target(panel, lookback, horizon, cut):
     table = BarTable.from_frame(panel, invalid="keep")
     last, first = DAYS[cut], DAYS[cut + 1]
     training = Segment(windows_to_train(table, lookback, horizon, None, last))
-    validation = Segment(windows_to_train(table, lookback, horizon, first, None), first)
+    validation = Segment(windows_to_train(table, lookback, horizon, first, None))
     assume(len(training) and len(validation))
     targets = []
     for segment in (training, validation):
@@ -184,6 +199,12 @@ def test_two_segments_share_no_target(panel, lookback, horizon, cut):
         counted = segment.batch(which, torch.device("cpu")).counted.numpy()
         assert counted[:, lookback:].all()
         targets.append(set(segment.windows.rows(which)[counted].tolist()))
+    for others in (
+        validation.evenly(1).windows,
+        validation.windows.by_time(),
+        *(group for _, group in validation.windows.by_length()),
+    ):
+        assert others.begin == validation.windows.begin
     assert not targets[0] & targets[1]
     assert (table.times[sorted(targets[0])] <= last).all()
     assert (table.times[sorted(targets[1])] >= first).all()
@@ -198,6 +219,8 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
     table = BarTable.from_frame(panel, invalid="keep")
     windows = windows_to_train(table, horizon=horizon, **search)
     assume(len(windows))
+    begin, _ = places_of(table.calendar, first, None)
+    windows = replace(windows, begin=begin)
     rng = np.random.default_rng(seed)
     which = rng.integers(0, len(windows), rng.integers(1, 40))
     room = WindowBatch.empty(len(which) + 3, windows.lookback + horizon)
@@ -205,7 +228,7 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
         array.fill(7)  # what an earlier batch left there
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather_module, "CHUNK_BARS", 40)  # several chunks
-        batch = gather(windows, which, first=first, out=room)
+        batch = gather(windows, which, out=room)
     assert batch.z.base is room.z
     assert (room.z[len(which) :] == 7).all(), "room that was not asked for stays as it is"
     for place, window in enumerate(which):
@@ -224,7 +247,7 @@ def test_gathered_windows_are_their_bars_normalised_one_by_one(panel, search, ho
         np.testing.assert_array_equal(batch.counted[place, :used], counted)
         for array in (batch.z, batch.stamps, batch.counted):
             assert not array[place, used:].any(), "nothing follows a shorter window"
-        alone = gather(windows, np.array([window]), first=first)
+        alone = gather(windows, np.array([window]))
         np.testing.assert_array_equal(alone.z[0], batch.z[place])
 
 

@@ -1,4 +1,4 @@
-"""What is advised about a report: a repair where it mends, the cause where it would destroy."""
+"""What is advised about a report: a repair where one helps, the cause where it would destroy."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_a_fault_of_few_bars_has_its_repairs():
     bars.loc[3, "high"] = bars["low"][3] * 0.99
     bars.loc[5, "volume"] = -1.0
     assert advice_on(bars) == {
-        "bracket": "  bracket: --repair drop-bracket or bracket mends",
-        "high-below-low": "  high-below-low: --repair drop-bracket or bracket mends",
-        "size": "  size: --repair zero-sizes mends",
+        "bracket": "  bracket: --repair drop-bracket or bracket fixes it",
+        "high-below-low": "  high-below-low: --repair drop-bracket or bracket fixes it",
+        "size": "  size: --repair zero-sizes fixes it",
     }
     bars.loc[7, "factor"] = 0.0
-    assert advice_on(bars)["factor"] == "  factor: no repair mends it"
+    assert advice_on(bars)["factor"] == "  factor: no repair fixes it"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_lots_and_right_units_are_no_matter_of_units():
     assert describe_units(bars.assign(volume=bars["volume"] / 100)) == ""
     bars.loc[3, "amount"] *= 1e-3
     assert describe_units(bars) == ""
-    assert advice_on(bars) == {"vwap": "  vwap: --repair zero-strange mends"}
+    assert advice_on(bars) == {"vwap": "  vwap: --repair zero-strange fixes it"}
 
 
 def test_sizes_beside_adjusted_prices_are_never_zeroed():
@@ -123,7 +123,7 @@ def test_a_few_bars_that_differ_are_for_their_owner_to_choose():
 
 def test_a_bar_that_is_there_twice_may_go():
     bars = pd.concat([table(), table()], ignore_index=True)
-    assert advice_on(bars)["duplicate"] == "  duplicate: --repair drop-duplicates mends"
+    assert advice_on(bars)["duplicate"] == "  duplicate: --repair drop-duplicates fixes it"
     assert len(repair_bars(bars, ["drop-duplicates"])[0]) == 60
 
 
@@ -142,7 +142,7 @@ def test_a_bar_that_is_there_twice_may_go():
 def test_what_nearly_all_bars_break_has_a_cause_and_no_repair(change, rule, said):
     told = advice_on(change(table()))[rule]
     assert said in told
-    assert "mends" not in told
+    assert "fixes" not in told
 
 
 def test_a_suspension_is_left_out_and_its_sizes_are_not_zeroed():
@@ -152,7 +152,7 @@ def test_a_suspension_is_left_out_and_its_sizes_are_not_zeroed():
     for row in range(20, 35):
         bars.loc[row, prices] = bars["close"][19]
         bars.loc[row, ["volume", "amount"]] = np.nan
-    assert advice_on(bars) == {"untraded": "  untraded: --repair drop-untraded mends"}
+    assert advice_on(bars) == {"untraded": "  untraded: --repair drop-untraded fixes it"}
     mended, record = repair_bars(bars, ["drop-untraded"])
     pd.testing.assert_frame_equal(mended, bars.drop(range(20, 35)).reset_index(drop=True))
     assert len(record) == 15 and advice_on(mended) == {}
@@ -189,7 +189,7 @@ def test_a_spread_is_not_torn_by_leaving_out_what_lies_below_zero():
     assert "prices below 0 that fit one another" in told and "repair" not in told
     few = table()
     few.loc[7, ["low", "close"]] = [-40.3, -37.6]
-    assert advice_on(few)["nonpositive"].endswith("drop-nonpositive mends")
+    assert advice_on(few)["nonpositive"].endswith("drop-nonpositive fixes it")
 
 
 def test_an_hour_that_stands_twice_is_put_down_to_the_clocks():

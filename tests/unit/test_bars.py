@@ -10,7 +10,7 @@ import pytest
 
 from kronos_qlib.data.files.check import check_bars, describe_report, measure_lot
 from kronos_qlib.data.files.read import read_bars
-from kronos_qlib.data.files.repair import MENDED_BY, REPAIRS, join_reports, repair_bars
+from kronos_qlib.data.files.repair import REPAIRED_BY, REPAIRS, join_reports, repair_bars
 from kronos_qlib.errors import BarDataError, ConfigError
 
 PRICES = ["open", "high", "low", "close"]
@@ -323,7 +323,7 @@ def test_a_report_has_one_format_of_dates(bars, tmp_path):
 
 
 def test_every_error_and_warning_names_repairs_that_are_there():
-    assert {name for names in MENDED_BY.values() for name in names} == set(REPAIRS)
+    assert {name for names in REPAIRED_BY.values() for name in names} == set(REPAIRS)
 
 
 def test_one_repair_as_text_is_no_list_of_them(bars):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_qlib.data.calendar.clock import duration
 from kronos_qlib.data.calendar.clock_reading import read_clock
 from kronos_qlib.data.calendar.stamps import bars_ahead, doubt_of_given, future_times, next_times
+from kronos_qlib.data.calendar.time_text import duration
 from kronos_qlib.errors import CalendarError, ConfigError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -208,8 +208,8 @@ def test_the_newest_weeks_say_which_days_are_open():
     ("past", "message"),
     [
         (weekdays("2024-01-01", 1), "a single bar"),
-        (weekdays("2024-01-01", 5), "too short to tell whether bars come on Saturdays"),
-        (weekdays("2024-01-02", 3), "too short to tell whether bars come on Fridays"),
+        (weekdays("2024-01-01", 5), "too short to show whether bars come on Saturdays"),
+        (weekdays("2024-01-02", 3), "too short to show whether bars come on Fridays"),
         (sessions(weekdays("2024-01-02", 1)), "reaches over no whole day"),
         (foreign_exchange(1), "whether bars come on Fridays at 17:00"),
         (pd.date_range("2024-01-04", periods=40, freq="h"), "bars come on Fridays at 16:00"),
@@ -221,7 +221,7 @@ def test_the_newest_weeks_say_which_days_are_open():
         ),
         (
             pd.to_datetime(["2024-12-31", "2025-01-31", "2025-02-28", "2025-03-31"]),
-            "does not tell whether",
+            "does not show whether",
         ),
         (
             pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(40) ** 2, unit="min"),

@@ -269,7 +269,7 @@ def test_two_periods_in_one_table_are_named(tmp_path):
     """vn.py's database keeps bars of minutes and hours side by side."""
     frame = two_shares("interval", "1m", "1h").assign(symbol="rb2405")
     with pytest.raises(
-        BarDataError, match=r"'interval' \(1m, 1h\) tells them apart: keep the rows"
+        BarDataError, match=r"'interval' \(1m, 1h\) distinguishes them: keep the rows"
     ):
         read_bars(save(frame, tmp_path), as_is=True)
 

@@ -20,16 +20,10 @@ from kronos_qlib.evaluation.compare.comparison import (
     excess_test,
     pair_of,
 )
-from kronos_qlib.evaluation.compare.comparison_text import (
-    comparison_text,
-    format_rows,
-    measure_rows,
-    money_pair_verdicts,
-    notes_of,
-    run_verdicts,
-    verdict,
-)
+from kronos_qlib.evaluation.compare.comparison_text import comparison_text, measure_rows, notes_of
+from kronos_qlib.evaluation.compare.verdicts import money_pair_verdicts, run_verdicts, verdict
 from kronos_qlib.evaluation.ranking.uncertainty import paired_difference
+from kronos_qlib.evaluation.text_table import format_rows
 
 DAYS = pd.bdate_range("2022-07-01", periods=50, name="datetime")
 NAMES = [f"S{number}" for number in range(12)]

@@ -1,4 +1,4 @@
-"""Settings are checked at birth, and an error says which key of which file to mend."""
+"""Settings are checked at birth, and an error says which key of which file to correct."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_frame_needs_its_instruments_name_and_nothing_else(one, expected):
 def test_bars_that_break_a_rule_are_refused_or_repaired_as_told(one):
     dirty = one.copy()
     dirty.loc[dirty.index[30], "high"] = dirty["low"].iloc[30] / 2
-    with pytest.raises(BarDataError, match=r"the frame: 2 errors.*`repair` mends.*(?s:.*)bracket"):
+    with pytest.raises(BarDataError, match=r"the frame: 2 errors.*`repair` fixes.*(?s:.*)bracket"):
         WindowDataset.from_file(dirty, HALVES, symbol="MINE", **SMALL)
     kept = WindowDataset.from_file(dirty, HALVES, symbol="MINE", repair=["bracket"], **SMALL)
     assert len(kept.table) == len(one)

@@ -79,7 +79,7 @@ def make_run(kind, dropout=0.0, names=NAMES):
         return AlphaStep(net, tokenizer, ALPHA_LOSSES[kind.rstrip("*")]), segments, config
     segments = [
         Segment(windows_to_train(table, 6, 2, None, DAYS[29])),
-        Segment(windows_to_train(table, 6, 2, DAYS[30], None), DAYS[30]),
+        Segment(windows_to_train(table, 6, 2, DAYS[30], None)),
     ]
     step = TokenizerStep(tokenizer) if kind == "tokenizer" else PredictorStep(net, tokenizer)
     return step, segments, CONFIG

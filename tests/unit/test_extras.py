@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kronos_qlib.training.adapters import adapters
 from torch import nn
 
 import kronos_qlib
@@ -21,6 +20,7 @@ from kronos_qlib.errors import KronosError, MissingDependencyError
 from kronos_qlib.evaluation.compare.page import comparison_page
 from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
 from kronos_qlib.evaluation.portfolio.metrics import portfolio_metrics, wealth_measures
+from kronos_qlib.training.lora import adapters
 
 if sys.version_info >= (3, 11):
     import tomllib

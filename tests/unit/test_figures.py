@@ -18,6 +18,7 @@ from kronos_qlib.evaluation.figures import (
 )
 from kronos_qlib.evaluation.portfolio.costs import cost_table
 from kronos_qlib.evaluation.portfolio.metrics import UndefinedMetricError
+from kronos_qlib.evaluation.ranking import groups, stability
 from kronos_qlib.evaluation.ranking import information_coefficient as ic
 from kronos_qlib.evaluation.ranking.signal_figures import (
     autocorrelation_figure,
@@ -115,16 +116,16 @@ def test_decay_and_groups_show_means_within_their_intervals(signal):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "10"]
     assert_nothing_is_clipped(figure)
 
-    daily = ic.group_returns(score, returns, 5)
-    table = ic.group_table(daily)
-    figure = group_figure(table, ic.monotonicity(daily), "demo: groups")
+    daily = groups.group_returns(score, returns, 5)
+    table = groups.group_table(daily)
+    figure = group_figure(table, groups.monotonicity(daily), "demo: groups")
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx((daily.mean() * 1e4).to_list())
     assert_nothing_is_clipped(figure)
 
 
 def test_autocorrelation_and_costs(signal, report):
-    table = ic.rank_autocorrelation(signal[0], [1, 2, 3])
+    table = stability.rank_autocorrelation(signal[0], [1, 2, 3])
     figure = autocorrelation_figure(table, 0.85, "demo: autocorrelation")
     assert [bar.get_height() for bar in figure.axes[0].patches] == table["mean"].to_list()
     assert figure.axes[0].get_title(loc="left").startswith("85%")

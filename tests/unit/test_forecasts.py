@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
+from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
 from kronos_qlib.evaluation.forecasts.distributions import (
-    LastPrice,
     Outcomes,
     PathDistribution,
-    VolatilityWalk,
     interval,
     losses_of,
     realised_volatility,

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import kronos_qlib
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kronos_qlib"
+
+MODULES = {"cli": 16}
+"""Folders that may have more than 12 modules: a command of the command line is a module."""
 
 LOOK = """
 import json, os, random, sys, warnings
@@ -75,6 +79,23 @@ def test_every_public_name_resolves(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Kornos'"):
         kronos_qlib.Kornos  # noqa: B018
+
+
+def test_no_two_modules_have_one_name():
+    """Eight names stood twice in the package, and a search opened the wrong file."""
+    names = [path.name for path in modules() if path.stem not in ("__init__", "__main__")]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    assert not twice, f"{', '.join(twice)}: give each module a name of its own"
+
+
+def test_no_folder_has_more_modules_than_one_sees_at_a_glance():
+    folders = Counter(
+        path.parent.relative_to(PACKAGE).as_posix()
+        for path in modules()
+        if path.stem not in ("__init__", "__main__")
+    )
+    full = {name: count for name, count in folders.items() if count > MODULES.get(name, 12)}
+    assert not full, f"{full}: part the folder into packages"
 
 
 def test_imports_point_downwards():

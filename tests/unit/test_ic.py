@@ -6,25 +6,24 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.ranking.information_coefficient import (
-    SUMMARY,
+from kronos_qlib.evaluation.ranking.day_tables import full_days, to_wide
+from kronos_qlib.evaluation.ranking.groups import (
     best_less_worst,
-    by_year,
-    coverage,
-    daily_ic,
-    decay,
-    full_days,
     group_returns,
     group_table,
     monotonicity,
+)
+from kronos_qlib.evaluation.ranking.information_coefficient import (
+    SUMMARY,
+    by_year,
+    daily_ic,
+    decay,
     paired_rank_ic,
-    rank_autocorrelation,
     rank_correlation,
     summarise,
     summarise_difference,
-    to_wide,
-    top_turnover,
 )
+from kronos_qlib.evaluation.ranking.stability import coverage, rank_autocorrelation, top_turnover
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference
 
 NAMES = list("ABCDEFGHIJ")
@@ -297,7 +296,7 @@ def test_a_difference_is_the_paired_one():
     assert (found["low"], found["high"]) == paired.interval()
 
 
-def test_a_score_less_itself_is_nothing_for_sure():
+def test_a_score_less_itself_is_zero_exactly():
     one, returns = noisy()
     daily = daily_ic(one, returns)["rank_ic"]
     found = summarise_difference(daily, daily)

@@ -15,10 +15,11 @@ from kronos_qlib.evaluation.compare.comparison import (
     common_equity,
     compare_signals,
 )
-from kronos_qlib.evaluation.compare.comparison_text import comparison_text, format_rows
+from kronos_qlib.evaluation.compare.comparison_text import comparison_text
 from kronos_qlib.evaluation.compare.page import comparison_page
 from kronos_qlib.evaluation.figures import new_figure
 from kronos_qlib.evaluation.ranking.signal_figures import interval_figure
+from kronos_qlib.evaluation.text_table import format_rows
 from kronos_qlib.markup import figure_text, inline_markdown, markdown, one_line
 
 HOSTILE = [

@@ -138,7 +138,7 @@ PAPER = {"days": 1250, "skewness": -3, "kurtosis": 10, "trial_variance": 0.5, "d
 def test_the_deflated_sharpe_ratio_of_the_paper():
     found = deflate(2.5, trials=100, **PAPER)
     assert found.probability == pytest.approx(0.9004, abs=5e-5)
-    assert found.by_luck == pytest.approx(0.1132 * np.sqrt(250), rel=1e-3)
+    assert found.expected_maximum == pytest.approx(0.1132 * np.sqrt(250), rel=1e-3)
     assert deflate(2.5, trials=46, **PAPER).probability == pytest.approx(0.9505, abs=5e-5)
     normal = {**PAPER, "skewness": 0, "kurtosis": 3}
     assert deflate(2.5, trials=88, **normal).probability == pytest.approx(0.9505, abs=5e-5)
@@ -146,17 +146,17 @@ def test_the_deflated_sharpe_ratio_of_the_paper():
 
 def test_one_trial_is_no_search(noisy):
     found = deflated_sharpe(noisy["return"], 1)
-    assert found.by_luck == 0
+    assert found.expected_maximum == 0
     many = [deflated_sharpe(noisy["return"], trials) for trials in (2, 20, 200)]
     assert found.probability > many[0].probability > many[1].probability > many[2].probability
-    assert many[1].by_luck == pytest.approx(1.87 * np.sqrt(252 / 199), rel=0.02)
+    assert many[1].expected_maximum == pytest.approx(1.87 * np.sqrt(252 / 199), rel=0.02)
 
 
 def test_luck_is_what_the_best_of_so_many_trials_has():
     """20 strategies without skill over 250 days, drawn 400 times: the mean of the best."""
     draws = np.random.default_rng(0).normal(size=(400, 20, 250))
     best = (draws.mean(axis=2) / draws.std(axis=2, ddof=1)).max(axis=1) * np.sqrt(252)
-    luck = deflate(1.0, days=250, skewness=0, kurtosis=3, trials=20).by_luck
+    luck = deflate(1.0, days=250, skewness=0, kurtosis=3, trials=20).expected_maximum
     assert luck == pytest.approx(best.mean(), rel=0.05)
 
 

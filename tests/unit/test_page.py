@@ -93,7 +93,7 @@ def test_the_page_says_it_all(page):
     assert "kronos has a daily Rank IC" in page and "is significant at 5%" in page
     assert "summed and not compounded" in page and "252 days to a year for all" in page
     assert "<td>-</td>" in page and "238 days" not in page
-    assert "Neither order nor money is shown" in page
+    assert "Neither order nor excess is significant" in page
     heading = re.findall(r"<thead><tr>(.*?)</tr></thead>", page)[0]
     assert heading.endswith("<th>benchmark</th>")
 

@@ -64,7 +64,7 @@ def make_run(build_pair):
     tokenizer, net = build_pair(1, dropout=0.2)
     segments = (
         Segment(windows_to_train(table, 6, 2, None, days[29])),
-        Segment(windows_to_train(table, 6, 2, days[30], None), days[30]),
+        Segment(windows_to_train(table, 6, 2, days[30], None)),
     )
     return PredictorStep(net, tokenizer, teacher_forcing=False), segments
 

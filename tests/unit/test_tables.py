@@ -440,7 +440,7 @@ def test_rows_count_where_lines_end_in_any_way_and_cells_span_them(tmp_path, tex
     path = tmp_path / "bars.csv"
     for last, says in (
         (BAD, "row {}, column 'close': expected a number, got 'x'"),
-        ("1,2\n", "row {}: 2 cells, the header has 7 columns"),
+        ("1,2\n", "row {}: 2 values, the header has 7 columns"),
     ):
         path.write_bytes(text.replace(BAD, last).replace("00\n00\r\n01", "a\n\r\nb").encode())
         with pytest.raises(BarDataError, match=says.format(row)):
@@ -562,7 +562,7 @@ def test_a_calendar_that_is_no_text_file(tmp_path):
         (HEADER.replace("low,", ""), "holds no bars"),
         (HEADER.replace("low,", "") + ROW.replace("9,", ""), "no column 'low'"),
         (HEADER.replace("low", "high") + ROW, "two columns are called 'high'"),
-        (HEADER + "A,2024-01-02,1\n", "row 2: 3 cells, the header has 7"),
+        (HEADER + "A,2024-01-02,1\n", "row 2: 3 values, the header has 7"),
         (HEADER + '"A,2024-01-02,1\n', "row 2: not CSV"),
         (HEADER + ROW.replace("000001", " "), "row 2, column 'symbol'"),
     ],

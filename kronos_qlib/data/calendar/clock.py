@@ -6,19 +6,29 @@ holidays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pandas.tseries.offsets import BaseOffset
 
+from kronos_qlib.data.calendar.time_text import (
+    WEEKDAYS,
+    Times,
+    duration,
+    hour_text,
+    show_span,
+    show_time,
+    tick_text,
+    weekday_names,
+    weekday_of,
+    weekday_span,
+)
 from kronos_qlib.errors import CalendarError
 
-Times = npt.NDArray[np.datetime64]
 States = npt.NDArray[np.int8]
 Kind = Literal["minutes", "days", "weeks", "months", "irregular"]
 MonthRule = Literal["MS", "ME", "BMS", "BME", "day"]
@@ -31,7 +41,6 @@ LONGEST_INTRADAY = 20 * HOUR
 """Bars further apart are of a day or longer."""
 LAST_DAY = np.datetime64("2262-04-10", "D")
 """Nanoseconds since 1970 end on the day after."""
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTH_WORDS = {
     "MS": "on the first day",
     "ME": "on the last day",
@@ -110,7 +119,7 @@ class Clock:
         if not used:
             return ()
         return (
-            f"the past, {self._reach}, reaches over no {_names(used)}: "
+            f"the past, {self._reach}, reaches over no {weekday_names(used)}: "
             "taken as open, as Mondays to Fridays mostly are",
         )
 
@@ -134,8 +143,12 @@ class Clock:
             return f"{often}, on {WEEKDAYS[int(weekday_of(self.anchor))]}s"
         if self.kind == "days":
             known = np.flatnonzero(self.week == OPEN).tolist()
-            if " to " not in _span(known) and not (self.week == UNKNOWN).any() and len(known) < 7:
-                return f"on {_names(known, 's')}"
+            if (
+                " to " not in weekday_span(known)
+                and not (self.week == UNKNOWN).any()
+                and len(known) < 7
+            ):
+                return f"on {weekday_names(known, 's')}"
             return f"daily, {self.week_words}"
         often = f"every {duration(self.step).removeprefix('1 ')}"
         return ", ".join(part for part in (often, self.week_words, self._hours) if part)
@@ -145,8 +158,8 @@ class Clock:
         """The open weekdays: "Monday to Friday", "Monday, Wednesday and Friday"."""
         days = np.flatnonzero(self.week == OPEN).tolist()
         if (self.week == UNKNOWN).any() and not self.why:
-            return f"{_span(days)} as far as seen"
-        return "" if self.why else _span(days)
+            return f"{weekday_span(days)} as far as seen"
+        return "" if self.why else weekday_span(days)
 
     @cached_property
     def _reach(self) -> str:
@@ -163,7 +176,7 @@ class Clock:
         if self.step is None:
             return None
         if self.kind == "minutes":
-            return _tick(self.step)
+            return tick_text(self.step)
         if self.kind == "days":
             days = self.week == OPEN
             if days.all():
@@ -243,9 +256,11 @@ class Clock:
         breaks = np.flatnonzero(np.diff(times) > self.step) + 1
         spans = np.split(times, breaks)
         if len(spans) > 3:
-            return f"{_hour(times[0])} to {_hour(times[-1])}"
+            return f"{hour_text(times[0])} to {hour_text(times[-1])}"
         return ", ".join(
-            _hour(span[0]) if len(span) == 1 else f"{_hour(span[0])} to {_hour(span[-1])}"
+            hour_text(span[0])
+            if len(span) == 1
+            else f"{hour_text(span[0])} to {hour_text(span[-1])}"
             for span in spans
         )
 
@@ -319,7 +334,7 @@ class Clock:
         if not all(np.array_equal(found[0], other) for other in found[1:]):
             rules = " or ".join(MONTH_WORDS[rule] for rule in self.month_rules)
             raise CalendarError(
-                f"the past, {self._reach}, does not tell whether its "
+                f"the past, {self._reach}, does not show whether its "
                 f"bars come {rules} of the month: {WAYS}"
             )
         moments = found[0].astype("datetime64[ns]") + self.clock[0]
@@ -328,9 +343,13 @@ class Clock:
 
     def _cannot_tell(self, moment: np.datetime64) -> str:
         day = WEEKDAYS[int(weekday_of(moment.astype("datetime64[D]")))]
-        at = "" if self.kind == "days" else f" at {_hour(moment - moment.astype('datetime64[D]'))}"
+        at = (
+            ""
+            if self.kind == "days"
+            else f" at {hour_text(moment - moment.astype('datetime64[D]'))}"
+        )
         return (
-            f"the past, {self._reach}, is too short to tell whether bars "
+            f"the past, {self._reach}, is too short to show whether bars "
             f"come on {day}s{at}, where they would go on: {WAYS}"
         )
 
@@ -352,65 +371,3 @@ def month_days(months: Times, rule: MonthRule, day: int = 0) -> Times:
     if rule == "BME":
         return np.asarray(np.busday_offset(last, 0, roll="backward"))
     return np.asarray(np.minimum(first + (day - 1), last))
-
-
-def show_time(moment: Any) -> str:
-    """A moment for a message, without seconds of 0 and without midnight."""
-    return str(pd.Timestamp(moment)).removesuffix(" 00:00:00").removesuffix(":00")
-
-
-def show_span(moments: Sequence[Any] | Times) -> str:
-    """From the first moment to the last, for a message."""
-    first, last = show_time(moments[0]), show_time(moments[-1])
-    return first if first == last else f"{first} to {last}"
-
-
-def duration(step: np.timedelta64) -> str:
-    """A step in words: "5 minutes", "1 hour", "3.5 hours", "7 days"."""
-    seconds = step / np.timedelta64(1, "s")
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        if seconds >= size:
-            count = seconds / size
-            if unit == "hour" and count != int(2 * count) / 2:
-                continue  # 95 minutes, rather than 1.58333 hours
-            return f"{count:g} {unit}{'' if count == 1 else 's'}"
-    return f"{seconds:g} seconds"
-
-
-def _tick(step: np.timedelta64) -> str:
-    """A step as a pandas frequency: "5min", "h", "30s"."""
-    seconds = step / np.timedelta64(1, "s")
-    for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
-        count, rest = divmod(seconds, size)
-        if count and not rest:
-            return unit if unit == "h" and count == 1 else f"{count:g}{unit}"
-    return f"{step.astype(int)}ns"
-
-
-def weekday_of(days: Any) -> npt.NDArray[np.int64]:
-    """Of datetime64[D]: Monday is 0."""
-    return np.asarray((np.asarray(days).astype("datetime64[D]").astype(np.int64) + 3) % 7)
-
-
-def _hour(time: np.timedelta64) -> str:
-    minutes, seconds = divmod(int(time / np.timedelta64(1, "s")), 60)
-    text = f"{minutes // 60:02d}:{minutes % 60:02d}"
-    return f"{text}:{seconds:02d}" if seconds else text
-
-
-def _names(days: list[int], ending: str = "") -> str:
-    names = [WEEKDAYS[day] + ending for day in days]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _span(days: list[int]) -> str:
-    """Weekdays in a row, which may go over Sunday, as "Sunday to Thursday"; others as a list."""
-    if len(days) in (0, 7):
-        return "every day of the week" if days else ""
-    if len(days) < 3:
-        return _names(days)
-    start = next(day for day in days if (day - 1) % 7 not in days)
-    run = [(start + step) % 7 for step in range(len(days))]
-    if sorted(run) == days:
-        return f"{WEEKDAYS[run[0]]} to {WEEKDAYS[run[-1]]}"
-    return _names(days)

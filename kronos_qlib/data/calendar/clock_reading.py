@@ -5,7 +5,9 @@ Shape letters: D days with bars, S times of day.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,14 @@ from kronos_qlib.data.calendar.clock import (
     Clock,
     MonthRule,
     States,
-    Times,
-    duration,
     month_days,
-    show_span,
-    show_time,
-    weekday_of,
 )
+from kronos_qlib.data.calendar.time_text import Times, duration, show_span, show_time, weekday_of
 
 Flags = npt.NDArray[np.bool_]
 Days = npt.NDArray[np.datetime64]
+Making = Callable[..., Clock]
+"""Makes a clock of whose fields some are set."""
 
 RECENT_BARS = 30_000
 """What came earlier says nothing: 25 days of minutes around the clock are 36,000 bars, of a session
@@ -45,25 +45,25 @@ SATURDAY = 5
 
 
 def read_clock(past: Times) -> Clock:
-    """How the bars of a past came; never an error: a clock may say that it cannot tell.
+    """How the bars of a past came; never an error: a clock says in `why` that it is not known.
 
     Args:
         past: (L,) increasing datetime64[ns], L at least 1.
     """
     past = past[-RECENT_BARS:]
-    ends: dict[str, Any] = {"first": past[0], "last": past[-1]}
+    clock = partial(Clock, first=past[0], last=past[-1])
     days = past.astype("datetime64[D]")
     if len(past) < 2:
-        return Clock("irregular", why="the past is a single bar", **ends)
+        return clock("irregular", why="the past is a single bar")
     same_day = days[1:] == days[:-1]
     # A daily bar repeated at another time does not make minutes of days.
     if 3 * same_day.sum() >= len(same_day):
-        return _of_minutes(past, days, same_day, ends)
-    return _of_days(past, days, ends)
+        return _of_minutes(past, days, same_day, clock)
+    return _of_days(past, days, clock)
 
 
 def usual(values: npt.NDArray[Any]) -> tuple[Any, float]:
-    """The most common value, the least of equals, and its share."""
+    """The most common of (n,) values, the least of equals, and its share."""
     found, counts = np.unique(values, return_counts=True)
     return found[counts.argmax()], float(counts.max() / len(values))
 
@@ -101,10 +101,10 @@ def week_of(days: Days) -> States:
     return week
 
 
-def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
+def _of_days(past: Times, days: Days, clock: Making) -> Clock:
     """Of bars of a day or longer."""
     times = past - days
-    common: dict[str, Any] = {"clock": np.array([usual(times[-5:])[0]]), **ends}
+    timed = partial(clock, clock=np.array([usual(times[-5:])[0]]))
     days = np.unique(days)
     recent = days[-8 * RECENT_WEEKS :]
     gaps = np.diff(recent).astype(np.int64)
@@ -113,24 +113,24 @@ def _of_days(past: Times, days: Days, ends: dict[str, Any]) -> Clock:
     if len(days) < 3:
         if gap > 4 or (len(past) == 2 and times[0] != times[1]):
             why = f"two bars, {show_time(past[-2])} and {show_time(past[-1])}, show no step"
-            return Clock("irregular", why=why, **ends)
-        return Clock("days", step=DAY, week=week_of(days), slots=week_of(days)[:, None], **common)
+            return clock("irregular", why=why)
+        return timed("days", step=DAY, week=week_of(days), slots=week_of(days)[:, None])
     if middle >= 26:
-        return _of_months(recent, common)
+        return _of_months(recent, clock, timed)
     weeks = round(middle / 7)
     if weeks and share >= 0.5 and gap == 7 * weeks:
-        return _of_weeks(recent, weeks, common)
+        return _of_weeks(recent, weeks, timed)
     if gap > 1 and share >= 0.8:
         if len(np.unique(weekday_of(recent))) >= 5:
-            return Clock("weeks", step=gap * DAY, anchor=days[-1], **common)
+            return timed("weeks", step=gap * DAY, anchor=days[-1])
         why = f"{len(days)} bars, mostly {gap} days apart, show no week"
-        return Clock("irregular", why=why, **ends)
+        return clock("irregular", why=why)
     week = week_of(days)
     apart = np.diff(np.unique((recent.astype(np.int64) + 3) // 7))
     if (len(apart) and (apart == 1).mean() < 0.5) or _density(days, week) < 0.5:
         why = f"the bars from {show_span(past)} come at irregular steps"
-        return Clock("irregular", why=why, **ends)
-    return Clock("days", step=gap * DAY, week=week, slots=week[:, None], **common)
+        return clock("irregular", why=why)
+    return timed("days", step=gap * DAY, week=week, slots=week[:, None])
 
 
 def _density(days: Days, week: States) -> float:
@@ -142,39 +142,39 @@ def _density(days: Days, week: States) -> float:
     return float(np.isin(due, place).mean()) if len(due) else 0.0
 
 
-def _of_weeks(days: Days, weeks: int, common: dict[str, Any]) -> Clock:
+def _of_weeks(days: Days, weeks: int, timed: Making) -> Clock:
     weekday, _ = usual(weekday_of(days))
     # The last bar stands for the nearest such day: a holiday moves it by a day or two.
     off = (weekday - int(weekday_of(days)[-1])) % 7
     anchor = days[-1] + (off if off <= 3 else off - 7)
     if anchor <= days[-2] + 3:  # that was the bar before: a week not over yet
         anchor += 7
-    return Clock("weeks", step=7 * weeks * DAY, anchor=anchor, **common)
+    return timed("weeks", step=7 * weeks * DAY, anchor=anchor)
 
 
-def _of_months(days: Days, common: dict[str, Any]) -> Clock:
+def _of_months(days: Days, clock: Making, timed: Making) -> Clock:
     months = days.astype("datetime64[M]")
     number, share = usual(np.diff(months).astype(np.int64))
     day_of_month = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
     step = usual(np.diff(days).astype(np.int64))[0] * DAY
     if share < 0.7 or number < 1:
         why = f"the bars from {show_span(days)} come at irregular steps"
-        return Clock("irregular", why=why, first=common["first"], last=common["last"])
+        return clock("irregular", why=why)
     rules: tuple[MonthRule, ...] = ("MS", "ME", "BMS", "BME")
     fits = {rule: float((month_days(months, rule) == days).mean()) for rule in rules}
     best = max(fits.values())
     day, same = usual(day_of_month)
-    clock = Clock("months", step=step, months=int(number), **common)
+    found = timed("months", step=step, months=int(number))
     if best >= 0.6 and best >= same:
-        found = tuple(rule for rule in rules if fits[rule] == best)
-        return replace(clock, month_rules=found)
+        fitting = tuple(rule for rule in rules if fits[rule] == best)
+        return replace(found, month_rules=fitting)
     if same >= 0.6:
-        return replace(clock, month_rules=("day",), month_day=int(day))
+        return replace(found, month_rules=("day",), month_day=int(day))
     why = f"the monthly bars from {show_span(days)} keep to no day of the month"
-    return replace(clock, why=why)
+    return replace(found, why=why)
 
 
-def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) -> Clock:
+def _of_minutes(past: Times, days: Days, same_day: Flags, clock: Making) -> Clock:
     """Of several bars a day."""
     within = np.diff(past)[same_day]
     step, share = usual(within)
@@ -183,29 +183,29 @@ def _of_minutes(past: Times, days: Days, same_day: Flags, ends: dict[str, Any]) 
             f"the bars from {show_span(past)} come at irregular steps, of which "
             f"{duration(step)} is the most common with a share of {share:.0%}"
         )
-        return Clock("irregular", why=why, **ends)
+        return clock("irregular", why=why)
     shorter = _shorter(within) if share < 0.6 else frozenset()
-    common: dict[str, Any] = {"step": step, "shorter": shorter, **ends}
+    stepped = partial(clock, step=step, shorter=shorter)
     dates = np.unique(days)
     week = week_of(dates)
     if DAY % step and (np.diff(past) == step).mean() >= 0.9:
         # Times of day that move from day to day: nothing but the step goes on.
-        common |= {"anchor": days[-1], "clock": (past - days)[-1:]}
+        stepped = partial(stepped, anchor=days[-1], clock=(past - days)[-1:])
         if len(np.unique(weekday_of(dates))) == 7:
-            return Clock("minutes", week=np.full(7, OPEN, dtype=np.int8), **common)
+            return stepped("minutes", week=np.full(7, OPEN, dtype=np.int8))
         why = f"bars every {duration(step)} for less than a week do not show its days"
-        return Clock("minutes", week=week, why=why, **common)
+        return stepped("minutes", week=week, why=why)
     recent = _recent(past, days)
-    clock, slots, covered = _slots(recent, week, step)
+    times, slots, covered = _slots(recent, week, step)
     if len(dates) < 2 or (len(dates) == 2 and past[-1] - days[-1] < past[0] - days[0] - step):
         why = f"the past, {show_span(past)}, reaches over no whole day and does not show its times"
-        return Clock("minutes", week=week, why=why, **common)
+        return stepped("minutes", week=week, why=why)
     if covered < 0.6:
         why = f"the bars from {show_span(past)} keep to no times of day"
-        return Clock("minutes", week=week, why=why, **common)
+        return stepped("minutes", week=week, why=why)
     reached = np.isin(np.arange(7), weekday_of(np.arange(dates[0], dates[-1] + 1)))
     week, slots, assumed = _usual_week(week, slots, step, reached)
-    return Clock("minutes", week=week, clock=clock, slots=slots, assumed=assumed, **common)
+    return stepped("minutes", week=week, clock=times, slots=slots, assumed=assumed)
 
 
 def _shorter(within: npt.NDArray[np.timedelta64]) -> frozenset[int]:
@@ -265,8 +265,8 @@ def _slots(
 def _typical(rate: npt.NDArray[np.float64], bars: npt.NDArray[np.int64]) -> float:
     """How often a time that is open has its bar: three in four bars are at times less regular."""
     order = np.argsort(rate)
-    heap = np.cumsum(bars[order])
-    return float(rate[order[np.searchsorted(heap, 0.75 * heap[-1])]]) if heap[-1] else 0.0
+    total = np.cumsum(bars[order])
+    return float(rate[order[np.searchsorted(total, 0.75 * total[-1])]]) if total[-1] else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +281,7 @@ class _DayHours:
         self,
         usual_times: Flags,
         rate: npt.NDArray[np.float64],
-        beside: tuple[Any, Any],
+        beside: tuple[np.int8, np.int8],
         around: bool,
     ) -> States:
         """(S,) when the weekday is open: as others are, but for what it shows itself.

@@ -11,15 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import (
-    DAY,
-    LONGEST_INTRADAY,
-    Times,
-    duration,
-    show_span,
-    show_time,
-)
+from kronos_qlib.data.calendar.clock import DAY, LONGEST_INTRADAY
 from kronos_qlib.data.calendar.clock_reading import usual
+from kronos_qlib.data.calendar.time_text import Times, duration, show_span, show_time
 from kronos_qlib.errors import CalendarError, ConfigError
 
 ALWAYS = (date(1800, 1, 1), date(2199, 12, 31))
@@ -38,7 +32,7 @@ SAME_CALENDAR = {"XSHE": "XSHG"}
 
 
 def exchange_times(past: Times, count: int, code: str) -> Times:
-    """The `count` bars of an exchange after past[-1]; see `calendar.future_times`.
+    """The `count` bars of an exchange after past[-1]; see `stamps.future_times`.
 
     Args:
         past: (L,) increasing datetime64[ns], wall-clock time of the exchange.
@@ -49,7 +43,7 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
 
     Raises:
         CalendarError: the past is not daily or shorter, or not on the exchange's grid; whether it
-            labels bars at open or close cannot be told and matters; or the calendar ends.
+            labels bars at open or close is not clear and matters; or the calendar ends.
         ConfigError: no such exchange.
     """
     code = check_exchange(code)
@@ -96,12 +90,12 @@ def exchange_times(past: Times, count: int, code: str) -> Times:
         raise CalendarError(
             f"the past, {show_span(past)}, has no bar at the beginning or the "
             f"end of a session of {code}: whether bars bear the time of their open or of their "
-            "close cannot be told; give a past that reaches over one, or the bars to come"
+            "close is not clear; give a past that reaches over one, or the bars to come"
         )
     return np.array(ahead[0])
 
 
-def check_exchange(code: Any) -> str:
+def check_exchange(code: object) -> str:
     """The code under which exchange-calendars has an exchange.
 
     Raises:
@@ -143,7 +137,9 @@ def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:
     return np.asarray(sessions.astype("datetime64[ns]") + (past[-1] - days[-1]))
 
 
-def _bar_grids(past: Times, code: str, step: Any, since: date, until: date) -> list[Times]:
+def _bar_grids(
+    past: Times, code: str, step: np.timedelta64, since: date, until: date
+) -> list[Times]:
     """The bars within the sessions of these dates, labelled as the past is; both ways if either."""
     opens, closes = (_bar_times(code, int(step), side, since, until) for side in ("left", "right"))
     at_open, at_close = np.isin(past, opens), np.isin(past, closes)

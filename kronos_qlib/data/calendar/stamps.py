@@ -10,26 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import Clock, show_time
-from kronos_qlib.data.calendar.clock import Times as Times  # others take it from here
+from kronos_qlib.data.calendar.clock import Clock
 from kronos_qlib.data.calendar.clock_reading import read_clock
 from kronos_qlib.data.calendar.exchanges import check_exchange, exchange_times
-from kronos_qlib.data.calendar.timestamps import (
-    TimeTextError,
-    check_utc_days,
-    read_texts,
-    tell_apart,
-    tell_epoch,
-    tell_time,
-    texts_of,
+from kronos_qlib.data.calendar.time_messages import (
+    epoch_message,
+    mixed_offsets_message,
+    time_message,
 )
+from kronos_qlib.data.calendar.time_text import Times as Times
+from kronos_qlib.data.calendar.time_text import show_time
+from kronos_qlib.data.calendar.timestamps import TimeTextError, check_utc_days, read_texts, texts_of
 from kronos_qlib.errors import CalendarError, ConfigError
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_PAST = 12000
 """Times of a calendar that must fit the exchange by which it goes on: a year of 5-minute bars. A
-few would fit another exchange by luck."""
+few would fit another exchange by coincidence."""
 
 
 def stamps_of(times: Any) -> npt.NDArray[np.int64]:
@@ -63,7 +61,11 @@ def to_times(times: Any) -> Times:
 
 
 def moments_of(times: Any) -> tuple[Times, bool]:
-    """`to_times`, and whether the timestamps said that they are in UTC."""
+    """`to_times`, and whether the timestamps are marked as UTC.
+
+    Raises:
+        CalendarError: as of `stamps_of`.
+    """
     is_utc = False
     if isinstance(times, np.ndarray) and np.issubdtype(times.dtype, np.datetime64):
         array = times
@@ -71,7 +73,7 @@ def moments_of(times: Any) -> tuple[Times, bool]:
         given = pd.Index(times.ravel() if isinstance(times, np.ndarray) else times).infer_objects()
         # Pandas would read the numbers of a RangeIndex as nanoseconds of 1970.
         if len(given) and pd.api.types.is_numeric_dtype(given):
-            raise CalendarError(_tell_number(given[0]))
+            raise CalendarError(_number_message(given[0]))
         _check_there(pd.isna(given))
         if isinstance(given, pd.DatetimeIndex):
             is_utc = str(given.tz) in ("UTC", "UTC+00:00", "GMT", "Etc/UTC")
@@ -85,28 +87,28 @@ def moments_of(times: Any) -> tuple[Times, bool]:
     return array.astype("datetime64[ns]"), is_utc
 
 
-def _read_times(cells: pd.Index) -> tuple[Times, bool]:
+def _read_times(values: pd.Index) -> tuple[Times, bool]:
     """Text, dates and periods as times, and whether they are in UTC."""
     try:
-        texts = texts_of(cells)
+        texts = texts_of(values)
         read = read_texts(texts)
     except TimeTextError as bad:
-        problem = bad.problem or tell_time(bad.text, in_table=False)
+        problem = bad.problem or time_message(bad.text, in_table=False)
         raise CalendarError(
             f"timestamps cannot be read: number {bad.entry + 1}: {problem}"
         ) from bad
     except ValueError as bad:
         raise CalendarError(f"timestamps cannot be read: {bad}") from bad
     if read.epoch is not None:
-        raise CalendarError(tell_epoch(texts[0], read.epoch, in_table=False))
+        raise CalendarError(epoch_message(texts[0], read.epoch, in_table=False))
     if read.apart is not None:
-        raise CalendarError(tell_apart(read.apart, in_table=False))
+        raise CalendarError(mixed_offsets_message(read.apart, in_table=False))
     return read.times, read.is_utc
 
 
-def _tell_number(number: Any) -> str:
-    """What to say of a bare number."""
-    problem = tell_time(str(number), in_table=False)
+def _number_message(number: Any) -> str:
+    """Error message for a bare number."""
+    problem = time_message(str(number), in_table=False)
     wanted = f"expected timestamps, got numbers such as {number}"
     if "since 1" in problem:
         return f"{wanted}: {problem}"
@@ -157,7 +159,7 @@ def next_times(calendar: Times, after: Times, count: int, beyond: str = "error")
         calendar = np.concatenate((calendar, _beyond(calendar, after, count, short, beyond)))
 
 
-def check_beyond(beyond: Any) -> None:
+def check_beyond(beyond: object) -> None:
     """Refuse a misspelt way of going on beyond a calendar before it is needed.
 
     Raises:
@@ -223,7 +225,7 @@ def _check_weekdays(clock: Clock, last: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """Bars to come, and what there is to say of them."""
+    """Bars to come, how they were made, and doubts about them."""
 
     times: Times
     """(count,) datetime64[ns]."""
@@ -257,7 +259,7 @@ def future_times(
 
     Raises:
         CalendarError: the past does not increase, does not fit the exchange or the frequency,
-            leaves its labels open, or is too short or irregular to tell how it goes on; or the
+            leaves its labels open, or is too short or irregular to show how it goes on; or the
             exchange's calendar ends before the last bar to come.
         ConfigError: both rules are given, or a rule is unknown.
     """
@@ -270,7 +272,11 @@ def future_times(
 def bars_ahead(
     past: Any, count: int, *, exchange: str | None = None, freq: str | None = None
 ) -> Ahead:
-    """As `future_times`, with what there is to say of the bars to come; logs nothing."""
+    """As `future_times`, with rule and doubts beside the times; logs nothing.
+
+    Raises:
+        CalendarError, ConfigError: as of `future_times`.
+    """
     before = to_times(past)
     if count < 1:
         raise ConfigError(f"the bars to come must be at least 1, got {count}")

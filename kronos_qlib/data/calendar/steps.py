@@ -9,24 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import (
-    DAY,
-    LONGEST_INTRADAY,
-    MINUTE,
-    Times,
-    duration,
-    show_time,
-)
+from kronos_qlib.data.calendar.clock import DAY, LONGEST_INTRADAY, MINUTE
 from kronos_qlib.data.calendar.clock_reading import read_clock
+from kronos_qlib.data.calendar.time_text import Times, duration, show_time
 from kronos_qlib.errors import BarDataError
 
 LONG_STEP = 5 * DAY
 """Weekly bars with a holiday in between stand further apart than daily ones over a weekend."""
 FEW_BARS = 5
-"""So few bars of an instrument, each on a day of its own, may be minutes in which it traded."""
+"""Up to as many bars of an instrument, on days of their own, may be minutes in which it traded."""
 RARE = 0.02
-"""A time at which so small a share of the usual number of instruments has a bar is one's mistake:
-cn_daily_2000_2002 has Saturdays with two bars."""
+"""A time at which less than this share of the usual number of instruments has a bar is an error of
+the data: cn_daily_2000_2002 has Saturdays with two bars."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +123,7 @@ def wrong_step(table: pd.DataFrame, freq: str) -> str | None:
     """
     steps = Steps.of(table)
     if not len(steps.symbols):
-        return None  # nobody has two bars
+        return None  # no instrument has two bars
     is_daily = steps.is_daily & ((steps.bars > FEW_BARS) | steps.is_daily.all())
     minutes = np.flatnonzero(~steps.is_daily)
     if len(minutes) and is_daily.any():

@@ -10,10 +10,9 @@ to become wall-clock time.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -59,7 +58,7 @@ ORDERED_TEXT = re.compile(
 
 EPOCH_TEXT = re.compile(r"(1\d{9}(?:\d{3}){0,3})(?:\.0+)?", re.ASCII)
 """A count since 1970 from 2001 to 2033. Not 2024010209, an hour without its marks."""
-EPOCH_CELL = re.compile(r"(\d{9,19})(?:\.0+)?", re.ASCII)
+EPOCH_VALUE = re.compile(r"(\d{9,19})(?:\.0+)?", re.ASCII)
 EPOCH_UNITS = {
     10: ("seconds", "s"),
     13: ("milliseconds", "ms"),
@@ -111,7 +110,7 @@ class ReadTimes:
 def read_texts(texts: Sequence[str], order: str = "ymd") -> ReadTimes:
     """Read times, each text once: dates repeat across instruments.
 
-    Counts since 1970 are taken as UTC. Whoever calls decides what UTC means.
+    Counts since 1970 are taken as UTC. The caller decides what UTC means.
 
     Args:
         texts: without blanks around them.
@@ -221,78 +220,6 @@ def parse_date(text: str) -> datetime:
     return moment
 
 
-def tell_time(text: str, *, in_table: bool = True) -> str:
-    """What to say of text that is no time.
-
-    Args:
-        in_table: whether `read_bars` and the command line are at work, which have settings.
-    """
-    wanted = f"expected a date like 2024-06-18 or 2024-06-18 09:35:00, got {text[:60]!r}"
-    if epoch := EPOCH_TEXT.fullmatch(text):
-        return tell_epoch(text, EPOCH_UNITS[len(epoch[1])][0], in_table=in_table)
-    if match := ORDERED_TEXT.fullmatch(text):
-        why = ", in which the day or the month may come first"
-        if in_table:
-            return f'{wanted}{why}: say which with date_order="dmy" or "mdy" (--date-order dmy)'
-        sep, year = match["sep"], "%Y" if len(match["year"]) == 4 else "%y"
-        clock = "" if len(text) <= 10 else " %H:%M:%S" if match["second"] else " %H:%M"
-        return (
-            f"{wanted}{why}: say which with pd.to_datetime(..., "
-            f'format="%d{sep}%m{sep}{year}{clock}") or "%m{sep}%d{sep}{year}{clock}"'
-        )
-    if (match := NAMED_TEXT.fullmatch(text)) and len(match["year"]) == 2:
-        way = "pd.to_datetime(..., format=...)"
-        if in_table:
-            way = 'date_order="dmy" (--date-order dmy)'
-        return f"{wanted}, whose year has two digits: if it stands last, say so with {way}"
-    if match := ABBREVIATED_TEXT.fullmatch(text):
-        try:
-            parse_time(match[1])
-        except ValueError:
-            return wanted
-        return (
-            f"{wanted}: the letters {match[2]} may mean several zones; take them off if they are "
-            "the exchange's own, or write the offset, such as -05:00"
-        )
-    if match := DAY_COUNT_TEXT.fullmatch(text):
-        since = "1899-12-30" if int(match[1]) >= EXCEL_1970 else "1970-01-01"
-        whose = " as Excel counts them" if int(match[1]) >= EXCEL_1970 else ""
-        return (
-            f"{wanted}, which looks like days since {since}{whose}: convert them before, with "
-            f'pd.to_datetime(..., unit="D", origin="{since}")'
-        )
-    try:
-        _, offset = parse_time(text)
-    except ValueError:
-        return wanted
-    return tell_zone(text) if offset else wanted
-
-
-def tell_zone(text: str) -> str:
-    """What to say of a time whose zone leaves the exchange's clock open."""
-    return (
-        f"the time {text!r} carries a time zone, and may not be the exchange's local time: say the "
-        'exchange\'s with zone="Asia/Shanghai" (--zone Asia/Shanghai), or "UTC" for coins; or drop '
-        "it before, with .tz_localize(None), of a column .dt.tz_localize(None)"
-    )
-
-
-def tell_epoch(text: str, name: str, *, in_table: bool = True) -> str:
-    """What to say of a count since 1970 of seconds or parts of them."""
-    unit = dict(EPOCH_UNITS.values())[name]
-    if in_table:
-        return (
-            f"{text!r} looks like {name} since 1970, which are UTC: say the exchange's zone with "
-            'zone="Asia/Shanghai" (--zone Asia/Shanghai), or "UTC" for coins; or convert them '
-            f'before, with pd.to_datetime(..., unit="{unit}")'
-        )
-    return (
-        f"{text!r} looks like {name} since 1970, which are UTC: convert them to the exchange's "
-        f'time, with pd.to_datetime(pd.Index(times).astype("int64"), unit="{unit}", '
-        'utc=True).tz_convert("Asia/Shanghai").tz_localize(None)'
-    )
-
-
 def to_zone(times: Times, zone: str) -> Times:
     """UTC to the wall-clock time of a zone; bars that all stand at midnight UTC are days, and stay.
 
@@ -307,7 +234,11 @@ def to_zone(times: Times, zone: str) -> Times:
 
 
 def find_zone(zone: str) -> ZoneInfo:
-    """Raises: ConfigError: there is no such zone."""
+    """The zone of a name such as "Asia/Shanghai".
+
+    Raises:
+        ConfigError: there is no such zone.
+    """
     try:
         return ZoneInfo(zone)
     except Exception as bad:  # KeyError, ValueError or OSError, by the name
@@ -349,20 +280,6 @@ def check_utc_days(times: Times) -> str | None:
     )
 
 
-def tell_apart(apart: tuple[str, str], *, in_table: bool = True) -> str:
-    """What to say of times whose offsets are those of several zones."""
-    way = (
-        'say the zone to read all in with zone="America/New_York" (--zone America/New_York)'
-        if in_table
-        else "convert all to the exchange's, with "
-        'pd.to_datetime(x_timestamp, utc=True).tz_convert("America/New_York")'
-    )
-    return (
-        f"the times have offsets from {apart[0]} to {apart[1]}, further apart than a change of "
-        f"clocks moves them: {way}, or give each exchange's bars by themselves"
-    )
-
-
 def _shift_of(offset: str | None) -> timedelta:
     """What an offset such as +05:30, UTC+8 or Z adds to UTC."""
     sign_and_digits = re.search(r"([+-])(\d{2}):?(\d{2})?", offset or "")
@@ -382,14 +299,14 @@ def _far_apart(offsets: Sequence[str]) -> tuple[str, str] | None:
 
 def _epoch_unit(distinct: Sequence[str]) -> int | None:
     """The digits of the largest count, where all texts are counts since 1970."""
-    if not distinct or EPOCH_CELL.fullmatch(distinct[0]) is None:
-        return None  # the usual column of dates, found out at its first cell
-    cells = [EPOCH_CELL.fullmatch(text) for text in distinct]
-    largest = max((cell[1] for cell in cells if cell), key=int)
-    if not all(cells) or EPOCH_TEXT.fullmatch(largest) is None:
+    if not distinct or EPOCH_VALUE.fullmatch(distinct[0]) is None:
+        return None  # the usual column of dates, found out at its first value
+    values = [EPOCH_VALUE.fullmatch(text) for text in distinct]
+    largest = max((value[1] for value in values if value), key=int)
+    if not all(values) or EPOCH_TEXT.fullmatch(largest) is None:
         return None
     # Counts before September 2001 have a digit less: the newest decides. Never two: 8 are a date.
-    if min(len(cell[1]) for cell in cells if cell) < len(largest) - 1:
+    if min(len(value[1]) for value in values if value) < len(largest) - 1:
         return None
     return len(largest)
 
@@ -400,10 +317,10 @@ def _within(moment: datetime) -> datetime:
     return moment
 
 
-def texts_of(cells: Any) -> list[str]:
-    """Cells as text without blanks around it.
+def texts_of(values: Iterable[object]) -> list[str]:
+    """Values as text without blanks around it.
 
     Raises:
         ValueError: Python writes out no whole number of thousands of digits.
     """
-    return [str(cell).strip() for cell in cells]
+    return [str(value).strip() for value in values]

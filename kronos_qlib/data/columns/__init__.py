@@ -1,1 +1,1 @@
-"""Which column of a table is which, whatever vendors call it, and what its cells mean."""
+"""Which column of a table is which, whatever vendors call it, and what its values mean."""

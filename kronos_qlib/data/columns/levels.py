@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.columns.spelling import COMPACT, compact
+from kronos_qlib.data.files.raw import Values
 from kronos_qlib.schema import PRICE_COLUMNS
 
 Name = str | tuple[str, ...]
-Column = tuple[Name, npt.NDArray[Any]]
+Column = tuple[Name, Values]
 
 PRICES = tuple(COMPACT[name] for name in PRICE_COLUMNS)
 
@@ -22,7 +22,7 @@ PRICES = tuple(COMPACT[name] for name in PRICE_COLUMNS)
 class FlatTable:
     """A table with one level of names, one row per ticker and time.
 
-    columns: names and cells. rows: each row's number in the source. note: what was done.
+    columns: names and values. rows: each row's number in the source. note: what was done.
     """
 
     columns: Sequence[Column]
@@ -33,11 +33,14 @@ class FlatTable:
 def flatten_header(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> FlatTable | None:
     """A CSV file whose header has two or three rows, made long; None of any other.
 
+    Args:
+        columns: names and (n,) values. rows: (n,) their rows in the file.
+
     The second row holds the other level of names, the third the index's name and nothing else.
     """
     if len(rows) < 2 or len(columns) < 3:
         return None
-    second, third = ([str(cells[place]).strip() for _, cells in columns] for place in (0, 1))
+    second, third = ([str(values[place]).strip() for _, values in columns] for place in (0, 1))
     if not _is_header(second[1:]):
         return None
     has_third = bool(third[0]) and not any(third[1:])
@@ -45,14 +48,14 @@ def flatten_header(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
         return None
     skipped = 2 if has_third else 1
     named: list[Column] = []
-    for place, (name, cells) in enumerate(columns):
+    for place, (name, values) in enumerate(columns):
         head = str(name).strip()
         if place == 0:
             own = head if compact(head) in COMPACT["date"] else second[0] or head
             first = third[0] if has_third else own
-            named.append((first, cells[skipped:]))
+            named.append((first, values[skipped:]))
         else:
-            named.append(((head, second[place]), cells[skipped:]))
+            named.append(((head, second[place]), values[skipped:]))
     return flatten_levels(named, rows[skipped:])
 
 
@@ -60,7 +63,7 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     """Columns named (price, ticker) or (ticker, price), made long; None of any other names.
 
     A column with one name, or whose other level is empty, belongs to every ticker. A ticker's row
-    without any cell is no bar: that day others traded.
+    without any value is no bar: that day others traded.
     """
     pairs = [name for name, _ in columns if isinstance(name, tuple)]
     if any(len(pair) != 2 for pair in pairs):
@@ -69,25 +72,25 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     if level is None:
         return None
     shared: list[Column] = []
-    by_ticker: dict[str, list[tuple[str, npt.NDArray[Any]]]] = {}
-    for name, cells in columns:
+    by_ticker: dict[str, list[tuple[str, Values]]] = {}
+    for name, values in columns:
         if not isinstance(name, tuple):
-            shared.append((name, cells))
+            shared.append((name, values))
             continue
         price, ticker = name[level].strip(), name[1 - level].strip()
         if compact(price) in COMPACT["symbol"]:
             return None  # it says itself which instrument a row is
         if ticker and price:
-            by_ticker.setdefault(ticker, []).append((price, cells))
+            by_ticker.setdefault(ticker, []).append((price, values))
         else:
-            shared.append((price or ticker, cells))
+            shared.append((price or ticker, values))
     if not by_ticker:
         return None
     names = list(dict.fromkeys(price for own in by_ticker.values() for price, _ in own))
     if any(len({price for price, _ in own}) < len(own) for own in by_ticker.values()):
         return None
-    kept = {ticker: _has_cells([cells for _, cells in own]) for ticker, own in by_ticker.items()}
-    columns_by_name: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+    kept = {ticker: _has_values([values for _, values in own]) for ticker, own in by_ticker.items()}
+    columns_by_name: dict[str, list[Values]] = {name: [] for name in names}
     for ticker, own in by_ticker.items():
         have = dict(own)
         for name in names:
@@ -97,22 +100,22 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
         [np.full(int(keep.sum()), ticker, dtype=object) for ticker, keep in kept.items()]
     )
     flat: list[Column] = [("symbol", tickers)]
-    for name, cells in shared:
-        flat.append((name, np.concatenate([cells[keep] for keep in kept.values()])))
+    for name, values in shared:
+        flat.append((name, np.concatenate([values[keep] for keep in kept.values()])))
     flat += [(name, np.concatenate(parts)) for name, parts in columns_by_name.items()]
     some = ", ".join(list(by_ticker)[:5]) + (" ..." if len(by_ticker) > 5 else "")
     note = f"columns of two levels are read as prices of {len(by_ticker)} instruments: {some}"
     return FlatTable(flat, np.concatenate([rows[keep] for keep in kept.values()]), note)
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    """Whether a row of cells holds names: no number, and more than half of them something."""
-    return 2 * sum(map(bool, cells)) > len(cells) and not any(map(_is_number, cells))
+def _is_header(values: Sequence[str]) -> bool:
+    """Whether a row of values holds names: no number, and more than half of them something."""
+    return 2 * sum(map(bool, values)) > len(values) and not any(map(_is_number, values))
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(value: str) -> bool:
     try:
-        float(cell)
+        float(value)
     except ValueError:
         return False
     return True
@@ -127,13 +130,15 @@ def _price_level(pairs: Sequence[tuple[str, ...]]) -> int | None:
     return None
 
 
-def _has_cells(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+def _has_values(columns: Sequence[Values]) -> npt.NDArray[np.bool_]:
     there = np.zeros(len(columns[0]), dtype=bool)
-    for cells in columns:
-        if cells.dtype.kind == "O":
-            there |= np.array([not (cell is None or cell != cell or cell == "") for cell in cells])
-        elif cells.dtype.kind in "fM":
-            there |= ~np.isnan(cells) if cells.dtype.kind == "f" else ~np.isnat(cells)
+    for values in columns:
+        if values.dtype.kind == "O":
+            there |= np.array(
+                [not (value is None or value != value or value == "") for value in values]
+            )
+        elif values.dtype.kind in "fM":
+            there |= ~np.isnan(values) if values.dtype.kind == "f" else ~np.isnat(values)
         else:
             there[:] = True
     return there

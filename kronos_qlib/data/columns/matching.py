@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kronos_qlib.data.calendar.timestamps import parse_time
-from kronos_qlib.data.columns.sizes import look_for_size, match_size
+from kronos_qlib.data.columns.size_columns import look_for_size, match_size
 from kronos_qlib.data.columns.spelling import (
     COMPACT,
     COMPACT_CLOCKS,
@@ -21,7 +21,7 @@ from kronos_qlib.data.columns.spelling import (
     find_named,
 )
 from kronos_qlib.data.columns.unread import labels_of
-from kronos_qlib.data.files.raw import Match, RawTable, ambiguous, tell_missing
+from kronos_qlib.data.files.raw import Match, RawTable, ambiguous, missing_column_message
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import LONG_COLUMNS, SIZE_COLUMNS
 
@@ -58,7 +58,7 @@ def match_columns(raw: RawTable, mapping: Mapping[str, str], wanted: Sequence[st
     match = Match()
     for theirs in mapping.values():
         if theirs and theirs not in raw.columns:
-            raise BarDataError(tell_missing(raw, theirs))
+            raise BarDataError(missing_column_message(raw, theirs))
     claimed = set(mapping.values())
     free = [name for name in raw.columns if name not in claimed]
     for ours in wanted:

@@ -7,13 +7,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 NO_NUMBER = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>", "-", "--", "—"})
-"""Cells of a number column that say there is no number; any other word is an error."""
+"""Values of a number column that say there is no number; any other word is an error."""
 
 CURRENCIES = "$€£¥￥₹₩₽"
 BLANKS = " \u00a0\u202f\u2009"
@@ -46,15 +45,15 @@ class NumberTextError(ValueError):
         self.problem = problem
 
 
-def decimal_shown_by(cell: str) -> tuple[str, bool] | None:
-    """The decimal mark that one cell proves, "." or ",", and whether thousands prove it.
+def decimal_shown_by(value: str) -> tuple[str, bool] | None:
+    """The decimal mark that one value proves, "." or ",", and whether thousands prove it.
 
-    A grouped cell such as "1,234.5" or "1,234,567" shows how all numbers of a table are written;
+    A grouped value such as "1,234.5" or "1,234,567" shows how all numbers of a table are written;
     "12.5" shows it of its own column, and where a price shows it, of volumes.
     """
-    if "," not in cell and "." not in cell:
+    if "," not in value and "." not in value:
         return None
-    match = MARKED.fullmatch(cell.strip())
+    match = MARKED.fullmatch(value.strip())
     if match is None:
         return None
     digits = match["digits"]
@@ -70,16 +69,16 @@ def decimal_shown_by(cell: str) -> tuple[str, bool] | None:
     return (mark, True) if _plain(digits, mark) is not None else None
 
 
-def is_ambiguous(cell: str) -> bool:
-    """Whether a cell such as "1,234" may be one number or another, by the decimal mark."""
-    match = MARKED.fullmatch(cell.strip())
+def is_ambiguous(value: str) -> bool:
+    """Whether a value such as "1,234" may be one number or another, by the decimal mark."""
+    match = MARKED.fullmatch(value.strip())
     return match is not None and POINT_OR_COMMA.fullmatch(match["digits"]) is not None
 
 
 def read_numbers(
-    cells: Iterable[Any], decimal: str, *, scaled: bool
+    values: Iterable[object], decimal: str, *, scaled: bool
 ) -> tuple[npt.NDArray[np.float64], None] | tuple[None, tuple[int, NumberTextError]]:
-    """Cells one by one, or the first that is no number.
+    """(n,) float64 of values one by one, or the first that is no number.
 
     Args:
         decimal: "." or ",".
@@ -87,34 +86,34 @@ def read_numbers(
     """
     numbers = []
     signs = set()
-    for entry, cell in enumerate(cells):
+    for entry, value in enumerate(values):
         try:
-            number, currency = read_number(cell, decimal, scaled=scaled)
+            number, currency = read_number(value, decimal, scaled=scaled)
         except NumberTextError as problem:
             return None, (entry, problem)
         if number == number:
             signs.add(currency)
             if len(signs) > 1:
-                mixed = "other cells of the column have another currency sign or none"
-                return None, (entry, NumberTextError(str(cell), mixed))
+                mixed = "other values of the column have another currency sign or none"
+                return None, (entry, NumberTextError(str(value), mixed))
         numbers.append(number)
     return np.array(numbers, dtype=np.float64), None
 
 
-def read_number(cell: Any, decimal: str, *, scaled: bool) -> tuple[float, str]:
-    """A number and its currency sign, "" if it has none; NaN where the cell says there is none.
+def read_number(value: object, decimal: str, *, scaled: bool) -> tuple[float, str]:
+    """A number and its currency sign, "" if it has none; NaN where the value says there is none.
 
     Raises:
         NumberTextError: it is no number.
     """
-    is_bool = isinstance(cell, (bool, np.bool_))
-    if isinstance(cell, (int, float, np.integer, np.floating, Decimal)) and not is_bool:
+    is_bool = isinstance(value, (bool, np.bool_))
+    if isinstance(value, (int, float, np.integer, np.floating, Decimal)) and not is_bool:
         try:
-            return float(cell), ""
+            return float(value), ""
         except (ValueError, OverflowError) as problem:
             raise NumberTextError("") from problem
     try:
-        text = str(cell).strip()
+        text = str(value).strip()
     except ValueError as problem:
         raise NumberTextError("") from problem
     if text.lower() in NO_NUMBER:
@@ -139,8 +138,8 @@ def read_number(cell: Any, decimal: str, *, scaled: bool) -> tuple[float, str]:
         shown = _plain(digits, other) is not None
         raise NumberTextError(text, f"the column's decimal mark is {decimal!r}" if shown else "")
     minus = (match["sign"] + match["after"]).count("-") == 1
-    value = float(number) * SCALES.get(match["scale"].lower(), 1.0)
-    return -value if minus else value, match["currency"] or match["unit"]
+    signless = float(number) * SCALES.get(match["scale"].lower(), 1.0)
+    return -signless if minus else signless, match["currency"] or match["unit"]
 
 
 def _plain(digits: str, decimal: str) -> str | None:

@@ -1,20 +1,19 @@
-"""Columns that are not read and would tell bars apart: several shares, or the bars of a day."""
+"""Columns that are not read and distinguish bars: several shares, or the bars of a day."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data.calendar.timestamps import parse_time
-from kronos_qlib.data.columns.cells import is_clock, to_dates, to_moments
 from kronos_qlib.data.columns.numerals import MARKED, NO_NUMBER
 from kronos_qlib.data.columns.spelling import STATES, TIME
-from kronos_qlib.data.files.raw import Match, RawTable, tell_mapping, tell_none
+from kronos_qlib.data.columns.values import is_clock, to_dates, to_moments
+from kronos_qlib.data.files.raw import Match, RawTable, Values, mapping_hint, no_column_hint
 from kronos_qlib.errors import BarDataError, some_of
 
 LOOKS_LIKE_SYMBOL = re.compile(
@@ -30,10 +29,8 @@ WEEKDAYS = re.compile(
 )
 
 
-def check_unread(
-    raw: RawTable, match: Match, extra: Sequence[str], dates: npt.NDArray[Any] | None
-) -> None:
-    """Refuse a table whose bars an unread column would tell apart: several shares, or a day's bars.
+def check_unread(raw: RawTable, match: Match, extra: Sequence[str], dates: Values | None) -> None:
+    """Refuse a table whose bars an unread column distinguishes: several shares, or bars of a day.
 
     Args:
         dates: (n,) the rows' times; None where they stand elsewhere and increase.
@@ -65,40 +62,43 @@ def check_unread(
         else:
             continue
         if is_apart:
-            raise BarDataError(_tell_labels(raw, name, values, repeats, symbol))
+            raise BarDataError(_labels_message(raw, name, values, repeats, symbol))
     if dates is not None and 2 * repeats >= len(dates):
         _check_times(raw, match, spare, keys, dates, repeats)
 
 
-def _count_repeats(codes: npt.NDArray[Any], dates: npt.NDArray[Any]) -> int:
+def _count_repeats(codes: Values, dates: Values) -> int:
     return int(pd.DataFrame({"code": codes, "date": dates}).duplicated().sum())
 
 
-def labels_of(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]] | None:
+def labels_of(values: Values) -> tuple[npt.NDArray[np.int64], list[str]] | None:
     """Each row's label and the labels, where a column could name instruments.
+
+    Args:
+        values: (n,) of the column.
 
     That is, where it has several values, each of several rows, and none is missing, a time or a
     number with decimals.
     """
-    if cells.dtype.kind not in "OiuUS" or not len(cells):
+    if values.dtype.kind not in "OiuUS" or not len(values):
         return None
-    if cells.dtype.kind == "O":
+    if values.dtype.kind == "O":
         try:
-            codes, unique = pd.factorize(cells)
+            codes, unique = pd.factorize(values)
         except TypeError:  # lists and their like
             return None
     else:
-        codes, unique = pd.factorize(cells)
-    if (codes < 0).any() or not 1 < len(unique) <= max(2, len(cells) // 2):
+        codes, unique = pd.factorize(values)
+    if (codes < 0).any() or not 1 < len(unique) <= max(2, len(values) // 2):
         return None
-    values = [str(value).strip() for value in unique]
-    if any(value.lower() in NO_NUMBER for value in values):
+    labels = [str(value).strip() for value in unique]
+    if any(value.lower() in NO_NUMBER for value in labels):
         return None
-    if all(MARKED.fullmatch(value.rstrip("%")) for value in values) and not all(
-        value.isdigit() for value in values
+    if all(MARKED.fullmatch(value.rstrip("%")) for value in labels) and not all(
+        value.isdigit() for value in labels
     ):
         return None
-    return None if all(map(_is_time, values)) else (codes, values)
+    return None if all(map(_is_time, labels)) else (codes, labels)
 
 
 def _is_text(values: Sequence[str]) -> bool:
@@ -124,7 +124,7 @@ def _are_states(values: Sequence[str]) -> bool:
     return all(value in STATES for value in small) or all(map(WEEKDAYS.fullmatch, small))
 
 
-def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bool:
+def _in_runs(codes: npt.NDArray[np.int64], dates: Values | None) -> bool:
     """Whether each label has its rows in one block, as one share after another has.
 
     A label that comes and goes while time goes on is a state of one share.
@@ -134,7 +134,7 @@ def _in_runs(codes: npt.NDArray[np.int64], dates: npt.NDArray[Any] | None) -> bo
     return any(int((order[1:] != order[:-1]).sum()) + 1 == labels for order in orders)
 
 
-def _tell_labels(
+def _labels_message(
     raw: RawTable, name: str, values: Sequence[str], repeats: int, symbol: str | None
 ) -> str:
     some = some_of(values, 4)
@@ -146,15 +146,15 @@ def _tell_labels(
     if symbol is not None:
         return (
             f"{raw.source}: {repeats} of {len(raw.rows)} bars have the symbol and the time of "
-            f"another, and {name!r} ({some}) tells them apart: keep the rows of one value, or if "
-            f"these are the instruments, {tell_mapping(raw, 'symbol', name)}"
+            f"another, and {name!r} ({some}) distinguishes them: keep the rows of one value, or if "
+            f"these are the instruments, {mapping_hint(raw, 'symbol', name)}"
         )
-    why = f", which tells apart the {repeats} bars that share a time with another" * bool(repeats)
+    why = f", which distinguishes the {repeats} bars that share a time with another" * bool(repeats)
     # Without the symbol the bars of one time would be refused next.
-    none = "keep the rows of one value and " * bool(repeats) + tell_none(raw, "symbol")
+    none = "keep the rows of one value and " * bool(repeats) + no_column_hint(raw, "symbol")
     return (
         f"{raw.source}: no column of symbols is known, but {name!r} has several values ({some})"
-        f"{why}: if they are the instruments, {tell_mapping(raw, 'symbol', name)}; if all is one "
+        f"{why}: if they are the instruments, {mapping_hint(raw, 'symbol', name)}; if all is one "
         f"instrument, {none}"
     )
 
@@ -163,18 +163,18 @@ def _check_times(
     raw: RawTable,
     match: Match,
     spare: Sequence[str],
-    keys: npt.NDArray[Any],
-    dates: npt.NDArray[Any],
+    keys: Values,
+    dates: Values,
     repeats: int,
 ) -> None:
     """Where most times repeat, name an unread column that holds the time of day."""
     for name in spare:
-        cells = raw.columns[name]
-        if cells.dtype.kind not in "OMiu":
+        values = raw.columns[name]
+        if values.dtype.kind not in "OMiu":
             continue
-        texts = [str(cell).strip() for cell in cells]
+        texts = [str(value).strip() for value in values]
         distinct = list(dict.fromkeys(texts))
-        ours = TIME if cells.dtype.kind != "M" and is_clock(distinct) else "date"
+        ours = TIME if values.dtype.kind != "M" and is_clock(distinct) else "date"
         if len(distinct) < 2 or (ours == "date" and not _is_time(distinct[0])):
             continue
         try:
@@ -188,11 +188,11 @@ def _check_times(
         raise BarDataError(
             f"{raw.source}: {repeats} of {len(dates)} bars have a time that another bar has, as "
             f"{match.names['date']!r} is read without the time of day; column {name!r} has it "
-            f"(such as {texts[0]!r}): {tell_mapping(raw, ours, name)}"
+            f"(such as {texts[0]!r}): {mapping_hint(raw, ours, name)}"
         )
 
 
-def _pair(times: npt.NDArray[Any], dates: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _pair(times: Values, dates: Values) -> npt.NDArray[np.int64]:
     """One number for each pair of two columns' values."""
     one, two = pd.factorize(times)[0], pd.factorize(dates)[0]
     paired: npt.NDArray[np.int64] = one.astype(np.int64) * (int(two.max()) + 1) + two

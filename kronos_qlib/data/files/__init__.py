@@ -1,1 +1,1 @@
-"""From a file or a frame to a table of bars: cells, columns, times and numbers, read strictly."""
+"""From a file or a frame to a table of bars: values, columns, times and numbers, read strictly."""

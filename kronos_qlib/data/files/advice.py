@@ -11,15 +11,15 @@ import pandas as pd
 
 from kronos_qlib.data import rules
 from kronos_qlib.data.files.check import VWAP_SLACK, values_of
-from kronos_qlib.data.files.repair import MENDED_BY
+from kronos_qlib.data.files.repair import REPAIRED_BY
 from kronos_qlib.schema import CLOSE, HIGH, LOW, PRICE_COLUMNS, SIZE_COLUMNS, VOLUME
 
 NEARLY_ALL = 0.8
-"""Where so large a share of the bars breaks one rule, the table is read wrongly, not broken."""
+"""Share of the bars from which on a broken rule means that the table is read wrongly."""
 MANY_STRANGE = 0.05
-"""Where so large a share has an average price paid that does not fit, sizes must not be zeroed."""
+"""Share of bars whose average price paid does not fit, from which on sizes must not be zeroed."""
 FEW = 5
-"""So few bars show no cause."""
+"""Fewer bars show no cause."""
 APART = 1.2
 """Closes of one instrument at one time do not differ by this factor."""
 
@@ -37,7 +37,7 @@ amount and volume by. Powers above 0 are lots, which `measure_lot` finds."""
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about one rule: `repairs`, any of which mends it, or the `cause`, a sentence."""
+    """What to do about one rule: `repairs`, any of which fixes it, or the `cause`, a sentence."""
 
     rule: str
     repairs: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def advise(bars: pd.DataFrame, report: pd.DataFrame) -> list[Advice]:
                 cause = _cause(name, bars) if is_common else strange
         else:
             cause = _cause(name, bars) if is_common else ""
-        found.append(Advice(name, () if cause else MENDED_BY.get(name, ()), cause))
+        found.append(Advice(name, () if cause else REPAIRED_BY.get(name, ()), cause))
     return found
 
 
@@ -85,8 +85,8 @@ def describe_advice(advice: Iterable[Advice], option: str = "--repair ") -> str:
     lines = []
     for one in advice:
         names = " or ".join(one.repairs)
-        said = one.cause or (f"{option}{names} mends" if names else "no repair mends it")
-        lines.append(f"  {one.rule}: {said}")
+        remedy = one.cause or (f"{option}{names} fixes it" if names else "no repair fixes it")
+        lines.append(f"  {one.rule}: {remedy}")
     return "\n".join(lines)
 
 
@@ -158,25 +158,25 @@ def _cause_of_duplicates(bars: pd.DataFrame) -> str:
         return ""
     groups = several.groupby(["symbol", "date"], sort=False)["close"]
     sizes, times = groups.size(), len(bars.drop_duplicates(["symbol", "date"]))
-    said = f"{len(sizes)} of {times} times have several bars, which differ"
+    finding = f"{len(sizes)} of {times} times have several bars, which differ"
     if 2 * len(sizes) <= times:
         if _clocks_went_back(several["date"]):
             return (
-                f"{said}, all on a Sunday night: clocks went back and the hour stands twice; give "
-                "the times in UTC, or with their offsets and the zone UTC (--zone UTC)"
+                f"{finding}, all on a Sunday night: clocks went back and the hour stands twice; "
+                "give the times in UTC, or with their offsets and the zone UTC (--zone UTC)"
             )
         return (
-            f"{said}: two instruments under one name, or corrections; see which is right, and keep "
-            "that one"
+            f"{finding}: two instruments under one name, or corrections; see which is right, and "
+            "keep that one"
         )
     symbol = "the column of symbols was not read: name it with a mapping such as symbol=THEIRS"
     clock = "the time of day was not read: name its column with a mapping such as date=THEIRS"
     if (groups.max() > APART * groups.min()).mean() > 0.5:
-        return f"{said} in price as two instruments do; {symbol}"
+        return f"{finding} in price as two instruments do; {symbol}"
     is_daily = bool((several["date"] == several["date"].dt.normalize()).all())
     if is_daily and sizes.median() > 2:
-        return f"{said}, {sizes.median():.0f} each: either {clock}; or {symbol}"
-    return f"{said}: either {symbol}; or {clock}" if is_daily else f"{said}: {symbol}"
+        return f"{finding}, {sizes.median():.0f} each: either {clock}; or {symbol}"
+    return f"{finding}: either {symbol}; or {clock}" if is_daily else f"{finding}: {symbol}"
 
 
 def _clocks_went_back(times: pd.Series) -> bool:

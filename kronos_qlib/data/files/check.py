@@ -1,4 +1,4 @@
-"""What is wrong with a long table of bars; `repairs` mends what it is told to."""
+"""What is wrong with a long table of bars; `repair` corrects what it is asked to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.data import rules
-from kronos_qlib.data.calendar.clock import show_time
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.rules import MAX_MOVE, Flags
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
@@ -18,9 +18,11 @@ from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS, SIZE_COLUMNS
 Values = npt.NDArray[np.float64]
 
 Explain = Callable[[Mapping[str, Any]], str]
-"""From one bar to what is to be said about it."""
-Changes = list[tuple[Any, Any, str]]
+"""From one bar to the detail that a report gives of it."""
+Changes = list[tuple[str, pd.Timestamp, str]]
 """(symbol, date, detail) of every bar that a repair touched."""
+Problem = tuple[str, pd.Timestamp, str, str, str]
+"""A row of a report: REPORT_COLUMNS."""
 
 REPORT_COLUMNS = ("symbol", "date", "severity", "rule", "detail")
 
@@ -123,14 +125,18 @@ def measure_lot(bars: pd.DataFrame) -> int:
 
 
 def is_vwap_plausible(bars: pd.DataFrame, vwap: npt.NDArray[np.float64]) -> Flags:
-    """Where an average price paid lies in its bar's low and high, `VWAP_SLACK` allowed."""
+    """(n,) where an average price paid (n,) lies in its bar's low and high, with VWAP_SLACK."""
     low, high = bars["low"].to_numpy(np.float64), bars["high"].to_numpy(np.float64)
     plausible: Flags = (vwap >= low / VWAP_SLACK) & (vwap <= high * VWAP_SLACK)
     return plausible
 
 
 def check_columns(bars: pd.DataFrame) -> None:
-    """Raises: BarDataError: A column is missing or holds no numbers."""
+    """Check the columns of a long table.
+
+    Raises:
+        BarDataError: a column is missing or holds no numbers.
+    """
     for name in ("symbol", "date", *PRICE_COLUMNS, "volume"):
         if name not in bars:
             raise BarDataError(
@@ -141,7 +147,7 @@ def check_columns(bars: pd.DataFrame) -> None:
             raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
 
 
-def tell_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
+def describe_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
     """(symbol, date, detail) of the flagged bars."""
     flagged = bars.loc[where]
     names = [str(name) for name in flagged.columns]
@@ -151,11 +157,11 @@ def tell_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
 
 def _rows(
     bars: pd.DataFrame, where: Flags, severity: str, rule: str, explain: Explain
-) -> list[tuple[Any, ...]]:
+) -> list[Problem]:
     """Report rows for the flagged bars."""
     return [
         (symbol, date, severity, rule, detail)
-        for symbol, date, detail in tell_bars(bars, where, explain)
+        for symbol, date, detail in describe_bars(bars, where, explain)
     ]
 
 
@@ -166,9 +172,9 @@ def derive_amount(bars: pd.DataFrame) -> pd.Series:
 
 
 def is_derived_amount(bars: pd.DataFrame) -> Flags:
-    """Where the amount is what `derive_amount` makes, or missing with volume.
+    """(n,) where the amount is what `derive_amount` makes, or missing with volume.
 
-    What is wrong with it is wrong with volume or a price, and told there.
+    What is wrong with it is wrong with volume or a price, and is reported there.
     """
     derived, amount = derive_amount(bars).to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
     return np.asarray((amount == derived) | np.isnan(amount) & np.isnan(derived))
@@ -180,17 +186,17 @@ def values_of(bars: pd.DataFrame) -> Values:
 
 
 def untraded_bars(bars: pd.DataFrame) -> Flags:
-    """Where a long table in any order has bars that did not trade, see `rules.is_untraded`."""
+    """(n,) where a long table in any order has bars that did not trade, see `rules.is_untraded`."""
     return _flags_in_time(bars, rules.is_untraded)
 
 
 def repeated_bars(bars: pd.DataFrame) -> Flags:
-    """Where a long table in any order has the whole bar before, see `rules.is_repeated`."""
+    """(n,) where a long table in any order has the whole bar before, see `rules.is_repeated`."""
     return _flags_in_time(bars, rules.is_repeated)
 
 
 def idle_bars(bars: pd.DataFrame) -> Flags:
-    """Where a long table in any order has bars to leave out: that did not trade, or are repeated.
+    """(n,) where a long table in any order has bars to leave out: not traded, or repeated.
 
     Without them a bar may stand behind another one that it repeats: that too is left out.
     """
@@ -205,7 +211,7 @@ def idle_bars(bars: pd.DataFrame) -> Flags:
 
 
 def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -> Flags:
-    """What a rule of bars in order of time says of the rows of a long table.
+    """The flags that a rule of bars in order of time gives to the rows of a long table.
 
     Of several bars at one time the first counts, and those that are equal to it.
     """
@@ -226,13 +232,13 @@ def _flags_in_time(bars: pd.DataFrame, rule: Callable[[Values, Flags], Flags]) -
     return flags
 
 
-def _bar_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def _bar_problems(bars: pd.DataFrame) -> list[Problem]:
     """Rules that one bar can break by itself."""
     repeated = bars.duplicated(["symbol", "date"]).to_numpy()
     copied = bars.duplicated().to_numpy() if repeated.any() else repeated
     values, idle = values_of(bars), untraded_bars(bars)
 
-    def broken(where: Flags, rule: str, names: Iterable[str] = PRICE_COLUMNS) -> list[Any]:
+    def broken(where: Flags, rule: str, names: Iterable[str] = PRICE_COLUMNS) -> list[Problem]:
         return _rows(bars, where & ~idle, "error", rule, show(names))
 
     problems = [
@@ -269,13 +275,13 @@ def show_untraded(bar: Mapping[str, Any]) -> str:
 
 
 def is_bad_size(bars: pd.DataFrame, name: str) -> Flags:
-    """Where volume or amount is negative or missing."""
+    """(n,) where volume or amount is negative or missing."""
     sizes = bars[name].to_numpy(np.float64)
     bad: Flags = ~(np.isfinite(sizes) & (sizes >= 0))
     return bad
 
 
-def order_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def order_problems(bars: pd.DataFrame) -> list[Problem]:
     """One row per instrument whose rows run backwards in time; a table day by day is in order."""
     steps = bars["date"].groupby(bars["symbol"], sort=False).diff()
     broken = bars.loc[(steps < pd.Timedelta(0)).to_numpy()].drop_duplicates("symbol")
@@ -296,6 +302,9 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
     Returns:
         The bars at which a jump arrives, indexed as in `bars` and sorted by symbol and date, with
         `before`, the close before, and `move`, the return from there.
+
+    Raises:
+        ConfigError: `max_move` is not above 0.
     """
     if not max_move > 0:
         raise ConfigError(f"max_move must be above 0, such as 0.4 for 40 %, got {max_move}")
@@ -313,27 +322,27 @@ def find_jumps(bars: pd.DataFrame, max_move: float) -> pd.DataFrame:
     return jumps
 
 
-def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[tuple[Any, ...]]:
+def _jump_problems(bars: pd.DataFrame, max_move: float) -> list[Problem]:
     jumps = find_jumps(bars[["symbol", "date", *PRICE_COLUMNS]], max_move)
     every = np.ones(len(jumps), dtype=bool)
-    return _rows(jumps, every, "warning", rules.JUMP, tell_jump)
+    return _rows(jumps, every, "warning", rules.JUMP, describe_jump)
 
 
-def tell_jump(bar: Mapping[str, Any]) -> str:
-    """What a row of `find_jumps` says."""
+def describe_jump(bar: Mapping[str, Any]) -> str:
+    """The detail of a row of `find_jumps`: both closes and the move between them."""
     return f"close {rules.show_jump(bar['before'], bar['close'], digits=10)}"
 
 
-def _vwap_problems(bars: pd.DataFrame) -> list[tuple[Any, ...]]:
+def _vwap_problems(bars: pd.DataFrame) -> list[Problem]:
     if "amount" not in bars:
         return []
     lot = measure_lot(bars)
-    told = show(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
-    return _rows(bars, is_strange_size(bars, lot), "warning", "vwap", told)
+    explain = show(("amount", "volume", "low", "high"), f"in lots of {lot}: " if lot > 1 else "")
+    return _rows(bars, is_strange_size(bars, lot), "warning", "vwap", explain)
 
 
 def is_strange_size(bars: pd.DataFrame, lot: int) -> Flags:
-    """Where the average price paid is known and lies far from the bar's prices."""
+    """(n,) where the average price paid is known and lies far from the bar's prices."""
     volume, paid = bars["volume"].to_numpy(np.float64), bars["amount"].to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         vwap = paid / (volume * lot)
@@ -344,7 +353,7 @@ def is_strange_size(bars: pd.DataFrame, lot: int) -> Flags:
     return strange
 
 
-def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[tuple[Any, ...]]:
+def _gap_problems(bars: pd.DataFrame, calendar: Iterable[Any] | None) -> list[Problem]:
     due = pd.DatetimeIndex(bars["date"].unique() if calendar is None else list(calendar))
     due = due.unique().sort_values()
     seen = bars[["symbol", "date"]].drop_duplicates().sort_values(["symbol", "date"])

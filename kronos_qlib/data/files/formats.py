@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from kronos_qlib.data.columns.levels import Name, flatten_header, flatten_levels
-from kronos_qlib.data.files.raw import AS_SHOWN, CellFormat, RawTable, tell_headerless
+from kronos_qlib.data.files.raw import AS_SHOWN, RawTable, ValueFormat, Values, headerless_hint
 from kronos_qlib.errors import BarDataError, ConfigError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
-"""What may stand between the cells of a CSV file without being told, and its name."""
+"""What is recognised between the values of a CSV file, and what messages call it."""
 
 BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -61,18 +60,18 @@ def read_file(
     *,
     encoding: str = "utf-8",
     delimiter: str | None = None,
-    how: CellFormat = AS_SHOWN,
+    how: ValueFormat = AS_SHOWN,
 ) -> RawTable:
-    """The cells of a CSV, Parquet or Feather file, told apart by its ending.
+    """The values of a CSV, Parquet or Feather file, by its suffix.
 
     Args:
         encoding: Of a CSV file, as Python calls it.
         delimiter: Of a CSV file: one character, or "tab"; None finds it in the header.
-        how: How cells are written.
+        how: How values are written.
 
     Raises:
         BarDataError: The file is empty or of another kind, a record is longer or shorter than the
-            header, two columns share a name, or the delimiter cannot be told. Names the file.
+            header, two columns share a name, or the delimiter is not clear. Names the file.
         ConfigError: Python knows no such encoding, or `delimiter` cannot be one.
     """
     suffix = path.suffix.lower()
@@ -104,10 +103,10 @@ def read_frame(
     *,
     source: str = "the frame",
     stem: str | None = None,
-    how: CellFormat = AS_SHOWN,
+    how: ValueFormat = AS_SHOWN,
     is_series: bool = False,
 ) -> RawTable:
-    """The cells of a frame, and of the levels of its index that have a name or hold times.
+    """The values of a frame, and of the levels of its index that have a name or hold times.
 
     Args:
         is_series: see `RawTable`; then the index is left out, since times come beside the frame.
@@ -116,7 +115,7 @@ def read_frame(
         BarDataError: The columns have several levels and are no table of prices by ticker, or share
             a name; or a level of the index among several has none.
     """
-    named: list[tuple[Name, npt.NDArray[Any]]] = []
+    named: list[tuple[Name, Values]] = []
     time_index = None
     for place, level in enumerate([] if is_series else _levels(frame)):
         holds_times = isinstance(level, pd.DatetimeIndex)
@@ -126,7 +125,7 @@ def read_frame(
                 "frame.index.names = ['symbol', 'date']"
             )
         if level.name is None and not holds_times:
-            continue  # mere row numbers
+            continue  # row numbers
         name = UNNAMED_TIMES if level.name is None else str(level.name)
         time_index = name if holds_times else time_index
         named.append((name, _as_array(source, name, level)))
@@ -148,7 +147,7 @@ def read_frame(
     _check_header(source, [str(name) for name, _ in named])
     return RawTable(
         source,
-        {str(name): cells for name, cells in named},
+        {str(name): values for name, values in named},
         rows,
         stem=stem,
         time_index=time_index,
@@ -163,8 +162,8 @@ def _levels(frame: pd.DataFrame) -> list[Any]:
     return [index.get_level_values(place) for place in range(index.nlevels)]
 
 
-def _as_array(source: str, name: str, column: Any) -> npt.NDArray[Any]:
-    """Numpy's own types as they are, others cell by cell: nullable, categories, zoned times."""
+def _as_array(source: str, name: str, column: Any) -> Values:
+    """Numpy's own types as they are, others value by value: nullable, categories, zoned times."""
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufM":
         return np.asarray(column.to_numpy())
     try:
@@ -177,7 +176,7 @@ def _check_header(source: str, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            advice = tell_headerless(names) or "; rename or drop one"
+            advice = headerless_hint(names) or "; rename or drop one"
             raise BarDataError(f"{source}: two columns are called {name!r}{advice}")
         seen.add(name)
 
@@ -204,7 +203,7 @@ def _check_delimiter(delimiter: str | None) -> str | None:
     return delimiter
 
 
-def _read_csv(path: Path, encoding: str, delimiter: str | None, how: CellFormat) -> RawTable:
+def _read_csv(path: Path, encoding: str, delimiter: str | None, how: ValueFormat) -> RawTable:
     try:
         with path.open(encoding=encoding, newline="") as file:
             return _read_text(path, file.read(), delimiter, how)
@@ -223,7 +222,7 @@ def _read_csv(path: Path, encoding: str, delimiter: str | None, how: CellFormat)
         ) from problem
 
 
-def _read_text(path: Path, text: str, delimiter: str | None, how: CellFormat) -> RawTable:
+def _read_text(path: Path, text: str, delimiter: str | None, how: ValueFormat) -> RawTable:
     above = LINES_ABOVE.match(text)
     assert above is not None  # it may be empty
     text = text[above.end() :]
@@ -233,18 +232,18 @@ def _read_text(path: Path, text: str, delimiter: str | None, how: CellFormat) ->
     first = LINE_END.split(text, maxsplit=1)[0]
     mark = delimiter or _find_delimiter(path, first_row, first)
     header, ends = _check_quotes(path, text, mark, first_row)
-    columns, blank = _split_cells(path, text, mark, len(header), ends, _tell_comment(first))
+    columns, blank = _split_values(path, text, mark, len(header), ends, _comment_hint(first))
     rows = np.delete(ends[: len(columns[0]) + len(blank)], blank)
     is_empty = np.ones(len(rows), dtype=bool)
-    for cells in columns:
+    for values in columns:
         if not is_empty.any():
             break
-        is_empty &= cells == ""
+        is_empty &= values == ""
     is_empty[0] = True  # the header
     lines = rows[~is_empty]
     names = [name.strip().lstrip("\ufeff") for name in header]
-    named: list[tuple[Name, npt.NDArray[Any]]] = [
-        (name, cells[~is_empty]) for name, cells in zip(names, columns, strict=True)
+    named: list[tuple[Name, Values]] = [
+        (name, values[~is_empty]) for name, values in zip(names, columns, strict=True)
     ]
     notes: tuple[str, ...] = ()
     if (flat := flatten_header(named, lines)) is not None:
@@ -252,7 +251,7 @@ def _read_text(path: Path, text: str, delimiter: str | None, how: CellFormat) ->
     _check_header(str(path), [str(name) for name, _ in named])
     return RawTable(
         str(path),
-        {str(name): cells for name, cells in named},
+        {str(name): values for name, values in named},
         lines,
         stem=path.stem.strip(),
         is_text=True,
@@ -268,8 +267,8 @@ def _check_quotes(
     """The header's names, and the row in which each record ends, or more of them; the header and
     blank lines are records too.
 
-    Where cells stand in quotes, which may span lines, the csv module goes over the text first:
-    Arrow takes text after a closing quote for a part of the cell and a missing one for the file's
+    Where values stand in quotes, which may span lines, the csv module goes over the text first:
+    Arrow takes text after a closing quote for a part of the value and a missing one for the file's
     end, both in silence, and counts records where an editor counts lines.
     """
     lines = (match[0] for match in LINE.finditer(text))
@@ -285,14 +284,14 @@ def _check_quotes(
     return header, [first_row - 1 + end for end in ends]
 
 
-def _split_cells(
+def _split_values(
     path: Path, text: str, mark: str, width: int, ends: Sequence[int], comment: str
-) -> tuple[list[npt.NDArray[Any]], list[int]]:
-    """The cells of each column as they stand, the header's first, equal ones as one object; and the
-    places of empty records of another width, which are left out.
+) -> tuple[list[Values], list[int]]:
+    """The values of each column, the header's first, equal ones as one object; and the places of
+    empty records of another width, which are left out.
 
     Arrow's reader and not pandas': that fills short records up in silence, so that another pass
-    would have to find them, and is no faster (a second for 757,956 rows of 9 cells, either way).
+    would have to find them, and is no faster (a second for 757,956 rows of 9 values, either way).
     """
     blank: list[int] = []
     ragged: list[tuple[int, int]] = []
@@ -327,7 +326,7 @@ def _split_cells(
     if ragged:
         place, found = ragged[0]
         raise BarDataError(
-            f"{path}, row {ends[place]}: {found} cells, the header has {width} columns"
+            f"{path}, row {ends[place]}: {found} values, the header has {width} columns"
             f"{comment if place == 1 else ''}"
         )
     columns = []
@@ -337,8 +336,8 @@ def _split_cells(
     return columns, blank
 
 
-def _tell_comment(header: str) -> str:
-    """What to say of a first line that is none of the table's; "" of others."""
+def _comment_hint(header: str) -> str:
+    """Hint where the first line is a comment above the table; else ""."""
     shown = header.strip("\ufeff \r\n")[:80]
     if not shown.startswith("#"):
         return ""
@@ -356,5 +355,5 @@ def _find_delimiter(path: Path, row: int, header: str) -> str:
     advice = "; name the delimiter, such as delimiter=';' or --delimiter ';'"
     if not found:
         advice += ", or remove the line if it is no header"
-    advice = _tell_comment(header) or advice
+    advice = _comment_hint(header) or advice
     raise BarDataError(f"{path}, row {row}: the header {shown!r} {problem} {known}{advice}")

@@ -1,4 +1,4 @@
-"""A table before its cells mean anything, and what messages say of it."""
+"""A table of unparsed values, and the hints that error messages give about it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy.typing as npt
 from kronos_qlib.data.calendar.timestamps import DATE_ORDERS, find_zone
 from kronos_qlib.errors import BarDataError, ConfigError
 
+Values = npt.NDArray[Any]
+"""One column's values: of a type that numpy has, or objects."""
+
 NUMBER_TEXT = re.compile(r"[+-]?\d[\d.:/-]*(?:[eE][+-]?\d+)?", re.ASCII)
 """A number or a date, which no column is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellFormat:
-    """How cells are written, where they do not show it themselves."""
+class ValueFormat:
+    """How values are written, where they do not show it themselves."""
 
     zone: str | None = None
     """The exchange's time zone, such as "Asia/Shanghai": times with an offset and counts since 1970
@@ -28,7 +31,7 @@ class CellFormat:
     date_order: str = "ymd"
     """"dmy" or "mdy" where dates do not begin with the year: 02/01/2024."""
     decimal: str | None = None
-    """"," or "."; the other one is the thousands separator. None goes by what the cells show."""
+    """"," or "."; the other one is the thousands separator. None goes by what the values show."""
 
     def __post_init__(self) -> None:
         if self.zone is not None:
@@ -41,17 +44,17 @@ class CellFormat:
             raise ConfigError(f"decimal must be '.' or ',', got {self.decimal!r}")
 
 
-AS_SHOWN = CellFormat()
-"""Where nothing is said of how cells are written."""
+AS_SHOWN = ValueFormat()
+"""The format where the caller gave none."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """The cells of one file or frame."""
+    """The values of one file or frame."""
 
     source: str
     """What to call it in a message: the file's path."""
-    columns: dict[str, npt.NDArray[Any]]
+    columns: dict[str, Values]
     """Numbers or datetime64 where numpy has such a type, else objects: text from CSV."""
     rows: npt.NDArray[np.int64]
     """Each entry's row, from 1, as a text editor counts lines; without a header elsewhere."""
@@ -60,9 +63,9 @@ class RawTable:
     time_index: str | None = None
     """The column that was a frame's index of times."""
     is_text: bool = False
-    """Whether every cell is a `str`."""
-    how: CellFormat = AS_SHOWN
-    """How the cells are written."""
+    """Whether every value is a `str`."""
+    how: ValueFormat = AS_SHOWN
+    """How the values are written."""
     delimiter: str | None = None
     """Of a CSV file."""
     is_series: bool = False
@@ -72,10 +75,11 @@ class RawTable:
     """What was done to the header."""
 
     def fail(self, entry: int, column: str, problem: str) -> BarDataError:
+        """The error to raise for one value: it names the source, row and column."""
         return BarDataError(f"{self.source}, row {self.rows[entry]}, column {column!r}: {problem}")
 
-    def tell_decimal(self, column: str) -> str:
-        """How to say which mark is a column's decimal one."""
+    def decimal_hint(self, column: str) -> str:
+        """Hint for an error: how to name a column's decimal mark."""
         if self.is_series:
             return (
                 f'make it numbers before, with frame[{column!r}].str.replace(",", ".")'
@@ -105,28 +109,29 @@ class Match:
         return [name for name in raw.columns if name not in used]
 
 
-def tell_missing(raw: RawTable, name: str) -> str:
-    """What to say where a table lacks a column."""
+def missing_column_message(raw: RawTable, name: str) -> str:
+    """Error message where a table lacks a column: it lists those that there are."""
     have = ", ".join(repr(column) for column in raw.columns)
-    return f"{raw.source}: no column {name!r}; it has {have}{tell_headerless(raw.columns)}"
+    return f"{raw.source}: no column {name!r}; it has {have}{headerless_hint(raw.columns)}"
 
 
-def tell_mapping(raw: RawTable, ours: str, theirs: str) -> str:
-    """How to say that a column is one of ours."""
+def mapping_hint(raw: RawTable, ours: str, theirs: str) -> str:
+    """Hint for an error: how to map a column of the table to one of ours."""
     if raw.is_series:
         return f"rename it to {ours}: frame.rename(columns={{{theirs!r}: {ours!r}}})"
     shown = theirs if re.fullmatch(r"\w+", theirs) else f'"{theirs}"'
     return f"say --columns {ours}={shown} (in Python columns={{{ours!r}: {theirs!r}}})"
 
 
-def tell_none(raw: RawTable, ours: str) -> str:
-    """How to say that a table has no such column."""
+def no_column_hint(raw: RawTable, ours: str) -> str:
+    """Hint for an error: how to declare that a table has no such column."""
     if raw.is_series:
         return "drop it"
     return f"say --columns {ours}= (in Python columns={{{ours!r}: ''}})"
 
 
 def ambiguous(raw: RawTable, ours: str, near: Sequence[str]) -> BarDataError:
+    """The error to raise where several columns could be one of ours."""
     both = list_names(near)
     if raw.is_series:
         return BarDataError(
@@ -139,11 +144,12 @@ def ambiguous(raw: RawTable, ours: str, near: Sequence[str]) -> BarDataError:
 
 
 def list_names(names: Sequence[str]) -> str:
+    """Names of columns for a message: 'a' and 'b'."""
     return " and ".join(repr(name) for name in names)
 
 
-def tell_headerless(names: Iterable[str]) -> str:
-    """What to say of names that are mostly numbers; "" of others."""
+def headerless_hint(names: Iterable[str]) -> str:
+    """Hint for an error where names are mostly numbers, as of a file without header; else ""."""
     given = [name for name in names if name]
     if 2 * sum(NUMBER_TEXT.fullmatch(name.strip()) is not None for name in given) <= len(given):
         return ""
@@ -156,3 +162,13 @@ def tell_headerless(names: Iterable[str]) -> str:
         "; the first row looks like a bar, so a header is missing: write one above it, such as "
         "date,open,high,low,close,volume,amount"
     )
+
+
+def show_value(value: object) -> str:
+    """A value for a message."""
+    if isinstance(value, str):
+        return repr(value.strip()[:60])
+    try:
+        return repr(str(value)[:60])
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "a number too long to show"

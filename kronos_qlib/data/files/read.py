@@ -16,37 +16,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.calendar.timestamps import DATE_TEXT, parse_date, tell_time
-from kronos_qlib.data.columns.cells import (
-    NO_NUMBER,
+from kronos_qlib.data.calendar.time_messages import time_message
+from kronos_qlib.data.calendar.timestamps import parse_date
+from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
+from kronos_qlib.data.columns.number_columns import to_numbers
+from kronos_qlib.data.columns.spelling import TIME, compact
+from kronos_qlib.data.columns.unread import check_unread
+from kronos_qlib.data.columns.values import (
     symbol_problem,
     to_dates,
     to_moments,
-    to_numbers,
     to_symbols,
 )
-from kronos_qlib.data.columns.matching import OPTIONAL, check_mapping, match_columns
-from kronos_qlib.data.columns.spelling import ALIASES, TIME, compact
-from kronos_qlib.data.columns.unread import check_unread
 from kronos_qlib.data.files.check import derive_amount
 from kronos_qlib.data.files.formats import SUFFIXES, find_files, read_file, read_frame
-from kronos_qlib.data.files.raw import CellFormat, RawTable, tell_headerless, tell_missing
+from kronos_qlib.data.files.raw import (
+    RawTable,
+    ValueFormat,
+    headerless_hint,
+    missing_column_message,
+)
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
-
-__all__ = [
-    "ALIASES",
-    "DATE_TEXT",
-    "NO_NUMBER",
-    "SUFFIXES",
-    "BarFile",
-    "check_apart",
-    "columns_from_pairs",
-    "read_bars",
-    "read_times",
-    "write_bars",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -92,22 +84,22 @@ def read_bars(
             A frame's times may be in its index, named or not; its columns may have two levels, a
             price and a ticker. Where a file has no symbol column, its stem is the symbol.
         columns: Our name to the source's, for example {"date": "day"}; overrides `ALIASES`. "time"
-            is the column with the time of day. {"volume": ""} says that there is none, as may be
-            said of symbol, volume, amount, factor and time.
+            is the column with the time of day. {"volume": ""} declares that there is none, which
+            works for symbol, volume, amount, factor and time.
         extra: Further number columns to keep, by the source's name.
         as_is: Keep the order of the rows and several bars at one time, for `check_bars` to report
-            and `repair_bars` to mend; everything else stays as strict.
+            and `repair_bars` to correct; everything else stays as strict.
         symbol: The one instrument of a file or frame that has no symbol column.
         encoding: Of CSV files, as Python calls it; Chinese vendors often write "gb18030".
         delimiter: Of CSV files; None finds comma, semicolon, tab or | in the header.
-        zone, date_order, decimal: How times and numbers are written, see `raw.CellFormat`.
+        zone, date_order, decimal: How times and numbers are written, see `raw.ValueFormat`.
 
     Returns:
         Bars and notes. Symbols are upper-cased, as Qlib does. Times are the exchange's wall-clock
         time: an offset is dropped with a note, or converted where `zone` is given. A missing
         `volume` becomes 0, but a column that looks like it is mapped or refused. A
         missing `amount` becomes volume x the mean of the four prices: both are adjusted, in
-        opposite ways, so that is money. A missing `factor` becomes 1. An empty number cell becomes
+        opposite ways, so that is money. A missing `factor` becomes 1. An empty number value becomes
         NaN, which `check_bars` reports.
 
     Raises:
@@ -122,7 +114,7 @@ def read_bars(
     """
     mapping = dict(columns or {})
     check_mapping(mapping)
-    how = CellFormat(zone=zone, date_order=date_order, decimal=decimal)
+    how = ValueFormat(zone=zone, date_order=date_order, decimal=decimal)
     tables: list[RawTable] | Iterable[RawTable]
     if isinstance(source, pd.DataFrame):
         name, notes, tables = "the frame", [], [read_frame(source, how=how)]
@@ -141,16 +133,16 @@ def read_bars(
         )
     parts = []
     for raw in tables:
-        part, said = _read_one(raw, mapping, extra, symbol)
+        part, own_notes = _read_one(raw, mapping, extra, symbol)
         parts.append(part)
-        notes.extend(note for note in said if note not in notes)
+        notes.extend(note for note in own_notes if note not in notes)
     _check_spelling(parts)
     bars = pd.concat([part.frame for part in parts], ignore_index=True)
     if not as_is:
         _check_single(bars, parts)
     # Python's upper case and not Arrow's, which differs for such as "ß", as the check above has it.
     bars["symbol"] = bars["symbol"].map({name: name.upper() for name in bars["symbol"].unique()})
-    notes += _tell_spelling(bars["symbol"].unique())
+    notes += _spelling_notes(bars["symbol"].unique())
     for note in notes:
         logger.info("%s: %s", name, note)
     bars = bars[[*LONG_COLUMNS, *(each for each in extra if each not in LONG_COLUMNS)]]
@@ -221,7 +213,7 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
                         times.append(parse_date(text))
                     except ValueError as problem:
                         raise CalendarError(
-                            f"{path}, line {number}: {tell_time(text, in_table=False)}"
+                            f"{path}, line {number}: {time_message(text, in_table=False)}"
                         ) from problem
     except UnicodeDecodeError as problem:
         raise CalendarError(f"{path}: not UTF-8 text ({problem.reason})") from problem
@@ -231,7 +223,11 @@ def read_times(path: str | Path) -> pd.DatetimeIndex:
 
 
 def columns_from_pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """The `columns` of `read_bars` from words such as "date=trade_date", or "volume=" for none."""
+    """The `columns` of `read_bars` from words such as "date=trade_date", or "volume=" for none.
+
+    Raises:
+        ConfigError: one is no such pair, or a column is named twice.
+    """
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
@@ -273,22 +269,22 @@ def _read_one(
         if ours not in found and ours not in OPTIONAL:
             advice = f"; name it with a mapping such as {ours}=THEIR_NAME"
             raise BarDataError(
-                tell_missing(raw, ours) + ("" if tell_headerless(raw.columns) else advice)
+                missing_column_message(raw, ours) + ("" if headerless_hint(raw.columns) else advice)
             )
     if clock is not None and clock not in raw.columns:
-        raise BarDataError(tell_missing(raw, clock))
+        raise BarDataError(missing_column_message(raw, clock))
     notes: list[str] = [*raw.notes, *match.notes]
     if clock is None:
         dates = to_dates(raw, found["date"], notes)
     else:
         dates = to_moments(raw, found["date"], clock, notes)
-    # Whoever says that all is one instrument has looked.
+    # A caller who declares one instrument has looked.
     if "symbol" in found or (symbol is None and "symbol" not in mapping):
         check_unread(raw, match, extra, dates)
     frame = pd.DataFrame({"symbol": _symbols(raw, found, symbol, notes), "date": dates})
     for name in extra:
         if name not in raw.columns:
-            raise BarDataError(tell_missing(raw, name))
+            raise BarDataError(missing_column_message(raw, name))
     theirs_of = {name: found[name] for name in (*BAR_COLUMNS, "factor") if name in found}
     sizes = [*(found[name] for name in SIZE_COLUMNS if name in found), *extra]
     numbers = to_numbers(raw, list(dict.fromkeys([*theirs_of.values(), *extra])), sizes)
@@ -300,9 +296,9 @@ def _read_one(
     notes += _fill(frame)
     renamed = {ours: theirs for ours, theirs in found.items() if theirs.lower() != ours}
     if renamed or clock:
-        said = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
-        said += [f"time of day from {clock!r}"] if clock else []
-        notes.append(f"columns read under another name: {', '.join(said)}")
+        renames = [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
+        renames += [f"time of day from {clock!r}"] if clock else []
+        notes.append(f"columns read under another name: {', '.join(renames)}")
     spare = match.spare(raw, extra)
     if spare:
         notes.append(f"columns left out: {', '.join(spare)}")
@@ -329,7 +325,8 @@ def _symbols(
     only = raw.stem if symbol is None else symbol.strip()
     if not only:
         raise BarDataError(
-            f"{tell_missing(raw, 'symbol')}; say which instrument it is with symbol='SH600000'"
+            f"{missing_column_message(raw, 'symbol')}; say which instrument it is with "
+            "symbol='SH600000'"
         )
     if problem := symbol_problem(only):
         raise BarDataError(f"{raw.source}: the file's name is its symbol, but {problem}")
@@ -355,8 +352,8 @@ def _fill(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _tell_spelling(symbols: Iterable[str]) -> list[str]:
-    """A word on symbols that Qlib's own data spell otherwise."""
+def _spelling_notes(symbols: Iterable[str]) -> list[str]:
+    """A note on symbols that Qlib's own data spell otherwise."""
     for symbol in symbols:
         if match := OTHER_SPELLING.fullmatch(symbol):
             exchange = match["before"] or match["after"]

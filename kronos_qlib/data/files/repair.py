@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from kronos_qlib.data.files.check import (
     Changes,
     Explain,
     check_columns,
+    describe_bars,
     find_jumps,
     idle_bars,
     is_bad_size,
@@ -22,7 +22,6 @@ from kronos_qlib.data.files.check import (
     order_problems,
     show,
     show_untraded,
-    tell_bars,
     values_of,
 )
 from kronos_qlib.data.rules import (
@@ -50,9 +49,9 @@ SPLIT_SLACK = 0.05
 LEVEL_SLACK = 0.1
 """How far the level of the closes after it may lie from it, as a fraction."""
 LEVEL_BARS = 5
-"""A level is the median of so many closes, so that one broken close is none."""
+"""Closes whose median is a level, so that one broken close does not move it."""
 LEAST_BARS = 3
-"""Fewer closes on one side tell no level."""
+"""Closes that a level needs on each side."""
 CALM = 8.0
 """Shares traded on a split's first day, counted as before it, against their median in the 20 bars
 before. On news that moves a price by half, many times more are traded."""
@@ -94,7 +93,7 @@ def repair_bars(
         raise ConfigError("the repairs bracket and drop-bracket exclude each other; name one")
     check_columns(bars)
     bars = bars.reset_index(drop=True)
-    record: list[tuple[Any, ...]] = []
+    record: list[tuple[str, pd.Timestamp, str, str]] = []
     for name, repair in REPAIRS.items():
         if name in asked:
             bars, changes = repair.apply(bars, max_move)
@@ -132,7 +131,7 @@ def join_reports(
 
 
 def _drop(bars: pd.DataFrame, where: Flags, explain: Explain) -> tuple[pd.DataFrame, Changes]:
-    dropped = tell_bars(bars, where, lambda bar: f"dropped: {explain(bar)}")
+    dropped = describe_bars(bars, where, lambda bar: f"dropped: {explain(bar)}")
     return bars.loc[~where], dropped
 
 
@@ -168,7 +167,7 @@ def _bracket(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes
     top, bottom = prices.max(axis=1), prices.min(axis=1)
     values = values_of(bars)
     wrong = (is_outside(values) | is_upside_down(values)) & ~is_unknown(values)
-    changes = tell_bars(bars, wrong, show(("high", "low"), "widened from "))
+    changes = describe_bars(bars, wrong, show(("high", "low"), "widened from "))
     wide = bars.assign(high=bars["high"].mask(wrong, top), low=bars["low"].mask(wrong, bottom))
     return wide, changes
 
@@ -178,7 +177,7 @@ def _zero_sizes(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Chan
     for name in SIZE_COLUMNS:
         if name in bars:
             wrong = is_bad_size(bars, name)
-            changes += tell_bars(bars, wrong, show((name,), "set to 0: "))
+            changes += describe_bars(bars, wrong, show((name,), "set to 0: "))
             bars = bars.assign(**{name: bars[name].mask(wrong, 0)})
     return bars, changes
 
@@ -188,7 +187,7 @@ def _zero_strange(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Ch
         return bars, []
     wrong = is_strange_size(bars, measure_lot(bars))
     zeroed = bars.assign(**{name: bars[name].mask(wrong, 0) for name in SIZE_COLUMNS})
-    return zeroed, tell_bars(bars, wrong, show(SIZE_COLUMNS, "set to 0: "))
+    return zeroed, describe_bars(bars, wrong, show(SIZE_COLUMNS, "set to 0: "))
 
 
 def _drop_before_jump(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Changes]:
@@ -220,8 +219,8 @@ def _split_jumps(bars: pd.DataFrame, max_move: float) -> tuple[pd.DataFrame, Cha
                 new, old = split
                 new_shares[own.index[:place]] *= new
                 old_shares[own.index[:place]] *= old
-                told = f"{new}:{old} split: the {place} bars before adjusted"
-                changes.append((symbol, own["date"].iloc[place], told))
+                detail = f"{new}:{old} split: the {place} bars before adjusted"
+                changes.append((str(symbol), own["date"].iloc[place], detail))
     return _adjust(bars, new_shares, old_shares) if changes else bars, changes
 
 
@@ -246,7 +245,7 @@ def find_split(bars: pd.DataFrame, place: int) -> tuple[int, int] | None:
     recent = volumes[max(0, place - 20) : place]
     recent = recent[np.isfinite(recent)]
     if not np.isfinite(volumes[place]) or not len(recent):
-        return None  # whether there was news cannot be told
+        return None  # whether there was news is not known
     usual = float(np.median(recent))
     for new, old in (*SPLITS, *((old, new) for new, old in SPLITS)):
         ratio = old / new
@@ -288,7 +287,7 @@ REPAIRS: Mapping[str, Repair] = {
 """Every repair by name, in the order in which they are applied. What did not trade goes last: a
 size that another repair sets to 0 may have been a bar's only trade."""
 
-MENDED_BY: Mapping[str, tuple[str, ...]] = {
+REPAIRED_BY: Mapping[str, tuple[str, ...]] = {
     "order": ("sort",),
     "duplicate": ("drop-duplicates",),
     "nan": ("drop-nan",),

@@ -3,7 +3,7 @@
 Every random number of a day is symmetric about zero and enters that day's simple return without
 a curve between them: a return is overnight gap plus intraday steps, never their product. Flip all
 signs of a day's shocks and the market's law is the same, so apart from the planted drift neither
-the mean nor the rank of any return can be told from the past, whatever the volatility does.
+the mean nor the rank of any return can be predicted from the past, whatever the volatility does.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class MarketConfig:
 
     @property
     def bars_a_day(self) -> int:
+        """Bars of a trading day: 1, or 48 of 5 minutes."""
         return max(1, len(_clock(self.freq)))
 
 

@@ -9,81 +9,40 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_span, show_time
 from kronos_qlib.data.calendar.stamps import Times, stamps_of, to_times
+from kronos_qlib.data.calendar.time_text import show_span, show_time
 from kronos_qlib.data.rules import (
-    FLOAT32_SLACK,
-    INCOMPLETE,
-    INVALID,
     MAX_MOVE,
     PRICES,
-    REPEATED,
     RULES,
-    UNTRADED,
-    find_faults,
     find_jumps,
     find_small_splits,
     is_sound,
 )
-from kronos_qlib.errors import BarDataError, ConfigError, some_of
+from kronos_qlib.data.windows.faulty_bars import (
+    EXAMPLES,
+    FaultPolicy,
+    Floats,
+    Incomplete,
+    Ints,
+    Invalid,
+    LeftOut,
+    Untraded,
+    count_of,
+    fault_error,
+)
+from kronos_qlib.errors import BarDataError, some_of
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Incomplete = Literal["error", "skip"]
-"""What to do with a bar that has some of its values and lacks others."""
-Invalid = Literal["error", "skip", "keep"]
-"""What to do with a bar whose numbers cannot be: a price of 0 or less, high below low, high and low
-that do not span open and close, a negative volume or amount."""
-Untraded = Literal["skip", "error", "keep"]
-"""What to do with a bar on whose day nothing traded, see `rules.is_untraded` and `is_repeated`;
-"keep" keeps those that have all their values."""
 
 CHUNK = 1 << 20
 """Rows whose closes are looked at together."""
-EXAMPLES = 3
-"""Instruments that a message names."""
 
 COLUMNS = len(BAR_COLUMNS)
-
-
-@dataclass(frozen=True, eq=False)
-class LeftOut:
-    """Bars that were there and were left out, by instrument and then by time.
-
-    owners: (L,) places in the table's instruments. places: (L,) in its calendar.
-    rules: (L,) places in `rules.RULES` of the first rule that each breaks.
-    """
-
-    owners: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    places: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    rules: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.owners)
-
-    def of(self, number: int) -> range:
-        """The entries of one instrument."""
-        return range(*np.searchsorted(self.owners, [number, number + 1]).tolist())
-
-    def counts(
-        self, entries: range | None = None, start: int = 0, stop: int | None = None
-    ) -> dict[str, int]:
-        """How many of some entries, at places from `start` up to, without, `stop`, broke each rule.
-
-        Of rules that none broke nothing.
-        """
-        those = slice(None) if entries is None else slice(entries.start, entries.stop)
-        places = self.places[those]
-        due = (places >= start) & (places < (np.inf if stop is None else stop))
-        numbers = np.bincount(self.rules[those][due], minlength=len(RULES)).tolist()
-        return {rule: count for rule, count in zip(RULES, numbers, strict=True) if count}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +50,7 @@ class BarTable:
     """The bars of many instruments, one instrument after another, each in order of time.
 
     A bar's time is kept as its place in the calendar, in 2 bytes where that has fewer than 65,536
-    entries: 12 million datetimes would take a third of the room of their bars.
+    entries: 12 million datetimes would take a third of the memory of their bars.
 
     values: (M, 6) float32, contiguous, columns as in `schema.BAR_COLUMNS`.
     places: (M,) uint16 or uint32, where in `calendar` each bar stands.
@@ -101,7 +60,7 @@ class BarTable:
     """
 
     values: Floats
-    places: npt.NDArray[np.unsignedinteger[Any]]
+    places: npt.NDArray[np.unsignedinteger]
     calendar: Times
     instruments: tuple[str, ...]
     offsets: Ints
@@ -175,7 +134,15 @@ class BarTable:
         invalid: Invalid = "error",
         untraded: Untraded = "skip",
     ) -> BarTable:
-        """Fill from a long table with columns symbol and date, as `tables.read_bars` gives it."""
+        """Fill from a long table with columns symbol and date, as `read_bars` gives it.
+
+        Args:
+            bars: `schema.LONG_COLUMNS`; factor is not read.
+            incomplete, invalid, untraded: as of `from_frame`.
+
+        Raises:
+            BarDataError, CalendarError: as of `from_frame`.
+        """
         for name in ("symbol", "date"):
             if name not in bars:
                 raise BarDataError(f"bars have no column {name!r}")
@@ -207,7 +174,7 @@ class BarTable:
 
     @cached_property
     def jumps(self) -> Ints:
-        """Rows at which a close arrives that is hard to believe, see `rules.find_jumps` and
+        """Rows at which a close arrives that is implausible, see `rules.find_jumps` and
         `find_small_splits`."""
         found = [np.zeros(0, dtype=np.int64)]
         begins = self.offsets[:-1]
@@ -225,11 +192,11 @@ class BarTable:
         """(M,) datetime64[ns] of every bar, made anew: 8 bytes a bar. `times_at` takes few."""
         return np.asarray(self.calendar[self.places])
 
-    def times_at(self, rows: Any) -> Times:
+    def times_at(self, rows: Ints | slice) -> Times:
         """(...) datetime64[ns] of the bars in these rows."""
         return np.asarray(self.calendar[self.places[rows]])
 
-    def stamps_at(self, rows: Any) -> npt.NDArray[np.int64]:
+    def stamps_at(self, rows: Ints | slice) -> npt.NDArray[np.int64]:
         """(..., 5) time fields of the bars in these rows."""
         return np.asarray(self.calendar_stamps[self.places[rows]])
 
@@ -238,7 +205,7 @@ class BarTable:
         """(K, 5) time fields of the calendar."""
         return stamps_of(self.calendar)
 
-    def instrument_of(self, rows: Any) -> Ints:
+    def instrument_of(self, rows: npt.NDArray[np.signedinteger] | int) -> Ints:
         """Places in `instruments` of the owners of rows."""
         return np.asarray(np.searchsorted(self.offsets, rows, side="right") - 1)
 
@@ -260,7 +227,7 @@ class BarTable:
             span = days[0] if last - first == 1 else f"{last - first} from {days[0]} to {days[1]}"
             names.append(f"{self.instruments[owner]} {span}")
         return (
-            f"{_count(len(out), 'bar')} left out, as if suspended ({by_rule}): "
+            f"{count_of(len(out), 'bar')} left out, as if suspended ({by_rule}): "
             f"{some_of(names, EXAMPLES)}"
         )
 
@@ -285,17 +252,11 @@ class TableBuilder:
         invalid: Invalid = "error",
         untraded: Untraded = "skip",
     ) -> None:
-        check_choices(incomplete=incomplete, invalid=invalid, untraded=untraded)
         self.calendar = calendar
-        self._actions: dict[str, str] = {
-            UNTRADED: untraded,
-            REPEATED: untraded,
-            INCOMPLETE: incomplete,
-            **dict.fromkeys(INVALID, invalid),
-        }
+        self._policy = FaultPolicy(incomplete, invalid, untraded)
         narrow = len(calendar) <= np.iinfo(np.uint16).max
         self._values = np.empty((capacity, COLUMNS), dtype=np.float32)
-        kind: type[np.unsignedinteger[Any]] = np.uint16 if narrow else np.uint32
+        kind: type[np.unsignedinteger] = np.uint16 if narrow else np.uint32
         self._places = np.empty(capacity, dtype=kind)
         self._names: list[str] = []
         self._offsets = [0]
@@ -304,7 +265,7 @@ class TableBuilder:
         self._suspects: list[int] = []
         self._silent: list[int] = []
 
-    def add(self, name: str, places: npt.NDArray[Any], bars: Floats) -> None:
+    def add(self, name: str, places: npt.NDArray[np.integer], bars: Floats) -> None:
         """The next instrument's bars; one without any keeps its (empty) place among the names.
 
         Args:
@@ -358,20 +319,12 @@ class TableBuilder:
         -1 where it breaks none."""
         silent = set(self._silent)
         trades = {number: self._trades(number) for number in self._suspects}
-        # Whoever is neither suspected nor silent has volume in every bar.
+        # An instrument that is neither suspect nor silent has volume in every bar.
         others = len(self._names) > len(self._suspects) + len(silent) or any(trades.values())
         found = {}
         for number in sorted([*self._suspects, *(silent if others else ())]):
             bars = self._values[slice(*self._offsets[number : number + 2])]
-            flags = find_faults(bars, slack=FLOAT32_SLACK, others_trade=others)
-            if self._actions[UNTRADED] == "keep":  # what has a price and a size at all
-                kept = np.isfinite(bars).all(axis=1) & (bars[:, :PRICES] > 0).all(axis=1)
-                flags[UNTRADED] &= ~kept
-                flags[REPEATED][:] = False
-            rules = np.full(len(bars), -1, dtype=np.int64)
-            for place, rule in reversed(list(enumerate(RULES))):
-                if rule not in INVALID or self._actions[rule] != "keep":
-                    rules[flags[rule]] = place
+            rules = self._policy.broken_rules(bars, others_trade=others)
             if (rules >= 0).any():
                 found[number] = rules
         return found
@@ -382,7 +335,7 @@ class TableBuilder:
 
     def _leave_out(self, found: Mapping[int, Ints]) -> LeftOut:
         """Close the gaps of what is skipped; refuse what is an error."""
-        wrong = [place for place, rule in enumerate(RULES) if self._actions[rule] == "error"]
+        wrong = self._policy.errors
         for number, rules in found.items():
             if np.isin(rules, wrong).any():
                 raise self._refused(number, found, wrong)
@@ -418,40 +371,5 @@ class TableBuilder:
         }
         others = sum(int(np.isin(rules, wrong).sum()) for rules in found.values())
         others -= sum(alike.values())
-        some = ", ".join(list(alike)[:EXAMPLES]) + (", ..." if len(alike) > EXAMPLES else "")
-        setting = "incomplete" if rule == INCOMPLETE else "untraded"
-        setting = "invalid" if rule in INVALID else setting
-        more = f"; {_count(others, 'bar')} under other rules" if others else ""
-        return BarDataError(
-            f"{self._names[number]} at {show_time(self.calendar[self._places[at]])}: "
-            f"{_explain(rule, self._values[at])} ({_count(sum(alike.values()), 'such bar')} of "
-            f"{some}{more}); mend the bars where they come from, or leave such bars out, as if "
-            f"suspended, with {setting}='skip'"
-        )
-
-
-def check_choices(**settings: str) -> None:
-    """Raises: ConfigError: `incomplete`, `invalid` or `untraded` is none of its words."""
-    known = {"incomplete": Incomplete, "invalid": Invalid, "untraded": Untraded}
-    for name, value in settings.items():
-        if value not in get_args(known[name]):
-            words = " or ".join(repr(word) for word in get_args(known[name]))
-            raise ConfigError(f"{name} must be {words}, got {value!r}")
-
-
-def _explain(rule: str, bar: Floats) -> str:
-    """What is wrong with one bar."""
-    if rule == INCOMPLETE:
-        lacking = [BAR_COLUMNS[place] for place in np.flatnonzero(~np.isfinite(bar))]
-        if len(lacking) > 1 and lacking[-1] == "amount":  # it may be derived from the others
-            lacking.pop()
-        verb = "is" if len(lacking) == 1 else "are"
-        return f"{', '.join(lacking)} {verb} missing or not finite beside values that are given"
-    values = ", ".join(
-        f"{name} {value:.7g}" for name, value in zip(BAR_COLUMNS, bar.tolist(), strict=True)
-    )
-    return f"{rule}: {values}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        where = f"{self._names[number]} at {show_time(self.calendar[self._places[at]])}"
+        return fault_error(where, rule, self._values[at], alike, others)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.rules import RULES
 from kronos_qlib.data.windows.bar_table import BarTable
-from kronos_qlib.data.windows.segments import places_of
+from kronos_qlib.data.windows.segments import Bounds, Moment, places_of
 from kronos_qlib.data.windows.window import Rows, RunRows, Windows
 from kronos_qlib.errors import BarDataError
 
-Spans = Mapping[str, Sequence[tuple[Any, Any]]]
-"""For each instrument, the (first, last) timestamps between which it is in the universe."""
+Spans = Mapping[str, Sequence[Bounds]]
+"""For each instrument, the bounds between which it is in the universe."""
 
 OUTSIDE = "outside the universe"
 TOO_FEW = "too few bars before"
@@ -35,11 +34,12 @@ is no bar, or there was one that broke a rule and was left out."""
 def windows_to_score(
     table: BarTable,
     lookback: int,
-    first: Any = None,
-    last: Any = None,
+    first: Moment | None = None,
+    last: Moment | None = None,
     spans: Spans | None = None,
     max_age_days: int | None = None,
     min_bars: int | None = None,
+    leave_out: int = 0,
 ) -> Windows:
     """Windows whose last bar lies in a segment, whatever comes after it.
 
@@ -52,6 +52,8 @@ def windows_to_score(
             instrument back from a long suspension does not reach years back.
         min_bars: bars a window needs. None: exactly `lookback`. Fewer lets windows begin later,
             where an instrument has no older bars or these are too old.
+        leave_out: times of the calendar at the segment's end at which no window ends, such as
+            those whose label is a return beyond it.
 
     Returns:
         The windows by (time, instrument), and in `dropped` what became of the other candidates:
@@ -62,26 +64,39 @@ def windows_to_score(
     Raises:
         BarDataError: the numbers of bars make no window.
     """
-    found = _find(table, lookback, 0, first, last, spans, max_age_days, min_bars)
-    return found.by_time()
+    start, stop = places_of(table.calendar, first, last)
+    segment = _Era(start, max(start, stop - leave_out))
+    found = _find(table, lookback, 0, segment, spans, max_age_days, min_bars)
+    return replace(found.by_time(), begin=0)
 
 
 def windows_to_train(
     table: BarTable,
     lookback: int,
     horizon: int,
-    first: Any = None,
-    last: Any = None,
+    first: Moment | None = None,
+    last: Moment | None = None,
     spans: Spans | None = None,
     max_age_days: int | None = None,
     min_bars: int | None = None,
 ) -> Windows:
     """Windows whose horizon lies in a segment: no bar after `last`, the next after `first`.
 
-    Their lookbacks may begin before the segment; whoever trains on them counts only bars inside
-    it (`gather` says which), so two segments share no target: the purge.
+    Their lookbacks may begin before the segment. Only bars inside it are targets (`Windows.begin`,
+    and `gather`, which marks them), so two segments share none: the purge.
+
+    Args:
+        lookback, first, last, spans, max_age_days, min_bars: as of `windows_to_score`.
+        horizon: bars to forecast.
+
+    Returns:
+        The windows by (instrument, time), and in `dropped` why others are none.
+
+    Raises:
+        BarDataError: the numbers of bars make no window.
     """
-    return _find(table, lookback, horizon, first, last, spans, max_age_days, min_bars)
+    segment = _Era(*places_of(table.calendar, first, last))
+    return _find(table, lookback, horizon, segment, spans, max_age_days, min_bars)
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,7 @@ def _find(
     table: BarTable,
     lookback: int,
     ahead: int,
-    first: Any,
-    last: Any,
+    segment: _Era,
     spans: Spans | None,
     max_age_days: int | None,
     min_bars: int | None,
@@ -113,10 +127,9 @@ def _find(
         raise BarDataError(f"min_bars must lie from 2 to the lookback of {lookback}, got {least}")
     if ahead < 0:
         raise BarDataError(f"a horizon cannot be negative, got {ahead}")
-    segment = _Era(*places_of(table.calendar, first, last))
-    known: dict[tuple[Any, Any], _Era] = {}  # most instruments share their spans
+    known: dict[Bounds, _Era] = {}  # most instruments share their spans
 
-    def era_of(span: tuple[Any, Any]) -> _Era:
+    def era_of(span: Bounds) -> _Era:
         if span not in known:
             known[span] = _Era(*places_of(table.calendar, *span))
         return known[span]
@@ -140,7 +153,7 @@ def _find(
     if lengths is not None and (lengths == lookback).all():
         lengths = None
     found = {reason: int(dropped[reason]) for reason in REASONS if dropped[reason]}
-    return Windows(table, ends, lookback, ahead, lengths, found)
+    return Windows(table, ends, lookback, ahead, lengths, found, segment.start)
 
 
 def _runs_of(
@@ -231,12 +244,12 @@ def _merged(eras: Sequence[_Era]) -> list[_Era]:
 
 def _young(
     table: BarTable,
-    ends: npt.NDArray[np.signedinteger[Any]],
+    ends: npt.NDArray[np.signedinteger],
     lengths: npt.NDArray[np.int32] | None,
     least: int,
     max_age_days: int,
     dropped: Counter[str],
-) -> tuple[npt.NDArray[np.signedinteger[Any]], npt.NDArray[np.int32] | None]:
+) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int32] | None]:
     """Without the windows whose `least` newest bars reach too far back; others shortened."""
     age = np.timedelta64(min(max_age_days, LONGEST_AGE), "D")
     # The first place of the calendar that is young enough, as seen from each place.

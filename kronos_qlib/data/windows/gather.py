@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.data.windows.scale import Z_LIMIT, WindowScale
-from kronos_qlib.data.windows.segments import places_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 
@@ -64,9 +63,8 @@ class WindowBatch:
 
 def gather(
     windows: Windows,
-    which: npt.NDArray[np.integer[Any]],
+    which: npt.NDArray[np.integer],
     *,
-    first: Any = None,
     clip: float = Z_LIMIT,
     out: WindowBatch | None = None,
 ) -> WindowBatch:
@@ -74,23 +72,26 @@ def gather(
 
     Args:
         which: (B,) places among the windows.
-        first: the segment's first moment; earlier bars do not count. None counts all.
+        clip: largest magnitude of a z-score.
         out: memory to fill, as `WindowBatch.empty` makes it; None takes new memory. The batch
             returned is a view of it, good until it is filled again.
 
     Returns:
-        The windows in the order asked for. Each has the same bits whatever the others are.
+        The windows in the order asked for. Each has the same bits whatever the others are. Bars
+        before `windows.begin` are not counted.
+
+    Raises:
+        ValueError: `out` has room for fewer windows, or for windows of another length.
     """
     bars = windows.lookback + windows.ahead
     batch = WindowBatch.empty(len(which), bars) if out is None else out.first(len(which))
     if len(batch.z) < len(which) or batch.z.shape[1] != bars:
         raise ValueError(f"memory of shape {batch.z.shape} for {len(which)} windows of {bars} bars")
-    begin = places_of(windows.table.calendar, first, None)[0]
     if windows.lengths is None:
         chunk = max(1, CHUNK_BARS // bars)
         for start in range(0, len(which), chunk):
             block = slice(start, start + chunk)
-            _fill(batch, block, windows, which[block], windows.lookback, begin, clip)
+            _fill(batch, block, windows, which[block], windows.lookback, clip)
         return batch
     lengths = windows.lengths[which]
     for length in np.unique(lengths).tolist():
@@ -98,7 +99,7 @@ def gather(
         chunk = max(1, CHUNK_BARS // (length + windows.ahead))
         for start in range(0, len(places), chunk):
             part = places[start : start + chunk]
-            _fill(batch, part, windows, which[part], length, begin, clip)
+            _fill(batch, part, windows, which[part], length, clip)
     return batch
 
 
@@ -106,9 +107,8 @@ def _fill(
     batch: WindowBatch,
     part: Any,
     windows: Windows,
-    which: npt.NDArray[np.integer[Any]],
+    which: npt.NDArray[np.integer],
     length: int,
-    begin: int,
     clip: float,
 ) -> None:
     """One chunk of windows of one length."""
@@ -123,7 +123,7 @@ def _fill(
     batch.z[part, :used] = _windows_first(z, BAR, np.float32)
     stamps = table.calendar_stamps.view(STAMP)[places, 0]
     batch.stamps[part, :used] = _windows_first(stamps, STAMP, np.int64)
-    batch.counted[part, :used] = (places >= begin).T
+    batch.counted[part, :used] = (places >= windows.begin).T
     if used < batch.z.shape[1]:
         for array in (batch.z, batch.stamps, batch.counted):
             array[part, used:] = 0

@@ -1,4 +1,4 @@
-"""What a signal is to foretell: the return that is traded, for each window."""
+"""What a signal is to predict: the return that is traded, for each window."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kronos_qlib.data.windows.bar_table import Floats
+from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import CLOSE
@@ -43,15 +43,17 @@ class ReturnLabel:
 
     @property
     def ahead(self) -> int:
+        """Times of the calendar after the last bar seen until the return is known."""
         return self.delay + self.bars
 
     def of(self, windows: Windows) -> Floats:
+        """(N,) float32 returns; NaN where the share has no bar at either moment."""
         bought, sold = (_close_after(windows, count) for count in (self.delay, self.ahead))
         return np.asarray(sold / bought - 1, dtype=np.float32)
 
 
 def _close_after(windows: Windows, count: int) -> np.ndarray:
-    """(N,) float64 closes so many times of the calendar after each window's last bar, or NaN."""
+    """(N,) float64 closes `count` times of the calendar after each window's last bar, or NaN."""
     table, ends = windows.table, windows.ends[:].astype(np.int64)
     due = table.places[ends].astype(np.int64) + count
     stop = table.offsets[table.instrument_of(ends) + 1]

@@ -46,6 +46,9 @@ class WindowScale:
             axis: the time axis. Bars are added one after another along it, so the same window
                 gets the same bits whatever other windows are in the array. The last axis would be
                 added in pairs.
+
+        Source:
+            Kronos `KronosPredictor` and `QlibDataset`, but for the floor.
         """
         wide = past.astype(np.float64)  # volumes near 1e9 lose digits in a float32 sum
         mean = wide.mean(axis=axis, keepdims=True)

@@ -40,7 +40,7 @@ def scale_features(bars: Floats) -> Floats:
     """Features of raw bars that a z-scored window no longer shows, or shows too coarsely.
 
     The level of prices is not among them: adjusted prices are rescaled when a later split comes,
-    so a low level would foretell one. Nothing here changes if all of a share's prices do alike.
+    so a low level would predict one. Nothing here changes if all of a share's prices do alike.
 
     A window that is shorter than a feature's number of bars uses all it has.
 

@@ -15,7 +15,11 @@ import pandas as pd
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.errors import ConfigError
 
-Segment = str | slice | tuple[Any, Any]
+Moment = str | date | np.datetime64
+"""A date or a time, such as "2024-06-18" or a pandas Timestamp."""
+Bounds = tuple[Moment | None, Moment | None]
+"""First and last moment of a segment, both inclusive; None leaves an end open."""
+Segment = str | slice | Bounds
 """A segment's name, or its first and last moment."""
 
 ORDER = ("train", "valid", "test")
@@ -24,7 +28,7 @@ PART_OF_A_DATE = re.compile(r"\d{4}(-\d{1,2})?")
 END_OF_DAY = pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1)
 
 
-def first_instant(moment: Any) -> np.datetime64:
+def first_instant(moment: Moment) -> np.datetime64:
     """Where a segment that begins at `moment` begins.
 
     Raises:
@@ -33,7 +37,7 @@ def first_instant(moment: Any) -> np.datetime64:
     return _timestamp(moment).as_unit("ns").to_datetime64()
 
 
-def last_instant(moment: Any, calendar: Times) -> np.datetime64:
+def last_instant(moment: Moment, calendar: Times) -> np.datetime64:
     """The last instant of a segment that ends at `moment`: a bare date covers its whole day.
 
     A midnight given as a time (a Timestamp, not a date or "2024-06-18") is that instant where the
@@ -58,7 +62,7 @@ def last_instant(moment: Any, calendar: Times) -> np.datetime64:
     return instant
 
 
-def places_of(calendar: Times, first: Any, last: Any) -> tuple[int, int]:
+def places_of(calendar: Times, first: Moment | None, last: Moment | None) -> tuple[int, int]:
     """[start, stop) of a segment in places of the calendar; None leaves an end open."""
     start, stop = 0, len(calendar)
     if first is not None:
@@ -68,7 +72,7 @@ def places_of(calendar: Times, first: Any, last: Any) -> tuple[int, int]:
     return start, max(start, stop)
 
 
-def bounds_of(segments: Mapping[str, Any], segment: Segment) -> tuple[Any, Any]:
+def bounds_of(segments: Mapping[str, Any], segment: Segment) -> Bounds:
     """First and last moment of a segment, by name, slice or pair.
 
     Raises:
@@ -116,20 +120,20 @@ def order_problems(segments: Mapping[str, Any], calendar: Times) -> list[str]:
 
 def describe_segments(segments: Mapping[str, Any]) -> str:
     """Segments in a line, as they were given: "train 2020-01-01 to 2021-12-31"."""
-    told = []
+    parts = []
     for name, chosen in segments.items():
         ends = chosen
         if isinstance(chosen, slice):
             ends = (chosen.start, chosen.stop)
         if not isinstance(ends, tuple | list) or len(ends) != 2:
-            told.append(f"{name} {chosen!r:.40}")
+            parts.append(f"{name} {chosen!r:.40}")
             continue
         first, last = (str(end).removesuffix(" 00:00:00") for end in ends)
-        told.append(f"{name} {first} to {last}")
-    return ", ".join(told) or "no segments"
+        parts.append(f"{name} {first} to {last}")
+    return ", ".join(parts) or "no segments"
 
 
-def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:
+def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, Bounds]:
     """Segments that follow one another, each with its share of the calendar's times.
 
     Raises:
@@ -143,7 +147,7 @@ def split_by_share(calendar: Times, shares: Mapping[str, float]) -> dict[str, tu
             )
     if min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
         raise ConfigError(f"shares must be positive and not exceed 1 together, got {dict(shares)}")
-    segments: dict[str, tuple[Any, Any]] = {}
+    segments: dict[str, Bounds] = {}
     done, start = 0.0, 0
     for name, share in shares.items():
         done += share

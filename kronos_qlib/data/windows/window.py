@@ -7,7 +7,7 @@ Shape letters: M bars in all, N windows, B windows of a batch, T bars of a windo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_span
 from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.calendar.time_text import show_span
 from kronos_qlib.data.rules import MAX_MOVE, show_jump
-from kronos_qlib.data.windows.bar_table import BarTable, Floats, Ints
+from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.faulty_bars import Floats, Ints
 from kronos_qlib.errors import BarDataError, some_of
 from kronos_qlib.log import progress
 from kronos_qlib.schema import CLOSE
@@ -27,8 +28,8 @@ from kronos_qlib.schema import CLOSE
 class RunRows:
     """The rows of runs, one run after another, computed when asked for.
 
-    Windows to train on end at nearly every bar: a number for each would take a sixth of the room
-    of the bars, two numbers for each run take none to speak of.
+    Windows to train on end at nearly every bar: a number for each would take a sixth of the memory
+    of the bars, two numbers for each run take next to nothing.
 
     Args:
         runs: [start, stop) of each, none empty.
@@ -44,6 +45,7 @@ class RunRows:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the bounds of the runs."""
         return int(self._starts.nbytes + self._firsts.nbytes)
 
     def __getitem__(self, which: Any) -> Ints:
@@ -63,7 +65,7 @@ class RunRows:
         return np.asarray(self._starts[run] + (which - self._firsts[run]))
 
 
-Rows = npt.NDArray[np.signedinteger[Any]] | RunRows
+Rows = npt.NDArray[np.signedinteger] | RunRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ class Windows:
         instrument), windows to train on by (instrument, time).
     lengths: (N,) int32, bars seen of each; None where all have `lookback`.
     dropped: how many candidates were no window, by reason; only as found, not after `take`.
+    begin: place in the table's calendar of the first bar that is a target; a loss counts none
+        before it. Of windows to train on it is where their segment begins, else 0.
     """
 
     table: BarTable
@@ -82,6 +86,7 @@ class Windows:
     ahead: int = 0
     lengths: npt.NDArray[np.int32] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    begin: int = 0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -130,12 +135,12 @@ class Windows:
     def take(self, which: Ints | slice) -> Windows:
         """The chosen windows only."""
         lengths = None if self.lengths is None else self.lengths[which]
-        return Windows(self.table, self.ends[which], self.lookback, self.ahead, lengths)
+        return replace(self, ends=self.ends[which], lengths=lengths, dropped={})
 
     def by_time(self) -> Windows:
         """All of them by (time, instrument)."""
         ends, lengths = _by_time(self.table, self.ends[:], self.lengths)
-        return Windows(self.table, ends, self.lookback, self.ahead, lengths, self.dropped)
+        return replace(self, ends=ends, lengths=lengths)
 
     def by_length(self) -> Iterator[tuple[Ints, Windows]]:
         """Groups of windows that have seen equally many bars: places among these, and windows."""
@@ -145,13 +150,13 @@ class Windows:
             return
         for length in np.unique(self.lengths).tolist():
             which = np.flatnonzero(self.lengths == length)
-            yield which, Windows(self.table, self.ends[which], length, self.ahead)
+            yield which, replace(self.take(which), lookback=length, lengths=None)
 
     def seen(self, last: int | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What a predictor reads of windows of one length.
 
         Args:
-            last: only so many of the newest bars; None: all that each window has seen.
+            last: number of newest bars to return; None: all that each window has seen.
 
         Returns:
             (N, T, 6) bars in their own units, and (N, T, 5) time fields.
@@ -242,9 +247,9 @@ class DayGroup(NamedTuple):
 
 def _by_time(
     table: BarTable,
-    ends: npt.NDArray[np.signedinteger[Any]],
+    ends: npt.NDArray[np.signedinteger],
     lengths: npt.NDArray[np.int32] | None,
-) -> tuple[npt.NDArray[np.signedinteger[Any]], npt.NDArray[np.int32] | None]:
+) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int32] | None]:
     """Both by (time, instrument): in the order of rows, which stand by instrument, among times.
 
     Ends take 4 bytes where the table allows, as many windows as bars there may be.

@@ -24,12 +24,13 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.windows.label import Label, ReturnLabel
 from kronos_qlib.data.windows.segments import (
+    Bounds,
+    Moment,
     Segment,
     bounds_of,
     describe_segments,
     first_instant,
     last_instant,
-    places_of,
     split_by_share,
 )
 from kronos_qlib.data.windows.window import Windows
@@ -49,7 +50,7 @@ class WindowDataset:
 
     table: BarTable
     """Bars of all instruments."""
-    segments: Mapping[str, tuple[Any, Any]]
+    segments: Mapping[str, Bounds]
     """Name to (first, last), both inclusive; None leaves an end open."""
     lookback: int = 90
     """Bars a window sees; with `min_bars`, at most."""
@@ -63,9 +64,9 @@ class WindowDataset:
     """When each instrument is in the universe; None: always."""
     calendar: Times | None = None
     """(K,) moments of the exchange, reaching into the future; None takes the bars' own."""
-    begin: Any = None
+    begin: Moment | None = None
     """No window ends before it, whatever a segment says; None: the bars'."""
-    end: Any = None
+    end: Moment | None = None
     """No window ends after it, nor does a horizon to train on; None: the bars'."""
     label: Label = field(default_factory=ReturnLabel)
     """What an alpha head learns to predict."""
@@ -121,7 +122,7 @@ class WindowDataset:
             columns: our name to the file's, where it is not recognised.
             encoding, delimiter: of CSV files; see `read_bars`.
             zone, date_order, decimal: how times and numbers are written; see `read_bars`.
-            repair: names in `repairs.REPAIRS` to apply; what they change is logged.
+            repair: names in `repair.REPAIRS` to apply; what they change is logged.
             settings: the fields of this class.
 
         Raises:
@@ -164,7 +165,7 @@ class WindowDataset:
         if len(errors := errors_of(report)):
             raise BarDataError(
                 f"{name}: {len(errors)} errors; `kronos-qlib data check` lists them, `repair` "
-                f"mends those that have one\n{describe_report(errors)}\n"
+                f"fixes those that have one\n{describe_report(errors)}\n"
                 f"{describe_advice(advise(bars, errors), 'repair ')}"
             )
         table = BarTable.from_bars(bars)
@@ -193,11 +194,9 @@ class WindowDataset:
         Without its last days, whose labels are the returns of days after it: the purge.
         """
         first, last = self.bounds(segment)
-        if self.label.ahead:
-            calendar = self.table.calendar
-            stop = places_of(calendar, None, last)[1]
-            last = calendar[max(0, stop - self.label.ahead)] - np.timedelta64(1, "ns")
-        return windows_to_score(self.table, first=first, last=last, **self._which())
+        return windows_to_score(
+            self.table, first=first, last=last, leave_out=self.label.ahead, **self._which()
+        )
 
     def _which(self) -> dict[str, Any]:
         """What decides, in any segment, which windows there are."""
@@ -207,7 +206,7 @@ class WindowDataset:
     def future_times(self, windows: Windows) -> Times:
         """(N, horizon) datetime64[ns] of the bars that the exchange's calendar puts next.
 
-        Not those of the bars that came: an instrument may have been suspended, which nobody knew.
+        Not those of the bars that came: a later suspension of the instrument was not known then.
         Within the data the calendar is the exchange's as it came to be, holidays included.
 
         Raises:
@@ -223,7 +222,7 @@ class WindowDataset:
         """(N, horizon, 5) time fields of `future_times`."""
         return stamps_of(self.future_times(windows))
 
-    def bounds(self, segment: Segment) -> tuple[Any, Any]:
+    def bounds(self, segment: Segment) -> Bounds:
         """First and last moment of a segment, by name, slice or pair, within `begin` and `end`."""
         first, last = bounds_of(self.segments, segment)
         if self.begin is not None and (

@@ -1,4 +1,4 @@
-"""Signals of several runs on the same rows: which ranks better, by how much and how surely."""
+"""Signals of several runs on the same rows: which ranks better, by how much, how significantly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pandas as pd
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.portfolio.metrics import TRADING_DAYS, deflated_sharpe, wealth_measures
-from kronos_qlib.evaluation.ranking.information_coefficient import LEAST_PAIRS, daily_ic, to_wide
+from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS, to_wide
+from kronos_qlib.evaluation.ranking.information_coefficient import daily_ic
 from kronos_qlib.evaluation.ranking.uncertainty import (
     DailyMean,
     by_day,
@@ -59,7 +60,7 @@ class Blend:
     rank_ic: float
     """Mean over the days."""
     test: Pair
-    """Against the member with the higher mean Rank IC on these very days."""
+    """Against the member with the higher mean Rank IC on the same days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +286,7 @@ class Equity:
     days_per_year: float
     """What daily figures are scaled to a year by, for all runs alike."""
     measures: pd.DataFrame
-    """(runs, measures): those of `wealth_measures`, and `turnover` where all runs tell it."""
+    """(runs, measures): those of `wealth_measures`, and `turnover` where all runs have it."""
     benchmark: Mapping[str, float]
     """The same measures of the benchmark; what compares it with itself is absent."""
     tests: Mapping[str, DailyMean]
@@ -294,7 +295,7 @@ class Equity:
     """Tests of the daily excess returns after cost of every two runs."""
 
     def deflated(self, trials: int) -> dict[str, float]:
-        """The deflated Sharpe ratio of each run's excess, the best of so many trials for all.
+        """The deflated Sharpe ratio of each run's excess, each as the best of `trials`.
 
         A run whose excess never varies has none and is absent.
         """
@@ -313,7 +314,7 @@ class Equity:
 def excess_test(excess: pd.Series[float]) -> DailyMean | None:
     """`daily_mean` of a daily excess return; None where it cannot be tested.
 
-    Days are not taken for independent: a book that is held for days earns alike on them.
+    Days are not assumed independent: a book that is held for days earns alike on them.
     """
     try:
         return daily_mean(excess, name="the excess return")

@@ -8,10 +8,17 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from kronos_qlib.evaluation.compare.comparison import Blend, Comparison, Equity, Pair
-from kronos_qlib.evaluation.ranking.information_coefficient import LEAST_PAIRS
-from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED, DailyMean
-from kronos_qlib.markup import inline_markdown, one_line
+from kronos_qlib.evaluation.compare.verdicts import (
+    interval_text,
+    money_pair_verdicts,
+    run_verdicts,
+    verdict,
+)
+from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS
+from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED
+from kronos_qlib.evaluation.text_table import DASH, format_rows
 from kronos_qlib.markup import markdown as as_markdown
+from kronos_qlib.markup import one_line
 
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "ic": ("IC", "{:.4f}".format),
@@ -36,8 +43,6 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 TEST = (f"{LEVEL:.0%} interval", "t", f"significant at {1 - LEVEL:.0%}")
 """Headings of a test."""
 
-DASH = "-"
-"""Stands where a run has no such number; a note says so."""
 
 DEFINITIONS = (
     "IC and Rank IC: mean over days of the correlation, within a day, of score and label over the "
@@ -62,12 +67,13 @@ DEFINITIONS = (
 MORE_DEFINITIONS = {
     "oracle_share": "The oracle knows the planted effect of a simulated market; no score does "
     "better in the long run.",
-    "deflated_sharpe": "The deflated Sharpe ratio is the chance that the ratio of the excess over "
-    "the benchmark to its risk is more than the luck of the best of all trials. Trials are counted "
-    "alike for all runs: the sum, over the runs compared, of the signals that each kept, its score "
-    "included, or of the trials that its workflow says. Trials before those are not known here.",
+    "deflated_sharpe": "The deflated Sharpe ratio is the probability that the ratio of the excess "
+    "over the benchmark to its risk is above what the best of all trials has without skill. Trials "
+    "are counted alike for all runs: the sum, over the runs compared, of the signals that each "
+    "kept, its score included, or of the trials that its workflow says. Trials before those are "
+    "not known here.",
 }
-"""What is said where the table has such a column."""
+"""Definitions of columns that not every table has."""
 
 
 def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
@@ -112,10 +118,10 @@ def measure_rows(comparison: Comparison) -> list[list[str]]:
         if column not in table or not table[column].notna().any():
             continue
         cells = [_written(value, write) for value in table[column]]
-        if column == "information_ratio":  # never without a word on how sure it is
+        if column == "information_ratio":  # never without whether it is significant
             cells = [
                 cell if cell == DASH else f"{cell} ({word})"
-                for cell, word in zip(cells, map(_surety, *_bounds(table)), strict=True)
+                for cell, word in zip(cells, map(_significance, *_bounds(table)), strict=True)
             ]
         beside = [] if bench is None else [_written(bench.get(column, math.nan), write)]
         rows.append([name, *cells, *beside])
@@ -135,105 +141,6 @@ def benchmark_name(equity: Equity, runs: Sequence[str]) -> str:
     return f"the {name}" if name in runs else name
 
 
-def run_verdicts(comparison: Comparison) -> list[str]:
-    """For each run that has something tested: does it order returns, and does money come of it."""
-    signals, equity = comparison.signals, comparison.equity
-    found = []
-    for name in map(str, comparison.table.index):
-        order = signals.means.get(name) if signals is not None else None
-        has_backtest = equity is not None and name in equity.net
-        if order is None and not has_backtest:
-            continue
-        said = [f"{name}: {order_sentence(order)}"]
-        if equity is not None and has_backtest:
-            money, ratio = equity.tests.get(name), float(equity.measures["information_ratio"][name])
-            said.append(money_sentence(ratio, money, days_per_year=equity.days_per_year))
-            said.append(_conclusion(order, money))
-        else:
-            said.append("What it earns is not known here: it has no backtest to compare.")
-        found.append(" ".join(part for part in said if part))
-    return found
-
-
-def order_sentence(order: DailyMean | None) -> str:
-    """Whether a score orders returns, by the mean of its daily Rank IC."""
-    if order is None:
-        return "whether it orders returns is not tested."
-    numbers = f"Rank IC {order.mean:+.4f} a day, {LEVEL:.0%} interval {_interval(order.interval())}"
-    level = f"{1 - LEVEL:.0%}"
-    if not order.is_significant():
-        return f"that it orders returns is not significant at {level} ({numbers})."
-    wrong = "" if order.mean > 0 else " the wrong way round"
-    return f"it orders returns{wrong}, significant at {level} ({numbers})."
-
-
-def money_sentence(ratio: float, money: DailyMean | None, *, days_per_year: float) -> str:
-    """Whether what a backtest earned over its benchmark after cost is significant.
-
-    Args:
-        ratio: information ratio, a year; NaN where the excess never varies.
-        money: test of the daily excess; None where it cannot be tested.
-    """
-    if money is None:
-        shown = "" if math.isnan(ratio) else f" (information ratio {ratio:.2f}, not tested)"
-        return f"Its excess return after cost cannot be tested{shown}."
-    low, high = (bound * days_per_year for bound in money.interval())
-    said = "significant" if money.is_significant() else "not significant"
-    return (
-        f"Its excess return over the benchmark after cost, {money.mean * days_per_year:+.1%} a "
-        f"year ({LEVEL:.0%} interval {low:+.1%} to {high:+.1%}, information ratio {ratio:.2f}, "
-        f"{money.days} days), is {said} at {1 - LEVEL:.0%}.{coverage_sentence(money, labels=False)}"
-    )
-
-
-def _conclusion(order: DailyMean | None, money: DailyMean | None) -> str:
-    """Whether the money comes from the order of returns; "" where one of them is not tested."""
-    if order is None or money is None:
-        return ""
-    orders = order.is_significant() and order.mean > 0
-    if money.is_significant() and money.mean < 0:
-        return (
-            "It orders returns, and loses more than that by its cost or its trading."
-            if orders
-            else "It loses against the benchmark."
-        )
-    if money.is_significant():
-        return (
-            "The money can come from its order of returns: both are significant."
-            if orders
-            else "The money is not shown to come from an order of returns: luck, or names that "
-            "differ from the benchmark's in size, style or risk, earn such an excess too."
-        )
-    return (
-        "It orders returns, but that money comes of it after cost is not shown."
-        if orders
-        else "Neither order nor money is shown: chance gives such numbers."
-    )
-
-
-def money_pair_verdicts(equity: Equity) -> list[str]:
-    """A sentence for every two backtests: which earned more after cost, and how surely."""
-    found = []
-    for pair in equity.pairs:
-        test = pair.difference
-        if test is None:
-            found.append(f"{pair.one} and {pair.other}: not tested, {pair.reason}.")
-            continue
-        ahead = test.mean >= 0
-        better, worse = (pair.one, pair.other) if ahead else (pair.other, pair.one)
-        low, high = sorted(
-            bound * equity.days_per_year * (1 if ahead else -1) for bound in test.interval()
-        )
-        said = "significant" if pair.is_significant else "not significant"
-        found.append(
-            f"{better} has an excess return after cost {abs(test.mean) * equity.days_per_year:.1%} "
-            f"a year above {worse}'s; the difference is {said} at {1 - LEVEL:.0%} ({LEVEL:.0%} "
-            f"interval {low:+.1%} to {high:+.1%}; p {test.p:.2g}, {test.days} days)."
-            f"{coverage_sentence(test, labels=False)}"
-        )
-    return found
-
-
 def mean_rows(comparison: Comparison) -> list[list[str]]:
     """Mean Rank IC of each run on the common rows, with its interval."""
     signals = comparison.signals
@@ -242,8 +149,10 @@ def mean_rows(comparison: Comparison) -> list[list[str]]:
     for name in signals.daily:
         mean = f"{signals.daily[name].mean():.4f}"
         known = signals.means.get(str(name))
-        told = [_interval(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
-        rows.append([str(name), mean, *told])
+        interval = (
+            [interval_text(known.interval(LEVEL)), f"{known.t:.2f}"] if known else [DASH, DASH]
+        )
+        rows.append([str(name), mean, *interval])
     return rows
 
 
@@ -283,39 +192,6 @@ def common_sentence(comparison: Comparison) -> str:
     return (
         f"{signals.rows} rows of {signals.instruments} instruments on {len(signals.daily)} days, "
         f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, where every run has a score and the label is known."
-    )
-
-
-def verdict(pair: Pair) -> str:
-    """A test in a sentence."""
-    test = pair.difference
-    if test is None:
-        return f"{pair.one} and {pair.other}: not tested, {pair.reason}."
-    gap = test.mean
-    better, worse = (pair.one, pair.other) if gap >= 0 else (pair.other, pair.one)
-    low, high = test.interval()
-    bounds = (low, high) if gap >= 0 else (-high, -low)
-    said = "significant" if pair.is_significant else "not significant"
-    return (
-        f"{better} has a daily Rank IC {abs(gap):.4f} above {worse}'s; the difference is {said} "
-        f"at {1 - LEVEL:.0%} ({LEVEL:.0%} interval {_interval(bounds)}; p {test.p:.2g}, "
-        f"{test.days} days).{coverage_sentence(test)}"
-    )
-
-
-def coverage_sentence(found: DailyMean, *, labels: bool = True) -> str:
-    """What an interval covers where that is less than its name; else nothing.
-
-    Args:
-        labels: whether the days are of labels, which may overlap; a backtest's returns do not.
-    """
-    if not found.covers < PROMISED:
-        return ""
-    beside = " beside the labels' overlap" if labels else ""
-    return (
-        f" This interval is known to cover about {found.covers:.0%} at such dependence: "
-        f"neighbouring days correlate by {found.phi:.2f}{beside}, and there are "
-        f"{found.days}."
     )
 
 
@@ -363,26 +239,8 @@ def notes_of(comparison: Comparison) -> list[str]:
             f"{1 / (1 - LEVEL):.0f} is significant by chance."
         )
     shown = [column for column in comparison.table if comparison.table[column].notna().any()]
-    asides = [said for column, said in MORE_DEFINITIONS.items() if column in shown]
+    asides = [text for column, text in MORE_DEFINITIONS.items() if column in shown]
     return [*notes, *DEFINITIONS, *asides]
-
-
-def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-    """Rows of equal length, the first the heading: aligned, or as a Markdown table."""
-    cleaned = inline_markdown if markdown else one_line
-    rows = [[cleaned(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *values in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
-    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    if markdown:
-        dashes = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-        rule = f"| {' | '.join(dashes)} |"
-    lines.insert(1, rule)
-    return "\n".join(lines)
 
 
 def _test_cells(pair: Pair) -> list[str]:
@@ -391,14 +249,10 @@ def _test_cells(pair: Pair) -> list[str]:
         return [DASH] * 3 + [f"no: {pair.reason}"]
     return [
         f"{test.mean:+.4f}",
-        _interval(test.interval()),
+        interval_text(test.interval()),
         f"{test.t:.2f}",
         "yes" if pair.is_significant else "no",
     ]
-
-
-def _interval(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
 
 
 def _bounds(table: pd.DataFrame) -> tuple[list[float], list[float]]:
@@ -408,7 +262,7 @@ def _bounds(table: pd.DataFrame) -> tuple[list[float], list[float]]:
     return low.tolist(), high.tolist()
 
 
-def _surety(low: float, high: float) -> str:
+def _significance(low: float, high: float) -> str:
     if math.isnan(low):
         return "not tested"
     return "significant" if low > 0 or high < 0 else "not significant"

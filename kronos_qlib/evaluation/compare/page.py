@@ -16,19 +16,17 @@ from kronos_qlib.evaluation.compare.comparison_text import (
     correlation_rows,
     mean_rows,
     measure_rows,
-    money_pair_verdicts,
     notes_of,
     pair_rows,
-    run_verdicts,
-    verdict,
 )
+from kronos_qlib.evaluation.compare.verdicts import money_pair_verdicts, run_verdicts, verdict
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL
 from kronos_qlib.extras import require
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# Okabe and Ito's, told apart by readers who see no red or green.
+# Okabe and Ito's palette, for readers who do not distinguish red and green.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A")
 GREY = "#6E6E6E"
 ROW_LETTERS = 34
@@ -144,13 +142,13 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
 
 def _verdicts(comparison: Comparison) -> list[str]:
     signals, equity = comparison.signals, comparison.equity
-    said = run_verdicts(comparison)
-    said += [verdict(pair) for pair in signals.pairs] if signals is not None else []
+    sentences = run_verdicts(comparison)
+    sentences += [verdict(pair) for pair in signals.pairs] if signals is not None else []
     if equity is not None and len(equity.pairs) == 1:  # of more they stand in their section
-        said += money_pair_verdicts(equity)
-    if not said:
-        said = ["Nothing is tested: no run here has both scores and labels, or a backtest."]
-    return ['<div class="verdicts">', *(f"<p>{escape(each)}</p>" for each in said), "</div>"]
+        sentences += money_pair_verdicts(equity)
+    if not sentences:
+        sentences = ["Nothing is tested: no run here has both scores and labels, or a backtest."]
+    return ['<div class="verdicts">', *(f"<p>{escape(each)}</p>" for each in sentences), "</div>"]
 
 
 def _equity_sections(equity: Equity, colors: dict[str, str]) -> list[str]:
@@ -169,7 +167,7 @@ def _equity_sections(equity: Equity, colors: dict[str, str]) -> list[str]:
             _embed(_curves(equity.excess.cumsum(), colors, "Summed excess return", percent=True)),
             "Daily return after cost less the benchmark's, summed, not compounded, as Qlib does.",
         ),
-        *(f"<p>{escape(said)}</p>" for said in money_pair_verdicts(equity)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in money_pair_verdicts(equity)),
     ]
 
 
@@ -182,7 +180,7 @@ def _signal_sections(
     found += _section(
         "Cumulative Rank IC",
         _embed(_curves(signals.daily.cumsum(), colors, "Sum of daily Rank IC")),
-        "A straight climb is a signal that works all the time; steps are luck or seasons.",
+        "A straight climb is a signal that works all the time; steps are noise or seasons.",
     )
     if not signals.pairs:
         return found
@@ -209,8 +207,8 @@ def _signal_sections(
 
 
 def _section(heading: str, content: str, explanation: str = "") -> list[str]:
-    said = [f'<p class="quiet">{escape(explanation)}</p>'] if explanation else []
-    return [f"<h2>{escape(heading)}</h2>", *said, content]
+    sentences = [f'<p class="quiet">{escape(explanation)}</p>'] if explanation else []
+    return [f"<h2>{escape(heading)}</h2>", *sentences, content]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -304,9 +302,9 @@ def _forest(tested: Sequence[Pair]) -> Figure:
         for bound in pair.difference.interval()
     ]
     low, high = min(0.0, *bounds), max(0.0, *bounds)
-    room = 0.04 * (high - low)
+    margin = 0.04 * (high - low)
     figure.update_xaxes(
-        title_text="Mean daily difference of Rank IC", range=[low - room, high + room]
+        title_text="Mean daily difference of Rank IC", range=[low - margin, high + margin]
     )
     figure.update_yaxes(automargin=True)
     lines = max(_row_name(pair).count("<br>") + 1 for pair in tested)

@@ -1,4 +1,4 @@
-"""Setting right how sure sampled paths are, learned on one segment and used on later ones.
+"""Calibration of the spread of sampled paths, fitted on one segment and used on later ones.
 
 Two ways, each by itself. `Calibration` widens or narrows the paths, and everything that is asked
 of them follows. `ConformalIntervals` leaves the paths and moves the ends of their intervals. The
@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +45,7 @@ class Calibration:
     >>> rng = np.random.default_rng(0)
     >>> last_close = np.full(2000, 10.0)  # of 2000 windows
     >>> paths = last_close[:, None, None] * np.exp(rng.normal(0, 0.01, (2000, 50, 1)))
-    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (2000, 1)))  # twice as wild
+    >>> came = last_close[:, None] * np.exp(rng.normal(0, 0.02, (2000, 1)))  # twice the volatility
     >>> calibration = Calibration.fit(paths, last_close, came)
     >>> print([round(factor, 1) for factor in calibration.factors])
     [2.0]
@@ -62,7 +61,7 @@ class Calibration:
     """
 
     factors: tuple[float, ...]
-    """(H,) above 1 where paths were too sure."""
+    """(H,) above 1 where paths were too narrow."""
     windows: int
     """That it was fitted on."""
     centres: tuple[float, ...] | None = None
@@ -121,8 +120,8 @@ class Calibration:
         return cls(factors, len(paths), centres if centre else None)
 
     def apply(
-        self, paths: npt.NDArray[np.floating[Any]], last_close: npt.ArrayLike
-    ) -> npt.NDArray[np.floating[Any]]:
+        self, paths: npt.NDArray[np.floating], last_close: npt.ArrayLike
+    ) -> npt.NDArray[np.floating]:
         """The paths, wider or narrower; a new array of the same type.
 
         Args:
@@ -195,7 +194,7 @@ class Calibration:
 class ConformalIntervals:
     """What to add at both ends of a central interval of paths, as a share of its width.
 
-    A wild share's interval so grows by more than a quiet one's.
+    The interval of a volatile share so grows by more than that of a calm one.
 
     Source:
         Romano, Patterson and Candès, "Conformalized quantile regression", NeurIPS 2019, with the

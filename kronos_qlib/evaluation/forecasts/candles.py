@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart without red and green. A rise is hollow besides, a fall filled.
+# Distinct without red and green. A rise is hollow besides, a fall filled.
 RISE, FAN, GREY = STRATEGY, "#009E73", BENCHMARK
 
 
@@ -26,13 +26,13 @@ def candle_figure(
     quantiles: pd.DataFrame,
     title: str,
     *,
-    paths: npt.NDArray[np.floating[Any]] | None = None,
+    paths: npt.NDArray[np.floating] | None = None,
     came: pd.Series[float] | None = None,
     mean_label: str = "mean",
 ) -> Figure:
     """Draw bars seen as candles and what was sampled of the bars to come.
 
-    Bars stand side by side, so that nights and holidays take no room.
+    Bars stand side by side, so that nights and holidays take no space.
 
     Args:
         past: (L rows) by time; open, high, low, close, volume in their own units.
@@ -165,7 +165,7 @@ def _draw_fan(
 def _draw_lines(
     axes: Axes,
     past: pd.DataFrame,
-    paths: npt.NDArray[np.floating[Any]] | None,
+    paths: npt.NDArray[np.floating] | None,
     came: pd.Series[float] | None,
 ) -> None:
     """Single paths, and what came, from the last close seen."""

@@ -8,7 +8,7 @@ Shape letters: N windows, P paths, H bars of the horizon.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import gammaln
-from scipy.stats import norm
 
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.extras import require
@@ -26,11 +24,11 @@ Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
 
 LEVELS = (0.5, 0.8, 0.9)
-"""Central intervals that are looked at unless told otherwise."""
+"""Central intervals that are measured by default."""
 VOLATILITY_BARS = 20
 """Past log returns that make a historical volatility: a month of days."""
 STILL = 1e-6
-"""Least historical volatility per bar: a price that stood still leaves no formula to stand on."""
+"""Least historical volatility per bar: a price that stood still would have no spread."""
 SCALES = (0.01, 100.0)
 """Bounds between which a factor on a spread is looked for."""
 
@@ -98,6 +96,7 @@ class Outcomes:
 
     @property
     def horizon(self) -> int:
+        """H, bars of the horizon."""
         return int(self.closes.shape[1])
 
     @cached_property
@@ -133,12 +132,17 @@ class Distribution(Protocol):
         """(N, H) expected realised volatility per bar of the bars up to each."""
 
     def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
-        """(N, H) probability that it gave to less than what came; uniform if it is right."""
+        """(N, H) probability integral transform: uniform if the distribution is right.
+
+        Source:
+            Diebold, Gunther and Tay, "Evaluating density forecasts", International Economic
+            Review 39 (1998).
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class PathDistribution:
-    """What sampled paths say, each window's taken for P independent draws.
+    """The distribution of sampled paths, each window's P paths taken as independent draws.
 
     CRPS is the fair estimator, mean |x - y| - sum over x, x' of |x - x'| / (2 P (P - 1)), whose
     expectation does not depend on P: few paths are not punished for being few.
@@ -176,8 +180,14 @@ class PathDistribution:
         return np.sort(moves.transpose(0, 2, 1), axis=-1)
 
     def crps(self, returns: Floats) -> Floats:
+        """(N, H) fair CRPS of the paths, in units of return.
+
+        Source:
+            Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA
+            102 (2007); the fair estimator is Ferro's, QJRMS 140 (2014).
+        """
         # By probability-weighted moments: the fair estimator, without P x P differences.
-        fair = _scoringrules().crps_ensemble(
+        fair = scoring_rules().crps_ensemble(
             returns, self.returns, estimator="pwm", sorted_ensemble=True, backend="numpy"
         )
         if self.factors is None:
@@ -199,19 +209,22 @@ class PathDistribution:
         return np.asarray(np.sqrt(1 + more / self.factors**2))
 
     def quantile(self, level: float) -> Floats:
+        """(N, H) quantiles over paths, in returns; see `sample_quantile`."""
         return sample_quantile(self.returns, level)
 
     def mean(self) -> Floats:
+        """(N, H) mean return over paths."""
         return np.asarray(self.returns.mean(axis=-1))
 
     def volatility(self) -> Floats:
+        """(N, H) mean over paths of the realised volatility per bar."""
         windows, paths, horizon = self.closes.shape
         start = np.repeat(self.last_close, paths)
         each = realised_volatility(self.closes.reshape(-1, horizon), start)
         return np.asarray(each.reshape(windows, paths, horizon).mean(axis=1))
 
     def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
-        """The rank of what came among the paths, spread evenly over that rank's share.
+        """(N, H) rank of what came among the paths, spread evenly over that rank's share.
 
         Of P paths and what came any may be the lowest, so rank r covers r / (P + 1) to
         (r + 1) / (P + 1); a tie takes any of the ranks that it covers.
@@ -222,88 +235,8 @@ class PathDistribution:
         return np.asarray((below + rng.random(returns.shape) * (equal + 1)) / (paths + 1))
 
 
-@dataclass(frozen=True, eq=False)
-class LastPrice:
-    """The price stays where it is, for sure: CRPS is the absolute error."""
-
-    windows: int
-    horizon: int
-
-    def crps(self, returns: Floats) -> Floats:
-        return np.abs(returns)
-
-    def quantile(self, level: float) -> Floats:
-        return np.zeros((self.windows, self.horizon))
-
-    def mean(self) -> Floats:
-        return np.zeros((self.windows, self.horizon))
-
-    def volatility(self) -> Floats:
-        return np.zeros((self.windows, self.horizon))
-
-    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
-        return np.where(returns == 0, rng.random(returns.shape), (returns > 0).astype(np.float64))
-
-
-@dataclass(frozen=True, eq=False)
-class VolatilityWalk:
-    """A random walk with the volatility of the past: normal log returns, in closed form.
-
-    The expected price is the last one. A spread of volatility x sqrt(bars), times a factor for
-    each bar that `fit` chooses: 1 unless it was called.
-    """
-
-    volatility_per_bar: Floats
-    """(N,) of log returns."""
-    scale: Floats
-    """(H,)"""
-
-    @classmethod
-    def of(cls, outcomes: Outcomes, scale: Floats | None = None) -> VolatilityWalk:
-        factors = np.ones(outcomes.horizon) if scale is None else scale
-        return cls(outcomes.historical_volatility, factors)
-
-    def fit(self, returns: Floats) -> VolatilityWalk:
-        """Another with the factor, for each bar, of the least mean CRPS: a fair opponent."""
-
-        def factor_of(bar: int) -> float:
-            def loss(factor: float) -> float:
-                spread = self._spread[:, bar] * (factor / self.scale[bar])
-                return float(_lognormal_crps(returns[:, bar], spread).mean())
-
-            return best_factor(loss)
-
-        return replace(self, scale=np.array([factor_of(bar) for bar in range(len(self.scale))]))
-
-    @property
-    def _spread(self) -> Floats:
-        """(N, H) standard deviation of the log return."""
-        bars = np.arange(1, len(self.scale) + 1)
-        return np.asarray(self.volatility_per_bar[:, None] * np.sqrt(bars) * self.scale)
-
-    def crps(self, returns: Floats) -> Floats:
-        return _lognormal_crps(returns, self._spread)
-
-    def quantile(self, level: float) -> Floats:
-        spread = self._spread
-        return np.asarray(np.expm1(spread * norm.ppf(level) - spread**2 / 2))
-
-    def mean(self) -> Floats:
-        return np.zeros_like(self._spread)
-
-    def volatility(self) -> Floats:
-        # The root of a mean of h squared normals is that of a chi-squared: below 1 on average.
-        bars = np.arange(1, len(self.scale) + 1)
-        expected = np.sqrt(2 / bars) * np.exp(gammaln((bars + 1) / 2) - gammaln(bars / 2))
-        return np.asarray(self._spread / np.sqrt(bars) * expected)
-
-    def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
-        spread = self._spread
-        return np.asarray(norm.cdf((np.log1p(returns) + spread**2 / 2) / spread))
-
-
 def sample_quantile(sample: Floats, level: float) -> Floats:
-    """Quantile over the last axis that as good a draw more stays below with this probability.
+    """(...) quantile of (..., P) draws that a further draw stays below with this probability.
 
     Of P draws and one more any may be the lowest: the k-th of P stays above it k times in P + 1.
     So the level stands at place level x (P + 1), between two draws on the straight line. numpy's
@@ -337,7 +270,11 @@ def realised_volatility(closes: Floats, start: Floats) -> Floats:
 
 
 def tail_levels(level: float) -> tuple[float, float]:
-    """The two quantile levels of a central interval."""
+    """The two quantile levels of a central interval.
+
+    Raises:
+        ConfigError: the level does not lie between 0 and 1.
+    """
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval lies between 0 and 1, got {level:g}")
     return (1 - level) / 2, (1 + level) / 2
@@ -356,10 +293,14 @@ def losses_of(
 
     pinball: mean over both ends of the intervals of `levels` and the median. mae, mse: of the mean
     path. volatility_mae, and volatility_mse too: of the expected realised volatility per bar.
+
+    Source:
+        Pinball: Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978). CRPS:
+        Gneiting and Raftery, JASA 102 (2007).
     """
     tails = sorted({0.5, *(tail for level in levels for tail in tail_levels(level))})
     came = outcomes.returns
-    quantile_score = _scoringrules().quantile_score
+    quantile_score = scoring_rules().quantile_score
     pinball = [quantile_score(came, distribution.quantile(one), one) for one in tails]
     missed = distribution.mean() - came
     volatility = distribution.volatility() - outcomes.realised_volatility
@@ -374,7 +315,11 @@ def losses_of(
 
 
 def check_positive(closes: Floats, what: str) -> None:
-    """Raise BarDataError unless all are positive and finite: else a log return means nothing."""
+    """Check closes of any shape (...): without a positive number there is no log return.
+
+    Raises:
+        BarDataError: one is not positive or not finite; names its place.
+    """
     good = (closes > 0) & np.isfinite(closes)
     if not good.all():
         where = np.argwhere(~good)[0]
@@ -395,11 +340,10 @@ def best_factor(loss: Callable[[float], float]) -> float:
     return float(np.exp(found.x))
 
 
-def _scoringrules() -> Any:
+def scoring_rules() -> Any:
+    """The package scoringrules.
+
+    Raises:
+        MissingDependencyError: it is not installed; it comes with the extra "report".
+    """
     return require("scoringrules", for_="scoring a forecast")
-
-
-def _lognormal_crps(returns: Floats, spread: Floats) -> Floats:
-    # A price's score is that of its return: what is added to both cancels.
-    found = _scoringrules().crps_lognormal(1 + returns, -(spread**2) / 2, spread, backend="numpy")
-    return np.asarray(found)

@@ -151,7 +151,7 @@ def pit_figure(pit: pd.DataFrame, title: str) -> Figure:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     panels[0].set_ylabel("Share of windows, 1 is even")
     figure.supxlabel(
-        "Heaped at both ends: too sure. Heaped in the middle: too wide. Leaning right: too low.",
+        "U-shaped: intervals too narrow. Hump-shaped: too wide. Leaning right: forecasts too low.",
         fontsize=9,
         color="#444444",
     )

@@ -1,4 +1,4 @@
-"""How good forecasts are, beside baselines that cost nothing, and how sure one can be of it.
+"""How good forecasts are, beside baselines that cost nothing, and the uncertainty of that.
 
 Windows of one day share the market's move, and windows of neighbouring days share bars: a measure
 is averaged by day, and its error comes from the daily means (`uncertainty.daily_mean`) with the
@@ -19,14 +19,13 @@ import pandas as pd
 from scipy.stats import kstest
 
 from kronos_qlib.errors import UndefinedMetricError
+from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
 from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
     Distribution,
-    LastPrice,
     Outcomes,
     PathDistribution,
-    VolatilityWalk,
     interval,
     losses_of,
 )
@@ -37,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 ALL = "all"
 """In place of a bar of the horizon: the mean of all."""
 LOSSES = ("crps", "pinball", "mae", "mse", "volatility_mae")
-"""Means over windows, the smaller the better: what differences are told of."""
+"""Means over windows, the smaller the better: what differences are reported of."""
 
 KRONOS, CALIBRATED, CONFORMAL = "kronos", "kronos_calibrated", "kronos_conformal"
 LAST_PRICE, WALK = "last_price", "historical_volatility"
@@ -50,7 +49,7 @@ PAIRS = (
     (CALIBRATED, WALK_CALIBRATED),
     (CALIBRATED, KRONOS),
 )
-"""Whom each is compared with: the last one is what calibrating was worth."""
+"""What each is compared with: the last one is what calibrating was worth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +178,9 @@ def score_table(losses: Mapping[str, Mapping[str, Floats]], outcomes: Outcomes) 
         On (measure, horizon), a column for each forecaster: means of daily means. Beside the
         losses rmse, the root of mse, and volatility_r2: 1 - squared error of the expected realised
         volatility / its variance over the windows; below 0 where that is the worse of the two.
+
+    Raises:
+        UndefinedMetricError: realised volatility never varies, so it has no variance to explain.
     """
     realised = outcomes.realised_volatility
     varied = by_day((realised - realised.mean(axis=0)) ** 2, outcomes).mean()
@@ -232,7 +234,7 @@ def difference_table(
     outcomes: Outcomes,
     pairs: Sequence[tuple[str, str]],
 ) -> pd.DataFrame:
-    """How much better one forecaster is than another on the same days, and how surely.
+    """How much better one forecaster is than another on the same days, with tests.
 
     Args:
         losses: of each forecaster, as `losses_of` gives them.

@@ -62,6 +62,12 @@ def break_even_cost(report: pd.DataFrame) -> float:
     """Basis points of the money traded, each side, that leave nothing over the benchmark.
 
     Below 0 where the excess is negative even without cost.
+
+    Args:
+        report: daily, with REPORT_COLUMNS.
+
+    Raises:
+        UndefinedMetricError: the report has holes, or nothing was traded.
     """
     check_report(report)
     traded = float(report["turnover"].mean())
@@ -74,6 +80,12 @@ def cost_paid(report: pd.DataFrame) -> float:
     """Basis points of the money traded that the backtest paid on the whole.
 
     With 5 bp to buy, 15 bp to sell and as much bought as sold it is 10, plus what minimum fees add.
+
+    Args:
+        report: daily, with REPORT_COLUMNS.
+
+    Raises:
+        UndefinedMetricError: the report has holes, or nothing was traded.
     """
     check_report(report)
     traded = float(report["turnover"].sum())

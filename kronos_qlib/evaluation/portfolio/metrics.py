@@ -19,7 +19,7 @@ REPORT_COLUMNS = ("return", "bench", "cost", "turnover")
 """
 
 TRADING_DAYS = 252
-"""Days in a year unless told otherwise. Qlib's own `risk_analysis` takes 238 for daily data."""
+"""Days in a year by default. Qlib's own `risk_analysis` takes 238 for daily data."""
 
 MEASURES = "what a backtest earned and risked"
 """As messages name what this module measures."""
@@ -184,9 +184,9 @@ class DeflatedSharpe:
     """A Sharpe ratio of excess returns after the search that found it."""
 
     probability: float
-    """That the true ratio is above what the best of the trials has by luck alone."""
-    by_luck: float
-    """That ratio, a year: expected of the best of so many trials without skill."""
+    """That the true ratio is above the maximum expected of the trials without skill."""
+    expected_maximum: float
+    """Annual Sharpe ratio expected of the best of `trials` trials without skill."""
     trials: int
 
 
@@ -197,12 +197,12 @@ def deflated_sharpe(
     trial_variance: float | None = None,
     days_per_year: float = TRADING_DAYS,
 ) -> DeflatedSharpe:
-    """How sure a Sharpe ratio is once it counts that the best of several trials was taken.
+    """Probability that a Sharpe ratio is above what the best of several trials has without skill.
 
     Args:
         returns: daily, after cost, less the benchmark's: the ratio is then the information ratio.
-            Of total returns a benchmark that rises would count as skill, and a score that is pure
-            chance would pass for certain in a rising market. Without skill, and with one trial,
+            Of total returns a benchmark that rises would count as skill, and random
+            scores would be significant in a rising market. Without skill, and with one trial,
             the probability is spread evenly between 0 and 1.
         trials: strategies or signals tried, this one included; 1 leaves the probabilistic Sharpe
             ratio against 0. Trials that resemble each other count for fewer than they are, so
@@ -247,7 +247,15 @@ def deflate(
     """`deflated_sharpe` from a Sharpe ratio a year and the moments of daily returns.
 
     Args:
+        sharpe: a year; days: of the returns behind it.
         kurtosis: 3 for a normal distribution.
+        trials, trial_variance, days_per_year: as of `deflated_sharpe`.
+
+    Raises:
+        UndefinedMetricError: no trial, or a variance below 0.
+
+    Source:
+        As of `deflated_sharpe`.
     """
     if trials < 1:
         raise UndefinedMetricError(f"trials count this strategy too: 1 or more, got {trials}")
@@ -255,15 +263,17 @@ def deflate(
         raise UndefinedMetricError(f"a variance is 0 or more, got {trial_variance}")
     daily = sharpe / math.sqrt(days_per_year)
     variance = 1 / (days - 1) if trial_variance is None else trial_variance / days_per_year
-    luck = 0.0
+    expected_maximum = 0.0
     if trials > 1:
-        luck = math.sqrt(variance) * (
+        expected_maximum = math.sqrt(variance) * (
             (1 - np.euler_gamma) * norm.ppf(1 - 1 / trials)
             + np.euler_gamma * norm.ppf(1 - 1 / (trials * math.e))
         )
     spread = math.sqrt(1 - skewness * daily + (kurtosis - 1) / 4 * daily**2)
-    probability = norm.cdf((daily - luck) * math.sqrt(days - 1) / spread)
-    return DeflatedSharpe(float(probability), float(luck * math.sqrt(days_per_year)), trials)
+    probability = norm.cdf((daily - expected_maximum) * math.sqrt(days - 1) / spread)
+    return DeflatedSharpe(
+        float(probability), float(expected_maximum * math.sqrt(days_per_year)), trials
+    )
 
 
 def to_days(report: pd.DataFrame) -> pd.DataFrame:
@@ -315,7 +325,12 @@ def days_below_peak(drawdowns: pd.Series[float]) -> int:
 
 
 def check_report(report: pd.DataFrame) -> None:
-    """Raise UndefinedMetricError unless the report is whole: two days or more, nothing missing."""
+    """Check that a daily report is complete.
+
+    Raises:
+        UndefinedMetricError: a column is missing, there are fewer than two days, or a value is not
+            finite (names column and day).
+    """
     missing = [name for name in REPORT_COLUMNS if name not in report]
     if missing:
         raise UndefinedMetricError(

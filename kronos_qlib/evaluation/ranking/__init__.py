@@ -1,1 +1,1 @@
-"""How well a score orders the returns that follow it, and how sure that is."""
+"""How well a score orders the returns that follow it, and the uncertainty of that."""

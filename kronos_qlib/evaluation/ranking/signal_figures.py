@@ -1,4 +1,4 @@
-"""What a signal's order of names is worth, drawn from the tables of `evaluation.ic`."""
+"""What a signal's order of names is worth, drawn from the tables of `evaluation.ranking`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ic_figure(daily: pd.Series[float], summary: Mapping[str, float], title: str)
 
     Args:
         daily: on times, NaN where a day has none.
-        summary: of `ic.summarise`.
+        summary: of `information_coefficient.summarise`.
         title: a line above the figure.
     """
     figure = new_figure(title)
@@ -104,7 +104,7 @@ def interval_figure(table: pd.DataFrame, title: str, what: str) -> Figure:
 
 
 def decay_figure(table: pd.DataFrame, title: str) -> Figure:
-    """Draw Rank IC by horizon with intervals; `table` is of `ic.decay`."""
+    """Draw Rank IC by horizon with intervals; `table` is of `information_coefficient.decay`."""
     figure = new_figure(title, height=4.4)
     axes = figure.subplots()
     places = np.arange(len(table))
@@ -121,8 +121,8 @@ def group_figure(table: pd.DataFrame, order: tuple[float, float, float], title: 
     """Draw each group's mean return less the day's mean, with intervals.
 
     Args:
-        table: of `ic.group_table`.
-        order: of `ic.monotonicity`.
+        table: of `groups.group_table`.
+        order: of `groups.monotonicity`.
         title: a line above the figure.
     """
     figure = new_figure(title, height=4.6)
@@ -149,7 +149,7 @@ def group_figure(table: pd.DataFrame, order: tuple[float, float, float], title: 
 
 
 def autocorrelation_figure(table: pd.DataFrame, turnover: float, title: str) -> Figure:
-    """Draw the rank autocorrelation by lag; `table` is of `ic.rank_autocorrelation`."""
+    """Draw the rank autocorrelation by lag; `table` is of `stability.rank_autocorrelation`."""
     figure = new_figure(title, height=4.0)
     axes = figure.subplots()
     axes.bar(table.index, table["mean"], color=STRATEGY, alpha=0.75, width=0.72)
@@ -172,7 +172,7 @@ def cost_figure(table: pd.DataFrame, paid: float, break_even: float, title: str)
 
     Args:
         table: of `costs.cost_table`.
-        paid, break_even: basis points of the money traded, each side; see `evaluation.costs`.
+        paid, break_even: basis points of the money traded, each side; see `costs`.
         title: a line above the figure.
     """
     figure = new_figure(title, height=4.4)

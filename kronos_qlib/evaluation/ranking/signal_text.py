@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.evaluation.compare.comparison_text import DASH, format_rows
-from kronos_qlib.evaluation.ranking.information_coefficient import LEAST_PAIRS
+from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED
+from kronos_qlib.evaluation.text_table import DASH, format_rows
 from kronos_qlib.markup import markdown
 
 Rows = dict[str, dict[str, float]]
@@ -61,7 +61,7 @@ def signal_page(
         title: of the run.
         summary: SUMMARY as columns; the rows ic, rank_ic, and with baselines
             `rank_ic.less_NAME` and `rank_ic.neutralised`.
-        years, horizons: of `ic.by_year` and `ic.decay`.
+        years, horizons: of `information_coefficient.by_year` and `information_coefficient.decay`.
         signals: signals.csv of SignalReportRecord; the first row is the score's.
         baselines: on their names, `rank_ic` and `score_rank_ic` on common rows, `with_score`,
             `pairs` and `pairs_left_out`; empty where there is none.

@@ -1,7 +1,7 @@
-"""How sure one can be of a daily mean, and of the difference of two, when days are not independent.
+"""Standard errors of a daily mean, and of the difference of two, when days are not independent.
 
 A day's Rank IC resembles the day before's: labels overlap, and what a signal is good at comes and
-goes. The usual standard error takes the days for independent and is too small; Newey and West's
+goes. The usual standard error assumes independent days and is too small; Newey and West's
 with few lags, and a block bootstrap's percentiles, are too small too: on 120 days of an AR(1) of
 .5 their intervals of 95 % cover 89 %, with labels of ten bars 80 to 84 %. This one covers 94 %.
 `benchmarks/intervals.py` compares the methods.
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 Rows = TypeVar("Rows", "pd.Series[float]", pd.DataFrame)
 
 LEAST_DAYS = 10
-"""Fewer days than these say nothing about how days depend on each other."""
+"""Days needed to measure how days depend on each other."""
 
 LEVEL = 0.95
 """Confidence of every interval that is reported."""
@@ -216,7 +216,7 @@ def statistic_interval(
 
 
 def varies(values: npt.NDArray[Any]) -> bool:
-    """Whether values differ by more than the rounding of one and the same number."""
+    """Whether values, of any shape (...), differ by more than the rounding of one number."""
     return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
@@ -312,12 +312,16 @@ def _phi(values: Floats, label_days: int) -> float:
 
 
 def fewest_days(label_bars: int, times: int, days: int) -> int:
-    """Days below which `daily_mean` refuses such labels."""
+    """Days that `daily_mean` needs for such labels, at least."""
     return max(LEAST_DAYS, label_days_of(label_bars, times, days) + 1)
 
 
 def label_days_of(label_bars: int, times: int, days: int) -> int:
-    """Days that labels of so many bars run over, where so many days have so many times."""
+    """Days that labels of `label_bars` bars run over, in a series of `times` times on `days` days.
+
+    Raises:
+        UndefinedMetricError: label_bars is no whole number from 1.
+    """
     if int(label_bars) != label_bars or label_bars < 1:
         raise UndefinedMetricError(f"label_bars must be a whole number from 1, got {label_bars!r}")
     return math.ceil(label_bars * days / times) if times else label_bars

@@ -16,7 +16,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
+from kronos_qlib.errors import (
+    CheckpointConfigError,
+    CheckpointError,
+    ConfigError,
+    printable,
+    short_repr,
+)
 from kronos_qlib.files import replacing
 from kronos_qlib.model.checkpoints import weights
 from kronos_qlib.model.checkpoints.hub import fetch
@@ -196,8 +202,8 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
     path = next((each for each in (folder, folder / role) if is_file(each / CONFIG_FILE)), None)
     if path is None:
         raise CheckpointError(
-            f"no sizes of a {role} at {shown(name)}; give a folder with {CONFIG_FILE}, or one of "
-            f"{', '.join((BUNDLED, *SHAPES))}"
+            f"no sizes of a {role} at {short_repr(name)}; give a folder with {CONFIG_FILE}, or one "
+            f"of {', '.join((BUNDLED, *SHAPES))}"
         )
     kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
     found: dict[str, Any] = asdict(_read_config(kind, role, path / CONFIG_FILE))
@@ -320,7 +326,9 @@ def folder_of(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except (TypeError, RuntimeError) as problem:
-        raise CheckpointError(f"{shown(path)} is no folder of a checkpoint: {problem}") from problem
+        raise CheckpointError(
+            f"{short_repr(path)} is no folder of a checkpoint: {problem}"
+        ) from problem
 
 
 def _locate(role: str, name_or_path: str | Path, revision: str | None) -> _Place:
@@ -332,7 +340,9 @@ def _known(role: str, name_or_path: str | Path, revision: str | None) -> _Place 
     try:
         return _find(role, name_or_path, revision)
     except OSError as problem:  # no right to look, or a name too long for a file
-        raise CheckpointError(f"no {role} at {shown(str(name_or_path))}: {problem}") from problem
+        raise CheckpointError(
+            f"no {role} at {short_repr(str(name_or_path))}: {problem}"
+        ) from problem
 
 
 def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place | _OnHub:
@@ -365,7 +375,7 @@ def _find(role: str, name_or_path: str | Path, revision: str | None) -> _Place |
     near = get_close_matches(name, (BUNDLED, *ALIASES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise CheckpointError(
-        f"no {role} at {shown(name)}: it is no folder, no alias "
+        f"no {role} at {short_repr(name)}: it is no folder, no alias "
         f"({', '.join((BUNDLED, *ALIASES))}) and no Hub id of the form owner/name{hint}"
     )
 
@@ -388,7 +398,7 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
             raise CheckpointError(
                 f"{path} {what}; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds "
-                f"{some([plain(one) for one in found]) or 'nothing'}"
+                f"{some([printable(one) for one in found]) or 'nothing'}"
             )
     copied = published_in(folder) if role == "predictor" and name != BUNDLED else None
     repo = copied.predictor if copied else None
@@ -423,7 +433,7 @@ def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> Non
     for name in sorted(saved.keys() | net.replaced.keys()):
         theirs, ours = saved.get(name), net.replaced.get(name)
         if theirs != ours:
-            name, theirs = plain(name), theirs and plain(theirs)
+            name, theirs = printable(name), theirs and printable(theirs)
             advice = (
                 f"pass {name}={theirs}(...) to from_pretrained" if theirs else f"leave {name} out"
             )
@@ -443,7 +453,7 @@ def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
         if not 1 <= context <= MAX_CONTEXT:
             raise CheckpointError(
                 f"{CONTEXT_KEY} in the header of {place.weights} must be a whole number from 1 to "
-                f"{MAX_CONTEXT}, got {shown(told)}"
+                f"{MAX_CONTEXT}, got {short_repr(told)}"
             )
     return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kronos_qlib.errors import CheckpointError, plain, shown
+from kronos_qlib.errors import CheckpointError, printable, short_repr
 
 MOST_BYTES = 2**20
 """A config has about 500 bytes, the header of a network of 256 layers about 400,000."""
@@ -28,7 +28,9 @@ def read_object(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as broken:
-        raise CheckpointError(f"{plain(str(path))} cannot be read as JSON: {broken}") from broken
+        raise CheckpointError(
+            f"{printable(str(path))} cannot be read as JSON: {broken}"
+        ) from broken
     try:
         return parse_object(data)
     except ValueError as broken:
@@ -65,7 +67,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError(f"expected an object of settings, got {shown(found)}")
+        raise ValueError(f"expected an object of settings, got {short_repr(found)}")
     return found
 
 
@@ -73,21 +75,21 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"it has {shown(key)} twice")
+            raise ValueError(f"it has {short_repr(key)} twice")
         found[key] = value
     return found
 
 
 def _whole(text: str) -> int:
     if len(text) > MOST_DIGITS:
-        raise ValueError(f"the number {shown(text)} has more than {MOST_DIGITS} digits")
+        raise ValueError(f"the number {short_repr(text)} has more than {MOST_DIGITS} digits")
     return int(text)
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {shown(text)} is too large")
+        raise ValueError(f"the number {short_repr(text)} is too large")
     return value
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kronos_qlib.errors import CheckpointError, plain, shown
+from kronos_qlib.errors import CheckpointError, printable, short_repr
 from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES, is_file, parse_object
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
@@ -99,7 +99,7 @@ def opened(path: Path) -> Iterator[tuple[File, Header]]:
         file = path.open("rb", buffering=0)  # whose place is the system's own
     except OSError as broken:
         raise CheckpointError(
-            f"{plain(str(path))} cannot be read as safetensors: {broken}"
+            f"{printable(str(path))} cannot be read as safetensors: {broken}"
         ) from broken
     with file:
         yield file, read_header(file, path)
@@ -122,7 +122,7 @@ def read_header(file: File, source: Path | str) -> Header:
         values = parse_object(file.read(length))
         texts = values.pop(METADATA, {})
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-            raise ValueError(f"{METADATA} must map names to texts, got {shown(texts)}")
+            raise ValueError(f"{METADATA} must map names to texts, got {short_repr(texts)}")
         tensors = {name: _entry(name, value) for name, value in values.items()}
         _check_places(tensors, size - 8 - length)
         _check_written(file, size)
@@ -135,19 +135,23 @@ def read_header(file: File, source: Path | str) -> Header:
 
 def _entry(name: str, value: Any) -> Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{plain(name)} needs dtype, shape and data_offsets, got {shown(value)}")
+        raise ValueError(
+            f"{printable(name)} needs dtype, shape and data_offsets, got {short_repr(value)}"
+        )
     kind, shape, places = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(kind, str) or kind not in TYPES:
-        raise ValueError(f"{plain(name)} has the type {shown(kind)}, known: {', '.join(TYPES)}")
+        raise ValueError(
+            f"{printable(name)} has the type {short_repr(kind)}, known: {', '.join(TYPES)}"
+        )
     if not _are_sizes(shape) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"the shape of {plain(name)} is {shown(shape)}")
+        raise ValueError(f"the shape of {printable(name)} is {short_repr(shape)}")
     if not _are_sizes(places) or len(places) != 2:
-        raise ValueError(f"the data_offsets of {plain(name)} are {shown(places)}")
+        raise ValueError(f"the data_offsets of {printable(name)} are {short_repr(places)}")
     begin, end = places
     needed = math.prod(shape) * TYPES[kind].itemsize
     if end - begin != needed:
         raise ValueError(
-            f"{plain(name)} of shape {tuple(shape)} in {kind} needs {needed} bytes and has "
+            f"{printable(name)} of shape {tuple(shape)} in {kind} needs {needed} bytes and has "
             f"{end - begin}"
         )
     return Entry(kind, tuple(shape), begin, end)
@@ -163,7 +167,8 @@ def _check_places(tensors: Mapping[str, Entry], room: int) -> None:
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached:
             raise ValueError(
-                f"{plain(name)} begins at byte {entry.begin}, the tensor before ends at {reached}"
+                f"{printable(name)} begins at byte {entry.begin}, the tensor before ends at "
+                f"{reached}"
             )
         reached = entry.end
     if reached != room:
@@ -213,14 +218,14 @@ def fill_from_bytes(net: Fillable, data: bytes, source: str) -> None:
 def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str) -> None:
     """Refuse tensors that are not the network's; names the file and the first that do not fit."""
     own = net.state_dict()
-    missing = [plain(name) for name in sorted(own.keys() - tensors.keys())]
-    unknown = [plain(name) for name in sorted(tensors.keys() - own.keys())]
+    missing = [printable(name) for name in sorted(own.keys() - tensors.keys())]
+    unknown = [printable(name) for name in sorted(tensors.keys() - own.keys())]
     misfits = []
     for name in sorted(own.keys() & tensors.keys()):
         entry, wanted = tensors[name], own[name]
         if entry.shape != wanted.shape:
             misfits.append(
-                f"{name} is {shown(entry.shape)} in the file and {tuple(wanted.shape)} by "
+                f"{name} is {short_repr(entry.shape)} in the file and {tuple(wanted.shape)} by "
                 "config.json"
             )
         elif wanted.is_floating_point() and entry.kind not in FLOATS:

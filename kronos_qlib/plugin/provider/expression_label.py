@@ -9,7 +9,7 @@ import numpy as np
 from qlib.data import D
 from qlib.data.data import ExpressionD
 
-from kronos_qlib.data.windows.bar_table import Floats
+from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.label import ReturnLabel
 from kronos_qlib.data.windows.window import Windows
 

@@ -27,14 +27,8 @@ from qlib.log import get_module_logger
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar.stamps import Times
-from kronos_qlib.data.windows.bar_table import (
-    BarTable,
-    Floats,
-    Incomplete,
-    Invalid,
-    TableBuilder,
-    Untraded,
-)
+from kronos_qlib.data.windows.bar_table import BarTable, TableBuilder
+from kronos_qlib.data.windows.faulty_bars import Floats, Incomplete, Invalid, Untraded
 from kronos_qlib.data.windows.find import Spans
 from kronos_qlib.data.windows.segments import places_of
 from kronos_qlib.errors import BarDataError, ConfigError

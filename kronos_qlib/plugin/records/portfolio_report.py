@@ -27,7 +27,7 @@ from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import excess_test
-from kronos_qlib.evaluation.compare.comparison_text import money_sentence
+from kronos_qlib.evaluation.compare.verdicts import money_sentence
 from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.portfolio.costs import (
     break_even_cost,
@@ -180,7 +180,7 @@ class PortfolioReportRecord(ACRecordTemp):
         paid, even = cost_paid(report), break_even_cost(report)
         metrics |= {
             "deflated_sharpe": deflated.probability,
-            "sharpe_by_luck": deflated.by_luck,
+            "sharpe_by_luck": deflated.expected_maximum,
             "sharpe_trials": float(deflated.trials),
             "days_per_year": float(self.days_per_year),
             "cost_paid_bp": paid,

@@ -14,27 +14,24 @@ from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.ranking.information_coefficient import (
-    LEAST_PAIRS,
-    SUMMARY,
+from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS, full_days, to_wide
+from kronos_qlib.evaluation.ranking.groups import (
     best_less_worst,
-    by_year,
-    count_days,
-    coverage,
-    daily_ic,
-    decay,
-    full_days,
     group_returns,
     group_table,
     monotonicity,
-    nothing_for_sure,
+)
+from kronos_qlib.evaluation.ranking.information_coefficient import (
+    SUMMARY,
+    by_year,
+    count_days,
+    daily_ic,
+    decay,
+    exact_zero,
     paired_rank_ic,
-    rank_autocorrelation,
     rank_correlation,
     summarise,
     summarise_difference,
-    to_wide,
-    top_turnover,
 )
 from kronos_qlib.evaluation.ranking.signal_figures import (
     autocorrelation_figure,
@@ -43,6 +40,7 @@ from kronos_qlib.evaluation.ranking.signal_figures import (
     ic_figure,
 )
 from kronos_qlib.evaluation.ranking.signal_text import signal_page, signal_verdict
+from kronos_qlib.evaluation.ranking.stability import coverage, rank_autocorrelation, top_turnover
 from kronos_qlib.evaluation.ranking.uncertainty import by_day, daily_mean, fewest_days
 from kronos_qlib.extras import require
 from kronos_qlib.plugin.records.artifacts import (
@@ -379,7 +377,7 @@ class SignalReportRecord(ACRecordTemp):
         daily = daily_ic(to_wide(left), labels) if len(left) else pd.DataFrame({"rank_ic": []})
         made_of_them = len(left) and (left == 0).all() and daily["pairs"].max() > known.shape[1] + 1
         found["rank_ic.neutralised"] = (
-            nothing_for_sure(len(by_day(daily)), 0)
+            exact_zero(len(by_day(daily)), 0)
             if made_of_them
             else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
         )

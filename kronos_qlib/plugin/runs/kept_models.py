@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from qlib.config import C
 
-from kronos_qlib.errors import MissingArtifactError, plain
+from kronos_qlib.errors import MissingArtifactError, printable
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.model import KronosModel
@@ -98,7 +98,7 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
     try:
         if state["class"] != kind:
             raise MissingArtifactError(
-                f"{STATE} is of a {plain(str(state['class']))}, the run's task of a {kind}"
+                f"{STATE} is of a {printable(str(state['class']))}, the run's task of a {kind}"
             )
         if isinstance(model, KronosModel):
             kept = dict(state["weights"])
@@ -118,7 +118,8 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
             model.intercept_ = _numbers(state, "intercept")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MissingArtifactError(
-            f"{STATE} does not hold a {kind}: {type(problem).__name__} {plain(str(problem))[:200]}"
+            f"{STATE} does not hold a {kind}: {type(problem).__name__} "
+            f"{printable(str(problem))[:200]}"
         ) from problem
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kronos_qlib.errors import UnsafeArtifactError, plain
+from kronos_qlib.errors import UnsafeArtifactError, printable
 
 _PROCESSORS = (
     "DropnaProcessor",
@@ -123,6 +123,6 @@ def is_expression(text: str) -> bool:
 
 def _refusal(what: str) -> UnsafeArtifactError:
     return UnsafeArtifactError(
-        f"the run's task names {plain(what)[:300]}, which is not on the list of what is made again "
-        "unasked, since it may run what its writer likes. If the run is your own, say --trust"
+        f"the run's task names {printable(what)[:300]}, which is not on the list of what is made "
+        "again unasked, since it may run what its writer likes. If the run is your own, say --trust"
     )

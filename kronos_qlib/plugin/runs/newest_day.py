@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.data.calendar.clock import show_time
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.errors import MissingArtifactError, plain, shown
+from kronos_qlib.errors import MissingArtifactError, printable, short_repr
 from kronos_qlib.markup import one_line
 from kronos_qlib.plugin.runs.pickles import load_pickle
 
@@ -141,7 +141,7 @@ def as_table(found: Any, name: str, run_id: str) -> pd.DataFrame:
     if set(table.index.names) != set(KEYS) or table.index.nlevels != len(KEYS):
         raise MissingArtifactError(
             f"{name} of run {run_id} is not on {' and '.join(KEYS)} but on "
-            f"{shown(list(table.index.names))}; run its workflow again"
+            f"{short_repr(list(table.index.names))}; run its workflow again"
         )
     return table.swaplevel() if table.index.names[0] == KEYS[1] else table
 
@@ -255,7 +255,7 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
             for column, is_good in wanted.items():
                 if not is_good:
                     raise MissingArtifactError(
-                        f"{where} has {kinds[column]!s:.80} in its column {plain(column)}; "
+                        f"{where} has {kinds[column]!s:.80} in its column {printable(column)}; "
                         f"expected times in {time}, texts in {name} and numbers; run its workflow "
                         "again"
                     )

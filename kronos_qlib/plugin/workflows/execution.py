@@ -17,7 +17,7 @@ import pandas as pd
 from kronos_qlib.data.windows.segments import bounds_of, describe_segments, first_instant, places_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
-from kronos_qlib.errors import BarDataError, ConfigError, plain
+from kronos_qlib.errors import BarDataError, ConfigError, printable
 from kronos_qlib.pipeline.stages import check_segments
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
@@ -178,7 +178,7 @@ def _made(section: Mapping[str, Any], where: str) -> Any:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             raise ConfigError(
-                f"{where}.kwargs: {section['class']} has no {plain(str(key))!r}; {hint}"
+                f"{where}.kwargs: {section['class']} has no {printable(str(key))!r}; {hint}"
             )
     try:
         return init_instance_by_config(section)

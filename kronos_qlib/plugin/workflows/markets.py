@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from kronos_qlib.errors import ConfigError, plain, shown
+from kronos_qlib.errors import ConfigError, printable, short_repr
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 from kronos_qlib.plugin.workflows.shipped import find_market
 from kronos_qlib.settings import from_mapping
@@ -170,7 +170,7 @@ def read_market(name: str | Path, changes: Mapping[str, Any] | None = None) -> M
     if isinstance(found, Mapping) and "task" in found:
         raise ConfigError(f"{path} is a workflow, not the profile of a market")
     if not isinstance(found, Mapping):
-        raise ConfigError(f"{path} must be a mapping of settings, got {shown(found)}")
+        raise ConfigError(f"{path} must be a mapping of settings, got {short_repr(found)}")
     return from_mapping(MarketProfile, {**found, **(changes or {})}, where=str(path))
 
 
@@ -191,22 +191,22 @@ def checked_value(name: str, value: Any) -> Any:
         return _date_text(value, name)
     if name in TEXTS or name == "region":
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise ConfigError(f"{name} must be a text, got {shown(value)}")
+            raise ConfigError(f"{name} must be a text, got {short_repr(value)}")
         value = str(value)
         if not value.isprintable():
-            raise ConfigError(f"{name} holds characters that do not show: {shown(value)}")
+            raise ConfigError(f"{name} holds characters that do not show: {short_repr(value)}")
         if name == "freq":
             return _frequency(value)
         if name == "region" and value not in REGIONS:
-            raise ConfigError(f"region is one of {', '.join(REGIONS)}, got {plain(value)}")
+            raise ConfigError(f"region is one of {', '.join(REGIONS)}, got {printable(value)}")
         return value
     if name in ("limit_threshold", "bars_per_year") and value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or math.isnan(value):
-        raise ConfigError(f"{name} must be a number, got {shown(value)}")
+        raise ConfigError(f"{name} must be a number, got {short_repr(value)}")
     if name in COUNTS and not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {shown(value)}")
+        raise ConfigError(f"{name} must be a whole number, got {short_repr(value)}")
     if name in ("bars_per_year", "days_per_year") and not 0 < value <= 366 * 24 * 60:
         raise ConfigError(f"{name} must be above 0 and at most the minutes of a year, got {value}")
     return value
@@ -236,10 +236,10 @@ def as_yaml(name: str, value: Any, freq: str = "day") -> str:
 
 def _date_text(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | date | datetime):
-        raise ConfigError(f"{name} must be a date such as 2020-01-31, got {shown(value)}")
+        raise ConfigError(f"{name} must be a date such as 2020-01-31, got {short_repr(value)}")
     text = value.isoformat(sep=" ") if isinstance(value, datetime) else str(value).strip()
     if len(text) < 10 or text[4:5] != "-" or text[7:8] != "-":  # 20200101, 1/2/2020: which is it?
-        raise ConfigError(f"{name} must be a date such as 2020-01-31, got {shown(value)}")
+        raise ConfigError(f"{name} must be a date such as 2020-01-31, got {short_repr(value)}")
     moment = _moment(text, name, is_end=False)
     return f"{moment:%Y-%m-%d}" if len(text) == 10 else f"{moment:%Y-%m-%d %H:%M:%S}"
 
@@ -249,10 +249,10 @@ def _moment(text: str, name: str, is_end: bool | None = None) -> pd.Timestamp:
         found = pd.Timestamp(text)
     except (ValueError, OverflowError) as problem:
         raise ConfigError(
-            f"{name} must be a date such as 2020-01-31, got {plain(text)}"
+            f"{name} must be a date such as 2020-01-31, got {printable(text)}"
         ) from problem
     if pd.isna(found) or found.tzinfo is not None:
-        raise ConfigError(f"{name} must be a date without a time zone, got {plain(text)}")
+        raise ConfigError(f"{name} must be a date without a time zone, got {printable(text)}")
     is_end = name.endswith("_end") if is_end is None else is_end
     return found + pd.Timedelta(days=1, nanoseconds=-1) if is_end and len(text) == 10 else found
 
@@ -264,10 +264,10 @@ def _frequency(text: str) -> str:
         count, base = Freq.parse(text)
     except ValueError as problem:
         raise ConfigError(
-            f'freq must be "day" or as "5min", as Qlib\'s files are named, got {plain(text)}'
+            f'freq must be "day" or as "5min", as Qlib\'s files are named, got {printable(text)}'
         ) from problem
     if base == Freq.NORM_FREQ_DAY and count == 1:
         return "day"
     if base != Freq.NORM_FREQ_MINUTE:
-        raise ConfigError(f'freq must be "day" or as "5min", got {plain(text)}')
+        raise ConfigError(f'freq must be "day" or as "5min", got {printable(text)}')
     return f"{count}min"

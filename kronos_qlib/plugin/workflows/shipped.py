@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from kronos_qlib.errors import ConfigError, plain
+from kronos_qlib.errors import ConfigError, printable
 
 BASE_FILE = "workflow_base.yaml"
 PREFIX, SUFFIX = "workflow_", ".yaml"
@@ -72,13 +72,13 @@ def _find(name: str, shipped: Mapping[str, Path], what: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise ConfigError(f"{plain(name)} is a folder, not the file of a {what}")
+        raise ConfigError(f"{printable(name)} is a folder, not the file of a {what}")
     known = f"the {what}s that come with the package: {', '.join(shipped)}"
     if path.suffix in SUFFIXES or len(path.parts) > 1:
         raise ConfigError(f"there is no file {path.absolute()}; {known}")
     near = get_close_matches(name.removeprefix(PREFIX), shipped, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"there is no {what} {plain(name)!r}; {hint}{known[0].upper()}{known[1:]}; a file of one's "
-        "own is named by its path"
+        f"there is no {what} {printable(name)!r}; {hint}{known[0].upper()}{known[1:]}; a file of "
+        "one's own is named by its path"
     )

@@ -21,7 +21,7 @@ from jinja2 import Environment, TemplateError, meta
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from kronos_qlib.errors import ConfigError, plain, shown
+from kronos_qlib.errors import ConfigError, printable, short_repr
 from kronos_qlib.model.checkpoints.published import TOKENIZER_VARIABLE
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 from kronos_qlib.plugin.workflows.markets import (
@@ -154,7 +154,8 @@ def change(config: MutableMapping[str, Any], key: str, value: Any, where: str) -
             slot = name
         else:
             raise ConfigError(
-                f"{where}: {'.'.join(names[:depth])} is {shown(place)} and has no {name!r} inside"
+                f"{where}: {'.'.join(names[:depth])} is {short_repr(place)} and has no {name!r} "
+                "inside"
             )
         if is_last:
             place[slot] = value
@@ -214,7 +215,7 @@ def own_workflow(name: str | Path, market: str | Path | None = None) -> str:
     values = _quoted(text, read_market(market).variables())
     rendered = _render(text, values, path)
     rendered = re.sub(r"^# KRONOS_ names are .*\n", "", rendered, flags=re.MULTILINE)
-    return _headed(rendered, f"# Market: {plain(str(market))}.\n#   qrun my.yaml\n")
+    return _headed(rendered, f"# Market: {printable(str(market))}.\n#   qrun my.yaml\n")
 
 
 def _headed(text: str, more: str) -> str:
@@ -257,11 +258,11 @@ def _sorted_changes(
         key, is_set, value = text.partition("=")
         key = key.strip()
         if not is_set or not key or not all(key.split(".")):
-            raise ConfigError(f"a change is KEY=VALUE, such as seed=1, got {shown(text)}")
+            raise ConfigError(f"a change is KEY=VALUE, such as seed=1, got {short_repr(text)}")
         loaded = load_yaml(value, f"the value of {key}")
         if variable_of(key) in variables or (key in PROFILE_KEYS and is_template):
             if isinstance(loaded, Mapping | list):
-                raise ConfigError(f"{key} takes one value, got {shown(value)}")
+                raise ConfigError(f"{key} takes one value, got {short_repr(value)}")
             given[key] = loaded
         elif key in PROFILE_KEYS:
             raise ConfigError(_no_variable(key, path))
@@ -346,7 +347,7 @@ def _strange_variables() -> Iterator[str]:
     for name in sorted(set(here) - known):
         near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        yield f"{plain(name)} of the environment is read by no workflow{hint}"
+        yield f"{printable(name)} of the environment is read by no workflow{hint}"
 
 
 def _with_base(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -432,7 +433,9 @@ def _check_addable(
     choices = known if is_absolute else known | _short_names()
     near = get_close_matches(name, choices, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(choices)[:40])}"
-    raise ConfigError(f"{where}: --set {key}: {path or 'the file'} has no {plain(name)!r}; {hint}")
+    raise ConfigError(
+        f"{where}: --set {key}: {path or 'the file'} has no {printable(name)!r}; {hint}"
+    )
 
 
 def _short_names() -> set[str]:

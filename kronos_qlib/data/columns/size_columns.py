@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from kronos_qlib.data.columns.cells import to_numbers
+from kronos_qlib.data.columns.number_columns import to_numbers
 from kronos_qlib.data.columns.spelling import (
     BASES,
     COINS,
@@ -27,8 +27,8 @@ from kronos_qlib.data.files.raw import (
     RawTable,
     ambiguous,
     list_names,
-    tell_mapping,
-    tell_none,
+    mapping_hint,
+    no_column_hint,
 )
 from kronos_qlib.errors import BarDataError
 
@@ -55,7 +55,16 @@ lots, for a column to be money."""
 
 
 def match_size(raw: RawTable, ours: str, free: Sequence[str], match: Match) -> None:
-    """Volume or amount by a known name, with its unit, or with the currency that it counts."""
+    """Volume or amount by a known name, with its unit, or with the currency that it counts.
+
+    Args:
+        ours: "volume" or "amount".
+        free: the table's columns that the caller's mapping leaves.
+        match: takes the column, its scale and notes.
+
+    Raises:
+        BarDataError: several columns could be it.
+    """
     taken = set(match.names.values())
     units = MONEY_UNITS if ours == "amount" else VOLUME_UNITS
     near: dict[str, float] = dict.fromkeys(find_named(ours, free, taken), 1.0)
@@ -105,7 +114,7 @@ def _unit_side(raw: RawTable, name: str, free: Sequence[str], match: Match) -> s
         return "volume"
     others = {other for each in free if (other := _unit_of(each)) and other != unit}
     known = match.names.get("symbol")
-    texts = {raw.stem or ""} if known is None else {str(cell) for cell in raw.columns[known]}
+    texts = {raw.stem or ""} if known is None else {str(value) for value in raw.columns[known]}
     sides = {
         _side_in(text.upper(), unit.upper(), {each.upper() for each in others}) for text in texts
     }
@@ -152,7 +161,11 @@ def _has_values(raw: RawTable, name: str) -> bool:
 
 
 def look_for_size(raw: RawTable, ours: str, match: Match) -> None:
-    """Refuse to pass over a column that looks like a size which the table else lacks."""
+    """Refuse to pass over a column that looks like a size which the table else lacks.
+
+    Raises:
+        BarDataError: names the column and how to map it or to declare that it is none.
+    """
     spare = [name for name in match.spare(raw) if name.strip()]
     if ours == "amount":
         _look_for_money(raw, spare, match)
@@ -168,15 +181,15 @@ def look_for_size(raw: RawTable, ours: str, match: Match) -> None:
         if alike:
             raise BarDataError(
                 f"{raw.source}: no column of volume, but {list_names(alike)} looks like money "
-                f"traded or a rate: if it is money, {tell_mapping(raw, 'amount', alike[0])}; if "
-                f"it is none, {tell_none(raw, 'amount')}"
+                f"traded or a rate: if it is money, {mapping_hint(raw, 'amount', alike[0])}; if "
+                f"it is none, {no_column_hint(raw, 'amount')}"
             )
     if alike:
         look = "look" if len(alike) > 1 else "looks"
         raise BarDataError(
-            f"{raw.source}: no column of volume is known for sure, but {list_names(alike)} {look} "
-            f"like it: {tell_mapping(raw, 'volume', alike[0])}; if it is "
-            f"none, {tell_none(raw, 'volume')}"
+            f"{raw.source}: no column is certainly volume, but {list_names(alike)} {look} "
+            f"like it: {mapping_hint(raw, 'volume', alike[0])}; if it is "
+            f"none, {no_column_hint(raw, 'volume')}"
         )
 
 
@@ -194,7 +207,7 @@ def _look_for_money(raw: RawTable, spare: Sequence[str], match: Match) -> None:
     else:
         match.notes.append(
             f"{list_names(alike)} is not volume x price, so it is not read as amount; if it is "
-            f"money, {tell_mapping(raw, 'amount', alike[0])}"
+            f"money, {mapping_hint(raw, 'amount', alike[0])}"
         )
 
 
