@@ -13,8 +13,10 @@ W head width.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ from kronos_qlib.model.layers import (
 )
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+
+logger = logging.getLogger(__name__)
 
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""
@@ -57,9 +61,7 @@ class Product:
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed: Any = None
         if weight.device.type == "cpu" and _can_pack(dtype):
-            # torch.compile's own op for frozen weights: oneDNN, where F.linear asks MKL.
-            self.packed = torch.ops.mkldnn._linear_pointwise
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+            self.packed, weight = _pack(weight)
         self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -90,11 +92,41 @@ class Product:
         return out
 
 
+def _pack(weight: Tensor) -> tuple[Any, Tensor]:
+    """oneDNN's product, and a weight (out, in) in the layout that it wants.
+
+    torch.compile's own ops for frozen weights: oneDNN, where F.linear asks MKL. They are private to
+    torch, so that only this function and `_can_pack` name them.
+    """
+    ops = torch.ops.mkldnn
+    return ops._linear_pointwise, ops._reorder_linear_weight(weight.contiguous(), None)
+
+
+@cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether this machine's oneDNN multiplies the type; a CPU may lack what bfloat16 needs."""
+    """Whether this torch and this machine multiply the type by `_pack`, tried on a small product.
+
+    A CPU may lack what bfloat16 needs, and another torch may lack the ops or call them otherwise:
+    then F.linear does all products.
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        x = torch.arange(-8.0, 8.0).view(2, 8).to(dtype)
+        square = torch.eye(8, dtype=dtype) * 2
+        linear, packed = _pack(square)
+        found = [
+            linear(x, packed, None, "none", [], ""),
+            linear(x, packed, None, "swish", [], ""),
+            *(linear.binary(x, x, packed, None, name) for name in ("add", "mul")),
+        ]
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as lacking:
+        logger.info("this torch packs no %s for oneDNN, products are slower: %s", dtype, lacking)
+        return False
+    expected = (2 * x, F.silu(2 * x), 3 * x, 2 * x * x)
+    return all(torch.allclose(*pair, rtol=0.02) for pair in zip(found, expected, strict=True))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

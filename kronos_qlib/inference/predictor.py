@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -271,10 +271,7 @@ class KronosPredictor:
         keys: Sequence[str] | None,
     ) -> Floats:
         how, pred_len = request.sampling, y_stamp.shape[1]
-        x = np.asarray(x, dtype=np.float32)
-        _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
-        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
+        x = _checked(x, x_stamp, keys)
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         if not len(x):
             return result
@@ -292,12 +289,7 @@ class KronosPredictor:
             drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
-        batches = plan.batches(len(x), how.paths)
-        done = run_batches(draw, batches, plan)
-        for _ in progress(
-            done, "forecasting", unit="batch", show=request.verbose, total=len(batches)
-        ):
-            pass
+        _run(draw, plan, plan.batches(len(x), how.paths), "forecasting", request.verbose)
         return result
 
     def plan(
@@ -332,9 +324,7 @@ class KronosPredictor:
         Returns:
             (series, d_model) float32.
         """
-        x = np.asarray(x, dtype=np.float32)
-        _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
+        x = _checked(x, x_stamp, keys)
         result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
         if not len(x):
             return result
@@ -345,10 +335,7 @@ class KronosPredictor:
             result[rows] = self._embed(packed, x[rows], stamps[rows])
 
         plan = self.plan(len(x), x.shape[1], 1, 1)
-        batches = plan.batches(len(x), 1)
-        done = run_batches(read, batches, plan)
-        for _ in progress(done, "embedding", unit="batch", show=verbose, total=len(batches)):
-            pass
+        _run(read, plan, plan.batches(len(x), 1), "embedding", verbose)
         return result
 
     @torch.inference_mode()
@@ -412,7 +399,21 @@ class KronosPredictor:
         return self._packed
 
 
-def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
+def _run(
+    work: Callable[[slice, slice], None],
+    plan: BatchPlan,
+    batches: Sequence[tuple[slice, slice]],
+    what: str,
+    show: bool,
+) -> None:
+    done = run_batches(work, batches, plan)
+    for _ in progress(done, what, unit="batch", show=show, total=len(batches)):
+        pass
+
+
+def _checked(x: Floats, stamps: Stamps, keys: Sequence[str] | None) -> Floats:
+    """Bars as float32, refused where they or their stamps cannot be read."""
+    x = np.asarray(x, dtype=np.float32)
     if x.ndim != 3 or x.shape[2] != len(BAR_COLUMNS) or x.shape[1] < 2:
         raise BarDataError(
             f"expected bars of shape (series, at least 2 bars, {len(BAR_COLUMNS)}), got {x.shape}"
@@ -426,6 +427,8 @@ def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
         series, bar, column = broken[0]
         name = _name(series, keys)
         raise BarDataError(f"{name}: {BAR_COLUMNS[column]} of bar {bar} is missing or not finite")
+    _check_stamps(stamps, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
+    return x
 
 
 def _name(series: int, keys: Sequence[str] | None) -> str:

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.files import replacing
 from kronos_qlib.owners import lock_of
 
 logger = logging.getLogger(__name__)
@@ -80,22 +81,17 @@ class RunStore:
         torch.save({"signature": self.signature, "step": step, "state": state}, payload)
         data = payload.getbuffer()
         target = self.folder / f"{step:012d}{SUFFIX}"
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f".*{SUFFIX}.*"):
                 left.unlink(missing_ok=True)  # of a writer that was killed
-            with draft.open("wb") as file:
+            with replacing(target) as draft, draft.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(target)
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as problem:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
             good = next(iter(self._files()), None)
             raise TrainingError(
                 f"the state after {step} steps cannot be written to {self.folder}: {problem}; "

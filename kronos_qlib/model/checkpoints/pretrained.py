@@ -16,7 +16,14 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError, plain, shown
+from kronos_qlib.errors import (
+    CheckpointConfigError,
+    CheckpointError,
+    ConfigError,
+    plain,
+    shown,
+    some_of,
+)
 from kronos_qlib.files import replacing
 from kronos_qlib.model.checkpoints import weights
 from kronos_qlib.model.checkpoints.hub import fetch
@@ -33,7 +40,7 @@ from kronos_qlib.model.checkpoints.published import (
     tokenizer_named,
 )
 from kronos_qlib.model.checkpoints.strict_json import is_file, read_object
-from kronos_qlib.model.checkpoints.weights import Fillable, some
+from kronos_qlib.model.checkpoints.weights import Fillable
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.settings import from_mapping
 
@@ -388,7 +395,7 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
             raise CheckpointError(
                 f"{path} {what}; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds "
-                f"{some([plain(one) for one in found]) or 'nothing'}"
+                f"{some_of([plain(one) for one in found]) or 'nothing'}"
             )
     copied = published_in(folder) if role == "predictor" and name != BUNDLED else None
     repo = copied.predictor if copied else None

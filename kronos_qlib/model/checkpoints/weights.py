@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kronos_qlib.errors import CheckpointError, plain, shown
+from kronos_qlib.errors import CheckpointError, plain, shown, some_of
 from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES, is_file, parse_object
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
@@ -227,9 +227,9 @@ def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str)
             misfits.append(f"{name} is {entry.kind}, expected one of {', '.join(FLOATS)}")
         elif not wanted.is_floating_point() and TYPES[entry.kind] != wanted.dtype:
             misfits.append(f"{name} is {entry.kind}, expected {NAMES.get(wanted.dtype)}")
-    problems = [f"lacks {some(missing)}"] if missing else []
-    problems += [f"has unknown {some(unknown)}"] if unknown else []
-    problems += [some(misfits)] if misfits else []
+    problems = [f"lacks {some_of(missing)}"] if missing else []
+    problems += [f"has unknown {some_of(unknown)}"] if unknown else []
+    problems += [some_of(misfits)] if misfits else []
     if problems:
         raise CheckpointError(
             f"{source} does not fit the network: {'; '.join(problems)}. Is config.json beside it "
@@ -289,8 +289,8 @@ def _checked(found: Tensor, exact: Tensor, kind: str, name: str, source: Path | 
     least = 1e-6 if is_narrow else 0.0  # float16 has no digits left for the lowest frequencies
     if not torch.allclose(found.double(), exact.double(), rtol=share, atol=least):
         raise CheckpointError(
-            f"{name} in {source} is not what follows from the sizes ({some(_numbers(exact))}), but "
-            f"{some(_numbers(found))}: this is another architecture, or the file is damaged"
+            f"{name} in {source} is not what follows from the sizes ({some_of(_numbers(exact))}), "
+            f"but {some_of(_numbers(found))}: this is another architecture, or the file is damaged"
         )
     return exact if is_narrow else found
 
@@ -328,9 +328,3 @@ def to_bytes(net: HasWeights, texts: Mapping[str, str] | None = None) -> bytes:
     for name in order:
         parts.append(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return b"".join(parts)
-
-
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of them, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
