@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from sources import Definition, documented, public, tree_of
 
-LIMITS = {"docstring": 95, "raises": 30, "shape": 60}
+LIMITS = {"docstring": 75, "raises": 26, "shape": 27}
 """At most so many public names may lack each; 0 is the goal."""
 
 WHAT = {
@@ -27,7 +27,7 @@ WHAT = {
 }
 ARRAYS = re.compile(r"\b(Tensor|ndarray|NDArray|Floats|Ints|Flags)\b")
 SHAPE = re.compile(
-    r"\((?:\.\.\.|[A-Za-z0-9_ +]+),[^()]*\)|\([A-Z]\)|\(\)|\bshape|of the same|scalar"
+    r"\((?:\.\.\.|[A-Za-z0-9_ +]+),[^()]*\)|\([A-Z]\)|\((?:\.\.\.)?\)|\bshape|of the same|scalar"
 )
 
 

@@ -167,7 +167,7 @@ def run_batches(
     batches: Sequence[tuple[slice, slice]],
     plan: BatchPlan,
 ) -> Iterator[None]:
-    """Do the work of every batch, given its series and its paths; yields after each, in any order."""
+    """Do the work of every batch, given its series and paths; yields after each, in any order."""
     if plan.workers == 1:
         for batch in batches:
             work(*batch)

@@ -71,21 +71,21 @@ class Product:
         return out
 
     def swish(self, x: Tensor) -> Tensor:
-        """silu of the product."""
+        """silu of the product: (..., in) to (..., out)."""
         if self.packed is None:
             return F.silu(self(x))
         out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
         return out
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product plus `other`."""
+        """The product plus `other`: (..., in) and (..., out) to (..., out)."""
         if self.packed is None:
             return self(x) + other
         out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "add")
         return out
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product times `other`, element by element."""
+        """The product times `other` by elements: (..., in) and (..., out) to (..., out)."""
         if self.packed is None:
             return self(x) * other
         out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "mul")
@@ -158,7 +158,7 @@ class Turn:
         return turned.flatten(-2).to(x.dtype)
 
     def _at(self, start: int, count: int) -> Tensor:
-        # By way of a name of its own: another worker may put a shorter table there meanwhile.
+        # In a local variable: another thread may assign a shorter table meanwhile.
         table = self.table
         if start + count > len(table):
             self.table = table = self._build(2 * (start + count))
@@ -240,7 +240,7 @@ class PackedBlock:
 
 
 def normalised(x: Tensor, eps: float) -> Tensor:
-    """The root-mean-square norm without its weight, computed in float32."""
+    """The root-mean-square norm without its weight: (..., D) to (..., D), computed in float32."""
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = torch.rsqrt(size.square() / x.shape[-1] + eps)
     wide = x.float()
@@ -331,7 +331,10 @@ class Reader:
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """Refuse NaN and infinity, of which a choice among tokens makes a plausible forecast.
+    """Refuse NaN and infinity, from which sampling would still draw plausible tokens.
+
+    Args:
+        values: (...) float.
 
     Raises:
         CheckpointError: names `what`.
@@ -344,7 +347,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What turns stamps into vectors: a replaced part is asked itself."""
+    """A function from stamps (..., 5) to vectors (..., D); a replaced part is called itself."""
     if type(time) is TimeEmbedding:
         return PackedTime(time, dtype)
     part = as_is(time)

@@ -1,4 +1,7 @@
-"""KronosPredictor: bars in, sampled bars out, in the bars' own units."""
+"""KronosPredictor: bars in, sampled bars out, in the bars' own units.
+
+Shape letters: L bars of a lookback.
+"""
 
 from __future__ import annotations
 
@@ -137,6 +140,8 @@ class KronosPredictor:
 
         Raises:
             BarDataError, CalendarError, ConfigError: name the series and what is wrong.
+
+        Source: published `KronosPredictor.predict`.
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         ahead = None if y_timestamp is None else [y_timestamp]
@@ -159,6 +164,8 @@ class KronosPredictor:
 
         Returns:
             One frame per series, in the order given.
+
+        Source: published `KronosPredictor.predict_batch`.
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         found = self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how)
@@ -178,7 +185,7 @@ class KronosPredictor:
         keys: Sequence[str] | None = None,
         **options: Unpack[FrameOptions],
     ) -> list[Forecast]:
-        """What was sampled for several series, of equal length or not; arguments as in `predict`.
+        """Sampled paths of several series, of equal length or not; arguments as in `predict`.
 
         Args:
             keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
@@ -298,8 +305,8 @@ class KronosPredictor:
         """The micro-batches that `paths` would use, with an estimate of their memory.
 
         Raises:
-            ConfigError: one path of one series exceeds the budget `memory_mb`, or the order of
-                so many stratified paths does.
+            ConfigError: one path of one series exceeds the budget `memory_mb`, or sorting
+                the stratified paths does.
         """
         sizes = Sizes(
             self.model.config,
@@ -315,7 +322,7 @@ class KronosPredictor:
     def embed(
         self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
     ) -> Floats:
-        """The context vector after the last bar: what the network knows of a series, as features.
+        """The context vector, the embedding of the last bar, for use as features.
 
         Args:
             x, x_stamp: as in `paths`.
@@ -323,6 +330,9 @@ class KronosPredictor:
 
         Returns:
             (series, d_model) float32.
+
+        Raises:
+            BarDataError: shapes do not agree, or a value is not finite.
         """
         x = _checked(x, x_stamp, keys)
         result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
@@ -374,10 +384,10 @@ class KronosPredictor:
         """The bars that the network attends to: what is normalised is what is seen."""
         seen = slice(-self.max_context, None)
         if x.shape[1] > self.max_context and x.shape[1] not in self._cut:
-            self._cut.add(x.shape[1])  # said once: a backtest asks for each of its days
+            self._cut.add(x.shape[1])  # logged once: a backtest asks for each day
             logger.warning(
                 "a lookback of %d bars is more than the %d that the network sees: the last %d "
-                "are taken, the others count for nothing",
+                "are used, the others are ignored",
                 *(x.shape[1], self.max_context, self.max_context),
             )
         return x[:, seen], np.asarray(stamps)[:, seen]

@@ -1,4 +1,7 @@
-"""KronosTokenizer: normalised bars to two tokens a bar, and back."""
+"""KronosTokenizer: normalised bars to two tokens a bar, and back.
+
+Shape letters: B windows, T bars, C columns (`d_in`), W width of a code.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,7 @@ from kronos_qlib.model.sizes import TokenizerConfig
 class KronosTokenizer(nn.Module):
     """Autoencoder whose code for a bar is two ids, of `s1_bits` and `s2_bits`.
 
-    Shape letters: B windows, T bars, C columns (`d_in`), W width of a code. Encoder and decoder
-    are causal: a bar's tokens depend on no later bar.
+    Encoder and decoder are causal: a bar's tokens depend on no later bar.
 
     Args:
         quantizer: in place of the published one, binary spherical, to which beta, gamma0, gamma,
@@ -32,7 +34,8 @@ class KronosTokenizer(nn.Module):
     Raises:
         ConfigError: a size is impossible, or the quantizer does not keep its protocol.
 
-    Source: the paper, section "K-line tokenization"; keys of `config.json` are the arguments.
+    Source: the paper, section "K-line tokenization"; published `KronosTokenizer`. Keys of
+    `config.json` are the arguments.
     """
 
     def __init__(
@@ -100,14 +103,17 @@ class KronosTokenizer(nn.Module):
 
     @property
     def s1_bits(self) -> int:
+        """Ids of s1 lie in [0, 2**s1_bits)."""
         return self.config.s1_bits
 
     @property
     def s2_bits(self) -> int:
+        """Ids of s2 lie in [0, 2**s2_bits)."""
         return self.config.s2_bits
 
     @property
     def quantizer(self) -> Quantizer:
+        """The published files have it at `tokenizer.bsq`."""
         return self.tokenizer.bsq
 
     @property
@@ -128,6 +134,8 @@ class KronosTokenizer(nn.Module):
             ((recon_s1, recon), bsq_loss, quantized, indices): reconstructions (B, T, C) from the
             s1 part and from the whole code; the scalar quantization loss; codes (B, T, W); and
             the unsplit token ids (B, T) int64.
+
+        Source: published `KronosTokenizer.forward`.
         """
         projected = self.project(x)
         quantized, bsq_loss = self.tokenizer(projected, counted)
@@ -162,6 +170,8 @@ class KronosTokenizer(nn.Module):
 
         Returns:
             Ids (B, T) int64, or two such tensors.
+
+        Source: published `KronosTokenizer.encode`.
         """
         s1, s2 = self.quantizer.to_ids(self.project(x))
         return (s1, s2) if half else self.join(s1, s2)
@@ -175,6 +185,8 @@ class KronosTokenizer(nn.Module):
 
         Returns:
             (B, T, C) normalised bars.
+
+        Source: published `KronosTokenizer.decode`.
         """
         if half:
             s1, s2 = ids

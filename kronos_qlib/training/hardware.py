@@ -1,4 +1,4 @@
-"""What a training step asks of the machine: its number type, and memory it leaves to the next."""
+"""Number types of a training step, and memory that one step leaves to the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kronos_qlib.errors import ConfigError
 GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Number types of a step, and what autocast is asked for."""
+"""Number types of a step, and autocast's type for each."""
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype | None:

@@ -72,16 +72,16 @@ BUNDLED = "nano"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a loaded network came from, and what it says of its partner."""
+    """Where a loaded network came from, and which tokenizer belongs to it."""
 
     name: str
     """Alias, Hub id or folder."""
     repo: str | None = None
     """Hub repository that it came from; of a folder, the one that it is taken for a copy of."""
     partner: str | None = None
-    """Fingerprint of the tokenizer that a predictor was trained with, if its file says."""
+    """Fingerprint of the tokenizer that a predictor was trained with, if its file has one."""
     max_context: int | None = None
-    """Bars that a predictor attends to: what its file says, or what is published."""
+    """Bars that a predictor attends to: the number in its file, or the published one."""
 
 
 class Loadable(Fillable, Protocol):
@@ -90,8 +90,11 @@ class Loadable(Fillable, Protocol):
     origin: Origin | None
 
     @property
-    def replaced(self) -> dict[str, str]: ...
-    def eval(self) -> Any: ...
+    def replaced(self) -> dict[str, str]:
+        """Class names of the parts that are not the published ones."""
+
+    def eval(self) -> Any:
+        """Put it into evaluation mode."""
 
 
 class Pairable(Protocol):
@@ -100,9 +103,12 @@ class Pairable(Protocol):
     origin: Origin | None
 
     @property
-    def s1_bits(self) -> int: ...
+    def s1_bits(self) -> int:
+        """Bits of s1."""
+
     @property
-    def s2_bits(self) -> int: ...
+    def s2_bits(self) -> int:
+        """Bits of s2."""
 
 
 Net = TypeVar("Net", bound=Loadable)
@@ -403,7 +409,7 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
 
 
 def _half(folder: Path, role: str) -> Path:
-    """Where one half lies in a folder, which may hold both."""
+    """The folder of one half, in a folder that may hold both."""
     if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
         return folder / role
     return folder
@@ -441,16 +447,16 @@ def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> Non
 
 
 def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
-    told = header.get(CONTEXT_KEY)
+    given = header.get(CONTEXT_KEY)
     published = [model.max_context for model in ALIASES.values() if model.predictor == place.repo]
     context = published[0] if published else None
-    if told is not None:
-        is_whole = told.isascii() and told.isdigit() and len(told) < 10
-        context = int(told) if is_whole else 0
+    if given is not None:
+        is_whole = given.isascii() and given.isdigit() and len(given) < 10
+        context = int(given) if is_whole else 0
         if not 1 <= context <= MAX_CONTEXT:
             raise CheckpointError(
                 f"{CONTEXT_KEY} in the header of {place.weights} must be a whole number from 1 to "
-                f"{MAX_CONTEXT}, got {shown(told)}"
+                f"{MAX_CONTEXT}, got {shown(given)}"
             )
     return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
 

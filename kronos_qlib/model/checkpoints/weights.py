@@ -39,14 +39,14 @@ MEBIBYTE = 2**20
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no number is NaN or infinite; a sum costs a third of asking every number."""
+    """Whether no number of a tensor (...) is NaN or infinite; a sum costs a third of `isfinite`."""
     # Finite numbers may have a sum that overflows.
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of one tensor."""
+    """The header's entry of one tensor."""
 
     kind: str
     """Its type, a key of `TYPES`."""
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says: every tensor's place, and entries of text."""
+    """The header: every tensor's place, and entries of text."""
 
     tensors: Mapping[str, Entry]
     texts: Mapping[str, str]
@@ -74,7 +74,8 @@ class Header:
 class HasWeights(Protocol):
     """Any network."""
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and buffers by name, each of its own shape."""
 
 
 class Fillable(HasWeights, Protocol):
@@ -82,8 +83,11 @@ class Fillable(HasWeights, Protocol):
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any: ...
-    def named_modules(self) -> Any: ...
+    ) -> Any:
+        """As of `torch.nn.Module`."""
+
+    def named_modules(self) -> Any:
+        """As of `torch.nn.Module`."""
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def read_header(file: File, source: Path | str) -> Header:
     """The header alone, in which nothing contradicts itself or the size of the file.
 
     Raises:
-        CheckpointError: says what is wrong and names the source.
+        CheckpointError: it contradicts itself or the file; names the source.
     """
     try:
         size = file.seek(0, os.SEEK_END)
@@ -157,7 +161,7 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(one) is int and one >= 0 for one in values)
 
 
-def _check_places(tensors: Mapping[str, Entry], room: int) -> None:
+def _check_places(tensors: Mapping[str, Entry], size: int) -> None:
     """Tensors lie one after another and fill the file."""
     reached = 0
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -166,8 +170,8 @@ def _check_places(tensors: Mapping[str, Entry], room: int) -> None:
                 f"{plain(name)} begins at byte {entry.begin}, the tensor before ends at {reached}"
             )
         reached = entry.end
-    if reached != room:
-        raise ValueError(f"its tensors take {reached} bytes, it holds {room}: it is not whole")
+    if reached != size:
+        raise ValueError(f"its tensors take {reached} bytes, it holds {size}: it is not whole")
 
 
 def _check_written(file: File, size: int) -> None:
@@ -211,7 +215,11 @@ def fill_from_bytes(net: Fillable, data: bytes, source: str) -> None:
 
 
 def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str) -> None:
-    """Refuse tensors that are not the network's; names the file and the first that do not fit."""
+    """Refuse tensors that are not the network's.
+
+    Raises:
+        CheckpointError: names the file and the first tensors that do not fit.
+    """
     own = net.state_dict()
     missing = [plain(name) for name in sorted(own.keys() - tensors.keys())]
     unknown = [plain(name) for name in sorted(tensors.keys() - own.keys())]
@@ -262,10 +270,10 @@ def _read(file: File, header: Header, name: str, source: Path | str) -> Tensor:
 
 def _read_into(file: File, tensor: Tensor) -> int:
     """How many bytes came: all that fit, or what the file still has."""
-    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    target = tensor.reshape(-1).view(torch.uint8).numpy().data
     place = 0
-    while place < len(room):  # at most 2 GiB come at once
-        got = file.readinto(room[place:])
+    while place < len(target):  # at most 2 GiB come at once
+        got = file.readinto(target[place:])
         if not got:
             break
         place += got
@@ -306,6 +314,9 @@ def to_bytes(net: HasWeights, texts: Mapping[str, str] | None = None) -> bytes:
 
     Args:
         texts: entries of the header beside the tensors.
+
+    Raises:
+        CheckpointError: a tensor has a number type that no checkpoint holds.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     # Widest types first, so that all lie at places that their types can be read from.
