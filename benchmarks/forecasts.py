@@ -1,6 +1,6 @@
 """How good paths are as forecasts, before and after calibration, beside two free baselines.
 
-CRPS, coverage and the rest of `evaluation.forecast_tables`, on windows of real bars whose next bars
+CRPS, coverage and the rest of `evaluation.forecasts.forecast_tables`, on windows of real bars whose next bars
 have come; calibration is fitted on an earlier stretch. No bar after the last date given is used.
 
 Example:

@@ -77,7 +77,7 @@ class Rotary(nn.Module):
         return 1.0 / self.base**powers
 
     def constants(self) -> dict[str, Tensor]:
-        """Values that its buffers must have, by name: `inv_freq` (W / 2,) float32."""
+        """Values that its buffers must have, by name: `inv_freq`, float32 of shape (W / 2,)."""
         return {"inv_freq": self._frequencies()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
