@@ -19,6 +19,8 @@ from kronos_qlib.model.sizes import HeadConfig
 from kronos_qlib.settings import from_mapping
 
 TINY = 1e-6
+SIZES = ("d_model", "features", "context_width", "hidden", "dropout")
+"""Keys of a head's config.json beside the names of its features."""
 
 
 class AlphaHead(nn.Module):
@@ -41,13 +43,8 @@ class AlphaHead(nn.Module):
         self, d_model: int, features: int, context_width: int, hidden: int, dropout: float
     ) -> None:
         super().__init__()
-        self.settings = {
-            "d_model": d_model,
-            "features": features,
-            "context_width": context_width,
-            "hidden": hidden,
-            "dropout": dropout,
-        }
+        sizes = (d_model, features, context_width, hidden, dropout)
+        self.settings = dict(zip(SIZES, sizes, strict=True))
         self.narrow = nn.Linear(d_model, context_width) if context_width else None
         self.drop = nn.Dropout(dropout)
         self.inner = nn.Linear(context_width + features, hidden)
@@ -94,13 +91,7 @@ class AlphaHead(nn.Module):
         source = folder / checkpoint.WEIGHTS_FILE
         with weights.opened(source) as (data, header):
             with torch.device("meta"):
-                head = cls(
-                    config.d_model,
-                    config.features,
-                    config.context_width,
-                    config.hidden,
-                    config.dropout,
-                )
+                head = cls(**{name: getattr(config, name) for name in SIZES})
             weights.fill(head, data, header, source)
         return head.eval()
 

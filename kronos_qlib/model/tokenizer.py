@@ -22,7 +22,7 @@ from kronos_qlib.model.quantizer import (
 from kronos_qlib.model.sizes import TokenizerConfig
 
 
-class KronosTokenizer(nn.Module):
+class KronosTokenizer(checkpoint.Checkpointed):
     """Autoencoder whose code for a bar is two ids, of `s1_bits` and `s2_bits`.
 
     Encoder and decoder are causal: a bar's tokens depend on no later bar.
@@ -37,6 +37,8 @@ class KronosTokenizer(nn.Module):
     Source: the paper, section "K-line tokenization"; published `KronosTokenizer`. Keys of
     `config.json` are the arguments.
     """
+
+    config: TokenizerConfig
 
     def __init__(
         self,
@@ -77,7 +79,6 @@ class KronosTokenizer(nn.Module):
             zeta=zeta,
             group_size=group_size,
         )
-        self.origin: checkpoint.Origin | None = None
         if quantizer is None:
             quantizer = BinarySphericalQuantizer(
                 s1_bits, s2_bits, beta, gamma0, gamma, zeta, group_size
@@ -102,24 +103,15 @@ class KronosTokenizer(nn.Module):
         self.head = nn.Linear(d_model, d_in)
 
     @property
-    def s1_bits(self) -> int:
-        """Ids of s1 lie in [0, 2**s1_bits)."""
-        return self.config.s1_bits
-
-    @property
-    def s2_bits(self) -> int:
-        """Ids of s2 lie in [0, 2**s2_bits)."""
-        return self.config.s2_bits
-
-    @property
     def quantizer(self) -> Quantizer:
         """The published files have it at `tokenizer.bsq`."""
         return self.tokenizer.bsq
 
     @property
     def replaced(self) -> dict[str, str]:
-        """Parts that are not the published ones, by their class' names."""
-        return checkpoint.replaced(quantizer=(self.quantizer, BinarySphericalQuantizer))
+        """The quantizer's class name, where it is not the published one."""
+        kind = type(self.quantizer)
+        return {} if kind is BinarySphericalQuantizer else {"quantizer": kind.__name__}
 
     def forward(
         self, x: Tensor, counted: Tensor | None = None
@@ -228,4 +220,4 @@ class KronosTokenizer(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`."""
-        return checkpoint.save(self, self.config, path)
+        return checkpoint.save(self, path)

@@ -118,7 +118,7 @@ def _begin(part: nn.Module) -> None:
         nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
 
 
-class Kronos(nn.Module):
+class Kronos(checkpoint.Checkpointed):
     """Decoder-only Transformer over bars; s1 of the next bar first, then s2 given s1.
 
     New linear maps are Xavier-normal with zero bias; new embeddings, the learned time tables among
@@ -135,6 +135,8 @@ class Kronos(nn.Module):
     Source: the paper, section "Hierarchical autoregressive modeling"; published `Kronos`. Keys of
     `config.json` are the arguments.
     """
+
+    config: PredictorConfig
 
     def __init__(
         self,
@@ -165,7 +167,6 @@ class Kronos(nn.Module):
             token_dropout_p=token_dropout_p,
             learn_te=learn_te,
         )
-        self.origin: checkpoint.Origin | None = None
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
         self.time_emb = TimeEmbedding(d_model, learned=learn_te)
@@ -185,19 +186,10 @@ class Kronos(nn.Module):
             self.time_emb = time_emb
 
     @property
-    def s1_bits(self) -> int:
-        """The vocabulary of s1 has 2**s1_bits tokens."""
-        return self.config.s1_bits
-
-    @property
-    def s2_bits(self) -> int:
-        """The vocabulary of s2 has 2**s2_bits tokens."""
-        return self.config.s2_bits
-
-    @property
     def replaced(self) -> dict[str, str]:
-        """Parts that are not the published ones, by their class' names."""
-        return checkpoint.replaced(time_emb=(self.time_emb, TimeEmbedding))
+        """The time embedding's class name, where it is not the published one."""
+        kind = type(self.time_emb)
+        return {} if kind is TimeEmbedding else {"time_emb": kind.__name__}
 
     def forward(
         self,
@@ -344,4 +336,4 @@ class Kronos(nn.Module):
             max_context = self.origin.max_context
         if max_context is not None:
             header[checkpoint.CONTEXT_KEY] = str(max_context)
-        return checkpoint.save(self, self.config, path, header)
+        return checkpoint.save(self, path, header)

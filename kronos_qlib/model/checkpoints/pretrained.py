@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -40,7 +40,6 @@ from kronos_qlib.model.checkpoints.published import (
     tokenizer_named,
 )
 from kronos_qlib.model.checkpoints.strict_json import is_file, read_object
-from kronos_qlib.model.checkpoints.weights import Fillable
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.settings import from_mapping
 
@@ -84,34 +83,30 @@ class Origin:
     """Bars that a predictor attends to: the number in its file, or the published one."""
 
 
-class Loadable(Fillable, Protocol):
-    """What the two networks have in common here."""
+class Checkpointed(nn.Module):
+    """What tokenizer and predictor have in common: a config, and where their weights came from."""
 
-    origin: Origin | None
-
-    @property
-    def replaced(self) -> dict[str, str]:
-        """Class names of the parts that are not the published ones."""
-
-    def eval(self) -> Any:
-        """Put it into evaluation mode."""
-
-
-class Pairable(Protocol):
-    """A network whose token sizes must agree with its partner's."""
-
-    origin: Origin | None
+    config: TokenizerConfig | PredictorConfig
+    origin: Origin | None = None
+    """None for new weights."""
 
     @property
     def s1_bits(self) -> int:
-        """Bits of s1."""
+        """Ids of s1 lie in [0, 2**s1_bits)."""
+        return self.config.s1_bits
 
     @property
     def s2_bits(self) -> int:
-        """Bits of s2."""
+        """Ids of s2 lie in [0, 2**s2_bits)."""
+        return self.config.s2_bits
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Class names of the parts that are not the published ones, by the arguments for them."""
+        return {}
 
 
-Net = TypeVar("Net", bound=Loadable)
+Net = TypeVar("Net", bound=Checkpointed)
 Config = TypeVar("Config", TokenizerConfig, PredictorConfig)
 
 
@@ -242,18 +237,8 @@ def is_published(name_or_path: str | Path) -> bool:
     return not folder.is_dir() or published_in(_half(folder, "predictor")) is not None
 
 
-def replaced(**parts: tuple[object, type]) -> dict[str, str]:
-    """Class names of the parts, each with its published class, that are of another."""
-    return {
-        name: type(part).__name__
-        for name, (part, published) in parts.items()
-        if type(part) is not published
-    }
-
-
 def save(
-    net: Loadable,
-    config: TokenizerConfig | PredictorConfig,
+    net: Checkpointed,
     path: str | Path,
     header: Mapping[str, str] | None = None,
 ) -> Path:
@@ -263,7 +248,9 @@ def save(
         header: entries for the weights file's own header, beside those of replaced parts.
     """
     parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
-    return replace_files(path, asdict(config), weights.to_bytes(net, {**(header or {}), **parts}))
+    return replace_files(
+        path, asdict(net.config), weights.to_bytes(net, {**(header or {}), **parts})
+    )
 
 
 def replace_files(path: str | Path, config: Mapping[str, Any], data: bytes) -> Path:
@@ -289,7 +276,7 @@ def fingerprint(net: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
+def check_pair(predictor: Checkpointed, tokenizer: Checkpointed) -> None:
     """Refuse a tokenizer that the predictor was not trained with, as far as can be known.
 
     The sizes must agree. Two published tokenizers have the same sizes (fault 13), so the names
@@ -316,7 +303,7 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
                 "agree but the codes do not"
             )
     expected = predictor.origin.partner
-    if expected and isinstance(tokenizer, nn.Module) and fingerprint(tokenizer) != expected:
+    if expected and fingerprint(tokenizer) != expected:
         raise CheckpointError(
             f"the predictor from {predictor.origin.name} was trained with another tokenizer than "
             f"the one from {from_where.name}: its weights have another fingerprint than the "
@@ -427,7 +414,7 @@ def _read_config(kind: type[Config], role: str, path: Path) -> Config:
         raise CheckpointConfigError(str(bad)) from bad
 
 
-def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> None:
+def _check_parts(net: Checkpointed, header: Mapping[str, str], place: _Place) -> None:
     saved = {
         key.removeprefix(PART_KEY): value
         for key, value in header.items()

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointError, plain, shown, some_of
 from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES, is_file, parse_object
@@ -69,25 +69,6 @@ class Header:
     def values(self) -> int:
         """Numbers in all tensors together."""
         return sum(math.prod(entry.shape) for entry in self.tensors.values())
-
-
-class HasWeights(Protocol):
-    """Any network."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Weights and buffers by name, each of its own shape."""
-
-
-class Fillable(HasWeights, Protocol):
-    """A network that takes weights."""
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As of `torch.nn.Module`."""
-
-    def named_modules(self) -> Any:
-        """As of `torch.nn.Module`."""
 
 
 @contextmanager
@@ -190,7 +171,7 @@ def _check_written(file: File, size: int) -> None:
         raise ValueError("most of it was never written (a sparse file)")
 
 
-def fill(net: Fillable, file: File, header: Header, source: Path | str) -> None:
+def fill(net: nn.Module, file: File, header: Header, source: Path | str) -> None:
     """Give a network, on the meta device or not, the weights of a file.
 
     Whatever floating type they have in the file, they are float32 after it.
@@ -208,13 +189,13 @@ def fill(net: Fillable, file: File, header: Header, source: Path | str) -> None:
     net.load_state_dict(found, strict=True, assign=is_empty)
 
 
-def fill_from_bytes(net: Fillable, data: bytes, source: str) -> None:
+def fill_from_bytes(net: nn.Module, data: bytes, source: str) -> None:
     """`fill` from what `to_bytes` returned."""
     file = io.BytesIO(data)
     fill(net, file, read_header(file, source), source)
 
 
-def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str) -> None:
+def check_fit(net: nn.Module, tensors: Mapping[str, Entry], source: Path | str) -> None:
     """Refuse tensors that are not the network's.
 
     Raises:
@@ -280,7 +261,7 @@ def _read_into(file: File, tensor: Tensor) -> int:
     return place
 
 
-def _constants(net: Fillable) -> dict[str, Tensor]:
+def _constants(net: nn.Module) -> dict[str, Tensor]:
     """Buffers whose values follow from the sizes, by their full names."""
     return {
         f"{path}.{name}": exact
@@ -307,7 +288,7 @@ def _numbers(values: Tensor) -> list[str]:
     return [f"{value:.6g}" for value in values.flatten().tolist()]
 
 
-def to_bytes(net: HasWeights, texts: Mapping[str, str] | None = None) -> bytes:
+def to_bytes(net: nn.Module, texts: Mapping[str, str] | None = None) -> bytes:
     """The weights as a safetensors file, on CPU whatever device the network is on.
 
     Equal weights and texts give equal bytes; the library writes its texts in any order.
