@@ -33,8 +33,8 @@ import psutil
 import torch
 
 from kronos_qlib.data.windows.scale import WindowScale
-from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.packed import Product
+from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import SamplingConfig, key_of, path_uniforms, sample_ids
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
