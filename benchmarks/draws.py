@@ -1,4 +1,4 @@
-"""What chance does: how far paths repeat, what steadies a score, what the choices cost.
+"""Random numbers: how far paths repeat, what steadies a score, what the choices cost.
 
 Four tables, with nano on windows of real or simulated bars:
 1. Batches: share of paths whose bars are the same, bit for bit, when the same series are drawn in
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", required=True)
     parser.add_argument("--last", required=True)
     parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--instruments", type=int, default=150, help="at most so many a day")
+    parser.add_argument("--instruments", type=int, default=150, help="at most, a day")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
 

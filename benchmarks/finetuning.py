@@ -179,9 +179,9 @@ def forget(path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def keep(path: Path, settings: Any, **told: Any) -> Note:
+def keep(path: Path, settings: Any, **more: Any) -> Note:
     """Say that `path` is whole now, and what it was made with."""
-    note = {"digest": digest_of(settings), "settings": settings, **told}
+    note = {"digest": digest_of(settings), "settings": settings, **more}
     passing = path.with_suffix(".passing")
     passing.write_text(json.dumps(note, indent=1), encoding="utf-8")
     passing.replace(path.with_suffix(".json"))
@@ -251,7 +251,7 @@ class Bench:
             bars = pd.read_parquet(self.bars, filters=up_to)
             traded = bars.groupby("date").size()
             stray = traded.index[traded < self.settings["least_share"] * traded.median()]
-            tell(f"{segment}: {len(bars)} bars to {last}; days left out: {len(stray)}")
+            log(f"{segment}: {len(bars)} bars to {last}; days left out: {len(stray)}")
             bars[~bars["date"].isin(stray)].to_parquet(cut)
             command = [sys.executable, *folder_command(cut, folder)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -344,7 +344,7 @@ class Bench:
         if (note := recall(path, settings)) is not None:
             return pickle.loads(path.read_bytes()), note
         forget(path)
-        tell(f"{row}: training")
+        log(f"{row}: training")
         self.open("valid")
         began = time.perf_counter()
         if row in TREES:
@@ -368,7 +368,7 @@ class Bench:
         if (note := recall(path, settings)) is None:
             model, trained = self.fitted(row)
             forget(path)
-            tell(f"{row}: scoring {self.judge}")
+            log(f"{row}: scoring {self.judge}")
             self.open(self.judge)
             days = self.segment(self.judge, purged=True)
             began = time.perf_counter()
@@ -521,7 +521,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("kronos-qlib", "torch", "lightgbm", "pyqlib")}
 
 
-def tell(what: str) -> None:
+def log(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 

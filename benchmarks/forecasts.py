@@ -1,7 +1,7 @@
 """How good paths are as forecasts, before and after calibration, beside two free baselines.
 
-CRPS, coverage and the rest of `evaluation.forecast_tables`, on windows of real bars whose next bars
-have come; calibration is fitted on an earlier stretch. No bar after the last date given is used.
+CRPS, coverage and the rest of `evaluation.forecasts.forecast_tables`, on windows of real bars whose
+next bars are known; calibration is fitted on earlier windows. No bar after the last date is used.
 
 Example:
     python benchmarks/forecasts.py bars.parquet --valid 2002-01-01 2002-03-31 \

@@ -33,6 +33,7 @@ import psutil
 import torch
 
 from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.inference.packed import Product
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import SamplingConfig, key_of, path_uniforms, sample_ids
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
@@ -135,10 +136,9 @@ def machine_gflops(dtype: torch.dtype, repeats: int = 7) -> float:
     """What a large product reaches in the library that is fastest here for it."""
     x, weight = torch.randn(4096, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    has_products = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.backends.mkldnn.is_available() and has_products:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
+    linear = torch.nn.Linear(2048, 2048, bias=False)
+    packed = Product([linear], dtype)
+    ways.append(lambda: packed(x))
     best = 0.0
     for way in ways:
         way()

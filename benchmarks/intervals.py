@@ -269,11 +269,11 @@ def show(found: list[dict[str, Any]]) -> None:
             table = cell["table"]
             print(f"\n{table}: coverage in %, (width)\n")
             print(f"| phi | days | bars | {' | '.join(names)} |\n{'|---' * (3 + len(names))}|")
-        told = [
+        shown = [
             f"{100 * each['coverage']:.1f} ({each['width']:.2f})"
             for each in cell["methods"].values()
         ]
-        print(f"| {cell['phi']:g} | {cell['days']} | {cell['bars']} | {' | '.join(told)} |")
+        print(f"| {cell['phi']:g} | {cell['days']} | {cell['bars']} | {' | '.join(shown)} |")
     for slow in (False, True):
         errors = [
             each["error"]

@@ -139,7 +139,7 @@ def encode(tokenizer: KronosTokenizer, z: torch.Tensor) -> tuple[Ints, Ints]:
 def spread_out(windows: Windows, most: int, rng: np.random.Generator) -> Windows:
     """One window out of each of `most` equal stretches of (time, instrument).
 
-    By chance within its stretch: at even steps near the number of names, one name would fill most
+    At random within its stretch: at even steps near the number of names, one name would fill most
     of the sample.
     """
     if len(windows) <= most:
@@ -380,7 +380,7 @@ class Hits:
             ratio = garch_ratio(past)
             without += ratio is None
             scale = WindowScale.of(past[None])
-            # The same numbers for every walk: what differs between them is not chance.
+            # The same numbers for every walk: the difference between them is not noise.
             normals = np.random.default_rng((seed, row)).standard_normal((samples, 6))
             for name, (reverting, has_garch) in WALKS.items():
                 walk = Walk.fit(past, reverting, ratio if has_garch and ratio else 1.0)

@@ -233,7 +233,7 @@ class Job:
 
 
 Batches = Callable[[int], Iterator[int]]
-"""For a batch size, makes normalised batches without end and tells the size of each."""
+"""For a batch size, yields normalised batches without end, and the size of each."""
 
 
 class Clock:
@@ -289,7 +289,7 @@ def measure(method: str, job: Job) -> dict[str, Any]:
     D.list_instruments(D.instruments("all"), freq=job.case.freq, as_list=True)
     memory = Memory()
     clock.lap("calendar, universe")
-    made, batches, tell = METHODS[method](job, clock)
+    made, batches, details = METHODS[method](job, clock)
     next(batches(min(job.batch_sizes)))
     clock.lap("first batch")
     start_s = time.perf_counter() - began
@@ -297,7 +297,7 @@ def measure(method: str, job: Job) -> dict[str, Any]:
     speeds = {size: speed(batches(size), job.seconds) for size in job.batch_sizes}
     result = {
         "init_s": init_s, "start_s": start_s, "parts_s": clock.parts, "resident": resident,
-        "peak": peak, "windows_per_s": speeds, **tell(),
+        "peak": peak, "windows_per_s": speeds, **details(),
     }  # fmt: skip
     if method == "ours":
         result["difference"] = difference(made[1]["train"], job)
@@ -316,7 +316,7 @@ def speed(batches: Iterator[int], seconds: float) -> float:
     return statistics.median(rates)
 
 
-# The methods: what is kept alive, its batches, and what else to tell.
+# The methods: what is kept alive, its batches, and further numbers.
 
 Made = tuple[Any, Batches, Callable[[], dict[str, Any]]]
 
@@ -346,13 +346,13 @@ def ours(job: Job, clock: Clock) -> Made:
             for which in sampler.epoch(number):
                 yield len(segment.batch(which, "cpu", room))
 
-    def tell() -> dict[str, Any]:
+    def details() -> dict[str, Any]:
         return {
             "windows": len(segment), "bars": len(table), "table_bytes": table.nbytes,
             "ends_bytes": sum(part.ends.nbytes for part in windows.values()),
         }  # fmt: skip
 
-    return (dataset, windows), batches, tell
+    return (dataset, windows), batches, details
 
 
 VALUES = ["open", "high", "low", "close", "vol", "amt"]
@@ -443,12 +443,12 @@ def ts_dataset(job: Job, clock: Clock) -> Made:
             deviation = past.std(axis=1, keepdims=True) + 1e-5
             yield len(torch.from_numpy(np.clip((x - mean) / deviation, -5, 5)))
 
-    def tell() -> dict[str, Any]:
+    def details() -> dict[str, Any]:
         some = sampler[np.random.default_rng(1).integers(len(sampler), size=CHECKED).tolist()]
         lost = float(np.isnan(some).any(axis=(1, 2)).mean())
         return {"windows": len(sampler), "windows_with_nan": lost}
 
-    return (dataset, made), batches, tell
+    return (dataset, made), batches, details
 
 
 METHODS = {"ours": ours, "published": published, "TSDatasetH": ts_dataset}
@@ -493,8 +493,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--years", type=float, default=10, help="of daily bars")
     parser.add_argument("--instruments-5min", type=int, default=300)
     parser.add_argument("--days", type=int, default=243, help="of 5-minute bars")
-    parser.add_argument("--published-instruments", type=int, help="only so many for this method")
-    parser.add_argument("--ts-instruments", type=int, help="only so many for TSDatasetH")
+    parser.add_argument("--published-instruments", type=int, help="at most, for this method")
+    parser.add_argument("--ts-instruments", type=int, help="at most, for TSDatasetH")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[50, 256])
     parser.add_argument("--seconds", type=float, default=4.0, help="to count windows for")
     parser.add_argument("--kernels", type=int, default=1, help="processes in which Qlib reads")

@@ -1,21 +1,23 @@
 """How much is worked on at once: micro-batches from a memory budget, several at work on a CPU.
 
-What is drawn does not depend on the plan: a series' chance is keyed by the series, and every row
-of a batch is computed on its own.
+What is drawn does not depend on the plan: a series' random numbers are keyed by the series, and
+every row of a batch is computed on its own.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
+
+import torch
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.kv_cache import FEW_STEPS
 from kronos_qlib.inference.sampling import sorting_bytes
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
-from kronos_qlib.model.threads import start_pool
 
 MEBIBYTE = 2**20
 SLACK_BYTES = 8 * MEBIBYTE
@@ -26,6 +28,7 @@ GOOD_ROWS = 640
 """Rows (series x paths) in a micro-batch above which a product gets no faster."""
 LEAST_ROWS = 64
 """Rows below which every weight is read for too little work: no smaller for the sake of threads."""
+_SETTING_THREADS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Sizes:
         )
         steps = min(self.horizon, self.max_context)
         if steps > FEW_STEPS:
-            steps *= 3  # room grows by doubling, beside the one before
+            steps *= 3  # the store doubles, beside the one before
         own = 2 * layers * net.d_model * self.value_bytes * steps
         vocabulary = 1 << max(net.s1_bits, net.s2_bits)
         heads = 8 * 4 * vocabulary + 64 * (self.lookback + self.horizon)
@@ -71,6 +74,7 @@ class Sizes:
 
     @property
     def max_tokens(self) -> int:
+        """Bars that one attention spans at most."""
         return min(self.lookback + self.horizon, self.max_context)
 
 
@@ -159,15 +163,17 @@ def plan_batches(
 
 
 def run_batches(
-    work: Callable[[slice, slice], None], batches: Sequence[tuple[slice, slice]], plan: BatchPlan
+    work: Callable[[slice, slice], None],
+    batches: Sequence[tuple[slice, slice]],
+    plan: BatchPlan,
 ) -> Iterator[None]:
-    """Do the work of every batch; yields after each, in whatever order they end."""
+    """Do the work of every batch, given its series and paths; yields after each, in any order."""
     if plan.workers == 1:
         for batch in batches:
             work(*batch)
             yield
         return
-    pool = start_pool(min(plan.workers, len(batches)), plan.threads)
+    pool = _start_pool(min(plan.workers, len(batches)), plan.threads)
     futures = [pool.submit(work, *batch) for batch in batches]
     try:
         for done in as_completed(futures):
@@ -175,6 +181,28 @@ def run_batches(
             yield
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """A pool whose `workers` have all begun, each with `threads` torch threads of its own.
+
+    The setting is each thread's own, but torch also makes it the default of threads that begin
+    later: that is put back once all workers have it, so the caller's is as it was.
+    """
+    with _SETTING_THREADS:
+        before = torch.get_num_threads()
+        are_set = threading.Barrier(workers + 1)
+
+        def prepare() -> None:
+            torch.set_num_threads(threads)
+            are_set.wait()
+
+        pool = ThreadPoolExecutor(workers, "kronos", prepare)
+        for _ in range(workers):
+            pool.submit(int)  # a worker begins when there is work and none is idle
+        are_set.wait()
+        torch.set_num_threads(before)
+    return pool
 
 
 def _most(need: Callable[[int], int], wanted: int, budget: int) -> int:

@@ -1,4 +1,7 @@
-"""What was sampled: bars made coherent, and what can be asked of the paths of one series."""
+"""Sampled paths: made coherent, and their mean, quantiles and probabilities.
+
+Shape letters: P paths, H bars of the horizon, L bars of a lookback.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def make_coherent(paths: Floats, past: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class PathBars:
-    """The paths of one series, as a condition sees them.
+    """The paths of one series, as they are given to a condition.
 
     open to amount: (P, H) float32 in bar units. last_close: the last close seen.
     """
@@ -88,7 +91,7 @@ Condition = Callable[[PathBars], npt.NDArray[np.bool_]]
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """The sampled paths of one series and what can be asked of them.
+    """The sampled paths of one series, and statistics of them.
 
     Raises:
         BarDataError: the shapes do not agree.

@@ -1,4 +1,7 @@
-"""Frames and timestamps as users bring them, to bars and stamps; every refusal names the series."""
+"""Users' frames and timestamps to bars and times; every error names the series.
+
+Shape letters: L bars of a lookback.
+"""
 
 from __future__ import annotations
 
@@ -136,12 +139,12 @@ def series_of_frames(
 
 
 def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
-    """What breaks a rule of `data.rules` among one series' bars, and where its close jumps."""
+    """Broken rules of `data.rules` and jumps of the close, in bars (L, 6) at times (L,)."""
     doubts = []
     for rule, flags in find_faults(bars, slack=FLOAT32_SLACK).items():
         if flags.any():
-            said = {UNTRADED: "did not trade", REPEATED: "are the bar before once more"}
-            what = said.get(rule, f"break the rule {rule}")
+            named = {UNTRADED: "did not trade", REPEATED: "repeat the bar before"}
+            what = named.get(rule, f"break the rule {rule}")
             doubts.append(
                 f"{int(flags.sum())} of {len(bars)} bars {what}, {show_span(times[flags])}"
             )
@@ -159,10 +162,10 @@ def doubts_of(bars: npt.NDArray[np.float32], times: Times) -> list[str]:
 
 
 def warn_of_doubts(series: Sequence[Series], names: Sequence[str] | None, seen: int) -> None:
-    """One warning of all series, which are forecast from as they are.
+    """Log one warning for all series; they are forecast as they are.
 
     Args:
-        seen: how many of the last bars the network sees; what stands before them is no matter.
+        seen: how many of the last bars the network sees; earlier ones are not checked.
     """
     found = []
     for place, one in enumerate(series):
@@ -266,7 +269,7 @@ def _zone_of(times: Any) -> Any:
 
 def _check_utc(times: Any, name: str, exchange: str | None) -> None:
     """Refuse times of day in UTC for an exchange that keeps another zone: they would be taken for
-    its own, and some fit its hours by chance.
+    its own, and some happen to fit its hours.
     """
     if exchange is None:
         return

@@ -1,4 +1,7 @@
-"""Continue windows bar by bar: cached while the context has room, recomputed when it slides."""
+"""Continue windows bar by bar: cached while they fit the context, recomputed when it slides.
+
+Shape letters: B windows, P paths, R = B * P rows (window-major), L bars of a lookback.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +42,21 @@ def generate(
 
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
+
+    Raises:
+        CheckpointError: logits are not finite.
+
+    Source: published `auto_regressive_inference`, which reads every window anew for every bar and
+    path.
     """
     paths = uniforms.shape[1]
     lookback = tokens[0].shape[1]
     held = min(lookback, max_context)
     cached_steps = min(horizon, max_context - held + 1)
 
-    s1, s2 = (_room(ids, paths, horizon) for ids in tokens)
+    s1, s2 = (_extended(ids, paths, horizon) for ids in tokens)
     every_stamp = stamps.repeat_interleave(paths, dim=0)
-    chance = uniforms.flatten(0, 1)  # (R, horizon, 2)
+    numbers = uniforms.flatten(0, 1)  # (R, horizon, 2)
     prompt = slice(lookback - held, lookback)
     reader = Reader(net, paths, cached_steps - 1, how.rotate_s2)
     for step in range(horizon):
@@ -63,10 +72,10 @@ def generate(
             newest = reader.read(s1[:, seen], s2[:, seen], every_stamp[:, seen])
         logits = reader.s1_logits(newest)
         require_finite(logits, "s1 logits of the predictor")
-        s1[:, at] = sample_ids(logits, how, chance[:, step, 0])
+        s1[:, at] = sample_ids(logits, how, numbers[:, step, 0])
         logits = reader.s2_logits(newest, s1[:, at])
         require_finite(logits, "s2 logits of the predictor")
-        s2[:, at] = sample_ids(logits, how, chance[:, step, 1])
+        s2[:, at] = sample_ids(logits, how, numbers[:, step, 1])
     return s1[:, lookback:], s2[:, lookback:]
 
 
@@ -86,11 +95,13 @@ def decode_drawn(
     Returns:
         (B * P, horizon, 6) float32 normalised bars, and (B, 6), the last bar of each lookback as
         its tokens have it.
+
+    Source: published `auto_regressive_inference`, its last lines.
     """
     horizon = drawn[0].shape[1]
-    room = max_context - horizon
-    if room > 0:
-        return net.decode_ahead((tokens[0][:, -room:], tokens[1][:, -room:]), drawn, paths)
+    kept = max_context - horizon
+    if kept > 0:
+        return net.decode_ahead((tokens[0][:, -kept:], tokens[1][:, -kept:]), drawn, paths)
     s1, s2 = (
         torch.cat((before.repeat_interleave(paths, dim=0), after), dim=1)
         for before, after in zip(tokens, drawn, strict=True)
@@ -109,7 +120,7 @@ def decode_drawn(
     return bars[:, 1:], bars[::paths, 0]
 
 
-def _room(ids: Tensor, paths: int, horizon: int) -> Tensor:
+def _extended(ids: Tensor, paths: int, horizon: int) -> Tensor:
     """(B, L) to (B * P, L + horizon), the new places empty."""
     rows = ids.repeat_interleave(paths, dim=0)
     return torch.cat((rows, rows.new_zeros(rows.shape[0], horizon)), dim=1)

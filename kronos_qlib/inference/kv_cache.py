@@ -1,4 +1,4 @@
-"""Keys and values kept while decoding: the prompt's once per window, each path's own beside it.
+"""Keys and values kept while decoding: the prompt's once per window, each path's own besides.
 
 Shape letters: B windows, P paths, R = B * P rows (window-major), T bars of a prompt, S bars drawn
 so far, H heads, W head width. Queries come with the scale of attention already in them.
@@ -11,19 +11,19 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 FEW_STEPS = 16
-"""Up to so many bars of its own, a path's attention to them is faster as a product and a sum than
+"""Up to this many bars of its own, a path's attention to them is faster as a product and a sum than
 as thousands of tiny matrix products (benchmarks/generation.py has horizons 10 and 112)."""
 
 
 class KeyValueStore:
-    """What one attention layer remembers.
+    """Keys and values of one attention layer.
 
     The prompt's keys and values are held once per window and shared by that window's paths
     without a copy; the paths' own bars lie beside them, in the layout that their number likes.
     """
 
     def __init__(self, paths: int, steps: int) -> None:
-        """Room for `paths` futures per window, of at most `steps` bars each."""
+        """Memory for `paths` futures per window, of at most `steps` bars each."""
         self.paths, self.steps = paths, steps
         self.taken = 0
         self._is_few = steps <= FEW_STEPS
@@ -32,6 +32,7 @@ class KeyValueStore:
 
     @property
     def is_empty(self) -> bool:
+        """Whether no prompt has been read."""
         return self._prompt is None
 
     @property
@@ -71,14 +72,14 @@ class KeyValueStore:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
         assert self._own is not None and self.taken < self.steps, "the store is full"
         if not self._is_few and self.taken == self._own[0].shape[3]:
-            # Twice the room, whole: a product would copy a slice of a larger one at every step.
-            own_k, own_v = (torch.cat((room, torch.zeros_like(room)), dim=3) for room in self._own)
+            # Twice the memory, all in use: a product would copy a slice of a larger one each step.
+            own_k, own_v = (torch.cat((own, torch.zeros_like(own)), dim=3) for own in self._own)
             self._own = (own_k, own_v)
-        for room, new in zip(self._own, (k, v), strict=True):
+        for own, new in zip(self._own, (k, v), strict=True):
             if self._is_few:
-                room[self.taken] = self._by_window(new[:, 0])
+                own[self.taken] = self._by_window(new[:, 0])
             else:
-                room[:, :, :, self.taken] = self._by_window(new[:, 0])
+                own[:, :, :, self.taken] = self._by_window(new[:, 0])
         self.taken += 1
 
     def attend(self, q: Tensor) -> Tensor:
@@ -88,10 +89,10 @@ class KeyValueStore:
             return self._rows(self._attend_prompt(queries))
         assert self._own is not None
         if self._is_few:
-            own_k, own_v = (room[: self.taken] for room in self._own)  # (S, B, H, P, W)
+            own_k, own_v = (own[: self.taken] for own in self._own)  # (S, B, H, P, W)
             own = (queries * own_k).sum(dim=-1, dtype=torch.float32).permute(1, 2, 3, 0)
         else:
-            own_k, own_v = self._own  # (B, H, P, room, W)
+            own_k, own_v = self._own  # (B, H, P, at least S, W)
             own = (queries[:, :, :, None] @ own_k.transpose(-1, -2)).squeeze(3).float()
             own[..., self.taken :] = -torch.inf  # places still empty, whose values are zero
         mixed, weights = self._weigh(queries, own)
@@ -105,7 +106,7 @@ class KeyValueStore:
         """Attend from bars that follow the prompt to it and, causally, to one another.
 
         Args:
-            q, k, v: (R, S, H, W), remembered by nobody.
+            q, k, v: (R, S, H, W), which are not kept.
 
         Returns:
             (R, S, H * W).

@@ -1,4 +1,4 @@
-"""How futures are asked for: the published arguments, or a `SamplingConfig`, resolved once."""
+"""A forecast's arguments: the published ones, or a `SamplingConfig`, resolved once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PUBLISHED = {"T": 1.0, "top_k": 0, "top_p": 0.9}
 
 
 class PathOptions(TypedDict, total=False):
-    """What may be asked beside the published arguments, by keyword.
+    """Options beside the published arguments, by keyword.
 
     sampling: a `SamplingConfig`, in place of T, top_k, top_p, sample_count and the three below.
     anchor, stratified, rotate_s2: fields of `SamplingConfig`, where none is given.
     coherent: make each bar one: high its highest and low its lowest price, prices positive, volume
-        and amount not negative. True unless told; False gives the network's raw numbers, which
+        and amount not negative. True by default; False gives the network's raw numbers, which
         are the published ones together with `anchor=False`.
     """
 
@@ -39,8 +39,8 @@ class FrameOptions(PathOptions, total=False):
     freq: or a pandas frequency such as "5min" or "B", refused where it is not the step of the past.
     warn: log what looks wrong in a lookback or in the times to come; False for callers that have
         checked them.
-    seed: the same seed and bars give the same forecast, whatever else is in a batch; 0 unless
-        told.
+    seed: the same seed and bars give the same forecast, whatever else is in a batch; 0 by
+        default.
     """
 
     exchange: str | None
@@ -51,7 +51,7 @@ class FrameOptions(PathOptions, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, in one form."""
+    """The arguments of one call, in one form."""
 
     sampling: SamplingConfig
     coherent: bool = True
@@ -70,12 +70,13 @@ class Request:
         options: Mapping[str, object],
         usual_paths: int = 1,
     ) -> Request:
-        """
+        """Resolve the arguments of a call.
+
         Args:
             published: T, top_k and top_p.
             paths: their number, `sample_count`.
             options: by keyword.
-            usual_paths: what `sample_count` is unless told.
+            usual_paths: the default of `sample_count`.
 
         Raises:
             ConfigError: a value cannot work, or both a `SamplingConfig` and one of its fields are

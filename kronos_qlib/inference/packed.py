@@ -13,8 +13,10 @@ W head width.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ from kronos_qlib.model.layers import (
 )
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+
+logger = logging.getLogger(__name__)
 
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""
@@ -57,9 +61,7 @@ class Product:
         self.bias = torch.cat(biases).to(dtype) if biases else None
         self.packed: Any = None
         if weight.device.type == "cpu" and _can_pack(dtype):
-            # torch.compile's own op for frozen weights: oneDNN, where F.linear asks MKL.
-            self.packed = torch.ops.mkldnn._linear_pointwise
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+            self.packed, weight = _pack(weight)
         self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -69,32 +71,62 @@ class Product:
         return out
 
     def swish(self, x: Tensor) -> Tensor:
-        """silu of the product."""
+        """silu of the product: (..., in) to (..., out)."""
         if self.packed is None:
             return F.silu(self(x))
         out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
         return out
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product plus `other`."""
+        """The product plus `other`: (..., in) and (..., out) to (..., out)."""
         if self.packed is None:
             return self(x) + other
         out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "add")
         return out
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product times `other`, element by element."""
+        """The product times `other` by elements: (..., in) and (..., out) to (..., out)."""
         if self.packed is None:
             return self(x) * other
         out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "mul")
         return out
 
 
+def _pack(weight: Tensor) -> tuple[Any, Tensor]:
+    """oneDNN's product, and a weight (out, in) in the layout that it wants.
+
+    torch.compile's own ops for frozen weights: oneDNN, where F.linear asks MKL. They are private to
+    torch, so that only this function and `_can_pack` name them.
+    """
+    ops = torch.ops.mkldnn
+    return ops._linear_pointwise, ops._reorder_linear_weight(weight.contiguous(), None)
+
+
+@cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether this machine's oneDNN multiplies the type; a CPU may lack what bfloat16 needs."""
+    """Whether this torch and this machine multiply the type by `_pack`, tried on a small product.
+
+    A CPU may lack what bfloat16 needs, and another torch may lack the ops or call them otherwise:
+    then F.linear does all products.
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        x = torch.arange(-8.0, 8.0).view(2, 8).to(dtype)
+        square = torch.eye(8, dtype=dtype) * 2
+        linear, packed = _pack(square)
+        found = [
+            linear(x, packed, None, "none", [], ""),
+            linear(x, packed, None, "swish", [], ""),
+            *(linear.binary(x, x, packed, None, name) for name in ("add", "mul")),
+        ]
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as lacking:
+        logger.info("this torch packs no %s for oneDNN, products are slower: %s", dtype, lacking)
+        return False
+    expected = (2 * x, F.silu(2 * x), 3 * x, 2 * x * x)
+    return all(torch.allclose(*pair, rtol=0.02) for pair in zip(found, expected, strict=True))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -126,7 +158,7 @@ class Turn:
         return turned.flatten(-2).to(x.dtype)
 
     def _at(self, start: int, count: int) -> Tensor:
-        # By way of a name of its own: another worker may put a shorter table there meanwhile.
+        # In a local variable: another thread may assign a shorter table meanwhile.
         table = self.table
         if start + count > len(table):
             self.table = table = self._build(2 * (start + count))
@@ -208,7 +240,7 @@ class PackedBlock:
 
 
 def normalised(x: Tensor, eps: float) -> Tensor:
-    """The root-mean-square norm without its weight, computed in float32."""
+    """The root-mean-square norm without its weight: (..., D) to (..., D), computed in float32."""
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = torch.rsqrt(size.square() / x.shape[-1] + eps)
     wide = x.float()
@@ -299,7 +331,10 @@ class Reader:
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """Refuse NaN and infinity, of which a choice among tokens makes a plausible forecast.
+    """Refuse NaN and infinity, from which sampling would still draw plausible tokens.
+
+    Args:
+        values: (...) float.
 
     Raises:
         CheckpointError: names `what`.
@@ -312,7 +347,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What turns stamps into vectors: a replaced part is asked itself."""
+    """A function from stamps (..., 5) to vectors (..., D); a replaced part is called itself."""
     if type(time) is TimeEmbedding:
         return PackedTime(time, dtype)
     part = as_is(time)

@@ -1,10 +1,13 @@
-"""KronosPredictor: bars in, sampled bars out, in the bars' own units."""
+"""KronosPredictor: bars in, sampled bars out, in the bars' own units.
+
+Shape letters: L bars of a lookback.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +140,8 @@ class KronosPredictor:
 
         Raises:
             BarDataError, CalendarError, ConfigError: name the series and what is wrong.
+
+        Source: published `KronosPredictor.predict`.
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         ahead = None if y_timestamp is None else [y_timestamp]
@@ -159,6 +164,8 @@ class KronosPredictor:
 
         Returns:
             One frame per series, in the order given.
+
+        Source: published `KronosPredictor.predict_batch`.
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         found = self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how)
@@ -178,7 +185,7 @@ class KronosPredictor:
         keys: Sequence[str] | None = None,
         **options: Unpack[FrameOptions],
     ) -> list[Forecast]:
-        """What was sampled for several series, of equal length or not; arguments as in `predict`.
+        """Sampled paths of several series, of equal length or not; arguments as in `predict`.
 
         Args:
             keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
@@ -271,10 +278,7 @@ class KronosPredictor:
         keys: Sequence[str] | None,
     ) -> Floats:
         how, pred_len = request.sampling, y_stamp.shape[1]
-        x = np.asarray(x, dtype=np.float32)
-        _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
-        _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
+        x = _checked(x, x_stamp, keys)
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         if not len(x):
             return result
@@ -292,12 +296,7 @@ class KronosPredictor:
             drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
-        batches = plan.batches(len(x), how.paths)
-        done = run_batches(draw, batches, plan)
-        for _ in progress(
-            done, "forecasting", unit="batch", show=request.verbose, total=len(batches)
-        ):
-            pass
+        _run(draw, plan, plan.batches(len(x), how.paths), "forecasting", request.verbose)
         return result
 
     def plan(
@@ -306,8 +305,8 @@ class KronosPredictor:
         """The micro-batches that `paths` would use, with an estimate of their memory.
 
         Raises:
-            ConfigError: one path of one series exceeds the budget `memory_mb`, or the order of
-                so many stratified paths does.
+            ConfigError: one path of one series exceeds the budget `memory_mb`, or sorting
+                the stratified paths does.
         """
         sizes = Sizes(
             self.model.config,
@@ -323,7 +322,7 @@ class KronosPredictor:
     def embed(
         self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
     ) -> Floats:
-        """The context vector after the last bar: what the network knows of a series, as features.
+        """The context vector, the embedding of the last bar, for use as features.
 
         Args:
             x, x_stamp: as in `paths`.
@@ -331,10 +330,11 @@ class KronosPredictor:
 
         Returns:
             (series, d_model) float32.
+
+        Raises:
+            BarDataError: shapes do not agree, or a value is not finite.
         """
-        x = np.asarray(x, dtype=np.float32)
-        _check_bars(x, keys)
-        _check_stamps(x_stamp, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
+        x = _checked(x, x_stamp, keys)
         result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
         if not len(x):
             return result
@@ -345,10 +345,7 @@ class KronosPredictor:
             result[rows] = self._embed(packed, x[rows], stamps[rows])
 
         plan = self.plan(len(x), x.shape[1], 1, 1)
-        batches = plan.batches(len(x), 1)
-        done = run_batches(read, batches, plan)
-        for _ in progress(done, "embedding", unit="batch", show=verbose, total=len(batches)):
-            pass
+        _run(read, plan, plan.batches(len(x), 1), "embedding", verbose)
         return result
 
     @torch.inference_mode()
@@ -387,10 +384,10 @@ class KronosPredictor:
         """The bars that the network attends to: what is normalised is what is seen."""
         seen = slice(-self.max_context, None)
         if x.shape[1] > self.max_context and x.shape[1] not in self._cut:
-            self._cut.add(x.shape[1])  # said once: a backtest asks for each of its days
+            self._cut.add(x.shape[1])  # logged once: a backtest asks for each day
             logger.warning(
                 "a lookback of %d bars is more than the %d that the network sees: the last %d "
-                "are taken, the others count for nothing",
+                "are used, the others are ignored",
                 *(x.shape[1], self.max_context, self.max_context),
             )
         return x[:, seen], np.asarray(stamps)[:, seen]
@@ -412,7 +409,21 @@ class KronosPredictor:
         return self._packed
 
 
-def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
+def _run(
+    work: Callable[[slice, slice], None],
+    plan: BatchPlan,
+    batches: Sequence[tuple[slice, slice]],
+    what: str,
+    show: bool,
+) -> None:
+    done = run_batches(work, batches, plan)
+    for _ in progress(done, what, unit="batch", show=show, total=len(batches)):
+        pass
+
+
+def _checked(x: Floats, stamps: Stamps, keys: Sequence[str] | None) -> Floats:
+    """Bars as float32, refused where they or their stamps cannot be read."""
+    x = np.asarray(x, dtype=np.float32)
     if x.ndim != 3 or x.shape[2] != len(BAR_COLUMNS) or x.shape[1] < 2:
         raise BarDataError(
             f"expected bars of shape (series, at least 2 bars, {len(BAR_COLUMNS)}), got {x.shape}"
@@ -426,6 +437,8 @@ def _check_bars(x: Floats, keys: Sequence[str] | None) -> None:
         series, bar, column = broken[0]
         name = _name(series, keys)
         raise BarDataError(f"{name}: {BAR_COLUMNS[column]} of bar {bar} is missing or not finite")
+    _check_stamps(stamps, (*x.shape[:2], len(TIME_FIELDS)), "x_stamp", keys)
+    return x
 
 
 def _name(series: int, keys: Sequence[str] | None) -> str:

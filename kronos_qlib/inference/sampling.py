@@ -1,4 +1,7 @@
-"""Logits to ids: temperature, top-k, top-p, and a draw by inverse CDF."""
+"""Logits to ids: temperature, top-k, top-p, and a draw by inverse CDF.
+
+Shape letters: R rows (windows x paths), V tokens of a vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ class SamplingConfig:
     """Move the prices of every path by what the last close seen lost on its way through the tokens,
     so that a forecast begins where the bars end; False gives the published numbers."""
     stratified: bool = False
-    """At every draw, let a window's paths divide the chance evenly among them (a Latin hypercube):
-    the mean of n is about as steady as that of 1.4 to 2.5 n independent ones
+    """At every draw, let a window's paths divide the probability evenly (a Latin hypercube): the
+    mean of n has about the variance of that of 1.4 to 2.5 n independent ones
     (benchmarks/draws.py)."""
     common: bool = False
-    """The same chance for every instrument of a day: what is common in the noise of their scores
-    cancels in a ranking, about as 1.0 to 1.4 times the paths would (benchmarks/draws.py)."""
+    """The same random numbers for every instrument of a day: what is common in the noise of their
+    scores cancels in a ranking, about as 1.0 to 1.4 times the paths would (benchmarks/draws.py)."""
 
     def __post_init__(self) -> None:
         check_whole(self, "paths")
@@ -58,8 +61,8 @@ ONE_STEP = 2.0**-23
 """Relative distance of neighbouring float32 numbers, at most."""
 ALMOST_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
-ROOM_COLUMNS = 6
-"""Numbers of a bar in the result, among which its random numbers wait."""
+RESULT_COLUMNS = 6
+"""Numbers of a bar in the result, in whose memory its random numbers are kept."""
 CHUNK_DRAWS = 2**15
 """Draws whose random numbers are made at a time, a MiB at most."""
 
@@ -68,16 +71,19 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     """Draw one token per row.
 
     Args:
-        logits: (rows, vocabulary) float, left untouched.
-        uniforms: (rows,) float32 in [0, 1), the chance of each row.
+        logits: (R, V) float, left untouched.
+        uniforms: (R,) float32 in [0, 1), a random number for each row.
 
     Returns:
-        (rows,) int64: the first token whose cumulative probability exceeds the row's uniform, so
-        a row's draw depends on its own logits and uniform alone.
+        (R,) int64: the first token whose cumulative probability exceeds the row's uniform, so a
+        row's draw depends on its own logits and uniform alone.
+
+    Source: published `sample_from_logits`, which skips top_p where top_k is given and draws by
+    torch's global generator.
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
-    # Less the largest, which changes no chance and keeps a tiny temperature finite.
+    # Less the largest, which changes no probability and keeps a tiny temperature finite.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).float() / how.temperature
     if how.top_k:
         scaled = keep_top_k(scaled, how.top_k)
@@ -91,20 +97,25 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Minus infinity outside the k largest of each row; ties with the k-th stay."""
+    """(R, V) logits, minus infinity outside the k largest of each row; ties with the k-th stay.
+
+    Source: published `top_k_top_p_filtering`.
+    """
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Minus infinity outside the smallest set of likeliest tokens whose probability exceeds p.
+    """(R, V) logits, minus infinity outside the smallest likeliest set whose probability exceeds p.
 
     The token that crosses p stays, so at least one does; so do ties with it.
+
+    Source: Holtzman et al., arXiv 1904.09751; published `top_k_top_p_filtering`.
     """
     ordered = _descending(logits)
-    chances = ordered.softmax(dim=-1)
+    probabilities = ordered.softmax(dim=-1)
     # Places before the crossing have at most p behind them; the last of those crosses it.
-    is_kept = chances.cumsum(dim=-1) - chances <= p
+    is_kept = probabilities.cumsum(dim=-1) - probabilities <= p
     least = ordered.gather(-1, is_kept.sum(dim=-1, keepdim=True) - 1)
     return logits.masked_fill(logits < least, -torch.inf)
 
@@ -120,7 +131,7 @@ def _descending(logits: Tensor) -> Tensor:
 
 
 def key_of(bars: npt.NDArray[np.float32]) -> bytes:
-    """A series' own key, where it has no name: where each column of its bars rises and falls.
+    """The key of a series without a name: where each column of its bars (L, 6) rises and falls.
 
     The same in every unit of prices and volume, which the bars themselves are not.
     """
@@ -135,38 +146,41 @@ def path_uniforms(
     Returns:
         (series, paths, steps, 2) float32 in [0, 1): for s1 and for s2 of every step.
     """
-    room = np.empty((len(keys), paths, steps, ROOM_COLUMNS), dtype=np.float32)
-    place_uniforms(room, seed, keys, stratified)
-    return torch.from_numpy(uniforms_in(room).copy())
+    out = np.empty((len(keys), paths, steps, RESULT_COLUMNS), dtype=np.float32)
+    place_uniforms(out, seed, keys, stratified)
+    return torch.from_numpy(uniforms_in(out).copy())
 
 
-def uniforms_in(room: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Where `place_uniforms` left them: a view (..., 2) of the room (..., 6)."""
-    return room[..., :2]
+def uniforms_in(out: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The numbers that `place_uniforms` wrote: a view (..., 2) of the result (..., 6)."""
+    return out[..., :2]
 
 
 def place_uniforms(
-    room: npt.NDArray[np.float32], seed: int, keys: Sequence[bytes], stratified: bool = False
+    out: npt.NDArray[np.float32], seed: int, keys: Sequence[bytes], stratified: bool = False
 ) -> None:
-    """Write the random numbers of every draw where that draw's bar will be.
+    """Write the random numbers of every draw into the memory of that draw's bar.
 
     They come from a counter-based generator keyed by seed and series. A series' numbers depend on
     the seed and its key only: not on its neighbours in a batch, on their order, or on the process
     that draws them. Without `stratified` a path's do not depend on how many paths there are
-    either. A bar of six numbers has room for its two random numbers, and for the two in float64
-    that say where its path stands among the others: a million paths take no memory beside the
+    either. A bar of six numbers holds its two random numbers, and the two in float64 by which its
+    path is ordered among the others: a million paths take no memory beside the
     result, but `sorting_bytes`.
 
     Args:
-        room: (series, paths, steps, 6) float32, in C order; what it holds is overwritten.
+        out: (series, paths, steps, 6) float32, in C order; it is overwritten.
         stratified: a Latin hypercube: at every draw the paths of a series divide [0, 1) evenly
             among them, in an order of their own. Each path alone is distributed as before, and a
-            mean over paths is steadier (measured in benchmarks/draws.py).
+            mean over paths has less variance (measured in benchmarks/draws.py).
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Philox; McKay,
+    Beckman and Conover (1979), Latin hypercubes.
     """
-    paths, steps = room.shape[1:3]
+    paths, steps = out.shape[1:3]
     chunk = max(1, CHUNK_DRAWS // max(1, steps))
     slices = [slice(start, min(start + chunk, paths)) for start in range(0, paths, chunk)]
-    for one, key in zip(room, keys, strict=True):
+    for one, key in zip(out, keys, strict=True):
         digest = hashlib.blake2b(key, digest_size=16, salt=_salt(seed)).digest()
         bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
         rng = np.random.Generator(bits)

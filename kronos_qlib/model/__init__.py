@@ -1,1 +1,1 @@
-"""The network: bars to tokens to the next tokens. Imports torch, knows no data source."""
+"""The network: bars to tokens to the next tokens. Imports torch; independent of any data source."""

@@ -1,4 +1,4 @@
-"""AlphaHead: from what the predictor has read of a window to one number that ranks a day's shares.
+"""AlphaHead: from the embedding of a window's last bar to one number that ranks a day's shares.
 
 Shape letters: B windows of one day, D width of the context, F features.
 """
@@ -19,18 +19,21 @@ from kronos_qlib.model.sizes import HeadConfig
 from kronos_qlib.settings import from_mapping
 
 TINY = 1e-6
+SIZES = ("d_model", "features", "context_width", "hidden", "dropout")
+"""Keys of a head's config.json beside the names of its features."""
 
 
 class AlphaHead(nn.Module):
     """A small network on the context vector and on what the window's normalisation took away.
 
-    Both are compared over one day's windows: what moves the whole market moves no rank. A narrow
-    layer stands between the context and the rest, which otherwise learns the days by heart: they
-    are few, and a context has many columns.
+    Both are standardised over one day's windows: what moves the whole market moves no rank. A
+    narrow layer lies between the context and the rest, which would otherwise overfit: a context
+    has many columns, and the days are few.
 
     Args:
         d_model: width of the context.
-        features: columns beside it, standardised over the day (see `data.features`).
+        features: columns beside it, standardised over the day (see
+            `data.windows.scale_features`).
         context_width: columns that are made of the context; 0 leaves it out.
         hidden: width of the hidden layer.
         dropout: share of both inputs and of the hidden layer left out in training.
@@ -40,13 +43,8 @@ class AlphaHead(nn.Module):
         self, d_model: int, features: int, context_width: int, hidden: int, dropout: float
     ) -> None:
         super().__init__()
-        self.settings = {
-            "d_model": d_model,
-            "features": features,
-            "context_width": context_width,
-            "hidden": hidden,
-            "dropout": dropout,
-        }
+        sizes = (d_model, features, context_width, hidden, dropout)
+        self.settings = dict(zip(SIZES, sizes, strict=True))
         self.narrow = nn.Linear(d_model, context_width) if context_width else None
         self.drop = nn.Dropout(dropout)
         self.inner = nn.Linear(context_width + features, hidden)
@@ -56,7 +54,7 @@ class AlphaHead(nn.Module):
         """Write `config.json` and `model.safetensors` into the folder `path`.
 
         Args:
-            names: of the features, which have no weight of their own to tell them by.
+            names: of the features, in their order.
         """
         config = {**self.settings, "names": list(names)}
         return checkpoint.replace_files(path, config, weights.to_bytes(self))
@@ -93,13 +91,7 @@ class AlphaHead(nn.Module):
         source = folder / checkpoint.WEIGHTS_FILE
         with weights.opened(source) as (data, header):
             with torch.device("meta"):
-                head = cls(
-                    config.d_model,
-                    config.features,
-                    config.context_width,
-                    config.hidden,
-                    config.dropout,
-                )
+                head = cls(**{name: getattr(config, name) for name in SIZES})
             weights.fill(head, data, header, source)
         return head.eval()
 
@@ -114,6 +106,6 @@ class AlphaHead(nn.Module):
 
 
 def compared(context: Tensor) -> Tensor:
-    """Each column less its mean over the day, in units of its deviation; 0 where all are alike."""
+    """Columns (B, D) standardised over the day, to (B, D); 0 where all values are equal."""
     centred = context - context.mean(dim=0, keepdim=True)
     return centred / (centred.square().mean(dim=0, keepdim=True).sqrt() + TINY)

@@ -1,7 +1,8 @@
 """The blocks that tokenizer and predictor share: norm, rotary, attention, feed-forward, time.
 
-Shape letters: B windows, P paths, T bars, D width, H heads, W head width.
-Source: the paper (arXiv 2508.02739); parameter names are those of the published files.
+Shape letters: B windows, T bars, D width, H heads, W head width.
+Source: the paper (arXiv 2508.02739) and the published `model/module.py`, whose class is named where
+ours has another name; parameter names are those of the published files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 1
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 at least, whatever the input's type."""
+    """Root-mean-square norm, computed in float32 at least, whatever the input's type.
+
+    Source: Zhang and Sennrich, arXiv 1910.07467; published `RMSNorm`.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -30,13 +34,17 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) float of any type, to the same type."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = F.rms_norm(wide, self.weight.shape, eps=self.eps)
         return normed.to(x.dtype) * self.weight
 
 
 class FeedForward(nn.Module):
-    """SwiGLU without biases."""
+    """SwiGLU without biases: `w2(silu(w1 x) * w3 x)`.
+
+    Source: Shazeer, arXiv 2002.05202; published `FeedForward`.
+    """
 
     def __init__(self, d_model: int, ff_dim: int, dropout_p: float = 0.0) -> None:
         super().__init__()
@@ -46,12 +54,16 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) float to (..., D)."""
         out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
         return out
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding in the half layout, its tables always in float32."""
+    """Rotary position embedding in the half layout, its tables always in float32.
+
+    Source: Su et al., arXiv 2104.09864; published `RotaryPositionalEmbedding`.
+    """
 
     inv_freq: Tensor
 
@@ -65,7 +77,7 @@ class Rotary(nn.Module):
         return 1.0 / self.base**powers
 
     def constants(self) -> dict[str, Tensor]:
-        """What its buffers must hold, whatever a checkpoint says."""
+        """Values that its buffers must have, by name: `inv_freq`, float32 of shape (W / 2,)."""
         return {"inv_freq": self._frequencies()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
@@ -89,7 +101,10 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biased projections; the parts that self and cross share."""
+    """Multi-head attention with biased projections; the parts that self and cross share.
+
+    Source: published `MultiHeadAttentionWithRoPE` and `MultiHeadCrossAttentionWithRoPE`.
+    """
 
     def __init__(
         self,
@@ -129,6 +144,7 @@ class SelfAttention(Attention):
     """Causal self-attention, queries and keys rotated by position."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) float to (B, T, D)."""
         q = self.rotary(self.split(self.q_proj(x)))
         k = self.rotary(self.split(self.k_proj(x)))
         return self.join(self.attend_causally(q, k, self.split(self.v_proj(x))))
@@ -153,13 +169,17 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(d_model, ff_dim, ffn_dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) float to (B, T, D)."""
         x = x + self.self_attn(self.norm1(x))
         out: Tensor = x + self.ffn(self.norm2(x))
         return out
 
 
 class FixedEmbedding(nn.Module):
-    """A sinusoidal table that is not trained."""
+    """A sinusoidal table that is not trained.
+
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5; published `FixedEmbedding`.
+    """
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -174,18 +194,22 @@ class FixedEmbedding(nn.Module):
         self.emb.weight.requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """(...) int64 to (..., D) float."""
         out: Tensor = self.emb(ids)
         return out
 
 
 class TimeEmbedding(nn.Module):
-    """Sum of the five tables, one for each field of a stamp."""
+    """Sum of the five tables, one for each field of a stamp.
+
+    Source: published `TemporalEmbedding`.
+    """
 
     def __init__(self, d_model: int, learned: bool) -> None:
         super().__init__()
-        make: Any = nn.Embedding if learned else FixedEmbedding
         for field, rows in TIME_TABLE_ROWS.items():
-            self.add_module(f"{field}_embed", make(rows, d_model))
+            table = nn.Embedding(rows, d_model) if learned else FixedEmbedding(rows, d_model)
+            self.add_module(f"{field}_embed", table)
 
     def tables(self) -> list[Tensor]:
         """The five tables' weights, each (rows, D), in the order of a stamp's fields."""
@@ -228,7 +252,7 @@ def check_time_features(time_emb: TimeFeatures, d_model: int) -> None:
     """Refuse what does not turn stamps into vectors of width `d_model`.
 
     Raises:
-        ConfigError: says what came instead.
+        ConfigError: it is no module, or gives something else; the message has both.
     """
     name = type(time_emb).__name__
     if not isinstance(time_emb, nn.Module):
@@ -245,7 +269,7 @@ def check_time_features(time_emb: TimeFeatures, d_model: int) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its weights are; the CPU if it has none, whatever torch's default is just now."""
+    """The device of its weights; the CPU if it has none, whatever torch's default is."""
     for weight in chain(module.parameters(), module.buffers()):
         return weight.device
     return torch.device("cpu")

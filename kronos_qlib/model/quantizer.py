@@ -1,4 +1,7 @@
-"""What a quantizer is, and the published one: binary spherical quantization (arXiv 2406.07548)."""
+"""What a quantizer is, and the published one: binary spherical quantization (arXiv 2406.07548).
+
+Shape letters: B windows, T bars, W components of a code (`width`).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,6 @@ class Quantizer(Protocol):
     For every x, `to_codes(*to_ids(x))` are the codes of `forward(x)`. In evaluation mode no call
     changes the module, and several threads may call it. A checkpoint keeps its parameters, its
     buffers and its class' name: a setting that decides the codes belongs in a buffer.
-
-    Shape letters: B windows, T bars, W `width`.
     """
 
     __call__: Callable[..., Any]  # torch's own, which leads to `forward`
@@ -34,7 +35,7 @@ class Quantizer(Protocol):
 
     @property
     def s1_width(self) -> int:
-        """The first so many, fewer than all, are what s1 says of a bar."""
+        """How many of the first components s1 stands for; fewer than all."""
 
     @property
     def s1_bits(self) -> int:
@@ -67,7 +68,7 @@ def check_quantizer(quantizer: Quantizer, s1_bits: int, s2_bits: int) -> None:
     """Refuse a quantizer whose sizes or ids cannot work with these vocabularies.
 
     Raises:
-        ConfigError: says which part of `Quantizer` does not hold.
+        ConfigError: names the part of `Quantizer` that does not hold.
     """
     name = type(quantizer).__name__
     members = ("width", "s1_width", "s1_bits", "s2_bits", "to_ids", "to_codes")
@@ -120,6 +121,10 @@ def pack_bits(signs: Tensor) -> Tensor:
 
     Raises:
         ValueError: more than 62 bits, which int64 cannot hold.
+
+    Source:
+        Published `BSQuantizer.bits_to_indices`. The reference has a second codec with the opposite
+        bit order for its entropy loss; checkpoints are trained on this one.
     """
     bits = signs.shape[-1]
     if bits > 62:
@@ -136,18 +141,23 @@ def unpack_bits(ids: Tensor, bits: int) -> Tensor:
 
     Returns:
         (..., bits) float32 of -1 and 1, the inverse of `pack_bits`.
+
+    Source: published `KronosTokenizer.indices_to_bits`.
     """
     place = torch.arange(bits, device=ids.device)
     return ((ids.unsqueeze(-1) >> place) & 1).float() * 2 - 1
 
 
 def binary_entropy(p: Tensor) -> Tensor:
-    """Entropy in nats of independent bits that are one with probability p, elementwise."""
+    """Entropy in nats of bits that are one with probability p: (...) float to (...)."""
     return -p * torch.log(p + LOG_FLOOR) - (1 - p) * torch.log(1 - p + LOG_FLOOR)
 
 
 class BinarySphericalQuantizer(nn.Module):
-    """The sign of every component of a unit vector, with the straight-through gradient."""
+    """The sign of every component of a unit vector, with the straight-through gradient.
+
+    Source: Zhao, Xiong and Krähenbühl, arXiv 2406.07548; published `BinarySphericalQuantizer`.
+    """
 
     basis: Tensor
     group_basis: Tensor
@@ -172,7 +182,7 @@ class BinarySphericalQuantizer(nn.Module):
             self.register_buffer(name, value)
 
     def constants(self) -> dict[str, Tensor]:
-        """What its buffers must hold, whatever a checkpoint says."""
+        """Values that its buffers must have, by name: (W,) and (group_size,) int64."""
         sizes = {"basis": self.width, "group_basis": self.group_size}
         return {name: 2 ** torch.arange(size - 1, -1, -1) for name, size in sizes.items()}
 
@@ -188,15 +198,27 @@ class BinarySphericalQuantizer(nn.Module):
         return codes, self.loss(unit[counted], signs[counted] * scale)
 
     def to_ids(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., W) float to s1 and s2, (...) int64 each."""
         signs = torch.where(x > 0, 1.0, -1.0)  # zero counts as -1, where pack_bits has a one
         return pack_bits(signs[..., : self.s1_width]), pack_bits(signs[..., self.s1_width :])
 
     def to_codes(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """(...) int64 each to (..., W) float32 of +-1/sqrt(W)."""
         signs = torch.cat((unpack_bits(s1, self.s1_bits), unpack_bits(s2, self.s2_bits)), dim=-1)
         return signs / math.sqrt(self.width)
 
     def loss(self, unit: Tensor, codes: Tensor) -> Tensor:
-        """Commitment and entropies: every bar sure of its code, the codes used evenly."""
+        """Commitment and entropies: certain codes for each bar, evenly used over all bars.
+
+        Args:
+            unit: (..., W) float, normalised vectors.
+            codes: (..., W) float, what they were quantized to.
+
+        Returns:
+            () float, in nats where it is entropy.
+
+        Source: arXiv 2406.07548; published `BinarySphericalQuantizer.forward`.
+        """
         commitment = (codes.detach() - unit).square().sum(dim=-1).flatten()
         p = torch.sigmoid(-4 * unit / math.sqrt(unit.shape[-1])).flatten(0, -2)
         of_sample = binary_entropy(p).sum(dim=-1).mean()
@@ -214,5 +236,6 @@ class BitTokenizer(nn.Module):
         self.bsq = bsq
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, W) float to codes (B, T, W) and a scalar loss, as of `Quantizer.forward`."""
         out: tuple[Tensor, Tensor] = self.bsq(x, counted)
         return out

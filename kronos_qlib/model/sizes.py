@@ -16,20 +16,22 @@ from kronos_qlib.settings import (
 
 MAX_BITS = 20
 """Bits per token half: 2**20 rows of embedding is far above any published size (10)."""
-
-
 MAX_LAYERS = 256
-
-
 MAX_WIDTH = 2**16
-
-
 MAX_PARAMETERS = 2**31
 """Four times the largest network of the paper, which has 0.5 billion. A file that asks for more is
 a mistake, or means to exhaust the machine that opens it."""
 
 
 def check_network(config: TokenizerConfig | PredictorConfig, *layers: str) -> None:
+    """Refuse sizes that cannot work or that no machine should build.
+
+    Args:
+        layers: names of the fields that count blocks.
+
+    Raises:
+        ConfigError: names the field, or the sizes that together are too large.
+    """
     check_whole(config, "d_model", "n_heads", most=MAX_WIDTH)
     check_whole(config, "ff_dim", most=4 * MAX_WIDTH)
     check_whole(config, "s1_bits", "s2_bits", most=MAX_BITS)

@@ -1,4 +1,7 @@
-"""KronosTokenizer: normalised bars to two tokens a bar, and back."""
+"""KronosTokenizer: normalised bars to two tokens a bar, and back.
+
+Shape letters: B windows, T bars, C columns (`d_in`), W width of a code.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,10 @@ from kronos_qlib.model.quantizer import (
 from kronos_qlib.model.sizes import TokenizerConfig
 
 
-class KronosTokenizer(nn.Module):
+class KronosTokenizer(checkpoint.Checkpointed):
     """Autoencoder whose code for a bar is two ids, of `s1_bits` and `s2_bits`.
 
-    Shape letters: B windows, T bars, C columns (`d_in`), W width of a code. Encoder and decoder
-    are causal: a bar's tokens depend on no later bar.
+    Encoder and decoder are causal: a bar's tokens depend on no later bar.
 
     Args:
         quantizer: in place of the published one, binary spherical, to which beta, gamma0, gamma,
@@ -32,8 +34,11 @@ class KronosTokenizer(nn.Module):
     Raises:
         ConfigError: a size is impossible, or the quantizer does not keep its protocol.
 
-    Source: the paper, section "K-line tokenization"; keys of `config.json` are the arguments.
+    Source: the paper, section "K-line tokenization"; published `KronosTokenizer`. Keys of
+    `config.json` are the arguments.
     """
+
+    config: TokenizerConfig
 
     def __init__(
         self,
@@ -74,7 +79,6 @@ class KronosTokenizer(nn.Module):
             zeta=zeta,
             group_size=group_size,
         )
-        self.origin: checkpoint.Origin | None = None
         if quantizer is None:
             quantizer = BinarySphericalQuantizer(
                 s1_bits, s2_bits, beta, gamma0, gamma, zeta, group_size
@@ -99,21 +103,15 @@ class KronosTokenizer(nn.Module):
         self.head = nn.Linear(d_model, d_in)
 
     @property
-    def s1_bits(self) -> int:
-        return self.config.s1_bits
-
-    @property
-    def s2_bits(self) -> int:
-        return self.config.s2_bits
-
-    @property
     def quantizer(self) -> Quantizer:
+        """The published files have it at `tokenizer.bsq`."""
         return self.tokenizer.bsq
 
     @property
     def replaced(self) -> dict[str, str]:
-        """Parts that are not the published ones, by their class' names."""
-        return checkpoint.replaced(quantizer=(self.quantizer, BinarySphericalQuantizer))
+        """The quantizer's class name, where it is not the published one."""
+        kind = type(self.quantizer)
+        return {} if kind is BinarySphericalQuantizer else {"quantizer": kind.__name__}
 
     def forward(
         self, x: Tensor, counted: Tensor | None = None
@@ -128,6 +126,8 @@ class KronosTokenizer(nn.Module):
             ((recon_s1, recon), bsq_loss, quantized, indices): reconstructions (B, T, C) from the
             s1 part and from the whole code; the scalar quantization loss; codes (B, T, W); and
             the unsplit token ids (B, T) int64.
+
+        Source: published `KronosTokenizer.forward`.
         """
         projected = self.project(x)
         quantized, bsq_loss = self.tokenizer(projected, counted)
@@ -162,6 +162,8 @@ class KronosTokenizer(nn.Module):
 
         Returns:
             Ids (B, T) int64, or two such tensors.
+
+        Source: published `KronosTokenizer.encode`.
         """
         s1, s2 = self.quantizer.to_ids(self.project(x))
         return (s1, s2) if half else self.join(s1, s2)
@@ -175,6 +177,8 @@ class KronosTokenizer(nn.Module):
 
         Returns:
             (B, T, C) normalised bars.
+
+        Source: published `KronosTokenizer.decode`.
         """
         if half:
             s1, s2 = ids
@@ -216,4 +220,4 @@ class KronosTokenizer(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`."""
-        return checkpoint.save(self, self.config, path)
+        return checkpoint.save(self, path)

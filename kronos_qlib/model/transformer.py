@@ -1,4 +1,7 @@
-"""Kronos: the autoregressive predictor of the next two tokens."""
+"""Kronos: the autoregressive predictor of the next two tokens.
+
+Shape letters: B windows, T bars, D width.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ S2_HEADS = 4
 
 
 class TokenEmbedding(nn.Module):
-    """One vector for a bar's two tokens."""
+    """One vector for a bar's two tokens.
+
+    Source: published `HierarchicalEmbedding`.
+    """
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
@@ -37,6 +43,7 @@ class TokenEmbedding(nn.Module):
         self.scale = math.sqrt(d_model)
 
     def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        """(B, T) int64 each to (B, T, D)."""
         if self._is_short_to_tabulate(s1_ids.numel()):
             # Linear in each half: what the projection makes of every token, once.
             to_s1, to_s2 = (self.fusion_proj.weight * self.scale).chunk(2, dim=1)
@@ -56,7 +63,10 @@ class TokenEmbedding(nn.Module):
 
 
 class S2Attention(Attention):
-    """From the next s1 to the context: what the s2 head reads."""
+    """Cross-attention from the next s1 to the context, before the s2 head.
+
+    Source: the paper, section "Hierarchical autoregressive modeling".
+    """
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """Causal, with queries and keys rotated by position: (B, T, D) each, to (B, T, D)."""
@@ -75,7 +85,10 @@ class S2Attention(Attention):
 
 
 class DependencyLayer(nn.Module):
-    """Conditions the context on the next s1, so that s2 is drawn given s1."""
+    """Conditions the context on the next s1, so that s2 is drawn given s1.
+
+    Source: published `DependencyAwareLayer`.
+    """
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -84,7 +97,10 @@ class DependencyLayer(nn.Module):
 
 
 class TokenHeads(nn.Module):
-    """The two linear maps onto the vocabularies."""
+    """The two linear maps onto the vocabularies.
+
+    Source: published `DualHead`.
+    """
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
@@ -102,10 +118,8 @@ def _begin(part: nn.Module) -> None:
         nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
 
 
-class Kronos(nn.Module):
+class Kronos(checkpoint.Checkpointed):
     """Decoder-only Transformer over bars; s1 of the next bar first, then s2 given s1.
-
-    Shape letters: B windows, T bars, D width.
 
     New linear maps are Xavier-normal with zero bias; new embeddings, the learned time tables among
     them, normal with deviation D^-1/2: a token's is multiplied by sqrt(D) and so outweighs the
@@ -118,9 +132,11 @@ class Kronos(nn.Module):
     Raises:
         ConfigError: a size is impossible, or `time_emb` does not keep its protocol.
 
-    Source: the paper, section "Hierarchical autoregressive modeling"; keys of `config.json` are
-    the arguments.
+    Source: the paper, section "Hierarchical autoregressive modeling"; published `Kronos`. Keys of
+    `config.json` are the arguments.
     """
+
+    config: PredictorConfig
 
     def __init__(
         self,
@@ -151,7 +167,6 @@ class Kronos(nn.Module):
             token_dropout_p=token_dropout_p,
             learn_te=learn_te,
         )
-        self.origin: checkpoint.Origin | None = None
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
         self.time_emb = TimeEmbedding(d_model, learned=learn_te)
@@ -171,17 +186,10 @@ class Kronos(nn.Module):
             self.time_emb = time_emb
 
     @property
-    def s1_bits(self) -> int:
-        return self.config.s1_bits
-
-    @property
-    def s2_bits(self) -> int:
-        return self.config.s2_bits
-
-    @property
     def replaced(self) -> dict[str, str]:
-        """Parts that are not the published ones, by their class' names."""
-        return checkpoint.replaced(time_emb=(self.time_emb, TimeEmbedding))
+        """The time embedding's class name, where it is not the published one."""
+        kind = type(self.time_emb)
+        return {} if kind is TimeEmbedding else {"time_emb": kind.__name__}
 
     def forward(
         self,
@@ -209,6 +217,9 @@ class Kronos(nn.Module):
 
         Raises:
             ConfigError: `s1_targets` is missing with teacher forcing, or given without.
+
+        Source: published `Kronos.forward`, but for its s2 attention, which is not causal in
+        evaluation mode.
         """
         if use_teacher_forcing != (s1_targets is not None):
             raise ConfigError(
@@ -220,8 +231,8 @@ class Kronos(nn.Module):
         if s1_targets is not None:
             next_s1 = s1_targets
         elif self.training:
-            shares = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
-            next_s1 = torch.multinomial(shares, 1, generator=rng).view_as(s1_ids)
+            probabilities = s1_logits.detach().float().softmax(dim=-1).flatten(0, 1)
+            next_s1 = torch.multinomial(probabilities, 1, generator=rng).view_as(s1_ids)
         else:
             next_s1 = s1_logits.argmax(dim=-1)
         return s1_logits, self._s2_logits_in_training(context, next_s1)
@@ -229,7 +240,10 @@ class Kronos(nn.Module):
     def decode_s1(
         self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits of every position's next s1, (B, T, 2**s1_bits), and the context, (B, T, D)."""
+        """Logits of every position's next s1, (B, T, 2**s1_bits), and the context, (B, T, D).
+
+        Source: published `Kronos.decode_s1`.
+        """
         context = self.read(s1_ids, s2_ids, stamp)
         return self.head.proj_s1(context), context
 
@@ -245,6 +259,11 @@ class Kronos(nn.Module):
 
         Returns:
             (B, 1, 2**s2_bits) or (B, T, 2**s2_bits).
+
+        Raises:
+            ValueError: the ids are neither one nor as many as the bars.
+
+        Source: published `Kronos.decode_s2`.
         """
         bars = context.shape[1]
         if s1_ids.shape[1] == bars and bars > 1:
@@ -308,7 +327,7 @@ class Kronos(nn.Module):
             tokenizer: the one this predictor was trained with. Its fingerprint goes into the
                 file's header, so that another tokenizer of the same sizes is refused later.
             max_context: the most bars it has seen at once in training, kept in the header too;
-                None keeps what its own file said.
+                None keeps the number of the file it was loaded from.
         """
         header = {}
         if tokenizer is not None:
@@ -317,4 +336,4 @@ class Kronos(nn.Module):
             max_context = self.origin.max_context
         if max_context is not None:
             header[checkpoint.CONTEXT_KEY] = str(max_context)
-        return checkpoint.save(self, self.config, path, header)
+        return checkpoint.save(self, path, header)

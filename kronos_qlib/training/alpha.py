@@ -37,25 +37,31 @@ LEAST_WINDOWS = 5
 
 
 def ic_loss(scores: Tensor, target: Tensor) -> Tensor:
-    """1 - the correlation of scores and targets over the day: what is judged, itself."""
+    """1 - the correlation of scores and targets over the day, (B,) float each, to ()."""
     scores, target = scores - scores.mean(), target - target.mean()
     loss: Tensor = 1 - (scores * target).sum() / (scores.norm() * target.norm()).clamp_min(1e-8)
     return loss
 
 
 def mse_loss(scores: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error on the standardised target."""
+    """Mean squared error on the standardised target: (B,) float each, to ()."""
     return F.mse_loss(scores, target)
 
 
 def rank_loss(scores: Tensor, target: Tensor) -> Tensor:
-    """For every pair of the day, the surprise at its order, weighed by how far apart it is.
+    """Logistic loss of every pair's order, weighted by the difference of its targets.
+
+    Args:
+        scores, target: (B,) float, of one day.
+
+    Returns:
+        () float, in nats.
 
     Source: RankNet, Burges et al., "Learning to rank using gradient descent" (2005).
     """
     apart = target[:, None] - target[None, :]
-    surprise = F.softplus(-(scores[:, None] - scores[None, :]) * apart.sign())
-    return (surprise * apart.abs()).sum() / apart.abs().sum().clamp_min(1e-8)
+    loss = F.softplus(-(scores[:, None] - scores[None, :]) * apart.sign())
+    return (loss * apart.abs()).sum() / apart.abs().sum().clamp_min(1e-8)
 
 
 ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -71,7 +77,7 @@ class AlphaBatch:
 
     features: (B, F) float32, standardised over the whole day.
     target: (B,) float32, the label's rank over the whole day, standardised.
-    context: (B, D) float32 read beforehand; None where the backbone reads `z` itself.
+    context: (B, D) float32, embedded beforehand; None where the backbone reads `z` itself.
     z, stamps: (b, T, 6) and (b, T, 5), as of `TrainingBatch`, of this process' own windows; None
         beside a context.
     lengths: (b,) int64, bars seen.
@@ -92,11 +98,11 @@ class AlphaBatch:
 
 @dataclass(frozen=True, eq=False)
 class AlphaSegment:
-    """A segment's windows with what a head sees beside the context, and what it is to predict.
+    """A segment's windows, the features that a head sees beside the context, and its targets.
 
-    windows: (N) by time. features: (N, F) standardised over each day. returns: (N,) the label as
+    windows: (N,) by time. features: (N, F) standardised over each day. returns: (N,) the label as
     it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
-    contexts: (N, D) read beforehand, when the backbone is frozen.
+    contexts: (N, D) embedded beforehand, when the backbone is frozen.
     """
 
     windows: Windows
@@ -123,10 +129,11 @@ class AlphaSegment:
         return len(self.windows)
 
     def sampler(self, config: AlphaConfig) -> DaySampler:
+        """Its days as a stage is set to take them."""
         return DaySampler(self, seed=config.seed, windows_per_day=config.windows_per_day)
 
     def to_judge_by(self, config: AlphaConfig) -> AlphaSegment:
-        """Its days, or so many of them, evenly spaced: always the same ones."""
+        """At most `validation_days` of its days, evenly spaced: always the same ones."""
         most = config.validation_days
         if most is None or len(self.days) <= most:
             return self
@@ -134,7 +141,7 @@ class AlphaSegment:
         return replace(self, days=[self.days[place] for place in which])
 
     def memory(self, size: int) -> WindowBatch | None:
-        """Room for the bars of up to `size` windows; none is needed beside contexts."""
+        """Memory for the bars of up to `size` windows; None beside contexts, which need none."""
         if self.contexts is not None:
             return None
         return WindowBatch.empty(size, self.windows.lookback)
@@ -215,7 +222,7 @@ class DaySampler:
         return len(self.segment.days)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Ints]:
-        """The labelled windows of each day, as places among the segment's; `start` days done."""
+        """The labelled windows of each day, (B,) places among the segment's, after `start` days."""
         days = shuffled(len(self), self.seed, number)[start:]
         for place in days.tolist():
             day = self.segment.days[place]
@@ -257,12 +264,13 @@ class AlphaStep:
         return groups
 
     def targets(self, batch: AlphaBatch) -> Tensor:
-        """Windows of this process."""
+        """Windows of this process: () int64."""
         return batch.lengths.new_tensor(len(batch.lengths))
 
     def losses(
         self, batch: AlphaBatch, rng: torch.Generator | None = None, pieces: int = 1
     ) -> Losses:
+        """The loss of one whole day, () float, whatever the process; see `Step`."""
         return {"loss": self.criterion(self.scores(batch), batch.target)}
 
     def scores(self, batch: AlphaBatch) -> Tensor:
@@ -279,7 +287,7 @@ class AlphaStep:
         return share.gather(scores[share.rows].float())
 
     def _read(self, batch: AlphaBatch) -> Tensor:
-        """(b, D) contexts, a few windows at a time: of a whole day nothing but these is kept."""
+        """(b, D) contexts, a few windows at a time, so that only these are kept of a whole day."""
         net, z, stamps = self.net.predictor, batch.z, batch.stamps
         assert net is not None and z is not None and stamps is not None
 
@@ -299,10 +307,10 @@ class AlphaStep:
         """Mean daily loss, IC and Rank IC over a segment: no dropout, whole days."""
         self.net.eval()
         rows = []
-        room = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
+        memory = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
         for day in segment.days:
             which = np.arange(day.start, day.stop)
-            batch = segment.batch(which, device, room, Share.here(len(which)))
+            batch = segment.batch(which, device, memory, Share.here(len(which)))
             scores = self.scores(batch)
             known = torch.isfinite(batch.target)
             losses = {"loss": self.criterion(scores[known], batch.target[known])}
@@ -317,7 +325,7 @@ class AlphaStep:
 
 
 def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
-    """One day's IC and Rank IC; 0 where scores or returns are all alike."""
+    """One day's IC and Rank IC of scores and returns (B,); 0 where either is constant."""
 
     def correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
         one, other = one - one.mean(), other - other.mean()
@@ -329,7 +337,11 @@ def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
 
 
 def check_days(segment: AlphaSegment, name: str) -> None:
-    """Refuse a segment from which a cross-section cannot be learned or judged."""
+    """Refuse a segment without a day to train or to judge on.
+
+    Raises:
+        TrainingError: names the segment.
+    """
     if not segment.days:
         raise TrainingError(
             f"the {name} segment has no day with {LEAST_WINDOWS} windows whose label is known; an "

@@ -1,4 +1,7 @@
-"""Windows to tensors, in an order that one seed decides."""
+"""Windows to tensors, in an order that one seed decides.
+
+Shape letters: N windows of a segment, B windows of a batch, T bars.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class Segment:
     `segment[which]` makes it a map-style data set of batches, for torch's loader:
     `DataLoader(segment, batch_size=None, sampler=list(sampler.epoch(1)), num_workers=2)`.
 
-    newest: only so many of each window's newest bars are targets, such as its horizon; None: all.
+    newest: how many of each window's newest bars are targets, such as its horizon; None: all.
     tokens: (N, T) s1 and s2 of all windows, where they were made beforehand.
     """
 
@@ -76,7 +79,7 @@ class Segment:
         return self.batch(which)
 
     def memory(self, size: int) -> WindowBatch:
-        """Room for batches of up to `size` windows, for `batch`."""
+        """Memory for batches of up to `size` windows, for `batch`."""
         return WindowBatch.empty(size, self.windows.lookback + self.windows.ahead)
 
     def batch(
@@ -90,8 +93,8 @@ class Segment:
 
         Args:
             which: (B,) places among the windows.
-            out: room to fill, which must not be filled again while the batch is in use: on a CPU
-                the tensors are that room. None takes new room.
+            out: memory to fill, which must not be filled again while the batch is in use: on a
+                CPU the tensors share it. None allocates.
             share: only these of the chosen windows: those of one process.
         """
         if share is not None:
@@ -154,11 +157,11 @@ class Segment:
 
 
 def shuffled(size: int, *key: int) -> npt.NDArray[np.signedinteger[Any]]:
-    """The numbers of `range(size)` in an order that a key decides, such as a seed and an epoch.
+    """A permutation (size,) of `range(size)` by a key, such as a seed and an epoch.
 
     It takes 4 bytes a window, 8 from 2**31 windows on, for as long as an epoch goes: 27 MB for ten
     years of 5,000 names' daily bars. From a thousand million windows on (4 GB) that is no longer
-    affordable, and a permutation that is computed place by place would be the way.
+    affordable; a permutation that is computed element by element would be.
     """
     order: npt.NDArray[Any] = np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
     np.random.default_rng(key).shuffle(order)

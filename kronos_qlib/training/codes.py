@@ -1,4 +1,7 @@
-"""Which codes a tokenizer uses, and how far its bars are from the true ones."""
+"""Use of a tokenizer's codes and its reconstruction errors, over a validation segment.
+
+Shape letters: B windows, T bars.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from kronos_qlib.training.distributed import sum_over_processes
 
 
 class CodeTally:
-    """Which codes a tokenizer uses, and how far its bars are from the true ones.
+    """Which codes a tokenizer uses, and the errors of its bars, over the bars that count.
 
-    Over the bars that count. The error of a column is in the column's own unit (money, shares) and
-    as a share of the true value, at most all of it; bars without any (no volume) are left out.
+    The error of a column is in the column's own unit (money, shares) and as a share of the true
+    value, at most 1; bars whose true value is 0 (no volume) are left out of the latter.
     """
 
     def __init__(self, tokenizer: KronosTokenizer) -> None:
@@ -24,7 +27,7 @@ class CodeTally:
         self.errors = torch.zeros(4, len(BAR_COLUMNS), dtype=torch.float64)
 
     def add(self, recon: Tensor, ids: Tensor, batch: TrainingBatch) -> None:
-        """Take note of a batch: reconstructions (B, T, 6) and unsplit ids (B, T)."""
+        """Add a batch: reconstructions (B, T, 6) float and unsplit ids (B, T) int64."""
         counted = batch.counted
         halves = {"s1": ids & (2 ** self.bits["s1"] - 1), "s2": ids >> self.bits["s1"]}
         for name, half in halves.items():

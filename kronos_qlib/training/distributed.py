@@ -28,14 +28,14 @@ LAUNCHED_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
 def is_launched() -> bool:
     """Whether torchrun, `accelerate launch` or the like began this process as one of several.
 
-    A shell of SLURM or MPI may have a `WORLD_SIZE` of its own: by itself that says nothing.
+    A shell of SLURM or MPI may have a `WORLD_SIZE` of its own, so that alone is not enough.
     """
     given = os.environ
     return all(given.get(name) for name in LAUNCHED_BY) and int(given["WORLD_SIZE"]) > 1
 
 
 def process_rank() -> int:
-    """Which of the launched processes this is; 0 alone."""
+    """The rank of this process among those launched; 0 where it was launched alone."""
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
@@ -95,8 +95,8 @@ class Share:
     def rows(self) -> slice:
         """The rows that this process works on.
 
-        A process without any works on the first row, and what it makes of it counts nowhere: so
-        it has the same losses, gradients and all-reduces as the others, who would wait for it.
+        A process without any works on the first row, whose results are ignored: so it takes part
+        in the same all-reduces as the others, which would wait for it.
         """
         return slice(0, 1) if self.is_empty else slice(self.rank, None, self.ranks)
 
@@ -111,7 +111,7 @@ class Share:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; what all of them make of it comes back to each.
+    """The sum over processes; its gradient is the sum of all processes' gradients.
 
     `torch.distributed.nn.functional.all_reduce` does the same, and warns since torch 2.13 that it
     gives way to a private module.
@@ -127,10 +127,9 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of a tensor that all processes have in one shape; no gradient.
+    """The sum of a tensor (...) of the same shape in all processes; no gradient.
 
-    Where the processes are joined by NCCL, which only knows GPUs, a CPU tensor is sent by way of
-    this process' GPU.
+    NCCL reduces on GPUs only: a CPU tensor is copied to this process' GPU and back.
     """
     if process_count() == 1:
         return x
@@ -142,10 +141,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def average_gradients(weights: Sequence[Tensor]) -> None:
-    """The mean over processes becomes the gradient of each weight; all have it for the same ones.
+    """Replace each weight's gradient, of the same shape, by its mean over processes.
 
-    Every process has worked out the loss of the whole batch, so a weight's gradient arrives
-    `ranks` times: the mean is that of one process with the whole batch.
+    Every process computes the loss of the whole batch, so a weight's gradient is summed `ranks`
+    times: the mean is that of one process with the whole batch. All processes must have a gradient
+    for the same weights.
     """
     ranks = process_count()
     grads = [weight.grad for weight in weights if weight.grad is not None]
@@ -158,7 +158,7 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
 
 
 def share_weights(net: nn.Module) -> None:
-    """All processes begin with the first one's weights and buffers."""
+    """Broadcast the first process' weights and buffers to all."""
     if process_count() > 1:
         with torch.no_grad():
             for value in (*net.parameters(), *net.buffers()):
@@ -166,7 +166,7 @@ def share_weights(net: nn.Module) -> None:
 
 
 def of_all(value: T) -> list[T]:
-    """What every process has as `value`, by rank; anything that pickle takes."""
+    """Every process' `value`, by rank (an all-gather); anything that pickle takes."""
     if process_count() == 1:
         return [value]
     found: list[Any] = [None] * process_count()

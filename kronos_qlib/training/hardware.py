@@ -1,4 +1,4 @@
-"""What a training step asks of the machine: its number type, and memory it leaves to the next."""
+"""Number types of a training step, and memory that one step leaves to the next."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from kronos_qlib.errors import ConfigError
 
 GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Number types of a step, and what autocast is asked for."""
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
@@ -28,7 +26,7 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
             f"precision 'float16' does not work on {device.type}: it needs a scaling of gradients "
             "that only CUDA has; take 'bfloat16'"
         )
-    kind = PRECISIONS[precision]
+    kind = None if precision == "float32" else getattr(torch, precision)
     try:
         if kind == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise RuntimeError("this GPU computes no bfloat16")

@@ -36,7 +36,7 @@ from kronos_qlib.training.losses import (
     check_losses,
     exploded,
     targets_of,
-    weighed,
+    weighted,
 )
 from kronos_qlib.training.resume import RunStore, random_state, set_random_state
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 START_SHARE = 0.1
 """Share of the peak learning rate at which the schedule begins."""
 EXPLODED = 10.0
-"""A training loss so many times (1 + the loss it began with) is no step on the way to a lower."""
+"""A training loss of this many times (1 + the first validation loss) stops the run."""
 RANK_SEED = 1_000_003
 """From the seed of one process to that of the next."""
 SETTLE_EVERY = 20
-"""Steps whose losses an accelerator is asked for at once: to ask makes it wait."""
+"""Steps whose losses are fetched from an accelerator at once, since fetching synchronises it."""
 
 COUNTS = ("epoch", "best_epoch", "steps", "batches", "seen")
 """Numbers of a run that its state has under their names."""
@@ -64,7 +64,7 @@ OnSteps = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a stage did.
+    """The course of a stage.
 
     history: one row per epoch, epoch 0 being the weights it began with; `valid_*` are the
         validation losses, `train_*` the means over the epoch's steps.
@@ -96,7 +96,7 @@ def train(
     """Train `step.net` in place and leave it with its best weights, in evaluation mode.
 
     The weights it came with are scored too: a stage that makes the validation loss worse leaves
-    them as they were, and says so. Processes that torchrun launched share every batch. Dropout and
+    them as they were, and logs it. Processes that torchrun launched share every batch. Dropout and
     other random numbers of a step are torch's own generator's, seeded here by `config.seed` and the
     process' rank, and given back as it was.
 
@@ -104,7 +104,7 @@ def train(
         training, validation: windows with their horizon; they must share no target.
         on_epoch: called with the epoch's number and its row of the history, for logs and MLflow.
         on_steps: called every `log_every` steps with a row of `TrainingReport.steps`. Both are
-            called in the first process only; a run that goes on begins with what is behind it.
+            called in the first process only; a resumed run repeats the rows from before.
         store: keeps the run's state as it goes. Where it has one, the run goes on from there, on
             a CPU to the same bits as one that was never stopped, in as many processes and on as
             many threads. No other run may use its folder meanwhile.
@@ -183,7 +183,7 @@ def train(
 
 
 class _Run:
-    """Everything that a run changes as it goes, and that it needs to go on."""
+    """The state of a run: what it changes step by step, and needs to resume."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class _Run:
         self.since_seen = 0
         self.pending: list[tuple[Ints, Losses]] = []
         # Memory of a batch, which the next one takes again.
-        self.room = training.memory(-(-sampler.largest // process_count()))
+        self.memory = training.memory(-(-sampler.largest // process_count()))
         self.on_steps: OnSteps | None = None
         self.log_every, self.clock = log_every, time.perf_counter()
 
@@ -247,7 +247,7 @@ class _Run:
         losses["gradient_norm"] = clip_grad_norm_(self.trained, self.config.clip_norm).detach()
         self.pending.append((which, losses))
         if self.device.type == "cpu" or len(self.pending) >= SETTLE_EVERY:
-            self.settle()  # on a CPU before the weights take harm
+            self.settle()  # on a CPU before the weights change
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -257,9 +257,9 @@ class _Run:
             self._report()
 
     def _backward_whole(self, which: Ints, pieces: int) -> Losses:
-        """Gradients and losses of a batch, by a step that works out those of the whole of it."""
+        """Gradients and losses of a batch, by a step that computes those of the whole batch."""
         with self._autocast():
-            losses = self.step.losses(self._batch(which, self.room), pieces=pieces)  # type: ignore[call-arg]
+            losses = self.step.losses(self._batch(which, self.memory), pieces=pieces)  # type: ignore[call-arg]
         check_losses(losses)
         torch.autograd.backward(self.scaler.scale(losses["loss"]))
         return {name: value.detach() for name, value in losses.items()}
@@ -267,7 +267,7 @@ class _Run:
     def _backward_means(self, which: Ints, pieces: int) -> Losses:
         """Gradients and losses of a batch, by means over its pieces and its processes' shares."""
         if pieces == 1:
-            batches = [self._batch(which, self.room)]
+            batches = [self._batch(which, self.memory)]
         else:  # all of them are asked for their targets first, so each has its own memory
             batches = [self._batch(which[place::pieces], None) for place in range(pieces)]
         targets = torch.stack([targets_of(self.step, batch) for batch in batches])
@@ -280,7 +280,7 @@ class _Run:
             # The mean over processes follows, and this is a part of their sum.
             part: Tensor = losses["loss"] * weight * process_count()
             torch.autograd.backward(self.scaler.scale(part))
-            for name, value in weighed(losses, weight).items():
+            for name, value in weighted(losses, weight).items():
                 found[name] = found[name] + value if name in found else value
         return found
 
@@ -289,12 +289,12 @@ class _Run:
             self.device.type, dtype=self.precision, enabled=self.precision is not None
         )
 
-    def _batch(self, which: Ints, room: WindowBatch | None) -> Any:
+    def _batch(self, which: Ints, memory: WindowBatch | None) -> Any:
         """This process' share of the chosen windows."""
-        return self.training.batch(which, self.device, room, Share.here(len(which)))
+        return self.training.batch(which, self.device, memory, Share.here(len(which)))
 
     def settle(self) -> None:
-        """Turn what the device still owes into numbers, and stop if they are none.
+        """Fetch the losses of the last steps from the device, and stop if one is not finite.
 
         Raises:
             TrainingError: names the batch.
@@ -325,7 +325,7 @@ class _Run:
         return EXPLODED * (1 + abs(self.history[0]["valid_loss"]))
 
     def _is_scaled(self, what: str) -> bool:
-        """Whether it may be infinite now and then: in float16, where the step is then left out."""
+        """Whether it may be infinite: in float16, where the scaler then skips the step."""
         return what == "gradient_norm" and self.config.precision == "float16"
 
     def _report(self) -> None:
@@ -342,7 +342,7 @@ class _Run:
             self.on_steps(self.steps, row)
 
     def report_again(self, on_epoch: OnEpoch | None) -> None:
-        """What a run that goes on had reported before it was stopped."""
+        """Repeat the reports of a resumed run, from before it was stopped."""
         if on_epoch:
             for row in self.history:
                 on_epoch(int(row["epoch"]), row)
@@ -351,7 +351,7 @@ class _Run:
                 self.on_steps(int(row["step"]), row)
 
     def close_epoch(self, validation: dict[str, float], on_epoch: OnEpoch | None) -> None:
-        """Write down how an epoch went, and keep its weights if they are the best."""
+        """Add an epoch to the history, and keep its weights if they are the best."""
         self.epoch += 1
         row = {"epoch": float(self.epoch)}
         row |= {name: float(value) for name, value in validation.items()}
@@ -397,7 +397,7 @@ class _Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """What `state` said."""
+        """Set everything that `state` returned."""
         for kept in ("net", "best"):
             for name, value in state[kept].items():
                 if value.is_floating_point() and not all_finite(value):
@@ -429,7 +429,10 @@ def is_better(row: dict[str, float], best: dict[str, float], metric: str) -> boo
 
 
 def one_cycle(done: int, total: int, warmup_share: float) -> float:
-    """Share of the peak learning rate after `done` of `total` steps: a rise, then a cosine."""
+    """Share of the peak learning rate after `done` of `total` steps: a linear rise, then a cosine.
+
+    Source: Smith and Topin, arXiv 1708.07120; the published finetuning uses torch's `OneCycleLR`.
+    """
     rise = warmup_share * total
     if done < rise:
         return START_SHARE + (1 - START_SHARE) * done / rise

@@ -13,20 +13,22 @@ from torch import nn
 from kronos_qlib.extras import require
 
 ADAPTED = r".*(self_attn|cross_attn)\.(q|k|v|out)_proj|.*ffn\.w[123]"
-"""Projections of every attention and feed-forward layer, of tokenizer and predictor alike."""
+"""Projections of every attention and feed-forward layer, in tokenizer and predictor."""
 
 
 @contextmanager
 def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Iterator[None]:
-    """Within, only adapters of `net` are trained; after it, they are part of its weights.
+    """Within, only adapters of `net` are trained; at the end they are merged into its weights.
 
     Args:
         rank: of the adapters; None: none are made and all weights are trained.
-        alpha: they count alpha / rank times.
-        seed: of their first values; what they add is nothing at first.
+        alpha: their output is scaled by alpha / rank.
+        seed: of their first values; their output is 0 at first.
 
     Raises:
         MissingDependencyError: peft, of the extra "train", is not installed and a rank is given.
+
+    Source: Hu et al., arXiv 2106.09685.
     """
     if rank is None:
         yield
@@ -46,7 +48,7 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
 
 
 def merge_adapters(net: nn.Module) -> nn.Module:
-    """Add what the adapters in `net` say to its weights, and take them out."""
+    """Merge the adapters in `net` into its weights, and remove them."""
     layer_type = require("peft.tuners.tuners_utils", for_="LoRA").BaseTunerLayer
     found = [(name, part) for name, part in net.named_modules() if isinstance(part, layer_type)]
     for name, part in found:
@@ -60,7 +62,7 @@ def merge_adapters(net: nn.Module) -> nn.Module:
 
 
 def merged_copy(net: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Another network like `net`, with these weights and without adapters."""
+    """A copy of `net` with these weights, each of its own shape, and its adapters merged."""
     other = copy.deepcopy(net)
     other.load_state_dict(weights)
     return merge_adapters(other)

@@ -1,9 +1,11 @@
 """Steps and their losses: one batch in, named scalars out; "loss" is the one to minimise.
 
-Two kinds of losses are shared by processes and by parts of a batch (`accumulation`). A mean over
-bars is worked out for each part and weighed by the bars that count in it. Any other loss is worked
-out of the whole batch: what the network makes of each window is gathered first. Both give the loss
-and the gradient of one process that has the whole batch.
+Processes and parts of a batch (`accumulation`) share a loss in two ways. A mean over bars is
+computed for each part and weighted by the bars that count in it. Any other loss is computed on the
+whole batch, after gathering the network's outputs. Both give the loss and the gradient of one
+process that has the whole batch.
+
+Shape letters: B windows, b windows of this process, T bars, V tokens of a vocabulary.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ Losses = dict[str, Tensor]
 
 
 class ReconstructionLoss(Protocol):
-    """What the tokenizer learns by; `reconstruction_losses` is the published one.
+    """The tokenizer's criterion; `reconstruction_losses` is the published one.
 
-    It is given the whole batch, also where processes share it or it is worked through in parts.
+    It is given the whole batch, also where processes share it or it is accumulated in parts.
     """
 
     def __call__(
         self, recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor, /
     ) -> Losses:
-        """Losses of the bars that count; a bar that does not must change nothing.
+        """Losses over the bars that count; the others must have no influence.
 
         Args:
             recon_s1, recon: (B, T, 6) float, reconstructions from the s1 part and the whole code.
@@ -54,10 +56,10 @@ class ReconstructionLoss(Protocol):
 
 
 class NextTokenLoss(Protocol):
-    """What the predictor learns by; `next_token_losses` is the published one.
+    """The predictor's criterion; `next_token_losses` is the published one.
 
-    Where processes share a batch, or it is worked through in parts, it is given a part at a time;
-    the results are weighed by the bars that count.
+    Where processes share a batch, or it is accumulated in parts, it is given a part at a time; the
+    results are weighted by the bars that count.
     """
 
     def __call__(
@@ -69,8 +71,8 @@ class NextTokenLoss(Protocol):
 def encode_exactly(tokenizer: KronosTokenizer, z: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens s1 and s2, (B, T) int64 each, of z (B, T, 6), in the tokenizer's own number type.
 
-    A step in bfloat16 would round a bar now and then across a code's border: its targets would be
-    others than those that are made beforehand, and than what scoring reads.
+    In bfloat16 rounding would change a few codes: targets would differ from those made beforehand,
+    and from the tokens in scoring.
     """
     with torch.autocast(z.device.type, enabled=False):
         s1, s2 = tokenizer.encode(z)
@@ -88,9 +90,14 @@ def next_token_losses(
     """Mean cross-entropies in nats of the next s1 and s2.
 
     Args:
-        s1_logits, s2_logits: (B, T, vocabulary) float.
+        s1_logits, s2_logits: (B, T, V) float.
         s1, s2: (B, T) int64, the tokens of each position's next bar.
         counted: (B, T) bool, whether that next bar counts.
+
+    Returns:
+        "loss", the mean of "loss_s1" and "loss_s2": () float each.
+
+    Source: published `DualHead.compute_loss`, without its padding mask.
     """
 
     def entropy(logits: Tensor, ids: Tensor) -> Tensor:
@@ -104,7 +111,18 @@ def next_token_losses(
 def reconstruction_losses(
     recon_s1: Tensor, recon: Tensor, z: Tensor, bsq_loss: Tensor, counted: Tensor
 ) -> Losses:
-    """Mean squared errors of both reconstructions (z units squared), and the published total."""
+    """Mean squared errors of both reconstructions, and the published total.
+
+    Args:
+        recon_s1, recon, z: (B, T, 6) float, normalised bars.
+        bsq_loss: () float, the quantizer's.
+        counted: (B, T) bool.
+
+    Returns:
+        "loss", "recon_s1", "recon" (squared standard deviations) and "bsq": () float each.
+
+    Source: published `finetune/train_tokenizer.py`.
+    """
 
     def error(guess: Tensor) -> Tensor:
         return mean_where((guess - z).square().mean(dim=-1), counted)
@@ -115,10 +133,16 @@ def reconstruction_losses(
 
 
 def in_pieces(work: Callable[..., Tensor], *inputs: Tensor, pieces: int) -> Tensor:
-    """What `work` makes of rows, in so many pieces of them.
+    """Apply `work` to rows in `pieces` parts, to bound memory.
 
-    With more than one, each piece is worked out a second time when its gradient is asked for, by
-    the same random numbers: memory holds the intermediate results of one piece, not of all.
+    With more than one, each part is computed again in the backward pass, by the same random
+    numbers, so that memory holds the activations of one part only (gradient checkpointing).
+
+    Args:
+        work: of tensors (b, ...), to one (b, ...), each row by itself.
+        inputs: (b, ...) each.
+
+    Source: Chen et al., arXiv 1604.06174.
     """
     pieces = min(pieces, len(inputs[0]))
     if pieces <= 1:
@@ -138,16 +162,17 @@ class TokenizerStep:
     needs_whole_batch = True  # an entropy of the codebook is no mean over windows
 
     def targets(self, batch: TrainingBatch) -> Tensor:
-        """Bars that the losses are means over: those that count."""
+        """Bars that the losses are means over, those that count: () int64."""
         return batch.counted.sum()
 
     def losses(
         self, batch: TrainingBatch, rng: torch.Generator | None = None, pieces: int = 1
     ) -> Losses:
+        """The criterion's losses of the whole batch, () float each; see `Step`."""
         return self._reconstructed(batch, pieces)[0]
 
     def _reconstructed(self, batch: TrainingBatch, pieces: int) -> tuple[Losses, Tensor, Tensor]:
-        """Losses of the whole batch; of the own windows vectors (b, T, W) and bars (b, T, 6)."""
+        """Losses of the whole batch; vectors (b, T, W) and bars (b, T, 6) of the own windows."""
         net, share = self.net, batch.share or Share(len(batch))
         own = in_pieces(net.project, batch.z, pieces=pieces)
         projected, z, counted = share.gather(own), share.gather(batch.z), batch.counted
@@ -196,10 +221,11 @@ class PredictorStep:
         self.tokenizer.eval()  # with dropout, its tokens would be noise
 
     def targets(self, batch: TrainingBatch) -> Tensor:
-        """Bars that the losses are means over: those that count and have a bar before them."""
+        """Bars that the losses are means over, those with a bar before them: () int64."""
         return batch.counted[:, 1:].sum()
 
     def losses(self, batch: TrainingBatch, rng: torch.Generator | None = None) -> Losses:
+        """The criterion's means over the windows given, () float each; see `Step`."""
         s1, s2 = batch.tokens or encode_exactly(self.tokenizer, batch.z)
         next_s1 = s1[:, 1:]
         # Validation is teacher-forced whatever training does: a likelihood, and deterministic.
@@ -219,6 +245,7 @@ class PredictorStep:
     def validate(
         self, segment: Segment, config: TrainingConfig, device: torch.device | str
     ) -> dict[str, float]:
+        """Losses in nats, teacher-forced, as `valid_*`; see `evaluate`."""
         return evaluate(self, segment, config, device)
 
 
@@ -227,13 +254,16 @@ DATE_FIELDS = (("day", 31), ("month", 12))
 
 
 def shifted_dates(stamps: Tensor, rng: torch.Generator | None = None) -> Tensor:
-    """Stamps with the day of the month and the month of each window turned by a random amount.
+    """Stamps with the day of the month and the month of each window shifted by a random amount.
 
-    Weekday, day and month together name nearly every date of a few years, and what the market did
-    on it would be memorised. Weekday and time of day stay.
+    Weekday, day and month together identify nearly every date of a few years, so a network can
+    overfit to the dates of its training set. Weekday and time of day stay.
 
     Args:
         stamps: (B, T, 5) int64, left as they are.
+
+    Returns:
+        (B, T, 5) int64.
     """
     shifted = stamps.clone()
     for field, count in DATE_FIELDS:
@@ -243,8 +273,13 @@ def shifted_dates(stamps: Tensor, rng: torch.Generator | None = None) -> Tensor:
     return shifted
 
 
-def weighed(losses: Losses, weight: Tensor) -> Losses:
-    """Losses of a whole batch from each process' own: its weight is its share of the targets."""
+def weighted(losses: Losses, weight: Tensor) -> Losses:
+    """Losses of a whole batch from those of each process, weighted.
+
+    Args:
+        losses: () float each.
+        weight: () float, this process' share of the targets.
+    """
     names = list(losses)
     values = torch.stack([losses[name].detach().float() for name in names])
     # A process without any windows has a weight of 0.
@@ -253,7 +288,7 @@ def weighed(losses: Losses, weight: Tensor) -> Losses:
 
 
 def targets_of(step: Step, batch: Any) -> Tensor:
-    """The step's targets in a process' own windows; none where it works on another's."""
+    """The step's targets in a process' own windows, (); 0 where it has none of its own."""
     targets = step.targets(batch)
     return targets * 0 if batch.share is not None and batch.share.is_empty else targets
 
@@ -268,26 +303,29 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean losses over a segment, as `valid_*`: no dropout, nothing random, every bar once.
 
-    Windows are weighed by the bars that count in them, so a mean over bars does not depend on
+    Windows are weighted by the bars that count in them, so a mean over bars does not depend on
     the batches. The tokenizer's codebook entropy is no such mean: it is that of a batch.
 
     Args:
-        losses_of: the step's losses of a batch, where something else is to be seen on the way.
+        losses_of: used in place of `step.losses`, by a caller that collects something else too.
+
+    Raises:
+        TrainingError: a loss is not finite.
     """
     step.net.eval()
     sums: dict[str, float] = defaultdict(float)
     bars = 0.0
     size = min(4 * config.batch_size, len(segment))
-    room = segment.memory(size)
+    memory = segment.memory(size)
     for start in range(0, len(segment), size):
         which = np.arange(start, min(start + size, len(segment)))
-        batch = segment.batch(which, device, room, Share.here(len(which)))
+        batch = segment.batch(which, device, memory, Share.here(len(which)))
         losses = losses_of(batch) if losses_of else step.losses(batch)
         check_losses(losses)
         own = targets_of(step, batch)
         total = sum_over_processes(own)
         if not step.needs_whole_batch:
-            losses = weighed(losses, own / total)
+            losses = weighted(losses, own / total)
         check_finite(losses, segment.windows.take(which))
         bars += float(total)
         for name, value in losses.items():
@@ -296,21 +334,22 @@ def evaluate(
 
 
 class TrainingData(Protocol):
-    """What the loop trains on: a segment's windows, in batches as a stage's config asks."""
+    """The loop's data: a segment's windows, in batches as a stage's config asks."""
 
     @property
-    def windows(self) -> Windows: ...
+    def windows(self) -> Windows:
+        """The windows that places count."""
 
     def __len__(self) -> int: ...
 
     def sampler(self, config: Any) -> Any:
-        """Batches of an epoch, as places among the windows; `largest` of them has how many."""
+        """Batches of an epoch, as places among the windows; `largest` is the most in one."""
 
     def to_judge_by(self, config: Any) -> Any:
-        """What of it the stage chooses its weights by."""
+        """The part by which the stage chooses its weights."""
 
     def memory(self, size: int) -> WindowBatch | None:
-        """Room for batches of up to `size` windows."""
+        """Memory for batches of up to `size` windows."""
 
     def batch(
         self,
@@ -323,35 +362,37 @@ class TrainingData(Protocol):
 
 
 class Step(Protocol):
-    """What the loop trains: a network, its losses on a batch, its worth on a segment.
+    """What the loop trains: a network, its losses on a batch, its validation on a segment.
 
     needs_whole_batch: whether `losses` are those of the whole batch, whichever process has which
-        windows, by `batch.share.gather`; then `losses` is asked for a batch at once, to be worked
-        through in so many `pieces`. Otherwise they are means over `targets` of the windows given,
-        and whoever asks weighs them.
+        windows, by `batch.share.gather`; then `losses` is given a batch at once, to be computed in
+        as many `pieces` as asked. Otherwise they are means over `targets` of the windows given,
+        and the caller weights them.
     """
 
     @property
-    def net(self) -> torch.nn.Module: ...
+    def net(self) -> torch.nn.Module:
+        """The network whose weights are trained."""
 
     @property
-    def needs_whole_batch(self) -> bool: ...
+    def needs_whole_batch(self) -> bool:
+        """See above."""
 
     def losses(self, batch: Any, rng: torch.Generator | None = None) -> Losses:
-        """By dropout and other random numbers of `rng`, None being torch's own generator."""
+        """Losses of a batch, () float each; `rng` draws, None being torch's own generator."""
 
     def targets(self, batch: Any) -> Tensor:
-        """A scalar: what the losses of these windows are means over; the weight of a part."""
+        """() number of terms that these windows' losses are means over: the weight of a part."""
 
     def validate(self, segment: Any, config: Any, device: torch.device | str) -> dict[str, float]:
         """`valid_*` by name: no dropout, nothing random; leaves `net` in evaluation mode."""
 
 
 def check_losses(losses: Losses) -> None:
-    """Refuse what a criterion gave instead of losses.
+    """Refuse what a criterion returned instead of losses.
 
     Raises:
-        TrainingError: says what it is.
+        TrainingError: the message has what it returned.
     """
     if "loss" not in losses:
         raise TrainingError(
@@ -366,13 +407,13 @@ def check_losses(losses: Losses) -> None:
 
 
 def check_finite(losses: Losses, windows: Windows) -> None:
-    """Stop a run whose loss is no number.
+    """Stop a run whose loss is not finite.
 
     Args:
         windows: those of the batch, to be named.
 
     Raises:
-        TrainingError: names the batch's first windows, or what a criterion gave instead of a loss.
+        TrainingError: names the batch's first windows, or what a criterion returned instead.
     """
     check_losses(losses)
     if not torch.isfinite(losses["loss"]):
@@ -380,7 +421,7 @@ def check_finite(losses: Losses, windows: Windows) -> None:
 
 
 def exploded(what: str, value: float, windows: Windows) -> TrainingError:
-    """The error for a loss or a gradient that can teach nothing, which names its batch."""
+    """The error for a loss or a gradient that is not finite or too large; names its batch."""
     names = windows.describe(slice(0, 5))
     return TrainingError(
         f"the {what} became {value:.6g} on a batch of {len(windows)} windows that begins with "

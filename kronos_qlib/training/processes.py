@@ -1,8 +1,7 @@
-"""Training in several processes of this machine, begun from within one: a notebook, or `qrun`.
+"""Training in several processes of this machine, started from within one: a notebook, or `qrun`.
 
-`torch.multiprocessing` starts them and ends them all when one fails or this process goes. It asks
-of a script what Python's own `multiprocessing` does: its entry stands under
-`if __name__ == "__main__"`.
+`torch.multiprocessing` starts them and ends them all when one fails or this process ends. As with
+Python's own `multiprocessing`, a script's entry must be under `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 POLL_SECONDS = 0.2
 LAST_WORDS_SECONDS = 5.0
-"""How long other processes may go on when one has failed: the first may say why."""
+"""How long other processes may go on when one has failed, to report why."""
 
 
 def train_in_processes(
@@ -47,14 +46,14 @@ def train_in_processes(
     on_steps: OnSteps | None = None,
     **settings: Any,
 ) -> TrainingReport:
-    """`train`, by so many processes that share every batch; arguments as of `loop.train`.
+    """`train`, by several processes that share every batch; arguments as of `loop.train`.
 
     On a CPU the threads are divided among them; with CUDA each has a GPU of its own. Each has a
     copy of the windows' table.
 
     Raises:
         ConfigError: there are fewer GPUs, or the device cannot be shared.
-        TrainingError: as of `train`; or a process was killed (says which and by what).
+        TrainingError: as of `train`; or a process was killed (names rank and signal).
     """
     device = torch.device(device)
     if device.type == "cuda" and processes > torch.cuda.device_count():
@@ -106,7 +105,7 @@ def _work(
     threads: int,
     job: tuple[Any, Any, Any, Any, dict[str, Any]],
 ) -> None:
-    """A process' part of a job; what comes of it goes to the one that began it."""
+    """A process' part of a job; it sends its results to the process that started it."""
     for number, sender in enumerate(senders):
         if number != rank:
             sender.close()
@@ -148,10 +147,10 @@ def _received(
     on_epoch: OnEpoch | None,
     on_steps: OnSteps | None,
 ) -> dict[str, Any]:
-    """What the processes send, until all have ended, or one has failed and the others hang.
+    """The processes' results, until all have ended, or one has failed and the others hang.
 
     Raises:
-        KronosError: what one of them met; or says which was killed.
+        KronosError: the first error of theirs; or names the process that was killed.
         RuntimeError: another error, with its traceback.
     """
     result: dict[str, Any] = {}
@@ -183,7 +182,7 @@ def _received(
 
 
 def _raise_first(problems: dict[int, Exception], processes: Sequence[Any]) -> None:
-    """An error of ours first, then a kill, since the errors of the others follow from it."""
+    """Raise an error of this package first, then a kill, which causes errors in the others."""
     for problem in problems.values():
         if isinstance(problem, errors.KronosError):
             raise problem
@@ -199,7 +198,7 @@ def _raise_first(problems: dict[int, Exception], processes: Sequence[Any]) -> No
 
 
 def how_it_ended(code: int) -> str:
-    """What an exit code says of a process that left no error.
+    """The meaning of an exit code, for a process that sent no error.
 
     >>> how_it_ended(3)
     'ended with exit code 3; what it wrote to stderr says why'

@@ -1,4 +1,4 @@
-"""What a training run keeps on disk so that it can go on: whole files, or none."""
+"""The state of a training run on disk, from which it can resume: whole files, or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.files import replacing
 from kronos_qlib.owners import lock_of
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class RunStore:
     """A folder with the newest states of one run, each a file that is complete or not there.
 
     A state is a mapping of tensors, numbers, texts and lists; nothing in it is code. Its file
-    begins with the digest of the rest, is written beside its place, flushed to the disk and moved.
+    begins with the digest of the rest, and is flushed to the disk before it takes its place.
 
     Args:
         folder: of this run alone; made when first written.
@@ -50,7 +51,7 @@ class RunStore:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within, no other run gets the folder; the system lets go of it when a process is killed.
+        """Within, the folder is locked for other runs; a killed process frees it.
 
         Raises:
             TrainingError: another run has it, or the folder cannot be written.
@@ -61,7 +62,7 @@ class RunStore:
         except Timeout as taken:
             raise TrainingError(
                 f"another run is at work in {self.folder}: two would delete each other's states. "
-                "Give this one a folder of its own, or let the other end"
+                "Give this one a folder of its own, or wait for the other"
             ) from taken
         except OSError as problem:
             raise TrainingError(f"no states can be kept in {self.folder}: {problem}") from problem
@@ -71,7 +72,7 @@ class RunStore:
             lock.release()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps, and let go of those before the last.
+        """Write the state after `step` steps, and delete those before the last two.
 
         Raises:
             TrainingError: the disk is full or the folder cannot be written. What was there stays.
@@ -80,22 +81,17 @@ class RunStore:
         torch.save({"signature": self.signature, "step": step, "state": state}, payload)
         data = payload.getbuffer()
         target = self.folder / f"{step:012d}{SUFFIX}"
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f".*{SUFFIX}.*"):
                 left.unlink(missing_ok=True)  # of a writer that was killed
-            with draft.open("wb") as file:
+            with replacing(target) as draft, draft.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(target)
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as problem:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
             good = next(iter(self._files()), None)
             raise TrainingError(
                 f"the state after {step} steps cannot be written to {self.folder}: {problem}; "
@@ -108,7 +104,7 @@ class RunStore:
 
         Raises:
             CheckpointError: there are states and none is whole.
-            ConfigError: the state is another run's; says what differs.
+            ConfigError: the state is another run's; names what differs.
         """
         files = self._files()
         for file in files:
@@ -152,13 +148,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """States of torch's own generators: the CPU's, and a GPU's."""
+    """States of torch's own generators, the CPU's and a GPU's: (bytes,) uint8 each."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Go on with what `random_state` gave."""
+    """Set the generators to the states that `random_state` returned, of the same shape."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

@@ -19,6 +19,11 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def check_optimizer(config: TrainingConfig | AlphaConfig) -> None:
+    """Refuse settings of AdamW and its schedule that cannot work.
+
+    Raises:
+        ConfigError: names the setting.
+    """
     require(config.learning_rate > 0, f"learning_rate must be above 0, got {config.learning_rate}")
     require(config.clip_norm > 0, f"clip_norm must be above 0, got {config.clip_norm}")
     require(config.weight_decay >= 0, f"weight_decay must not be negative: {config.weight_decay}")
@@ -62,8 +67,8 @@ class TrainingConfig:
     windows_per_epoch: int | None = None
     """Windows drawn for one epoch, without repeats; None takes all of them."""
     validation_windows: int = 2000
-    """At most so many windows, evenly spaced over the validation segment, are scored after each
-    epoch: always the same ones."""
+    """Windows, at most, that are scored after each epoch: evenly spaced over the validation
+    segment, always the same ones."""
     batch_size: int = 50
     """Windows per step."""
     learning_rate: float = 4e-5
@@ -75,23 +80,23 @@ class TrainingConfig:
     clip_norm: float = 3.0
     """Largest norm of the gradient."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation loss; None never stops early."""
+    """Stop after this many epochs without a better validation loss; None never stops early."""
     teacher_forcing: bool = True
     """Predictor: feed the s2 head the true next s1. False feeds one sampled from the model's own
     distribution, as published."""
     shift_dates: bool = False
     """Predictor: train each window under the days and months of another part of the year. A few
-    years' dates can be learned by heart, and what the market did on each: nano's validation loss
-    was 2.154 with true dates and 2.098 with shifted ones. What the seasons tell is lost."""
+    years' dates are few enough to overfit: nano's validation loss was 2.154 with true dates and
+    2.098 with shifted ones. Seasonal effects are lost."""
     loss_bars: str = "all"
     """Bars whose tokens are targets: "all" of a window, or its "horizon" only."""
     lora_rank: int | None = None
     """Rank of the LoRA adapters that are trained instead of the weights, and merged into them at
     the end; None trains all weights."""
     lora_alpha: float = 16.0
-    """Adapters count lora_alpha / lora_rank times."""
+    """The adapters' output is scaled by lora_alpha / lora_rank."""
     accumulation: int = 1
-    """Parts that a batch is worked through in, for memory; the step is that of the whole batch."""
+    """Parts that a batch is accumulated from, for memory; the step is that of the whole batch."""
     precision: str = "float32"
     """Of the forward and backward pass; "bfloat16" and, on a GPU, "float16" keep the weights and
     the losses in float32."""
@@ -112,13 +117,13 @@ class TrainingConfig:
 
     @property
     def metric(self) -> str:
-        """What chooses the epoch that is kept."""
+        """The validation metric by which the epoch that is kept is chosen."""
         return "loss"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaConfig:
-    """The stage that trains an alpha head: one number for a window, learned from what is traded.
+    """The stage that trains an alpha head: one number for a window, learned from the label.
 
     Defaults were chosen on A-shares, with nano's contexts, trained to 2001-12, by the Rank IC of
     the first half of 2002, several seeds together.
@@ -135,7 +140,7 @@ class AlphaConfig:
     lora_rank: int = 8
     """Rank of the adapters of backbone "lora", which are merged into its weights at the end."""
     lora_alpha: float = 16.0
-    """Adapters count lora_alpha / lora_rank times."""
+    """The adapters' output is scaled by lora_alpha / lora_rank."""
     context_width: int = 16
     """Columns made of the context; 0 leaves it out, and the head sees the scale alone."""
     hidden: int = 64
@@ -145,7 +150,7 @@ class AlphaConfig:
     epochs: int = 8
     """Passes over the days."""
     validation_days: int | None = None
-    """At most so many days, evenly spaced over the validation segment, judge an epoch; None takes
+    """Days, at most, that judge an epoch, evenly spaced over the validation segment; None takes
     all. A trained backbone reads each of their windows anew after every epoch."""
     windows_per_day: int | None = None
     """Windows of each day that a step sees, 5 at least, drawn anew each epoch; None takes all."""
@@ -158,9 +163,9 @@ class AlphaConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     metric: str = "rank_ic"
-    """What chooses the epoch that is kept, on the validation segment: "rank_ic", "ic" or "loss"."""
+    """By which the epoch that is kept is chosen, on validation: "rank_ic", "ic" or "loss"."""
     patience: int | None = None
-    """Stop after so many epochs that were no better; None never stops early."""
+    """Stop after this many epochs without a better metric; None never stops early."""
     precision: str = "float32"
     """As of `TrainingConfig`."""
     seed: int = 0

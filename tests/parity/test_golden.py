@@ -139,11 +139,11 @@ def test_greedy_forecast(golden, generate_plainly, case):
     context = int(golden.arrays[f"greedy_{case}_max_context"])
     horizon = stamps.shape[1] - x.shape[1]
     tokens = tokenizer.encode(x)
-    chance = path_uniforms(0, [b""] * len(x), 1, horizon)
+    uniforms = path_uniforms(0, [b""] * len(x), 1, horizon)
     packed = PackedTokenizer(tokenizer)
     agree_on = packed.encode(x)
     assert all(torch.equal(one, other) for one, other in zip(agree_on, tokens, strict=True))
-    asked = (tokens, stamps, horizon, LIKELIEST, chance, context)
+    asked = (tokens, stamps, horizon, LIKELIEST, uniforms, context)
     for drawn in (generate(PackedKronos(predictor), *asked), generate_plainly(predictor, *asked)):
         bars, _ = decode_drawn(packed, tokens, drawn, 1, context)
         agree(bars, golden.arrays[f"greedy_{case}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +159,38 @@ def test_a_cpu_without_bfloat16_products_draws_all_the_same(make_pair, monkeypat
     stamps = np.ones((2, 34, 5), dtype=int)
     drawn = forecaster.paths(bars, stamps[:, :30], stamps[:, 30:], 4, sample_count=3)
     assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("lacking", ["namespace", "arguments", "values"])
+def test_a_torch_without_the_private_products_draws_the_same(make_pair, monkeypatch, lacking):
+    """They are torch's own and may go, or be called otherwise: F.linear then does all of it."""
+    tokenizer, model = make_pair()
+    bars = 50 + np.random.default_rng(0).normal(size=(2, 30, 6)).cumsum(axis=1)
+    stamps = np.ones((2, 34, 5), dtype=int)
+
+    def drawn():
+        forecaster = KronosPredictor(model, tokenizer, device="cpu")
+        return forecaster.paths(bars, stamps[:, :30], stamps[:, 30:], 4, sample_count=3)
+
+    expected = drawn()
+    ops, asked = torch.ops.mkldnn, []
+
+    def product(*args):
+        asked.append(args)
+        if lacking == "arguments":
+            raise TypeError("unexpected arguments")
+        return torch.zeros(len(args[0]), 8)
+
+    product.binary = lambda x, *_: torch.zeros_like(x)
+    others = {"_linear_pointwise": product, "_reorder_linear_weight": ops._reorder_linear_weight}
+    gone = SimpleNamespace(**({} if lacking == "namespace" else others))
+    monkeypatch.setattr(torch.ops, "mkldnn", gone)
+    engine._can_pack.cache_clear()
+    try:
+        np.testing.assert_allclose(drawn(), expected, rtol=1e-4)
+        assert len(asked) <= 2, "asked once, by the trial, and never for a forecast"
+    finally:
+        engine._can_pack.cache_clear()
 
 
 def stratified_draws(forecaster, paths, horizon):

@@ -218,7 +218,7 @@ def test_what_was_sampled_comes_back_by_name(forecaster):
         assert one.paths.shape == (5, AHEAD, 6)
         assert list(one.times) == list(times)
         assert one.last_close == np.float32(frame["close"].iloc[-1])
-    # A key gives the same chance to the array interface.
+    # A key gives the same random numbers to the array interface.
     stamps = stamps_of(DAYS[: PAST + AHEAD])[None]
     x = frames[1].to_numpy(np.float32)[None]
     alone = forecaster.paths(

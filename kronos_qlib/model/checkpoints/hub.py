@@ -47,8 +47,8 @@ def reach(endpoint: str, patience: float = PATIENCE) -> None:
         endpoint: as "https://huggingface.co".
 
     Raises:
-        OSError: nothing took a connection in so many seconds. A name that is looked up for longer
-            than that is given up too, which no setting of sockets does.
+        OSError: nothing accepted a connection within `patience` seconds, the name's look-up
+            included, for which sockets have no timeout.
     """
     parts = urlsplit(endpoint)
     proxy = getproxies().get(parts.scheme)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from kronos_qlib.errors import (
     ConfigError,
     printable,
     short_repr,
+    some_of,
 )
 from kronos_qlib.files import replacing
 from kronos_qlib.model.checkpoints import weights
@@ -39,7 +40,6 @@ from kronos_qlib.model.checkpoints.published import (
     tokenizer_named,
 )
 from kronos_qlib.model.checkpoints.strict_json import is_file, read_object
-from kronos_qlib.model.checkpoints.weights import Fillable, some
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.settings import from_mapping
 
@@ -71,40 +71,42 @@ BUNDLED = "nano"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a loaded network came from, and what it says of its partner."""
+    """Where a loaded network came from, and which tokenizer belongs to it."""
 
     name: str
     """Alias, Hub id or folder."""
     repo: str | None = None
     """Hub repository that it came from; of a folder, the one that it is taken for a copy of."""
     partner: str | None = None
-    """Fingerprint of the tokenizer that a predictor was trained with, if its file says."""
+    """Fingerprint of the tokenizer that a predictor was trained with, if its file has one."""
     max_context: int | None = None
-    """Bars that a predictor attends to: what its file says, or what is published."""
+    """Bars that a predictor attends to: the number in its file, or the published one."""
 
 
-class Loadable(Fillable, Protocol):
-    """What the two networks have in common here."""
+class Checkpointed(nn.Module):
+    """What tokenizer and predictor have in common: a config, and where their weights came from."""
 
-    origin: Origin | None
-
-    @property
-    def replaced(self) -> dict[str, str]: ...
-    def eval(self) -> Any: ...
-
-
-class Pairable(Protocol):
-    """A network whose token sizes must agree with its partner's."""
-
-    origin: Origin | None
+    config: TokenizerConfig | PredictorConfig
+    origin: Origin | None = None
+    """None for new weights."""
 
     @property
-    def s1_bits(self) -> int: ...
+    def s1_bits(self) -> int:
+        """Ids of s1 lie in [0, 2**s1_bits)."""
+        return self.config.s1_bits
+
     @property
-    def s2_bits(self) -> int: ...
+    def s2_bits(self) -> int:
+        """Ids of s2 lie in [0, 2**s2_bits)."""
+        return self.config.s2_bits
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Class names of the parts that are not the published ones, by the arguments for them."""
+        return {}
 
 
-Net = TypeVar("Net", bound=Loadable)
+Net = TypeVar("Net", bound=Checkpointed)
 Config = TypeVar("Config", TokenizerConfig, PredictorConfig)
 
 
@@ -235,18 +237,8 @@ def is_published(name_or_path: str | Path) -> bool:
     return not folder.is_dir() or published_in(_half(folder, "predictor")) is not None
 
 
-def replaced(**parts: tuple[object, type]) -> dict[str, str]:
-    """Class names of the parts, each with its published class, that are of another."""
-    return {
-        name: type(part).__name__
-        for name, (part, published) in parts.items()
-        if type(part) is not published
-    }
-
-
 def save(
-    net: Loadable,
-    config: TokenizerConfig | PredictorConfig,
+    net: Checkpointed,
     path: str | Path,
     header: Mapping[str, str] | None = None,
 ) -> Path:
@@ -256,7 +248,9 @@ def save(
         header: entries for the weights file's own header, beside those of replaced parts.
     """
     parts = {PART_KEY + name: kind for name, kind in net.replaced.items()}
-    return replace_files(path, asdict(config), weights.to_bytes(net, {**(header or {}), **parts}))
+    return replace_files(
+        path, asdict(net.config), weights.to_bytes(net, {**(header or {}), **parts})
+    )
 
 
 def replace_files(path: str | Path, config: Mapping[str, Any], data: bytes) -> Path:
@@ -282,7 +276,7 @@ def fingerprint(net: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
+def check_pair(predictor: Checkpointed, tokenizer: Checkpointed) -> None:
     """Refuse a tokenizer that the predictor was not trained with, as far as can be known.
 
     The sizes must agree. Two published tokenizers have the same sizes (fault 13), so the names
@@ -309,7 +303,7 @@ def check_pair(predictor: Pairable, tokenizer: Pairable) -> None:
                 "agree but the codes do not"
             )
     expected = predictor.origin.partner
-    if expected and isinstance(tokenizer, nn.Module) and fingerprint(tokenizer) != expected:
+    if expected and fingerprint(tokenizer) != expected:
         raise CheckpointError(
             f"the predictor from {predictor.origin.name} was trained with another tokenizer than "
             f"the one from {from_where.name}: its weights have another fingerprint than the "
@@ -398,7 +392,7 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
             raise CheckpointError(
                 f"{path} {what}; the folder of a {role} holds {CONFIG_FILE} and {WEIGHTS_FILE} "
                 f"(safetensors only, no pickles), this one holds "
-                f"{some([printable(one) for one in found]) or 'nothing'}"
+                f"{some_of([printable(one) for one in found]) or 'nothing'}"
             )
     copied = published_in(folder) if role == "predictor" and name != BUNDLED else None
     repo = copied.predictor if copied else None
@@ -406,7 +400,7 @@ def _in_folder(role: str, folder: Path, name: str) -> _Place:
 
 
 def _half(folder: Path, role: str) -> Path:
-    """Where one half lies in a folder, which may hold both."""
+    """The folder of one half, in a folder that may hold both."""
     if not (folder / CONFIG_FILE).exists() and (folder / role).is_dir():
         return folder / role
     return folder
@@ -424,7 +418,7 @@ def _read_config(kind: type[Config], role: str, path: Path) -> Config:
         raise CheckpointConfigError(str(bad)) from bad
 
 
-def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> None:
+def _check_parts(net: Checkpointed, header: Mapping[str, str], place: _Place) -> None:
     saved = {
         key.removeprefix(PART_KEY): value
         for key, value in header.items()
@@ -444,16 +438,16 @@ def _check_parts(net: Loadable, header: Mapping[str, str], place: _Place) -> Non
 
 
 def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
-    told = header.get(CONTEXT_KEY)
+    given = header.get(CONTEXT_KEY)
     published = [model.max_context for model in ALIASES.values() if model.predictor == place.repo]
     context = published[0] if published else None
-    if told is not None:
-        is_whole = told.isascii() and told.isdigit() and len(told) < 10
-        context = int(told) if is_whole else 0
+    if given is not None:
+        is_whole = given.isascii() and given.isdigit() and len(given) < 10
+        context = int(given) if is_whole else 0
         if not 1 <= context <= MAX_CONTEXT:
             raise CheckpointError(
                 f"{CONTEXT_KEY} in the header of {place.weights} must be a whole number from 1 to "
-                f"{MAX_CONTEXT}, got {short_repr(told)}"
+                f"{MAX_CONTEXT}, got {short_repr(given)}"
             )
     return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
 

@@ -15,7 +15,7 @@ from kronos_qlib.model.checkpoints.weights import opened
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_VARIABLE = "KRONOS_TOKENIZER"
-"""Environment variable: the tokenizer of a predictor that lies alone in its folder."""
+"""Environment variable: the tokenizer of a predictor whose folder has none."""
 OURS = "kronos_qlib."
 """Start of the entries that this package writes into a weights file's header."""
 
@@ -85,10 +85,10 @@ _SIZES = ("n_layers", "d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
 
 
 def published_in(folder: Path) -> HubModel | None:
-    """The published pair whose predictor lies in a folder, known by its sizes.
+    """The published pair whose predictor is in a folder, recognised by its sizes.
 
-    A file that this package has written is trained from something, and no published one. Whoever
-    trained the same sizes elsewhere is taken for published too, which decides defaults only.
+    A file that this package has written is not a published one. Weights of these sizes that were
+    trained elsewhere are taken for published too, which decides defaults only.
     """
     try:
         if not is_file(folder / CONFIG_FILE):
@@ -97,7 +97,7 @@ def published_in(folder: Path) -> HubModel | None:
         with opened(folder / WEIGHTS_FILE) as (_, header):
             is_ours = any(key.startswith(OURS) for key in header.texts)
     except (CheckpointError, OSError):
-        return None  # what is wrong with it is said where it is loaded
+        return None  # loading it raises the error
     if is_ours:
         return None
     for alias, shape in SHAPES.items():
@@ -107,10 +107,10 @@ def published_in(folder: Path) -> HubModel | None:
 
 
 def tokenizer_named(folder: Path) -> str | None:
-    """The Hub repository of a published tokenizer whose folder bears its name.
+    """The Hub repository of a published tokenizer whose folder has its name.
 
-    Two published tokenizers have the same sizes, so nothing else tells a copy of one from the
-    other. A folder of the Hub's cache is `models--owner--name/snapshots/revision`.
+    Two published tokenizers have the same sizes, so only the name distinguishes copies of them. A
+    folder of the Hub's cache is `models--owner--name/snapshots/revision`.
     """
     for model in ALIASES.values():
         owner, name = model.tokenizer.split("/")
@@ -121,10 +121,10 @@ def tokenizer_named(folder: Path) -> str | None:
 
 
 def tokenizer_beside(folder: Path) -> str | Path | None:
-    """The tokenizer of a predictor that lies alone in a folder; None where the folder is another.
+    """The tokenizer of a predictor whose folder has none; None where the folder is another.
 
     Returns:
-        What the environment variable KRONOS_TOKENIZER names; else the folder beside it that bears
+        What the environment variable KRONOS_TOKENIZER names; else the folder beside it that has
         the name of the published tokenizer for a predictor of these sizes; None for a folder
         without a predictor, or with one of other sizes.
 

@@ -52,7 +52,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """The object in the bytes of a JSON file.
 
     Raises:
-        ValueError: says what is not allowed.
+        ValueError: names what is not allowed.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES} bytes")

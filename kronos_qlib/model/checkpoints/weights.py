@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kronos_qlib.errors import CheckpointError, printable, short_repr
+from kronos_qlib.errors import CheckpointError, printable, short_repr, some_of
 from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES, is_file, parse_object
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
@@ -39,14 +39,14 @@ MEBIBYTE = 2**20
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no number is NaN or infinite; a sum costs a third of asking every number."""
+    """Whether no number of a tensor (...) is NaN or infinite; a sum costs a third of `isfinite`."""
     # Finite numbers may have a sum that overflows.
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of one tensor."""
+    """The header's entry of one tensor."""
 
     kind: str
     """Its type, a key of `TYPES`."""
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says: every tensor's place, and entries of text."""
+    """The header: every tensor's place, and entries of text."""
 
     tensors: Mapping[str, Entry]
     texts: Mapping[str, str]
@@ -69,21 +69,6 @@ class Header:
     def values(self) -> int:
         """Numbers in all tensors together."""
         return sum(math.prod(entry.shape) for entry in self.tensors.values())
-
-
-class HasWeights(Protocol):
-    """Any network."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-
-class Fillable(HasWeights, Protocol):
-    """A network that takes weights."""
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any: ...
-    def named_modules(self) -> Any: ...
 
 
 @contextmanager
@@ -109,7 +94,7 @@ def read_header(file: File, source: Path | str) -> Header:
     """The header alone, in which nothing contradicts itself or the size of the file.
 
     Raises:
-        CheckpointError: says what is wrong and names the source.
+        CheckpointError: it contradicts itself or the file; names the source.
     """
     try:
         size = file.seek(0, os.SEEK_END)
@@ -161,7 +146,7 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(one) is int and one >= 0 for one in values)
 
 
-def _check_places(tensors: Mapping[str, Entry], room: int) -> None:
+def _check_places(tensors: Mapping[str, Entry], size: int) -> None:
     """Tensors lie one after another and fill the file."""
     reached = 0
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -171,8 +156,8 @@ def _check_places(tensors: Mapping[str, Entry], room: int) -> None:
                 f"{reached}"
             )
         reached = entry.end
-    if reached != room:
-        raise ValueError(f"its tensors take {reached} bytes, it holds {room}: it is not whole")
+    if reached != size:
+        raise ValueError(f"its tensors take {reached} bytes, it holds {size}: it is not whole")
 
 
 def _check_written(file: File, size: int) -> None:
@@ -191,7 +176,7 @@ def _check_written(file: File, size: int) -> None:
         raise ValueError("most of it was never written (a sparse file)")
 
 
-def fill(net: Fillable, file: File, header: Header, source: Path | str) -> None:
+def fill(net: nn.Module, file: File, header: Header, source: Path | str) -> None:
     """Give a network, on the meta device or not, the weights of a file.
 
     Whatever floating type they have in the file, they are float32 after it.
@@ -209,14 +194,18 @@ def fill(net: Fillable, file: File, header: Header, source: Path | str) -> None:
     net.load_state_dict(found, strict=True, assign=is_empty)
 
 
-def fill_from_bytes(net: Fillable, data: bytes, source: str) -> None:
+def fill_from_bytes(net: nn.Module, data: bytes, source: str) -> None:
     """`fill` from what `to_bytes` returned."""
     file = io.BytesIO(data)
     fill(net, file, read_header(file, source), source)
 
 
-def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str) -> None:
-    """Refuse tensors that are not the network's; names the file and the first that do not fit."""
+def check_fit(net: nn.Module, tensors: Mapping[str, Entry], source: Path | str) -> None:
+    """Refuse tensors that are not the network's.
+
+    Raises:
+        CheckpointError: names the file and the first tensors that do not fit.
+    """
     own = net.state_dict()
     missing = [printable(name) for name in sorted(own.keys() - tensors.keys())]
     unknown = [printable(name) for name in sorted(tensors.keys() - own.keys())]
@@ -232,9 +221,9 @@ def check_fit(net: HasWeights, tensors: Mapping[str, Entry], source: Path | str)
             misfits.append(f"{name} is {entry.kind}, expected one of {', '.join(FLOATS)}")
         elif not wanted.is_floating_point() and TYPES[entry.kind] != wanted.dtype:
             misfits.append(f"{name} is {entry.kind}, expected {NAMES.get(wanted.dtype)}")
-    problems = [f"lacks {some(missing)}"] if missing else []
-    problems += [f"has unknown {some(unknown)}"] if unknown else []
-    problems += [some(misfits)] if misfits else []
+    problems = [f"lacks {some_of(missing)}"] if missing else []
+    problems += [f"has unknown {some_of(unknown)}"] if unknown else []
+    problems += [some_of(misfits)] if misfits else []
     if problems:
         raise CheckpointError(
             f"{source} does not fit the network: {'; '.join(problems)}. Is config.json beside it "
@@ -267,17 +256,17 @@ def _read(file: File, header: Header, name: str, source: Path | str) -> Tensor:
 
 def _read_into(file: File, tensor: Tensor) -> int:
     """How many bytes came: all that fit, or what the file still has."""
-    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    target = tensor.reshape(-1).view(torch.uint8).numpy().data
     place = 0
-    while place < len(room):  # at most 2 GiB come at once
-        got = file.readinto(room[place:])
+    while place < len(target):  # at most 2 GiB come at once
+        got = file.readinto(target[place:])
         if not got:
             break
         place += got
     return place
 
 
-def _constants(net: Fillable) -> dict[str, Tensor]:
+def _constants(net: nn.Module) -> dict[str, Tensor]:
     """Buffers whose values follow from the sizes, by their full names."""
     return {
         f"{path}.{name}": exact
@@ -294,8 +283,8 @@ def _checked(found: Tensor, exact: Tensor, kind: str, name: str, source: Path | 
     least = 1e-6 if is_narrow else 0.0  # float16 has no digits left for the lowest frequencies
     if not torch.allclose(found.double(), exact.double(), rtol=share, atol=least):
         raise CheckpointError(
-            f"{name} in {source} is not what follows from the sizes ({some(_numbers(exact))}), but "
-            f"{some(_numbers(found))}: this is another architecture, or the file is damaged"
+            f"{name} in {source} is not what follows from the sizes ({some_of(_numbers(exact))}), "
+            f"but {some_of(_numbers(found))}: this is another architecture, or the file is damaged"
         )
     return exact if is_narrow else found
 
@@ -304,13 +293,16 @@ def _numbers(values: Tensor) -> list[str]:
     return [f"{value:.6g}" for value in values.flatten().tolist()]
 
 
-def to_bytes(net: HasWeights, texts: Mapping[str, str] | None = None) -> bytes:
+def to_bytes(net: nn.Module, texts: Mapping[str, str] | None = None) -> bytes:
     """The weights as a safetensors file, on CPU whatever device the network is on.
 
     Equal weights and texts give equal bytes; the library writes its texts in any order.
 
     Args:
         texts: entries of the header beside the tensors.
+
+    Raises:
+        CheckpointError: a tensor has a number type that no checkpoint holds.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     # Widest types first, so that all lie at places that their types can be read from.
@@ -333,9 +325,3 @@ def to_bytes(net: HasWeights, texts: Mapping[str, str] | None = None) -> bytes:
     for name in order:
         parts.append(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return b"".join(parts)
-
-
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of them, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
