@@ -16,8 +16,7 @@ its first: labels of the last days before it are returns of its first days.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import pandas as pd
 
 from kronos_qlib.errors import BarDataError, ConfigError, LookaheadError
 from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.qlib_internals import clear_caches, metrics_dropped
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, PRICE_COLUMNS, VOLUME
 
 Scores = pd.Series | pd.DataFrame
@@ -92,7 +92,7 @@ def check_lookahead(
             folder = Path(kept, name)
             write_provider(table, folder, freq=freq, benchmark=benchmark)
             open_provider(folder, freq, region)
-            with _nothing_logged():
+            with metrics_dropped():
                 return scores_of(folder)
 
         usual = scored("as_they_are", bars)
@@ -195,7 +195,6 @@ def replaced_after(
 def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
     """Open Qlib on a folder as if for the first time: nothing of another one is remembered."""
     import qlib
-    from qlib.data.cache import H
 
     qlib.init(
         provider_uri={freq: str(folder)},
@@ -204,19 +203,7 @@ def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
         clear_mem_cache=True,
         skip_if_reg=False,
     )
-    H.clear()
-
-
-@contextmanager
-def _nothing_logged() -> Iterator[None]:
-    """Qlib's LGBModel logs every round, and where no run is open begins one in ./mlruns for it."""
-    from qlib.workflow import R
-
-    R.log_metrics = lambda **metrics: None  # on the wrapper, in front of the recorder's own
-    try:
-        yield
-    finally:
-        del R.log_metrics
+    clear_caches()
 
 
 def _table(scores: Scores) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,6 @@ import numpy.typing as npt
 import pandas as pd
 from qlib.config import C
 from qlib.data import D
-from qlib.data.cache import H
-from qlib.data.data import (
-    Cal,
-    FeatureD,
-    Inst,
-    LocalCalendarProvider,
-    LocalFeatureProvider,
-    LocalInstrumentProvider,
-    LocalProvider,
-)
 from qlib.log import get_module_logger
 from qlib.utils.time import Freq
 
@@ -48,6 +37,7 @@ from kronos_qlib.plugin.provider.faults import (
     missing_folders,
     why_missing,
 )
+from kronos_qlib.plugin.qlib_internals import data_folder, market_read_anew, reads_files
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
@@ -174,10 +164,10 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
     pool = D.instruments(instruments) if isinstance(instruments, str) else instruments
     folder = local_folder(freq)
     market = pool.get("market") if isinstance(pool, Mapping) else None
-    if folder is not None and isinstance(market, str) and _reads_files(Inst):
+    if folder is not None and isinstance(market, str) and reads_files("instrument"):
         read_calendar(freq)  # says what is wrong with it; Qlib's IndexError names no file
         check_market(folder, market)
-    with market_of(pool):
+    with market_read_anew(pool):
         spans: Spans = D.list_instruments(pool, freq=freq, as_list=False)
     if not spans and folder is not None and not pool.get("filter_pipe"):
         days = read_calendar(freq).astype("datetime64[D]")
@@ -197,7 +187,7 @@ def read_calendar(freq: str = "day", future: bool = False) -> Times:
         ConfigError: the folder is not there, or has no bars of this frequency.
     """
     folder = local_folder(freq)
-    if folder is None or not _reads_files(Cal):
+    if folder is None or not reads_files("calendar"):
         return np.asarray(D.calendar(freq=freq, future=future), dtype="datetime64[ns]")
     check_frequency(folder, freq)
     path = folder / "calendars" / f"{Freq(freq)}{'_future' if future else ''}.txt"
@@ -217,55 +207,24 @@ def read_calendar(freq: str = "day", future: bool = False) -> Times:
     return times
 
 
-@contextmanager
-def market_of(instruments: Any) -> Iterator[None]:
-    """Let Qlib read a market's file anew inside, and forget it again.
-
-    Qlib 0.9.7 remembers a market by its name alone: after the daily "all" has been asked for, the
-    5-minute "all" is the daily one, with its names and dates.
-    """
-    market = instruments.get("market") if isinstance(instruments, Mapping) else instruments
-
-    def forget() -> None:
-        if isinstance(market, str) and market in H["i"]:
-            H["i"].pop(market)
-
-    forget()
-    try:
-        yield
-    finally:
-        forget()
-
-
 def local_folder(freq: str = "day") -> Path | None:
-    """The folder of a provider that is files on this machine, as Qlib itself would read them."""
-    if not _reads_files(FeatureD) or type(D._provider) is not LocalProvider:
+    """The folder of a provider that is files on this machine, as Qlib itself would read them.
+
+    Returns:
+        None where bars come from a server or another storage.
+
+    Raises:
+        ConfigError: Qlib has no such frequency, or no folder for it.
+    """
+    if not reads_files():
         return None
     try:
-        return Path(C.dpm.get_data_uri(Freq(freq)))
+        return data_folder(freq)
     except ValueError as unknown:
         raise ConfigError(f"Qlib knows no freq {freq!r}: give day or as 5min") from unknown
     except KeyError as missing:
         known = ", ".join(C["provider_uri"])
         raise ConfigError(f"there is no folder for freq {freq!r}, only {known}") from missing
-
-
-LOCAL: Mapping[type, str] = {
-    LocalCalendarProvider: "FileCalendarStorage",
-    LocalFeatureProvider: "FileFeatureStorage",
-    LocalInstrumentProvider: "FileInstrumentStorage",
-}
-"""Qlib's providers of files, and the storage that each reads them through unless told otherwise."""
-
-
-def _reads_files(wrapper: Any) -> bool:
-    """Whether one of Qlib's providers reads the files of `provider_uri` itself."""
-    provider: Any = getattr(wrapper, "_provider", None)
-    usual = LOCAL.get(type(provider))
-    if usual is None:
-        return False
-    backend = provider.backend or {"class": usual}
-    return backend.get("class") == usual and not backend.get("kwargs")
 
 
 class _Files:

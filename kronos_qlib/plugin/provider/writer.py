@@ -6,8 +6,7 @@ import io
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from qlib.config import C
-from qlib.constant import REG_CN
-from qlib.data.storage.file_storage import (
-    FileCalendarStorage,
-    FileFeatureStorage,
-    FileInstrumentStorage,
-)
-from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar.clock import DAY
@@ -39,6 +30,12 @@ from kronos_qlib.data.files.check import (
 )
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.files import recover, replacing
+from kronos_qlib.plugin.provider.faults import feature_folder
+from kronos_qlib.plugin.qlib_internals import (
+    stored_calendar_lines,
+    stored_feature,
+    stored_market,
+)
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -299,14 +296,14 @@ def _check_symbols(symbols: Sequence[str]) -> None:
                 f"symbol {_short(symbol)} holds {unseen[0]!r}, which does not show: strip it, or "
                 "two names that look alike will be two instruments"
             )
-        if (size := len(_folder_name(symbol).encode())) > LONGEST_NAME:
+        if (size := len(feature_folder(symbol).encode())) > LONGEST_NAME:
             raise BarDataError(
                 f"symbol {_short(symbol)} is {size} bytes long and a folder's name at most "
                 f"{LONGEST_NAME}; is the column with symbols the right one?"
             )
         if not symbol.strip() or UNSAFE_IN_PATH.search(symbol):
             raise BarDataError(f"symbol {symbol!r} cannot name a folder on every system; rename it")
-        first = folders.setdefault(_folder_name(symbol), symbol)
+        first = folders.setdefault(feature_folder(symbol), symbol)
         if first != symbol:
             raise BarDataError(f"symbols {first!r} and {symbol!r} would share one folder")
     symbols = [symbol.upper() for symbol in symbols]
@@ -322,10 +319,6 @@ def _check_symbols(symbols: Sequence[str]) -> None:
 
 def _short(name: str) -> str:
     return repr(name) if len(name) <= 60 else f"{name[:50]!r}... ({len(name)} letters)"
-
-
-def _folder_name(symbol: str) -> str:
-    return str(code_to_fname(symbol)).lower()
 
 
 def _vwap(table: pd.DataFrame, lot: int) -> tuple[npt.NDArray[np.float64], int]:
@@ -456,10 +449,7 @@ def _write_calendars(
     later = list(future.strftime(_time_format(freq)))
     for ahead, lines in ((False, times), (True, times + later)):
         _write_lines(folder / "calendars" / f"{freq}{'_future' if ahead else ''}.txt", lines)
-        with _qlib_config():
-            stored = FileCalendarStorage(freq, ahead, {freq: str(folder)})
-            stored.enable_read_cache = False  # the cache is the process's own
-            _check_same("calendar", stored.data, lines)
+        _check_same("calendar", stored_calendar_lines(folder, freq, ahead), lines)
 
 
 def _write_markets(folder: Path, freq: str, markets: Mapping[str, pd.DataFrame]) -> None:
@@ -468,8 +458,7 @@ def _write_markets(folder: Path, freq: str, markets: Mapping[str, pd.DataFrame])
         shown = spans.apply(lambda times: times.dt.strftime(_time_format(freq)))
         lines = ["\t".join(row) for row in shown.itertuples()]
         _write_lines(folder / "instruments" / f"{market}.txt", lines)
-        with _qlib_config():
-            read = FileInstrumentStorage(market, freq, {freq: str(folder)}).data
+        read = stored_market(folder, freq, market)
         written = {symbol: [(first, last)] for symbol, first, last in spans.itertuples()}
         _check_same(f"market {market}", read, written)
 
@@ -493,35 +482,20 @@ def _write_features(
     """One file per instrument and field: index of the first value, then one value per time."""
     values = table[list(fields)].to_numpy(np.float32)
     places = calendar.get_indexer(pd.DatetimeIndex(table["date"]))
-    with _qlib_config():
-        for symbol, rows in table.groupby("symbol").indices.items():
-            instrument = _folder_name(str(symbol))
-            (folder / "features" / instrument).mkdir(parents=True)
-            start, stop = places[rows].min(), places[rows].max() + 1
-            dense = np.full((stop - start, len(fields)), np.nan, dtype="<f4")
-            dense[places[rows] - start] = values[rows]
-            for field, column in zip(fields, dense.T, strict=True):
-                path = folder / "features" / instrument / f"{field}.{freq}.bin"
-                path.write_bytes(np.concatenate([[start], column]).astype("<f4").tobytes())
-                read = FileFeatureStorage(instrument, field, freq, {freq: str(folder)})[:]
-                same = read.index[0] == start and np.array_equal(read, column, equal_nan=True)
-                _check_same(f"{symbol} {field}", same, True)
+    for symbol, rows in table.groupby("symbol").indices.items():
+        instrument = feature_folder(str(symbol))
+        (folder / "features" / instrument).mkdir(parents=True)
+        start, stop = places[rows].min(), places[rows].max() + 1
+        dense = np.full((stop - start, len(fields)), np.nan, dtype="<f4")
+        dense[places[rows] - start] = values[rows]
+        for field, column in zip(fields, dense.T, strict=True):
+            path = folder / "features" / instrument / f"{field}.{freq}.bin"
+            path.write_bytes(np.concatenate([[start], column]).astype("<f4").tobytes())
+            read = stored_feature(folder, freq, instrument, field)
+            same = read.index[0] == start and np.array_equal(read, column, equal_nan=True)
+            _check_same(f"{symbol} {field}", same, True)
 
 
 def _check_same(what: str, read: Any, written: Any) -> None:
     if read != written:
         raise BarDataError(f"{what}: Qlib reads back something else than was written")
-
-
-@contextmanager
-def _qlib_config() -> Iterator[None]:
-    """Lend Qlib's storage classes the two settings they ask for before `qlib.init` has run."""
-    settings = C.__dict__["_config"]
-    lent = [name for name in ("region", "mount_path") if name not in settings]
-    for name in lent:
-        settings[name] = REG_CN if name == "region" else None
-    try:
-        yield
-    finally:
-        for name in lent:
-            del settings[name]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from qlib.config import C
 from qlib.data import D
 from qlib.utils.time import Freq
 from qlib.workflow.recorder import Recorder
@@ -118,11 +116,6 @@ def report_frequency(freq: str) -> str:
         return "{}{}".format(*Freq.parse(freq))
     except ValueError as problem:
         raise ConfigError(f"Qlib knows no frequency {freq!r}: give day or as 5min") from problem
-
-
-def provider_folder(freq: str) -> Path:
-    """Where the bars of the run are kept."""
-    return Path(C.dpm.get_data_uri(freq))
 
 
 def features_at(index: pd.Index, expressions: list[str], freq: str) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from kronos_qlib.errors import MissingArtifactError
 from kronos_qlib.evaluation.portfolio.metrics import (
     PORTFOLIO_METRICS,
 )
+from kronos_qlib.plugin.qlib_internals import wait_for_log
 from kronos_qlib.plugin.records.portfolio_report import (
     RISK_METRICS,
     SEARCH_AND_COST_METRICS,
@@ -94,14 +94,8 @@ def await_metrics(recorder: Recorder) -> None:
     Raises:
         MissingArtifactError: the thread has died, and metrics with it.
     """
-    caller = getattr(recorder, "async_log", None)
-    if caller is None:  # the run was reopened: Qlib then writes at once
-        return
-    reached = threading.Event()
-    caller(reached.set)  # the queue is first in, first out
-    while not reached.wait(timeout=0.2):
-        if not caller._t.is_alive() and not reached.is_set():
-            raise MissingArtifactError(
-                "Qlib's logging thread died before every metric and parameter was written; its "
-                "traceback stands above, in 'Exception in thread'"
-            )
+    if not wait_for_log(recorder):
+        raise MissingArtifactError(
+            "Qlib's logging thread died before every metric and parameter was written; its "
+            "traceback stands above, in 'Exception in thread'"
+        )

@@ -45,6 +45,7 @@ from kronos_qlib.evaluation.ranking.signal_figures import (
 from kronos_qlib.evaluation.ranking.signal_text import signal_page, signal_verdict
 from kronos_qlib.evaluation.ranking.uncertainty import by_day, daily_mean, fewest_days
 from kronos_qlib.extras import require
+from kronos_qlib.plugin.qlib_internals import data_folder
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
     features_at,
@@ -54,11 +55,10 @@ from kronos_qlib.plugin.records.artifacts import (
     load_predictions,
     load_signals,
     load_task,
-    provider_folder,
 )
 from kronos_qlib.plugin.records.baseline_scores import baselines_at
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
-from kronos_qlib.plugin.runs.stored_runs import label_bars_of
+from kronos_qlib.plugin.task_sections import label_bars_of
 from kronos_qlib.signals.past_bars import BASELINES
 from kronos_qlib.signals.shaping import Neutralise
 
@@ -428,7 +428,7 @@ class SignalReportRecord(ACRecordTemp):
         self, pred: pd.DataFrame, labels: pd.DataFrame, score: pd.DataFrame
     ) -> dict[str, float]:
         """What a perfect model reaches on the rows of the score; nothing for a real market."""
-        path = provider_folder(frequency_of(pred.index)) / "oracle.parquet"
+        path = data_folder(frequency_of(pred.index)) / "oracle.parquet"
         if not path.is_file():
             return {}
         truth = to_wide(pd.read_parquet(path).iloc[:, 0])

@@ -24,8 +24,9 @@ from qlib.workflow.recorder import MLflowRecorder, Recorder
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.errors import KronosError
 from kronos_qlib.markup import one_line
-from kronos_qlib.plugin.records.artifacts import frequency_of, load_task, provider_folder
-from kronos_qlib.plugin.runs.stored_runs import label_bars_of
+from kronos_qlib.plugin.qlib_internals import data_folder, loaded_frame
+from kronos_qlib.plugin.records.artifacts import frequency_of, load_task
+from kronos_qlib.plugin.task_sections import is_map, label_bars_of, value_at
 from kronos_qlib.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def run_name(task: Mapping[str, Any], provider: str = "") -> str:
     model = model_name(task.get("model"))
     if not model:
         return ""
-    handler = _at(task, "dataset", "kwargs", "handler", "class")
+    handler = value_at(task, "dataset", "kwargs", "handler", "class")
     if isinstance(handler, str) and not handler.endswith("KronosHandler"):
         model += f" {handler.rpartition('.')[2]}"
     universe = universe_of(task)
@@ -150,30 +151,30 @@ def model_name(config: Any) -> str:
     """A model's class, its checkpoint and how it was trained: "KronosModel nano finetuned"."""
     if isinstance(config, str):
         return config.rpartition(".")[2]
-    name = str(_at(config, "class") or "").rpartition(".")[2]
-    kwargs = _at(config, "kwargs")
-    members = _at(kwargs, "members")
+    name = str(value_at(config, "class") or "").rpartition(".")[2]
+    kwargs = value_at(config, "kwargs")
+    members = value_at(kwargs, "members")
     if isinstance(members, list | tuple):
         return f"{name} {' + '.join(filter(None, map(model_name, members)))}"
-    checkpoint = _at(kwargs, "checkpoint")
+    checkpoint = value_at(kwargs, "checkpoint")
     if not name or not checkpoint:
         return name
-    training = _at(kwargs, "training")
-    trained = {stage for stage, how in training.items() if how} if _is_map(training) else set()
+    training = value_at(kwargs, "training")
+    trained = {stage for stage, how in training.items() if how} if is_map(training) else set()
     words = [name, re.split(r"[\\/]", str(checkpoint).rstrip("\\/"))[-1]]
-    if _at(kwargs, "from_scratch"):
+    if value_at(kwargs, "from_scratch"):
         words.append("from scratch")
     elif trained & {"predictor", "tokenizer"}:
         words.append("finetuned")
-    if "alpha" in trained or _at(kwargs, "alpha_head"):
+    if "alpha" in trained or value_at(kwargs, "alpha_head"):
         words.append("alpha")
     return " ".join(words if len(words) > 2 else [*words, "zero-shot"])
 
 
 def universe_of(task: Mapping[str, Any]) -> str:
     """The universe that a task chose from, in a word; "" where it names none."""
-    found = _at(task, "dataset", "kwargs", "handler", "kwargs", "instruments")
-    if _is_map(found):
+    found = value_at(task, "dataset", "kwargs", "handler", "kwargs", "instruments")
+    if is_map(found):
         found = found.get("market")
     if isinstance(found, list | tuple):
         digest = hashlib.sha256("\n".join(sorted(map(str, found))).encode()).hexdigest()
@@ -261,8 +262,8 @@ def bars_digest(dataset: Any) -> str:
     if isinstance(table, BarTable):
         names = "\n".join(table.instruments)
         return f"bars {hashlib.sha256(f'{table.checksums} {names}'.encode()).hexdigest()[:16]}"
-    frame = getattr(getattr(dataset, "handler", None), "_data", None)
-    if not isinstance(frame, pd.DataFrame):
+    frame = loaded_frame(getattr(dataset, "handler", None))
+    if frame is None:
         return ""
     digest = hashlib.sha256(repr([*map(str, frame.columns)]).encode())
     rows = pd.util.hash_pandas_object(frame.index.to_frame(), index=False)
@@ -319,13 +320,13 @@ def _joined(parts: Mapping[str, str]) -> str:
 
 def _folder_of(index: pd.Index) -> str:
     is_moment = index.get_level_values("datetime").nunique() == 1  # which has no frequency
-    return provider_folder("day" if is_moment else frequency_of(index)).absolute().as_posix()
+    return data_folder("day" if is_moment else frequency_of(index)).absolute().as_posix()
 
 
 def _provider() -> str:
     """The folder of Qlib's bars, of the first frequency that has one."""
     uris = C.provider_uri if getattr(C, "registered", False) else {}
-    return next((str(uri) for uri in uris.values()), "") if _is_map(uris) else str(uris)
+    return next((str(uri) for uri in uris.values()), "") if is_map(uris) else str(uris)
 
 
 def _tag(recorder: MLflowRecorder, tags: Mapping[str, str]) -> None:
@@ -348,14 +349,3 @@ def _attempt(what: str, do: Callable[[], Any]) -> Any:
                 "the run does not tell %s: %s: %s", what, type(problem).__name__, problem
             )
         return None
-
-
-def _is_map(found: Any) -> bool:
-    return isinstance(found, Mapping)
-
-
-def _at(found: Any, *keys: str) -> Any:
-    """What a nested mapping holds there, or None: a task is as its writer made it."""
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -33,6 +32,7 @@ from kronos_qlib.plugin.runs.plain_files import (
     read_table,
 )
 from kronos_qlib.plugin.runs.plain_files import read_task as read_kept_task
+from kronos_qlib.plugin.task_sections import label_bars_of, label_of, mapping_of, records_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,11 +85,6 @@ LONGEST_HEADER = 10_000
 """Letters of a report's first line: pandas takes minutes for a million columns."""
 LONGEST_SETTING = 300
 """Letters of a setting that are shown."""
-
-AHEAD = re.compile(r",\s*-(\d+)\s*\)")
-"""How far a part of a label's expression looks ahead, as in Ref($close, -2)."""
-FURTHEST = 10**9
-"""Bars ahead that a longer number is taken for: none of it is a label that can be tested."""
 
 # MLflow's SQL stores keep no infinity: they write the largest float64 in its place.
 LARGEST_STORED = 1.7e308
@@ -451,16 +446,16 @@ MUST_AGREE = (
 
 def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     """What a workflow's task asked for, in words; "" where it says nothing."""
-    model = _mapping(task.get("model")) or {"class": task.get("model")}
-    kwargs = _mapping(model.get("kwargs"))
-    data = _mapping(_mapping(task.get("dataset")).get("kwargs"))
-    handler = _mapping(_mapping(data.get("handler")).get("kwargs"))
-    segments = _mapping(data.get("segments"))
+    model = mapping_of(task.get("model")) or {"class": task.get("model")}
+    kwargs = mapping_of(model.get("kwargs"))
+    data = mapping_of(mapping_of(task.get("dataset")).get("kwargs"))
+    handler = mapping_of(mapping_of(data.get("handler")).get("kwargs"))
+    segments = mapping_of(data.get("segments"))
     trade = _trading(task)
     found = {
         "Model": model.get("class"),
         "Checkpoint": kwargs.get("checkpoint"),
-        "Training": ", ".join(map(str, _mapping(kwargs.get("training")))) or None,
+        "Training": ", ".join(map(str, mapping_of(kwargs.get("training")))) or None,
         "Sampling": _pairs(kwargs.get("sampling")),
         "Seed": kwargs.get("seed"),
         "Lookback, bars": data.get("lookback"),
@@ -480,67 +475,23 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     return {name: "" if value is None else _shown(value) for name, value in found.items()}
 
 
-def _mapping(found: Any) -> Mapping[str, Any]:
-    """What is there, if it is a mapping: a task is as its writer made it."""
-    return found if isinstance(found, Mapping) else {}
-
-
 def _shown(value: Any) -> str:
     """A setting in a line that a page can hold."""
     text = one_line(str(value))
     return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 1]}…"
 
 
-def label_of(task: Mapping[str, Any]) -> str | None:
-    """The expression of the task's label, the first if it has several; None if it names none."""
-    found: Any = task.get("dataset")
-    for key in ("kwargs", "handler", "kwargs", "label"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    while isinstance(found, list | tuple) and found:  # Alpha158 writes [[expressions], [names]]
-        found = found[0]
-    return found if isinstance(found, str) else None
-
-
-def label_bars_of(task: Mapping[str, Any]) -> int:
-    """Bars that the label's return runs over, from its nearest `Ref` to its furthest; of a single
-    one, from the score's own bar. 1 where the task names no label: Qlib's usual.
-
-    Read off the text, since Qlib, which could parse it, need not be initialised to compare.
-    """
-    ahead = [
-        int(bars) if len(bars) < 10 else FURTHEST  # Python refuses to read 4,300 digits and more
-        for bars in AHEAD.findall(label_of(task) or "")
-    ]
-    return (max(ahead) - min(ahead) or max(ahead)) if ahead else 1
-
-
 def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
     """The strategy's and the exchange's settings, wherever a workflow has them."""
     found: dict[str, Any] = {}
-    for record in _records(task):
-        kwargs = _mapping(record.get("kwargs"))
-        config = _mapping(kwargs.get("config"))  # PortAnaRecord's
-        backtest = _mapping(config.get("backtest"))
-        found |= _mapping(_mapping(config.get("strategy")).get("kwargs"))
-        found |= {**backtest, **_mapping(backtest.get("exchange_kwargs"))}
-        found |= _mapping(kwargs.get("backtest"))  # BacktestRecord's
-    return {**_mapping(task.get("backtest")), **found}
-
-
-def _records(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The task's records; `<records.of_paths>` says, as to Qlib, where in the task they are."""
-    records: Any = task.get("record") or []
-    if isinstance(records, str):
-        found: Any = task
-        for key in records.strip("<>").split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        records = found or []
-    records = [records] if isinstance(records, Mapping) else records
-    return [each for each in records if isinstance(each, Mapping)] if _listed(records) else []
-
-
-def _listed(found: Any) -> bool:
-    return isinstance(found, list | tuple)
+    for record in records_of(task):
+        kwargs = mapping_of(record.get("kwargs"))
+        config = mapping_of(kwargs.get("config"))  # PortAnaRecord's
+        backtest = mapping_of(config.get("backtest"))
+        found |= mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
+        found |= {**backtest, **mapping_of(backtest.get("exchange_kwargs"))}
+        found |= mapping_of(kwargs.get("backtest"))  # BacktestRecord's
+    return {**mapping_of(task.get("backtest")), **found}
 
 
 def _pairs(values: Any) -> str | None:
@@ -550,7 +501,11 @@ def _pairs(values: Any) -> str | None:
 
 
 def _span(segment: Any) -> str | None:
-    return " to ".join(str(each)[:10] for each in segment[:2]) if _listed(segment) else None
+    return (
+        " to ".join(str(each)[:10] for each in segment[:2])
+        if isinstance(segment, list | tuple)
+        else None
+    )
 
 
 def read_signal(client: MlflowClient, run: Run) -> Signal:

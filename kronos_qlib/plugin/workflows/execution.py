@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,8 @@ from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.runs.about_run import model_name, universe_of
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
-from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, estimate, model_kind
+from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
+from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, estimate
 from kronos_qlib.plugin.workflows.preflight import check_run
 from kronos_qlib.plugin.workflows.workflow_file import (
     Workflow,
@@ -130,11 +131,11 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
         ConfigError: the section has no handler or segments, or a setting cannot work.
     """
     kwargs = section.get("kwargs") or {}
-    handler = _at(kwargs, "handler")
-    if not _is_map(handler) or not _is_map(kwargs.get("segments")):
+    handler = value_at(kwargs, "handler")
+    if not is_map(handler) or not is_map(kwargs.get("segments")):
         raise ConfigError(f"{where}: task.dataset.kwargs needs a handler and segments")
     own = handler.get("kwargs") or {}
-    if model_kind(handler) != KronosHandler.__name__:
+    if class_of(handler) != KronosHandler.__name__:
         own = {name: own[name] for name in HANDLED if name in own} | dict(
             kwargs.get("bar_handler") or {}
         )
@@ -148,10 +149,10 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
 
 def _checked_task(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     task = config.get("task")
-    missing = [f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))] + [
-        name for name in ("qlib_init",) if not _is_map(config.get(name))
-    ]
-    if missing or not _is_map(task):
+    missing = [
+        f"task.{name}" for name in ("model", "dataset") if not is_map(value_at(task, name))
+    ] + [name for name in ("qlib_init",) if not is_map(config.get(name))]
+    if missing or not is_map(task):
         raise ConfigError(f"{path} lacks {', '.join(missing)}: it is no workflow")
     for name in ("model", "dataset"):
         if not task[name].get("class"):
@@ -197,9 +198,9 @@ def _check_dates(section: Mapping[str, Any], model: Any) -> None:
     """Refuse segments in which the folder has no day, before its bars are read."""
     kwargs = section.get("kwargs") or {}
     segments = kwargs.get("segments")
-    if not _is_map(segments):
+    if not is_map(segments):
         return  # `windows_of` says it
-    calendar = read_calendar(str(_at(kwargs, "handler", "kwargs", "freq") or "day"))
+    calendar = read_calendar(str(value_at(kwargs, "handler", "kwargs", "freq") or "day"))
     for name in _needed(model, list(segments)):
         first, last = bounds_of(segments, name)
         start, stop = places_of(calendar, first, last)
@@ -245,7 +246,7 @@ def _fitted(workflow: Workflow) -> list[str]:
     quiet_libraries()
     _open(workflow.config["qlib_init"])
     calendar = read_calendar(
-        str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+        str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
     )
     if not (fitted := _dates_of(calendar)):
         raise BarDataError(f"{workflow.path}: {TOO_FEW_DAYS}")
@@ -273,10 +274,10 @@ def _describe(
         "market",
         (
             f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
-            + (f", benchmark {backtest.get('benchmark')}" if _is_map(backtest) else "")
+            + (f", benchmark {backtest.get('benchmark')}" if is_map(backtest) else "")
         ),
     )
-    freq = str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    freq = str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
     bars = table.places
     reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
     yield (
@@ -300,7 +301,7 @@ def _describe(
                 f"instruments, {int(np.median(each))} at a time"
             ),
         )
-    if _is_map(backtest):
+    if is_map(backtest):
         yield (
             "traded",
             (
@@ -326,12 +327,12 @@ def _training(section: Mapping[str, Any]) -> str:
     kwargs = section.get("kwargs") or {}
     if kwargs.get("members"):
         return "; ".join(
-            f"{member.get('name', model_kind(member))}: {_training(member)}"
+            f"{member.get('name', class_of(member))}: {_training(member)}"
             for member in kwargs["members"]
         )
-    if model_kind(section) != KronosModel.__name__:
+    if class_of(section) != KronosModel.__name__:
         return "trained on the segment train"
-    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if _is_map(how)}
+    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if is_map(how)}
     if not stages:
         return "nothing is trained"
     said = []
@@ -381,7 +382,7 @@ def _header(name: str | Path, market: str | Path | None, changes: Sequence[str])
 
 
 def _store(config: Mapping[str, Any]) -> str:
-    return str(_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
+    return str(value_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
 
 
 def _points(fraction: Any) -> str:
@@ -397,13 +398,3 @@ def _environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _is_map(found: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(found, Mapping)
-
-
-def _at(found: Any, *keys: str) -> Any:
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

@@ -35,7 +35,8 @@ from kronos_qlib.plugin.provider.faults import (
     check_market,
     why_missing,
 )
-from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun, is_class, mapping_of
+from kronos_qlib.plugin.task_sections import class_of, mapping_of
+from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun
 from kronos_qlib.plugin.workflows.run_outputs import (
     halves_of,
     lacking_room,
@@ -219,7 +220,7 @@ def _traded(
 ) -> tuple[list[str], dict[str, Any]] | None:
     """What a record is to trade, by BacktestConfig's names; None for one that does not trade."""
     kwargs = mapping_of(record.get("kwargs"))
-    if is_class(record, "BacktestRecord"):
+    if class_of(record) == "BacktestRecord":
         from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 
         given = kwargs.get("backtest", task.get("backtest"))
@@ -227,7 +228,7 @@ def _traded(
             return ["task.backtest is missing, and BacktestRecord trades by it"], {}
         return [*_said(from_mapping, BacktestConfig, given, where="backtest")], dict(given)
     config = mapping_of(kwargs.get("config"))
-    if not is_class(record, "PortAnaRecord") or not config:
+    if class_of(record) != "PortAnaRecord" or not config:
         return None
     strategy = mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
     keys = ("benchmark", "start_time", "end_time")
@@ -292,12 +293,12 @@ def _reports(run: PlannedRun) -> Iterator[str]:
         module, name = record.get("module_path"), record.get("class")
         if not isinstance(module, str) or not module.startswith(f"{OURS}."):
             continue
-        if not isinstance(name, str) or is_class(record, "BacktestRecord"):  # see `_backtest`
+        if not isinstance(name, str) or class_of(record) == "BacktestRecord":  # see `_backtest`
             continue
         kwargs = dict(mapping_of(record.get("kwargs")))
         try:
             made = getattr(import_module(module), name)(recorder=None, **kwargs)
-            if is_class(record, "ForecastReportRecord"):
+            if class_of(record) == "ForecastReportRecord":
                 own = mapping_of(run.models[0].get("sampling")) if run.models else {}
                 made.checked_paths(own.get("paths", SamplingConfig().paths))
         except (ImportError, AttributeError, TypeError) as unknown:
