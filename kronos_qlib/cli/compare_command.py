@@ -47,7 +47,7 @@ def compare(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kronos_qlib.evaluation.compare.comparison_text import comparison_text
     from kronos_qlib.extras import check_extra
-    from kronos_qlib.plugin.runs.stored_runs import compare as compare_all
+    from kronos_qlib.plugin.runs.run_comparison import compare as compare_all
 
     check_extra("report", for_="a comparison of runs")  # before they are read
     found = compare_all(

@@ -26,13 +26,10 @@ from kronos_qlib.plugin.runs.about_run import PROVIDER, UNIVERSE
 from kronos_qlib.plugin.runs.plain_files import LABELS as LABELS_KEPT
 from kronos_qlib.plugin.runs.plain_files import SCORES as SCORES_KEPT
 from kronos_qlib.plugin.runs.plain_files import _read_parquet, task_json, write_table
-from kronos_qlib.plugin.runs.stored_runs import (
-    COMPARED,
-    compare,
-    compare_runs,
-    settings_of,
-    sqlite_path,
-)
+from kronos_qlib.plugin.runs.run_comparison import compare, compare_runs
+from kronos_qlib.plugin.runs.stored_runs import COMPARED
+from kronos_qlib.plugin.runs.task_settings import settings_of
+from kronos_qlib.plugin.runs.tracking import sqlite_path
 from kronos_qlib.plugin.task_sections import label_bars_of
 
 pytestmark = pytest.mark.integration

@@ -34,7 +34,7 @@ from kronos_qlib.plugin.records.portfolio_report import (
 )
 from kronos_qlib.plugin.records.run_check import RunCheckRecord, expected_metrics
 from kronos_qlib.plugin.runs.about_run import BARS, KEY_METRICS, KEY_PREFIX, NOTE, WEIGHTS
-from kronos_qlib.plugin.runs.stored_runs import compare_runs
+from kronos_qlib.plugin.runs.run_comparison import compare_runs
 
 pytestmark = pytest.mark.integration
 

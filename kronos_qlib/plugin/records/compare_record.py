@@ -22,7 +22,9 @@ from kronos_qlib.evaluation.compare.comparison_text import comparison_text
 from kronos_qlib.evaluation.compare.page import comparison_page
 from kronos_qlib.plugin.records.run_check import await_metrics
 from kronos_qlib.plugin.runs.about_run import same_market
-from kronos_qlib.plugin.runs.stored_runs import comparison_of, finished_runs, read_signal, row_of
+from kronos_qlib.plugin.runs.run_comparison import comparison_of
+from kronos_qlib.plugin.runs.stored_runs import read_signal, row_of
+from kronos_qlib.plugin.runs.tracking import finished_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,7 +17,7 @@ from kronos_qlib.data.calendar.clock import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
-from kronos_qlib.plugin.runs.stored_runs import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
