@@ -50,11 +50,14 @@ class PlainLog:
     """Lines go to this module's logger, numbers and figures nowhere: the history has them."""
 
     def message(self, text: str) -> None:
+        """Log a line."""
         logger.info(text)
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers are not kept."""
 
-    def figure(self, figure: Figure, name: str) -> None: ...
+    def figure(self, figure: Figure, name: str) -> None:
+        """Figures are not kept."""
 
 
 WINDOW_SETTINGS = ("lookback", "horizon", "min_bars", "max_age_days", "label", "spans")
@@ -106,6 +109,7 @@ class StagesConfig:
 
     @property
     def is_zero_shot(self) -> bool:
+        """Whether no stage is trained."""
         return all(getattr(self, name) is None for name in KINDS)
 
 
@@ -384,7 +388,12 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
 
 
 def check_segments(source: WindowDataset) -> None:
-    """Refuse, before any work, segments from which no honest test can follow."""
+    """Refuse, before any work, segments from which no honest test can follow.
+
+    Raises:
+        ConfigError: train or valid is missing, or segments overlap or are out of order.
+        BarDataError: the test segment has no window.
+    """
     for name in ("train", "valid"):
         if name not in source.segments:
             raise ConfigError(

@@ -85,7 +85,15 @@ class BlendModel(Model):
         return self.signals(dataset, segment)["score"]
 
     def signals(self, dataset: Any, segment: Any = "test") -> pd.DataFrame:
-        """The blend's score, and each member's own under its name, on the rows all have scored."""
+        """The blend's score, and each member's own under its name.
+
+        Returns:
+            On (datetime, instrument), the rows that every member scored: "score", then a column a
+            member, in the member's own unit.
+
+        Raises:
+            BarDataError: no row was scored by every member.
+        """
         parts = {}
         for name, model in self.members.items():
             scores = model.predict(self._dataset_of(name, dataset), segment)

@@ -105,8 +105,9 @@ def _shifts(node: ast.AST, shift: int) -> Iterator[int]:
             bars = next((_whole(one) for one in (*node.args[1:2], *named)), 0)
             if node.func.id == "Delta":
                 yield from _shifts(node.args[0], shift) if node.args else ()
-        for place, inner in enumerate((*node.args, *(word.value for word in node.keywords))):
-            yield from _shifts(inner, shift - bars if place == 0 else shift)
+        given = (*node.args, *(keyword.value for keyword in node.keywords))
+        for place, argument in enumerate(given):
+            yield from _shifts(argument, shift - bars if place == 0 else shift)
     else:
         for inner in ast.iter_child_nodes(node):
             yield from _shifts(inner, shift)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from qlib.data import D
 from qlib.utils.time import Freq
+from qlib.workflow.record_temp import PortAnaRecord
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
@@ -41,7 +42,14 @@ def load_needed(recorder: Recorder, path: str, *, reader: str, writer: str) -> A
 
 
 def load_predictions(recorder: Recorder, reader: str) -> pd.DataFrame:
-    """`pred.pkl` on (datetime, instrument), its score in the first column."""
+    """`pred.pkl` on (datetime, instrument), its score in the first column.
+
+    Args:
+        reader: the record that reads it, for messages.
+
+    Raises:
+        MissingArtifactError: the run has no `pred.pkl`, or it holds no score.
+    """
     pred = load_needed(recorder, "pred.pkl", reader=reader, writer="KronosSignalRecord")
     if not len(pred):
         raise MissingArtifactError(
@@ -96,6 +104,9 @@ def frequency_of(index: pd.Index) -> str:
 
     Args:
         index: (datetime, instrument) of scores. Minutes are the smallest gap between their times.
+
+    Raises:
+        BarDataError: all are of one moment, or not whole minutes apart.
     """
     times = pd.DatetimeIndex(index.get_level_values("datetime").unique()).sort_values()
     if (times == times.normalize()).all():
@@ -111,7 +122,11 @@ def frequency_of(index: pd.Index) -> str:
 
 
 def report_frequency(freq: str) -> str:
-    """As in the names of Qlib's reports and metrics: "day" is "1day"."""
+    """As in the names of Qlib's reports and metrics: "day" is "1day".
+
+    Raises:
+        ConfigError: Qlib has no such frequency.
+    """
     try:
         return "{}{}".format(*Freq.parse(freq))
     except ValueError as problem:
@@ -129,3 +144,25 @@ def features_at(index: pd.Index, expressions: list[str], freq: str) -> pd.DataFr
     times = index.get_level_values("datetime")
     frame = D.features(names, expressions, times.min(), times.max(), freq=freq)
     return frame.swaplevel().reindex(index)
+
+
+def report_frequency_of(recorder: Recorder, who: str, freq: str | None = None) -> str:
+    """The frequency of the run's one backtest report, or the one asked for.
+
+    Raises:
+        MissingArtifactError: there is no such report.
+        ConfigError: there are several and none was asked for.
+    """
+    folder = PortAnaRecord.get_path()
+    found = recorder.list_artifacts(folder)
+    start = PortAnaRecord.get_path("report_normal_")
+    known = [path[len(start) : -len(".pkl")] for path in found if path.startswith(start)]
+    if freq is None and len(known) > 1:
+        raise ConfigError(f"the backtest has reports of {', '.join(known)}: set freq to one")
+    if not known or (freq is not None and freq not in known):
+        raise MissingArtifactError(
+            f"{who} reads {start}{freq or '1day'}.pkl, and the run has "
+            f"{', '.join(found) or 'nothing'} in {folder}; list KronosSignalRecord and "
+            f"BacktestRecord before it{f', with a backtest at {freq}' if freq else ''}"
+        )
+    return freq or known[0]

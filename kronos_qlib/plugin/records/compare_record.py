@@ -48,6 +48,8 @@ class CompareRecord(RecordTemp):
 
     artifact_path = "comparison"
     needs_extra = "report"
+    reads = ("pred.pkl", "label.pkl")
+    leaves = ("comparison.md", "table.csv", "daily_rank_ic.csv", "comparison.html")
 
     def __init__(
         self, recorder: Recorder, experiments: Sequence[str] = (), html: bool = True
@@ -65,12 +67,8 @@ class CompareRecord(RecordTemp):
         self.html = html
 
     def list(self) -> list[str]:
-        return [
-            "comparison.md",
-            "table.csv",
-            "daily_rank_ic.csv",
-            *(["comparison.html"] if self.html else []),
-        ]
+        """Files of the record, without the page where none is asked for."""
+        return [name for name in self.leaves if self.html or not name.endswith(".html")]
 
     def generate(self, **kwargs: Any) -> None:
         """

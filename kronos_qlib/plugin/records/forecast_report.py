@@ -82,6 +82,8 @@ class ForecastReportRecord(RecordTemp):
 
     artifact_path = "forecast_report"
     needs_extra = "report"
+    reads = ()
+    leaves = (*TABLES, *SETTINGS, *FIGURES)
 
     def __init__(
         self,
@@ -135,7 +137,8 @@ class ForecastReportRecord(RecordTemp):
         self.title = title
 
     def list(self) -> list[str]:
-        return [*TABLES, *SETTINGS, *FIGURES]
+        """Files of the record."""
+        return [*self.leaves]
 
     def checked_paths(self, of_model: int) -> int:
         """Paths that are drawn for a window.

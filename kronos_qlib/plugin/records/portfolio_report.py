@@ -25,7 +25,7 @@ from qlib.log import get_module_logger
 from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord
 from qlib.workflow.recorder import Recorder
 
-from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation.compare.comparison import excess_test
 from kronos_qlib.evaluation.compare.comparison_text import money_sentence
 from kronos_qlib.evaluation.figures import equity_figure
@@ -50,6 +50,7 @@ from kronos_qlib.plugin.records.artifacts import (
     load_needed,
     load_predictions,
     load_signals,
+    report_frequency_of,
 )
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
 
@@ -101,6 +102,18 @@ class PortfolioReportRecord(ACRecordTemp):
     artifact_path = "portfolio_report"
     needs_extra = "report"
     depend_cls = PortAnaRecord
+    reads = (  # of BacktestRecord, with the frequency of the bars in place of {freq}
+        "portfolio_analysis/report_normal_{freq}.pkl",
+        "portfolio_analysis/positions_normal_{freq}.pkl",
+    )
+    leaves = (
+        "portfolio_metrics.pkl",
+        "daily.csv",
+        "equity.png",
+        "costs.csv",
+        "costs.png",
+        "capacity.csv",
+    )
 
     def __init__(
         self,
@@ -135,16 +148,15 @@ class PortfolioReportRecord(ACRecordTemp):
         self.title = title
 
     def list(self) -> list[str]:
-        return [
-            "portfolio_metrics.pkl",
-            "daily.csv",
-            "equity.png",
-            "costs.csv",
-            "costs.png",
-            "capacity.csv",
-        ]
+        """Files of the record."""
+        return [*self.leaves]
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Qlib's, of the record's own files.
+
+        Raises:
+            MissingArtifactError: the run has no report of a backtest, and parents are asked for.
+        """
         # Qlib's check would ask PortAnaRecord for its list(), which needs that record's settings;
         # and Qlib's generate() forgives a FileNotFoundError, but not this error.
         if parents:
@@ -280,28 +292,6 @@ def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
         [held.index[row], held.columns[column]], names=["datetime", "instrument"]
     )
     return pd.Series(moved[row, column], index=index, name="shares")
-
-
-def report_frequency_of(recorder: Recorder, who: str, freq: str | None = None) -> str:
-    """The frequency of the run's one backtest report, or the one asked for.
-
-    Raises:
-        MissingArtifactError: there is no such report.
-        ConfigError: there are several and none was asked for.
-    """
-    folder = PortAnaRecord.get_path()
-    found = recorder.list_artifacts(folder)
-    start = PortAnaRecord.get_path("report_normal_")
-    known = [path[len(start) : -len(".pkl")] for path in found if path.startswith(start)]
-    if freq is None and len(known) > 1:
-        raise ConfigError(f"the backtest has reports of {', '.join(known)}: set freq to one")
-    if not known or (freq is not None and freq not in known):
-        raise MissingArtifactError(
-            f"{who} reads {start}{freq or '1day'}.pkl, and the run has "
-            f"{', '.join(found) or 'nothing'} in {folder}; list KronosSignalRecord and "
-            f"BacktestRecord before it{f', with a backtest at {freq}' if freq else ''}"
-        )
-    return freq or known[0]
 
 
 def daily_table(report: pd.DataFrame) -> pd.DataFrame:

@@ -14,11 +14,11 @@ from kronos_qlib.evaluation.portfolio.metrics import (
     PORTFOLIO_METRICS,
 )
 from kronos_qlib.plugin.qlib_internals import wait_for_log
+from kronos_qlib.plugin.records.artifacts import report_frequency_of
 from kronos_qlib.plugin.records.portfolio_report import (
     RISK_METRICS,
     SEARCH_AND_COST_METRICS,
     SIGNAL_METRICS,
-    report_frequency_of,
 )
 from kronos_qlib.plugin.records.signal_report import SIGNAL_REPORT_METRICS
 from kronos_qlib.plugin.runs.stored_runs import is_stored_finite
@@ -32,6 +32,11 @@ class RunCheckRecord(RecordTemp):
     This also catches what Qlib loses without a word: its metrics are written by a thread, which
     dies at the first that MLflow refuses and takes all later ones with it.
     """
+
+    artifact_path = None
+    needs_extra = None
+    reads = ()
+    leaves = ()
 
     def __init__(
         self,
@@ -50,6 +55,11 @@ class RunCheckRecord(RecordTemp):
         self.freq = freq
 
     def generate(self, **kwargs: Any) -> None:
+        """Wait for the metrics, and check them.
+
+        Raises:
+            MissingArtifactError: one is missing or no finite number; names it.
+        """
         await_metrics(self.recorder)
         names = self.metrics
         if names is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from kronos_qlib.evaluation.ranking.information_coefficient import (
     SUMMARY,
     best_less_worst,
     by_year,
-    count_days,
     coverage,
     daily_ic,
     decay,
@@ -30,7 +29,6 @@ from kronos_qlib.evaluation.ranking.information_coefficient import (
     nothing_for_sure,
     paired_rank_ic,
     rank_autocorrelation,
-    rank_correlation,
     summarise,
     summarise_difference,
     to_wide,
@@ -57,10 +55,15 @@ from kronos_qlib.plugin.records.artifacts import (
     load_task,
 )
 from kronos_qlib.plugin.records.baseline_scores import baselines_at
+from kronos_qlib.plugin.records.signal_rows import (
+    baseline_metrics,
+    neutralised,
+    or_unknown,
+    signal_row,
+)
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.task_sections import label_bars_of
 from kronos_qlib.signals.past_bars import BASELINES
-from kronos_qlib.signals.shaping import Neutralise
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +173,8 @@ class SignalReportRecord(ACRecordTemp):
     artifact_path = "signal_report"
     needs_extra = "report"
     depend_cls = SignalRecord
+    reads = ("pred.pkl", "label.pkl")
+    leaves = FILES
 
     def __init__(
         self,
@@ -217,9 +222,11 @@ class SignalReportRecord(ACRecordTemp):
         self.seed = seed
 
     def list(self) -> list[str]:
-        return list(FILES)
+        """Files of the record."""
+        return [*self.leaves]
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Qlib's, of the record's own files."""
         # Qlib's generate() would forgive a missing file; `_generate` names it and raises.
         super().check(include_self=include_self, parents=False)
 
@@ -368,7 +375,7 @@ class SignalReportRecord(ACRecordTemp):
                 "pairs": pairs,
                 "pairs_left_out": everything - pairs,
             }
-            found[f"rank_ic.less_{name}"] = _or_unknown(
+            found[f"rank_ic.less_{name}"] = or_unknown(
                 f"the score less {name}",
                 summarise_difference,
                 daily["score"],
@@ -381,7 +388,7 @@ class SignalReportRecord(ACRecordTemp):
         found["rank_ic.neutralised"] = (
             nothing_for_sure(len(by_day(daily)), 0)
             if made_of_them
-            else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
+            else or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
         )
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
 
@@ -450,97 +457,3 @@ class SignalReportRecord(ACRecordTemp):
             )
             return metrics
         return {**metrics, "oracle_share": float(daily_ic(ours, labels)["rank_ic"].mean()) / best}
-
-
-def neutralised(score: pd.Series[float], baselines: pd.DataFrame) -> pd.Series[float]:
-    """What baselines do not explain of a score's order.
-
-    Ranks on ranks, so that neither a heavy tail nor the score's unit matters.
-
-    Args:
-        score: on (datetime, instrument), finite, sorted.
-        baselines: on the same index, NaN where not known.
-
-    Returns:
-        The day's residuals of the score's percentile ranks after least squares on those of all
-        baselines that are known anywhere, over the rows on which all of these are.
-    """
-    known = baselines.dropna(axis=1, how="all")
-    both = pd.concat([score.rename("score"), known], axis=1).dropna()
-    ranks = both.groupby(level="datetime").rank(pct=True)
-    step = Neutralise(tuple(map(str, known)))
-    left = [
-        step.of_day(day["score"].to_numpy(dtype=np.float64), day)
-        for _, day in ranks.groupby(level="datetime", sort=False)
-    ]
-    return pd.Series(np.concatenate(left) if left else [], index=ranks.index, dtype=np.float64)
-
-
-def baseline_metrics(
-    beside: pd.DataFrame, differences: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    """Names and numbers as MLflow gets them; what is not known is not logged."""
-    found = {
-        f"baseline.{name}.{what}": float(row[what])
-        for name, row in beside.iterrows()
-        for what in ("rank_ic", "with_score")
-    }
-    for name, row in differences.items():
-        found[name] = row["mean"]
-        found |= {f"{name}_{end}": row[end] for end in ("low", "high", "t")}
-    return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
-def _or_unknown(
-    what: str, measure: Callable[..., dict[str, float]], *series: Any, how: Mapping[str, Any]
-) -> dict[str, float]:
-    """SUMMARY, or NaN and a warning where too few days have what is compared."""
-    try:
-        return measure(*series, **how)
-    except UndefinedMetricError as reason:
-        logger.warning("%s is not known: %s", what, reason)
-        has_all = pd.concat(list(series), axis=1).notna().all(axis=1).astype(float)
-        return {**dict.fromkeys(SUMMARY, np.nan), **count_days(has_all.where(has_all > 0))}
-
-
-def signal_row(
-    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: Any
-) -> dict[str, float]:
-    """A signal's row of signals.csv; NaN where it orders nothing or has too few days.
-
-    Args:
-        signal, score, labels: days by names.
-        top: as of `evaluation.ic.top_turnover`.
-        how: as of `evaluation.ic.summarise`.
-
-    Returns:
-        `ic`, `ic_t`; of the Rank IC SUMMARY, its mean as `rank_ic`; `autocorrelation` at one bar,
-        `turnover` of the best, mean rank correlation `with_score`, `coverage`.
-    """
-    daily = daily_ic(signal, labels)
-    try:
-        ranked = summarise(daily["rank_ic"], **how)
-        plain = daily["ic"].dropna()
-        found = daily_mean(plain, label_bars=how["horizon"])
-        ic, ic_t = found.mean, found.t
-    except UndefinedMetricError as reason:
-        logger.warning("a signal orders nothing: %s", reason)
-        ranked = {
-            **dict.fromkeys(SUMMARY, np.nan),
-            **count_days(daily["rank_ic"]),
-        }
-        ic = ic_t = np.nan
-    whole = full_days(signal)
-    has_neighbours = len(whole) > 1
-    return {
-        "ic": ic,
-        "ic_t": ic_t,
-        "rank_ic": ranked["mean"],
-        **{name: ranked[name] for name in SUMMARY if name != "mean"},
-        "autocorrelation": float(rank_autocorrelation(whole, [1])["mean"].iloc[0])
-        if has_neighbours
-        else np.nan,
-        "turnover": float(top_turnover(whole, top).mean()) if has_neighbours else np.nan,
-        "with_score": float(rank_correlation(signal, score).mean()),
-        "coverage": coverage(signal, labels),
-    }

@@ -30,9 +30,11 @@ class HeldPosition:
     amounts: Mapping[str, float]
 
     def get_stock_list(self) -> list[str]:
+        """Names that are held."""
         return list(self.amounts)
 
     def get_stock_amount(self, code: str) -> float:
+        """Adjusted shares of a name; 0 where it is not held."""
         return self.amounts.get(code, 0.0)
 
 

@@ -68,7 +68,14 @@ LARGEST_STORED = 1.7e308
 
 
 def row_of(label: str, run: Run) -> dict[str, object]:
-    """A run's row of the table."""
+    """A run's row of the table: COMPARED, `wall_seconds` and `run_id`.
+
+    Args:
+        label: the run's name in the table, for messages.
+
+    Raises:
+        MissingArtifactError: a metric of CORE is missing, or one is no finite number.
+    """
     metrics = run.data.metrics
     missing = [name for name in CORE.values() if name not in metrics]
     if missing:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def open_tracking(tracking_uri: str) -> MlflowClient:
-    """A client for a store that exists already; MLflow would create an empty one in silence."""
+    """A client for a store that exists already; MLflow would create an empty one in silence.
+
+    Raises:
+        ConfigError: there is no such database, or MLflow cannot open it.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -105,7 +109,12 @@ def _unfinished(client: MlflowClient, experiment: Experiment, since: int) -> lis
 
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:
-    """One run by its id, or by the beginning of it that is printed, if it finished."""
+    """One run by its id, or by the beginning of it that is printed, if it finished.
+
+    Raises:
+        ConfigError: no run's id begins like this, or several do.
+        MissingArtifactError: the run did not finish.
+    """
     known = [each.experiment_id for each in client.search_experiments()]
     found: list[Run] = []
     page: str | None = None

@@ -60,6 +60,7 @@ class Counts:
     moments: int
 
     def of(self, *names: str) -> int:
+        """Windows of these segments together."""
         return sum(self.windows.get(name, 0) for name in names)
 
 
@@ -143,7 +144,7 @@ def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows
     last = windows.take(windows.times == windows.times.max())
     group = max((one for _, one in last.by_length()), key=len)
     rows = group.rows(slice(None))[:, : group.lookback]
-    bars, stamps = group.table.values[rows], group.table.stampsvalue_at(rows)
+    bars, stamps = group.table.values[rows], group.table.stamps_at(rows)
     predictor = model.predictor
     # Only their shape matters to the clock: the last bars' times stand for those to come.
     ahead = stamps[:, -min(source.horizon, stamps.shape[1]) :]

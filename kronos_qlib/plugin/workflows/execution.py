@@ -58,6 +58,7 @@ class Plan:
 
     @property
     def experiment(self) -> str:
+        """The MLflow experiment's name."""
         return str(self.workflow.config.get("experiment_name", "workflow"))
 
     @property

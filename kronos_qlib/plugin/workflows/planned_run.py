@@ -112,6 +112,7 @@ class PlannedRun:
 
     @cached_property
     def task(self) -> dict[str, Any]:
+        """The workflow's task, placeholders filled in; {} where it has none."""
         task = _copied(mapping_of(self.raw))
         same = {name: name for name in ("<MODEL>", "<DATASET>", "<PRED>")}
         return dict(fill_placeholder(task, same))

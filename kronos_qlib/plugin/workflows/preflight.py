@@ -39,9 +39,9 @@ from kronos_qlib.plugin.task_sections import class_of, mapping_of
 from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun
 from kronos_qlib.plugin.workflows.run_outputs import (
     halves_of,
-    lacking_room,
     outputs_of,
     resume_folders,
+    short_of_disk,
     why_unwritable,
 )
 from kronos_qlib.settings import from_mapping
@@ -376,7 +376,7 @@ CHECKS: tuple[Callable[[PlannedRun], Iterator[str]], ...] = (
     _checkpoints,
     _store,
     _resume,
-    lacking_room,
+    short_of_disk,
 )
 
 

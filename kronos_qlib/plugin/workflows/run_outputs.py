@@ -99,6 +99,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def resume_folders(run: PlannedRun) -> list[Path]:
+    """Folders in which the run's models keep states of their training."""
     named = (model.get("resume_folder") for model in run.models)
     return [Path(str(each)).expanduser().absolute() for each in named if each]
 
@@ -135,7 +136,8 @@ def _bytes_of_scores(run: PlannedRun) -> int:
     return total
 
 
-def lacking_room(run: PlannedRun) -> Iterator[str]:
+def short_of_disk(run: PlannedRun) -> Iterator[str]:
+    """A line for each disk that has less free space than the run is estimated to write."""
     store = [folder for _, folder in outputs_of(run)]
     needs: list[tuple[Path, int]] = []
     if store:

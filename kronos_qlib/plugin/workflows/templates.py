@@ -47,6 +47,11 @@ def dump_yaml(config: Mapping[str, Any]) -> str:
 
 
 def variables_in(text: str, path: Path) -> set[str]:
+    """Names that a template leaves open.
+
+    Raises:
+        ConfigError: it is no template of jinja.
+    """
     try:
         return set(meta.find_undeclared_variables(Environment().parse(text)))
     except TemplateError as problem:
@@ -54,6 +59,11 @@ def variables_in(text: str, path: Path) -> set[str]:
 
 
 def read_text(path: Path) -> str:
+    """A UTF-8 file's text.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
@@ -61,10 +71,18 @@ def read_text(path: Path) -> str:
 
 
 def render_template(text: str, context: Mapping[str, str], path: Path) -> str:
+    """A template with its variables filled in.
+
+    Args:
+        path: of its file, for messages.
+
+    Raises:
+        ConfigError: jinja cannot render it.
+    """
     try:
         return Environment(keep_trailing_newline=True).from_string(text).render(context)
     except TemplateError as problem:
-        raise ConfigError(f"{path} cannot be render_template: {problem}") from problem
+        raise ConfigError(f"{path} cannot be rendered: {problem}") from problem
 
 
 def quoted(text: str, values: Mapping[str, str]) -> dict[str, str]:
@@ -77,7 +95,11 @@ def quoted(text: str, values: Mapping[str, str]) -> dict[str, str]:
 
 
 def base_path(base: str, path: Path) -> Path:
-    """Where qrun would find it: from the working folder, or beside the file."""
+    """Where qrun would find a base: from the working folder, or beside the file at `path`.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
     beside = path.absolute().parent / base
     is_shipped = path in workflows().values()
     for place in (beside,) if is_shipped else (Path(base), beside):
