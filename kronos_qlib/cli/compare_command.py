@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    # A bar for every small file of every run tells nobody anything.
+    # No progress bar for every small file of every run.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kronos_qlib.evaluation.compare.comparison_text import comparison_text
     from kronos_qlib.extras import check_extra

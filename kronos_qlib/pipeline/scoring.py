@@ -34,7 +34,7 @@ class Member:
     """Last bars of the window that it sees; None: all."""
     temperature: float
     mark: str = ""
-    """Set apart from the others' chance by this end of its key; empty for the usual reading."""
+    """End of its keys, for random numbers of its own; empty for the usual reading."""
 
 
 def members_of(
@@ -145,7 +145,7 @@ def draw_paths(
         windows: N of them, all with as many bars seen.
         stamps_ahead: (N, H, 5) time fields of the bars to come.
         sampling: how; with `common` the windows of a moment share their random numbers.
-        lookback: only so many of the newest bars are seen; None: all.
+        lookback: how many of the newest bars are seen; None: all.
         mark: the end of each key, which sets these paths apart from others of the same windows.
         coherent: see `KronosPredictor.paths`.
 
@@ -200,7 +200,7 @@ def exposures_from_windows(
         if broken.any():
             moment, instrument = index[int(broken.argmax())]
             raise BarDataError(
-                f"{instrument} at {moment}: its window has no {name}: closes are to be positive "
+                f"{instrument} at {moment}: its window has no {name}: closes must be positive "
                 "and amounts not negative"
             )
     frame = pd.DataFrame(table, index=index)

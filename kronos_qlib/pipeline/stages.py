@@ -150,7 +150,7 @@ def run_stages(
             is yet to be written somewhere: a run that is started again finds it there.
         processes: that share every batch, begun here; 1 where torchrun did it.
         log_every: steps from one row of the log to the next.
-        log: what is told of it as it goes; None: `PlainLog`.
+        log: where it reports to; None: `PlainLog`.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
@@ -198,7 +198,7 @@ def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where training keeps its states: a folder of this run alone, a state every so many steps."""
+    """Where training keeps its states: a folder of this run alone, and steps between two states."""
 
     folder: Path
     every: int

@@ -285,9 +285,9 @@ class KronosDataset(DatasetH):
         universe = getattr(handler, "instruments", None)
         if isinstance(universe, Mapping):  # Qlib's stock pool
             universe = universe.get("market")
-        told = universe if isinstance(universe, str) else f"{len(universe or ())} instruments"
+        names = universe if isinstance(universe, str) else f"{len(universe or ())} instruments"
         return (
-            f"{type(self).__name__}({type(handler).__name__} of {told}, lookback={self.lookback}, "
+            f"{type(self).__name__}({type(handler).__name__} of {names}, lookback={self.lookback}, "
             f"horizon={self.horizon}, {describe_segments(self.segments)})"
         )
 

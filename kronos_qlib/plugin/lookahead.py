@@ -79,7 +79,7 @@ def check_lookahead(
     Raises:
         LookaheadError: a score up to a moment changed, came or went; names the first by time,
             then by name.
-        ConfigError: scores are not what they are to be: they differ on the same bars, or none
+        ConfigError: scores cannot be compared: they differ on the same bars, or none
             after the moments depends on the bars.
     """
     moments = tuple(pd.Timestamp(moment) for moment in moments)
@@ -106,7 +106,7 @@ def check_lookahead(
                 if not _table(again).equals(_table(usual)):
                     raise ConfigError(
                         "scores_of gives other scores when it is called again on the same bars, so "
-                        "nothing can be said of look-ahead: seed what it draws"
+                        "look-ahead cannot be checked: seed what it draws"
                     ) from None
                 raise
             compared, later, moved = (
@@ -209,7 +209,7 @@ def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
 def _table(scores: Scores) -> pd.DataFrame:
     table = scores.to_frame() if isinstance(scores, pd.Series) else scores
     if list(table.index.names) != ["datetime", "instrument"]:
-        raise ConfigError(f"scores are to be on (datetime, instrument), got {table.index.names}")
+        raise ConfigError(f"scores must be on (datetime, instrument), got {table.index.names}")
     if table.index.has_duplicates:
         moment, name = table.index[table.index.duplicated()][0]
         raise ConfigError(f"{name} has two scores at {moment}")

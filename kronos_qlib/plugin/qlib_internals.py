@@ -65,7 +65,7 @@ FILE_STORAGE: Mapping[type, str] = {
     LocalFeatureProvider: "FileFeatureStorage",
     LocalInstrumentProvider: "FileInstrumentStorage",
 }
-"""Qlib's providers of files, and the storage that each reads unless told otherwise.
+"""Qlib's providers of files, and the storage that each reads by default.
 test_source.py::test_a_provider_that_is_not_files_here_is_asked_through_qlib."""
 
 

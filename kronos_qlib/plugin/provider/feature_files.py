@@ -37,6 +37,7 @@ class FeatureFiles:
         self.buffers = [np.empty(len(calendar) + 2, dtype="<f4") for _ in fields]
 
     def path(self, name: str, field: str) -> str:
+        """The file of an instrument's field, such as "$close"."""
         # A plain string: a Path for each of many thousand files would take as long as reading.
         return f"{self.root}{feature_folder(name)}/{field[1:].lower()}.{self.freq}.bin"
 
@@ -59,7 +60,7 @@ class FeatureFiles:
         return found
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse a file that is not what Qlib writes, whoever is to read it."""
+        """Refuse a file that is not what Qlib writes, also where Qlib is to read it."""
         for name in names:
             for field in dict.fromkeys(self.fields):
                 self._values(self.path(name, field), self.buffers[0])

@@ -59,7 +59,11 @@ def _weekdays_ahead(calendar: pd.DatetimeIndex, freq: str, count: int) -> pd.Dat
 
 
 def given_ahead(calendar: pd.DatetimeIndex, freq: str, given: Iterable[Any]) -> pd.DatetimeIndex:
-    """What of the exchange's own calendar is still to come."""
+    """What of the exchange's own calendar is still to come.
+
+    Raises:
+        ConfigError: a daily calendar is given times of day.
+    """
     last = calendar[-1]
     times = pd.DatetimeIndex(to_times(list(given))).unique().sort_values()
     ahead = times[times > last]

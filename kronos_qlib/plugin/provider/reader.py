@@ -127,7 +127,7 @@ def read_table(
             bars[:, VOLUME] *= _factors(name, calendar[places], values)
         builder.add(name, places, bars)
     table = builder.finish()
-    columns.tell()
+    columns.log_filled()
     left_out = table.describe_left_out()
     if not len(table):
         reason = _nothing(names, freq, calendar, bounds, folder)
@@ -151,7 +151,7 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
         instruments: a market's name, a Qlib stock pool, or a list of names.
 
     Raises:
-        BarDataError: a line of the market's file cannot be used, or it names nobody.
+        BarDataError: a line of the market's file cannot be used, or it names no instrument.
         ConfigError: the market has no file.
     """
     if isinstance(instruments, (list, tuple, pd.Index, np.ndarray)):
@@ -329,7 +329,7 @@ class _Columns:
                 bars[:, AMOUNT] = bars[:, VOLUME] * bars[:, : len(PRICE_COLUMNS)].mean(axis=1)
         return bars
 
-    def tell(self) -> None:
+    def log_filled(self) -> None:
         filled = {VOLUME: "zeros", AMOUNT: "volume x the mean of the four prices"}
         for column in self.lacking:
             logger.warning(f"the storage has no {BAR_COLUMNS[column]}: taken as {filled[column]}")

@@ -37,7 +37,11 @@ PROVIDER_FOLDERS = ("calendars", "features", "instruments")
 
 
 def check_settings(freq: str, market: str, future_bars: int) -> str:
-    """The frequency as Qlib spells it in file names."""
+    """The frequency as Qlib spells it in file names.
+
+    Raises:
+        ConfigError: `freq`, `market` or `future_bars` cannot work.
+    """
     minutes = _minutes_of(freq)
     if minutes is None or not 1 <= minutes <= 24 * 60 or minutes != int(minutes):
         raise ConfigError(
@@ -71,6 +75,12 @@ def _minutes_of(freq: str) -> float | None:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a target that would lose something.
+
+    Raises:
+        ConfigError: it is a file, another folder than a provider's, or there and not to be
+            replaced.
+    """
     if not target.exists():
         return
     if not target.is_dir():
@@ -90,6 +100,16 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
+    """Refuse bars that break the schema.
+
+    Args:
+        bars: `schema.LONG_COLUMNS`, and the columns of `extra`.
+        extra: further columns that become fields.
+
+    Raises:
+        BarDataError: a column is missing or of another type, or a bar breaks a rule.
+        ConfigError: a name in `extra` cannot be a field.
+    """
     for name in (*LONG_COLUMNS, *extra):
         if name not in bars:
             raise BarDataError(
@@ -119,6 +139,11 @@ def check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
 
 
 def check_symbols(symbols: Sequence[str]) -> None:
+    """Refuse symbols that Qlib, or some file system, would keep under another name.
+
+    Raises:
+        BarDataError: names the symbol and what is wrong with it.
+    """
     folders: dict[str, str] = {}
     for symbol in symbols:
         unseen = [sign for sign in symbol if sign != " " and unicodedata.category(sign) in UNSEEN]
@@ -158,6 +183,11 @@ def _short(name: str) -> str:
 
 
 def check_range(table: pd.DataFrame, fields: Sequence[str]) -> None:
+    """Refuse numbers that float32, in which Qlib stores them, does not hold.
+
+    Raises:
+        BarDataError: names instrument, time and column.
+    """
     limit = float(np.finfo(np.float32).max)
     for name in fields:
         too_large = (table[name].abs() > limit).to_numpy()

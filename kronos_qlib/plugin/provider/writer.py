@@ -187,7 +187,7 @@ def write_provider(
 
 
 def _vwap(table: pd.DataFrame, lot: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Money per share, NaN where it cannot be told; how many bars made no sense."""
+    """Money per share, NaN where it is unknown; and how many bars are implausible."""
     volume, amount = table["volume"].to_numpy(), table["amount"].to_numpy()
     traded = volume > 0
     vwap = np.full(len(table), np.nan)

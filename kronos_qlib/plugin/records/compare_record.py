@@ -120,7 +120,7 @@ class CompareRecord(RecordTemp):
 
 
 def _latest_of_market(client: MlflowClient, experiment: str, mine: Run) -> Run:
-    """The last finished run of an experiment on the market of a run, as far as tags tell.
+    """The last finished run of an experiment on the market of a run, as far as their tags show.
 
     Raises:
         ConfigError, MissingArtifactError: as of `finished_runs`.

@@ -63,10 +63,10 @@ class ForecastReportRecord(RecordTemp):
 
     The baselines are the last price and a random walk with the volatility of the past. All are
     judged on windows of the test segment whose horizon has come; the calibration is fitted on
-    windows of the valid segment. These are samples: evenly spaced over the segment's time, by lot
+    windows of the valid segment. These are samples: evenly spaced over the segment's time, drawn
     among the instruments of a moment. Left out, and counted in the log and in
     `forecast.left_out`, are windows whose instrument did not trade on each of the calendar's next
-    bars: the model is told what the calendar announces, and a suspension is not in it.
+    bars: the model reads the calendar, which announces no suspension.
 
     Paths are those that users get: coherent bars (`predict_paths(coherent=True)`), drawn as the
     model's `sampling` says, except that the paths of a window are independent of each other
@@ -105,7 +105,7 @@ class ForecastReportRecord(RecordTemp):
         Args:
             model, dataset: `<MODEL>` and `<DATASET>` of the workflow. Of a run that is over they
                 are yours to load: they are pickles, which run what their writer put there.
-            windows, calibration_windows: at most so many of each segment.
+            windows, calibration_windows: at most this many of each segment.
             paths: drawn for each window; None: as many as the model's `sampling`. An interval of
                 level q needs 2 / (1 - q) - 1 of them at least: 19 for 90 %.
             levels: central intervals.
@@ -165,7 +165,7 @@ class ForecastReportRecord(RecordTemp):
             ConfigError: no model or data set is given, the model is no KronosModel, or a setting
                 cannot work.
             BarDataError: a segment has no window whose horizon has come.
-            UndefinedMetricError: too few days to tell an error.
+            UndefinedMetricError: too few days for a standard error.
         """
         model, source = self._model(), self._source()
         paths = self.checked_paths(model.sampling.paths)

@@ -79,11 +79,12 @@ CAPACITY_SHARE = 0.05
 class PortfolioReportRecord(ACRecordTemp):
     """Log what the backtest earned after costs, how much of it is luck, and what it would bear.
 
-    Reports of bars of minutes are told by days. The metrics are those of `portfolio_metrics`,
+    Reports of bars of minutes are summed to days. The metrics are those of `portfolio_metrics`,
     under their own names, and:
 
-        deflated_sharpe: the chance that the Sharpe ratio of the excess over the benchmark (the
-            information ratio) is better than the luckiest of so many trials without skill;
+        deflated_sharpe: the probability that the Sharpe ratio of the excess over the benchmark (the
+            information ratio) is better than that of the luckiest of
+            as many trials without skill;
             `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
         excess_return_low, excess_return_high, excess_return_t: the 95 % interval of
             `excess_return`, and its t, by `evaluation.uncertainty.daily_mean`; not logged where
@@ -93,7 +94,7 @@ class PortfolioReportRecord(ACRecordTemp):
             which nothing is left of the excess over the benchmark. Money bought and money sold
             both count: 5 bp to buy and 15 bp to sell are 10 on the whole.
         capacity: money in an account of which 95 % of orders take 5 % or less of what is traded
-            in their bar; not logged where the provider does not tell that.
+            in their bar; not logged where the provider does not have that.
 
     Leaves in the folder `portfolio_report` of the run: `portfolio_metrics.pkl` (a Series),
     `daily.csv`, `equity.png`, `costs.csv`, `costs.png`, `capacity.csv`.
@@ -132,7 +133,7 @@ class PortfolioReportRecord(ACRecordTemp):
             days_per_year: trading days that daily figures are scaled to.
             trials: strategies or signals that the reported one was chosen from; None counts those
                 in the run's `signals/signals.parquet`, and 1 where it has none. Other runs are not
-                counted: whoever tried ten settings says so here. A comparison counts the trials of
+                counted: give them here. A comparison counts the trials of
                 all its runs, alike for each.
             trial_variance: of these trials' Sharpe ratios a year, if known; see `deflated_sharpe`.
             title: above the figure; None takes the experiment's name.
@@ -183,8 +184,8 @@ class PortfolioReportRecord(ACRecordTemp):
             days_per_year=self.days_per_year,
         )
         get_module_logger(__name__).info(  # Qlib's, which a workflow prints
-            "deflated Sharpe ratio %.0f %%: the chance that the excess over the benchmark is more "
-            "than the luck of the best of %d trial(s), counted as %s",
+            "deflated Sharpe ratio %.0f %%: the probability that the excess over the benchmark is "
+            "more than the luck of the best of %d trial(s), counted as %s",
             100 * deflated.probability,
             trials,
             counted,
@@ -231,13 +232,13 @@ class PortfolioReportRecord(ACRecordTemp):
                 figure.savefig(Path(folder, f"{name}.png"))
             self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
         self.recorder.log_metrics(**metrics, **key_metrics(metrics))
-        said = money_sentence(
+        verdict = money_sentence(
             metrics["information_ratio"], tested, days_per_year=self.days_per_year
         )
         add_verdict(
             self.recorder,
             "money",
-            f"{said} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
+            f"{verdict} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
             f"{trials} trial{'s' if trials > 1 else ''} counted ({counted}).",
         )
         return {"portfolio_metrics.pkl": pd.Series(metrics, name="value")}

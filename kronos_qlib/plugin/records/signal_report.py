@@ -106,7 +106,7 @@ SIGNAL_REPORT_METRICS = (
     *(f"rank_ic.neutralised{end}" for end in ("", "_low", "_high")),
 )
 """What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
-among them: not every provider tells what was traded."""
+among them: not every provider has what was traded."""
 
 FILES = (
     "summary.md",
@@ -193,7 +193,7 @@ class SignalReportRecord(ACRecordTemp):
         Args:
             horizons: bars of the returns of the decay.
             groups: parts that a day's names are divided into by score.
-            top: best names whose turnover is told: a share below 1, else a number.
+            top: best names whose turnover is measured: a share below 1, else a number.
             price: Qlib expression of what returns are taken of.
             baselines: what stands beside the score; none: []. They read whole bars, `$open` to
                 `$close` and volume.
@@ -406,7 +406,7 @@ class SignalReportRecord(ACRecordTemp):
     def _signal_table(
         self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any
     ) -> tuple[pd.DataFrame, int]:
-        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles.
+        """A row per kept signal, the score first: what it knew, how it moves, what it resembles.
 
         The other is how many different signals the p-values were corrected for.
         """
@@ -452,7 +452,7 @@ class SignalReportRecord(ACRecordTemp):
         metrics = {"oracle_ic": float(daily["ic"].mean()), "oracle_rank_ic": best}
         if best <= 0:
             logger.warning(
-                "The truth's own Rank IC is %.4f over these days: too few to tell a share of it",
+                "The truth's own Rank IC is %.4f over these days: too few for a share of it",
                 best,
             )
             return metrics

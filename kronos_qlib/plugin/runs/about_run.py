@@ -1,7 +1,7 @@
-"""What a run says of itself in MLflow: its name, its verdict, what it was made of, which market.
+"""A run's description in MLflow: its name, its verdict, what it was made of, which market.
 
-Whoever opens a list of runs reads what each was, whether its score is worth anything and ten
-numbers, before any of the hundred others.
+A list of runs then shows what each was, whether its score is significant, and ten numbers before
+the hundred others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 NOTE = "mlflow.note.content"
 """Tag that MLflow shows as a run's description."""
 UNNAMED = ("", "mlflow_recorder")
-"""Names of a run that nobody chose; the second is Qlib's."""
+"""Default names of a run; the second is Qlib's."""
 LONGEST_NAME = 120
 """Letters."""
 
@@ -64,7 +64,7 @@ KEY_METRICS = {
 """The ten metrics that are logged a second time under KEY_PREFIX, and what each is a copy of."""
 
 GENERIC = {"", "market", "provider", "data", "qlib", "qlib_data", "bars"}
-"""Names of folders that do not tell one market from another: the one above them does."""
+"""Names of folders that do not distinguish markets: the folder above them does."""
 
 
 def key_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -102,7 +102,7 @@ def describe_run(recorder: Recorder, model: Any, dataset: Any, scores: pd.DataFr
 
 
 def name_run(recorder: Recorder, task: Mapping[str, Any] | None = None) -> None:
-    """Give a run a name that says what it is, unless somebody chose one.
+    """Give a run a name that says what it is, unless it has one that was chosen.
 
     Args:
         task: of its workflow; None reads what was kept with the run.
@@ -183,7 +183,7 @@ def universe_of(task: Mapping[str, Any]) -> str:
 
 
 def folder_name(path: str) -> str:
-    """The part of a folder's path that tells which market it is: `demo` of `demo/market`."""
+    """The part of a folder's path that names the market: `demo` of `demo/market`."""
     parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part != "/"]
     named = [part for part in parts if part.lower().strip("./~") not in GENERIC]
     return named[-1] if named else ""
@@ -274,10 +274,10 @@ def bars_digest(dataset: Any) -> str:
 
 
 def add_verdict(recorder: Recorder, part: str, text: str) -> None:
-    """Make a sentence part of the run's description in MLflow, unless somebody wrote one.
+    """Make a sentence part of the run's description in MLflow, unless it has another.
 
     Args:
-        part: a key of VERDICTS; what a run said under it before is replaced.
+        part: a key of VERDICTS; what the run had under it before is replaced.
         text: Markdown.
     """
     if not isinstance(recorder, MLflowRecorder):
@@ -341,11 +341,11 @@ def _attempt(what: str, do: Callable[[], Any]) -> Any:
     """What comes of it; None and a warning where something fails: a run is not lost by its tags."""
     try:
         return do()
-    except Exception as problem:  # MLflow's, sqlite's, the network's, or a stranger's model's
+    except Exception as problem:  # MLflow's, sqlite's, the network's, or another model's
         if isinstance(problem, KronosError):
-            logger.warning("the run does not tell %s: %s", what, problem)
+            logger.warning("the run is not tagged with %s: %s", what, problem)
         else:
             logger.warning(
-                "the run does not tell %s: %s: %s", what, type(problem).__name__, problem
+                "the run is not tagged with %s: %s: %s", what, type(problem).__name__, problem
             )
         return None

@@ -193,7 +193,7 @@ def claim_active_run() -> None:
 
 def _claim(client: MlflowClient, run_id: str) -> None:
     place = _lock_path(run_id)
-    if place is not None:  # before the tags: whoever sees them finds the lock taken
+    if place is not None:  # before the tags: another process that sees them finds the lock taken
         _held[run_id] = lock_of(place), os.getpid()
     owner = Owner.here()
     tags = {HOST: owner.host, PROCESS: str(owner.process), STARTED: owner.started}

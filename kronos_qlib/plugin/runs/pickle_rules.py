@@ -341,7 +341,7 @@ CONVERTERS: dict[Pair, Rule] = {
                 "pandas._libs.internals": ("_unpickle_block", "BlockPlacement", "BlockManager"),
                 "pandas._libs.arrays": ("__pyx_unpickle_NDArrayBacked",),
                 "pandas._libs.missing": ("NA",),
-                # An index's step, which its values tell too.
+                # An index's step, which its values have too.
                 "pandas._libs.tslibs.offsets": (
                     *("Day", "BusinessDay", "Hour", "Minute", "Second", "Milli", "Micro", "Nano"),
                     *("Week", "MonthEnd", "MonthBegin", "BusinessMonthEnd", "BusinessMonthBegin"),

@@ -17,7 +17,7 @@ Pair = tuple[str, str]
 
 
 class Inert:
-    """What a pickle says of one object: the name it calls, with what, and the state it sets."""
+    """One object of a pickle: the name that it calls, the arguments, and the state that it sets."""
 
     pair: Pair = ("", "")
     args: tuple[Any, ...]
@@ -40,7 +40,7 @@ class Inert:
 
 
 class _OfAnyClass(Inert):
-    """For an object of which only the name is wanted: whatever is done to it, nothing comes."""
+    """For an object of which only the name is wanted: every call on it does nothing."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Inert:
         return self
@@ -95,6 +95,11 @@ class StandInReader(PythonUnpickler):
         self.found: dict[Pair, type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> type[Inert]:
+        """The stand-in for a name; nothing is imported.
+
+        Raises:
+            RefusedError: the name is not on the list.
+        """
         pair = (ALIASES.get(module, module), name)
         if pair not in self.found:
             if pair not in self.known and not self.any_class:
@@ -110,18 +115,22 @@ class StandInReader(PythonUnpickler):
     # Python follows a deep key with its own stack when it hashes it: such keys end the process.
 
     def load_setitem(self) -> None:
+        """Python's step, its key checked."""
         _check_key(self.stack[-2])
         super().load_setitem()
 
     def load_setitems(self) -> None:
+        """Python's step, its keys checked."""
         _check_keys(self.stack[::2])
         super().load_setitems()
 
     def load_additems(self) -> None:
+        """Python's step, its members checked."""
         _check_keys(self.stack)
         super().load_additems()
 
     def load_frozenset(self) -> None:
+        """Python's step, its members checked."""
         _check_keys(self.stack)
         super().load_frozenset()
 

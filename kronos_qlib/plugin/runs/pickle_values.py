@@ -50,11 +50,22 @@ class Converter:
         self.depth = 0
 
     def spend(self, what: int) -> None:
+        """Count work against what a file of this size can hold.
+
+        Raises:
+            TooLargeError: it unfolds to far more.
+        """
         self.left -= what
         if self.left < 0:
             raise TooLargeError("it unfolds to far more than its bytes")
 
     def value(self, given: Any) -> Any:
+        """A stand-in, or a container of them, as a value.
+
+        Raises:
+            RefusedError: a name in it is not on the list.
+            TooLargeError: it is too deep, or unfolds to too much.
+        """
         self.spend(1)
         self.depth += 1
         if self.depth > DEEPEST:
@@ -87,6 +98,11 @@ class Converter:
     # Parts of numpy's.
 
     def dtype(self, given: Any) -> np.dtype[Any]:
+        """A numpy dtype from its stand-in.
+
+        Raises:
+            ValueError: it is another thing, or a dtype that no table has.
+        """
         if not (isinstance(given, Inert) and given.pair == ("numpy", "dtype")):
             raise ValueError("an array without a numpy dtype")
         text = given.args[0]
@@ -105,7 +121,11 @@ class Converter:
         )
 
     def array(self, given: Any) -> np.ndarray[Any, Any]:
-        """Of an array's stand-in; of a slice's, None or a list not."""
+        """An array of any shape from its stand-in.
+
+        Raises:
+            ValueError: it is another thing, or its bytes do not fit shape and dtype.
+        """
         if not isinstance(given, Inert):
             raise ValueError(f"a {type(given).__name__} instead of an array")
         if given.pair[1] == "_frombuffer":  # protocol 5
@@ -135,6 +155,11 @@ class Converter:
         return flat.reshape(shape, order="F" if fortran else "C").copy()
 
     def raw(self, given: Any) -> bytes:
+        """Bytes, from themselves or a stand-in.
+
+        Raises:
+            ValueError: it is something else.
+        """
         if isinstance(given, Inert):
             if given.pair == ("_codecs", "encode"):  # protocol 2 has no bytes
                 return self._encoded(given)
@@ -156,7 +181,11 @@ class Converter:
     # Parts of pandas'.
 
     def values(self, given: Any) -> Any:
-        """A column's or an index's values: an array, or one of pandas' own kinds."""
+        """A column's or an index's values: an array, or one of pandas' own kinds.
+
+        Raises:
+            ValueError: it is something else.
+        """
         if isinstance(given, Inert):
             rule = self.arrays.get(given.pair[1]) if given.pair in self.rules else None
             return rule(self, given) if rule else self.array(given)
@@ -165,6 +194,12 @@ class Converter:
         raise ValueError(f"a {type(given).__name__} instead of values")
 
     def index(self, given: Any) -> pd.Index[Any]:
+        """An index from its stand-in.
+
+        Raises:
+            ValueError: it is something else.
+            TooLargeError: a range has more than LONGEST_RANGE rows.
+        """
         if not isinstance(given, Inert) or given.pair not in self.rules:
             raise ValueError(f"a {type(given).__name__} instead of an index")
         self.spend(1)
@@ -191,7 +226,11 @@ class Converter:
         return found
 
     def blocks(self, given: Any) -> tuple[list[pd.Index[Any]], list[tuple[Any, Any]]]:
-        """A manager's axes, columns before rows, and its blocks: values and their places."""
+        """A manager's axes, columns before rows, and its blocks: values and their places.
+
+        Raises:
+            ValueError: it is no manager of blocks.
+        """
         if not isinstance(given, Inert) or not given.pair[1].endswith("BlockManager"):
             raise ValueError("a table without blocks")
         if given.args:
@@ -219,7 +258,11 @@ class Converter:
         return places
 
     def places(self, given: Any) -> np.ndarray[Any, Any]:
-        """An array of whole numbers; of objects, one alone could take for ever to become one."""
+        """(n,) array of whole numbers; converting one of objects could take for ever.
+
+        Raises:
+            ValueError: it is an array of something else.
+        """
         found = self.array(given)
         if found.dtype.kind not in "iu":
             raise ValueError(f"places as {found.dtype}")

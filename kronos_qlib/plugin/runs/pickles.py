@@ -1,6 +1,6 @@
 """Pickled tables and settings, read without running anything that their writer put there.
 
-A pickle is a program: whoever writes one decides what is imported and called when it is read. Here
+A pickle is a program: its writer decides what is imported and called when it is read. Here
 its steps build inert stand-ins, for names on a list and no others, and the stand-ins are then read
 as data: which bytes an array has, which levels an index. Nothing of numpy's, pandas' or pyarrow's
 own unpickling runs, since some of it trusts its input (a dtype's state, an array's address).

@@ -1,4 +1,4 @@
-"""What Qlib, MLflow, gym and git print during a run and nobody reads, kept off the terminal.
+"""What Qlib, MLflow, gym and git print during a run, kept off the terminal.
 
 Nothing here is done by importing: a run does it where it begins, a backtest for its own time.
 """

@@ -54,7 +54,7 @@ BACKTESTED = (
 def compare(
     experiments: Sequence[str] = (), *, tracking_uri: str, run_ids: Sequence[str] = ()
 ) -> Comparison:
-    """Everything that can be said of several finished runs side by side.
+    """Several finished runs side by side: metrics, tests, curves and settings.
 
     Signals are judged on the rows (datetime, instrument) that all runs have and whose label is
     known; backtests on their common days. A run without predictions or without a backtest stays
@@ -99,36 +99,36 @@ def comparison_of(
     """As `compare`, of runs at hand under the names to show; one that still runs may be among them.
 
     Args:
-        notes: said before those on the runs.
+        notes: placed before those on the runs.
     """
     table = _table(runs)
-    said = list(notes)
+    remarks = list(notes)
     signals = {}
     for name, run in runs.items():
         try:
             signals[name] = read_signal(client, run)
         except MissingArtifactError as reason:
-            said.append(f"{name} is not in the tests: {reason}.")
+            remarks.append(f"{name} is not in the tests: {reason}.")
     reports = {}
     for name, run in runs.items():
         try:
             report = read_report(client, run)
         except MissingArtifactError as reason:
-            said.append(f"{name} has no curve: {reason}.")
+            remarks.append(f"{name} has no curve: {reason}.")
             continue
         if report is not None:
             reports[name] = report
         else:
-            said.append(
+            remarks.append(
                 f"{name} has no curve: the run has no {REPORT}, which PortfolioReportRecord leaves."
             )
     equity = None
     if reports:
-        days_per_year = _days_per_year(runs, said)
+        days_per_year = _days_per_year(runs, remarks)
         try:
             equity = common_equity(reports, days_per_year=days_per_year)
         except ConfigError as reason:
-            said.append(f"There are no curves: {reason}.")
+            remarks.append(f"There are no curves: {reason}.")
     for name in runs:
         # A measure that no run has gets no line, so nothing is missing there.
         gone = [
@@ -139,23 +139,23 @@ def comparison_of(
             and not (each in BACKTESTED and equity is not None and name in equity.net)
         ]
         if gone:
-            said.append(f"{name} logged no {', '.join(gone)}: shown as a dash.")
+            remarks.append(f"{name} logged no {', '.join(gone)}: shown as a dash.")
     if equity is not None:
         table = _measured_alike(table, equity, _trials(runs))
         days = len(equity.net)
         longer = [f"{name} {own}" for name, own in equity.own_days.items() if own != days]
         if longer:
-            said.append(
+            remarks.append(
                 f"Backtests differ in days, {days} are common: {', '.join(longer)}. Curves and the "
                 "table's returns are of the common days."
             )
         logged = [name for name in runs if name not in equity.net]
         if table.loc[logged, list(BACKTESTED)].notna().any(axis=None):
-            said.append(
+            remarks.append(
                 f"Returns of {', '.join(logged)} are as the run logged them, over its own days."
             )
         if not equity.same_bench:
-            said.append(
+            remarks.append(
                 "The runs' benchmarks differ; curves and the table's column show the first run's."
             )
     tasks = {}
@@ -164,7 +164,7 @@ def comparison_of(
             tasks[name] = read_task(client, run)
         except MissingArtifactError as reason:
             tasks[name] = {}
-            said.append(
+            remarks.append(
                 f"{name}'s settings are not shown, and its label's bars not known: {reason}."
             )
     settings = pd.DataFrame({name: settings_of(task) for name, task in tasks.items()})
@@ -175,13 +175,13 @@ def comparison_of(
         if name in MUST_AGREE and settings.loc[name].replace("", pd.NA).nunique() > 1
     ]
     if unequal:
-        said.append(
+        remarks.append(
             f"The runs were not asked alike: {', '.join(unequal).lower()} is not the same for all, "
             "so the table's numbers answer different questions."
         )
     label_bars = max(map(label_bars_of, tasks.values()))
     if label_bars > 1:
-        said.append(
+        remarks.append(
             f"The label runs over {label_bars} bars, so neighbours overlap; standard errors are "
             "measured on waves of five labels and longer, and intervals are wider for it."
         )
@@ -190,11 +190,11 @@ def comparison_of(
         signals=compare_signals(signals, label_bars=label_bars) if signals else None,
         equity=equity,
         settings=settings,
-        notes=tuple(said),
+        notes=tuple(remarks),
     )
 
 
-def _days_per_year(runs: Mapping[str, Run], said: list[str]) -> float:
+def _days_per_year(runs: Mapping[str, Run], remarks: list[str]) -> float:
     """The one count of days a year for all: the runs' own, or the most days that one of them has
     and a note."""
     known = {name: run.data.metrics.get("days_per_year") for name, run in runs.items()}
@@ -202,7 +202,7 @@ def _days_per_year(runs: Mapping[str, Run], said: list[str]) -> float:
     most = max(own.values(), default=float(TRADING_DAYS))
     others = [f"{name} {days:g}" for name, days in own.items() if days != most]
     if others:
-        said.append(
+        remarks.append(
             f"The runs' workflows count days a year differently ({', '.join(others)}); here all "
             f"have {most:g}."
         )

@@ -75,7 +75,7 @@ def finished_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
         yield from runs
         finished, page = finished + len(runs), runs.token or ""
     if not finished:
-        last = "".join(f" (its last run {told})" for told in _unfinished(client, found, 0)[:1])
+        last = "".join(f" (its last run {status})" for status in _unfinished(client, found, 0)[:1])
         raise MissingArtifactError(
             f"experiment {experiment!r} has no finished run{last}; run its workflow to the end "
             "first"
@@ -88,11 +88,11 @@ def unfinished_notes(client: MlflowClient, experiments: Sequence[str]) -> list[s
     notes = []
     for name in dict.fromkeys(experiments):
         since = latest_finished(client, name).info.start_time
-        told = _unfinished(client, client.get_experiment_by_name(name), since)
-        if told:
-            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+        statuses = _unfinished(client, client.get_experiment_by_name(name), since)
+        if statuses:
+            more = f", and {len(statuses) - 3} more" if len(statuses) > 3 else ""
             notes.append(
-                f"{name}: not compared, as unfinished: run {', run '.join(told[:3])}{more}."
+                f"{name}: not compared, as unfinished: run {', run '.join(statuses[:3])}{more}."
             )
     return notes
 

@@ -25,6 +25,12 @@ SEEN_TO = pd.Timestamp("2024-06-01")
 def described_plan(
     workflow: Workflow, source: WindowDataset, found: Mapping[str, Windows], parts: list[Part]
 ) -> Iterator[tuple[str, str]]:
+    """Lines on a checked run: a word, and what it is.
+
+    Args:
+        found: windows by segment.
+        parts: of the estimate.
+    """
     config, table = workflow.config, source.table
     task, backtest = config["task"], config["task"].get("backtest")
     provider = config["qlib_init"].get("provider_uri")
@@ -95,13 +101,13 @@ def described_training(section: Mapping[str, Any]) -> str:
     stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if is_map(how)}
     if not stages:
         return "nothing is trained"
-    said = []
+    stages_shown = []
     for stage, how in stages.items():
         of = f" of {how['windows_per_epoch']} windows" if how.get("windows_per_epoch") else ""
         epochs = how.get("epochs")
         count = f" {epochs} epoch{'s' if epochs != 1 else ''}{of}" if epochs else ""
-        said.append(f"trains the {'alpha head' if stage == 'alpha' else stage}{count}")
-    return ", then ".join(said)
+        stages_shown.append(f"trains the {'alpha head' if stage == 'alpha' else stage}{count}")
+    return ", then ".join(stages_shown)
 
 
 def doubts_about(model: Any, source: WindowDataset) -> Iterator[str]:
@@ -131,6 +137,7 @@ def doubts_about(model: Any, source: WindowDataset) -> Iterator[str]:
 
 
 def header_of(name: str | Path, market: str | Path | None, changes: Sequence[str]) -> str:
+    """Comment above a rendered file: the command that rendered it."""
     words = ["kronos-qlib run", str(name)]
     words += [f"--market {market}"] if market is not None else []
     words += [f"--set {change}" for change in changes]
@@ -142,6 +149,7 @@ def header_of(name: str | Path, market: str | Path | None, changes: Sequence[str
 
 
 def store_of(config: Mapping[str, Any]) -> str:
+    """Where MLflow keeps the runs of a workflow, as `--tracking-uri` takes it."""
     return str(value_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
 
 

@@ -83,7 +83,7 @@ class PlannedData:
 
     @cached_property
     def universe(self) -> set[str] | None:
-        """The names that can be scored in the test segment; None where files do not tell."""
+        """The names that can be scored in the test segment; None where files do not show it."""
         instruments = self.handler.get("instruments", "all")
         if isinstance(instruments, Mapping):
             instruments = instruments.get("market")

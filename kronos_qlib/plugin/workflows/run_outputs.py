@@ -19,7 +19,7 @@ from kronos_qlib.plugin.task_sections import mapping_of
 from kronos_qlib.plugin.workflows.planned_run import PlannedRun
 
 QRUN_STORE = "mlruns"
-"""Where qrun keeps runs if nothing else is said, from the working folder."""
+"""Where qrun keeps runs by default, from the working folder."""
 SQLITE = "sqlite:///"
 
 PAGES_BYTES = 20 * 2**20
@@ -159,5 +159,5 @@ def short_of_disk(run: PlannedRun) -> Iterator[str]:
         if (free := shutil.disk_usage(place).free) < needed:
             yield (
                 f"{place} has {free / 2**20:,.0f} MiB free, and the run writes about "
-                f"{needed / 2**20:,.0f} MiB: make room, or name another folder for its store"
+                f"{needed / 2**20:,.0f} MiB: free some space, or name another folder for its store"
             )

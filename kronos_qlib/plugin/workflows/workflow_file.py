@@ -130,7 +130,7 @@ def _values(
     given: Mapping[str, Any],
     environment: Mapping[str, str],
 ) -> tuple[dict[str, str], MarketProfile | None, list[str]]:
-    """What the file's variables stand for; the market; what is to be said of it."""
+    """What the file's variables stand for; the market; notes on it."""
     keys = {variable_of(key): key for key in PROFILE_KEYS}
     ours = {
         keys[name]: load_yaml(text, name) if text else None
