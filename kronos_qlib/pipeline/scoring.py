@@ -13,6 +13,7 @@ import pandas as pd
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import progress
+from kronos_qlib.signals.past_bars import BROKEN, baseline_of, first_broken
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 from kronos_qlib.signals.signal_settings import EnsembleConfig
@@ -209,6 +210,33 @@ def exposures_from_windows(
         each, who = np.unique(names.astype(str), return_inverse=True)
         frame[SECTOR] = sectors_of(each.tolist(), sectors or {}, unknown)[who]
     return frame
+
+
+def scores_from_bars(
+    windows: Windows, kind: str, bars: int | None = None, skip: int | None = None
+) -> Scores:
+    """A baseline of the bars that each window has seen.
+
+    Args:
+        windows: N, by time.
+        kind: of `signals.past_bars.BASELINES`.
+        bars, skip: how many bars count, and how many of the newest are left out; None takes the
+            baseline's own.
+
+    Returns:
+        (N,) in the baseline's own unit.
+
+    Raises:
+        BarDataError: bars without a logarithm (names instrument and date).
+    """
+    scores = np.empty(len(windows), dtype=np.float64)
+    for _, places, group in windows.by_day():
+        seen = group.bars(slice(None))
+        if (place := first_broken(seen)) is not None:
+            moment, name = group.index[place]
+            raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
+        scores[places] = baseline_of(kind, seen, bars, skip)
+    return scores
 
 
 def scores_from_alpha(

@@ -11,13 +11,12 @@ from qlib.model.base import Model
 
 from kronos_qlib.data.windows.window_dataset import no_windows
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.pipeline.scoring import scores_from_bars
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.signals.past_bars import (
     BASELINES,
-    BROKEN,
     bars_needed,
     baseline_of,
-    first_broken,
 )
 
 logger = get_module_logger(__name__)
@@ -27,7 +26,7 @@ class BaselineModel(Model):
     """A signal of past bars as a model: it scores the windows that Kronos would, learning nothing.
 
     Args:
-        kind: of `signals.baselines.BASELINES`: momentum, reversal, low_volatility, low_amount.
+        kind: of `signals.past_bars.BASELINES`: momentum, reversal, low_volatility, low_amount.
         bars, skip: how many bars count, and how many of the newest are left out; None takes the
             baseline's own.
     """
@@ -68,11 +67,5 @@ class BaselineModel(Model):
             raise BarDataError(no_windows(source, segment, windows.dropped))
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
-        scores = np.empty(len(windows), dtype=np.float64)
-        for _, places, group in windows.by_day():
-            bars = group.bars(slice(None))
-            if (place := first_broken(bars)) is not None:
-                moment, name = group.index[place]
-                raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
-            scores[places] = baseline_of(self.kind, bars, self.bars, self.skip)
+        scores = scores_from_bars(windows, self.kind, self.bars, self.skip)
         return pd.Series(scores, index=windows.index, name="score").sort_index()

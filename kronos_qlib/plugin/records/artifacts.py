@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from qlib.data import D
 from qlib.utils.time import Freq
-from qlib.workflow.record_temp import PortAnaRecord
+from qlib.workflow.record_temp import PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
@@ -20,6 +24,19 @@ def has_artifact(recorder: Recorder, path: str) -> bool:
     """Whether the run holds a file of this name, as "pred.pkl" or "signals/signals.parquet"."""
     folder = path.rpartition("/")[0]
     return path in recorder.list_artifacts(folder or None)
+
+
+@contextmanager
+def saved_files(record: RecordTemp) -> Iterator[Path]:
+    """A folder whose files become the record's in its run when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        record.recorder.save_objects(local_path=folder, artifact_path=record.get_path())
+
+
+def experiment_of(recorder: Recorder) -> str:
+    """The name of the run's experiment."""
+    return str(recorder.client.get_experiment(recorder.experiment_id).name)
 
 
 def load_needed(recorder: Recorder, path: str, *, reader: str, writer: str) -> Any:

@@ -1,4 +1,4 @@
-"""Baselines of `signals.baselines` at the rows of any model's score, from Qlib's bars."""
+"""Baselines of `signals.past_bars` at the rows of any model's score, from Qlib's bars."""
 
 from __future__ import annotations
 

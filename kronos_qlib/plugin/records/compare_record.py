@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlib.workflow.record_temp import RecordTemp
@@ -20,6 +18,7 @@ from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import check_comparable
 from kronos_qlib.evaluation.compare.comparison_text import comparison_text
 from kronos_qlib.evaluation.compare.page import comparison_page
+from kronos_qlib.plugin.records.artifacts import experiment_of, saved_files
 from kronos_qlib.plugin.records.run_check import await_metrics
 from kronos_qlib.plugin.runs.about_run import same_market
 from kronos_qlib.plugin.runs.run_comparison import comparison_of
@@ -79,7 +78,7 @@ class CompareRecord(RecordTemp):
         await_metrics(self.recorder)  # they are read back from MLflow
         client = self.recorder.client
         mine: Run = client.get_run(self.recorder.id)
-        name = client.get_experiment(self.recorder.experiment_id).name
+        name = experiment_of(self.recorder)
         runs, notes = {name: mine}, []
         try:
             signals = {name: read_signal(client, mine)}
@@ -106,8 +105,7 @@ class CompareRecord(RecordTemp):
         for note in notes:
             logger.warning(note)
         comparison = comparison_of(client, runs, notes)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
+        with saved_files(self) as place:
             text = comparison_text(comparison, markdown=True)
             (place / "comparison.md").write_text(text + "\n", encoding="utf-8")
             comparison.table.to_csv(place / "table.csv")
@@ -116,7 +114,6 @@ class CompareRecord(RecordTemp):
             if self.html:
                 page = comparison_page(comparison, f"{name} beside others")
                 (place / "comparison.html").write_text(page, encoding="utf-8")
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
 
 
 def _latest_of_market(client: MlflowClient, experiment: str, mine: Run) -> Run:

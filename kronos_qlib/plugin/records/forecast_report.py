@@ -8,10 +8,8 @@ record:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +40,7 @@ from kronos_qlib.pipeline.outcomes import (
 )
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.records.artifacts import experiment_of, saved_files
 from kronos_qlib.schema import CLOSE
 
 logger = get_module_logger(__name__)
@@ -250,10 +249,10 @@ class ForecastReportRecord(RecordTemp):
         return Drawn(windows, closes, outcomes, left_out)
 
     def _save(self, found: ForecastQuality, drawn: Drawn, paths: int, fitted_on: int) -> None:
-        experiment = self.recorder.client.get_experiment(self.recorder.experiment_id).name
         title = (
-            f"{self.title or experiment}: {len(drawn.windows)} windows of {self.segment}, {paths} "
-            f"paths; calibrated on {fitted_on} of {self.calibration_segment}"
+            f"{self.title or experiment_of(self.recorder)}: {len(drawn.windows)} windows of "
+            f"{self.segment}, {paths} paths; calibrated on {fitted_on} of "
+            f"{self.calibration_segment}"
         )
         figures = {
             "crps.png": crps_figure(found.scores, found.differences, title),
@@ -276,13 +275,12 @@ class ForecastReportRecord(RecordTemp):
             ),
             "conformal.csv": offsets,
         }
-        with tempfile.TemporaryDirectory() as folder:
+        with saved_files(self) as folder:
             for name, table in tables.items():
-                table.to_csv(Path(folder, name))
-            found.calibration.save(Path(folder, "calibration.json"))
+                table.to_csv(folder / name)
+            found.calibration.save(folder / "calibration.json")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, name))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / name)
 
 
 @dataclass(frozen=True, eq=False)

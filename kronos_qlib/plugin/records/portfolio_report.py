@@ -14,9 +14,7 @@ In Qlib a record whose input is missing logs "Generation skipped" and the run st
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,11 +44,13 @@ from kronos_qlib.evaluation.portfolio.metrics import (
 from kronos_qlib.evaluation.ranking.signal_figures import cost_figure
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
+    experiment_of,
     features_at,
     load_needed,
     load_predictions,
     load_signals,
     report_frequency_of,
+    saved_files,
 )
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
 
@@ -87,7 +87,7 @@ class PortfolioReportRecord(ACRecordTemp):
             as many trials without skill;
             `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
         excess_return_low, excess_return_high, excess_return_t: the 95 % interval of
-            `excess_return`, and its t, by `evaluation.uncertainty.daily_mean`; not logged where
+            `excess_return`, and its t, by `ranking.uncertainty.daily_mean`; not logged where
             days are too few.
         days_per_year: that daily figures were scaled by.
         cost_paid_bp, break_even_cost_bp: basis points of the money traded that were paid, and at
@@ -219,18 +219,17 @@ class PortfolioReportRecord(ACRecordTemp):
             }
 
         costs = cost_table(report, days_per_year=self.days_per_year)
-        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        title = self.title or experiment_of(self.recorder)
         figures = {
             "equity": equity_figure(report, title),
             "costs": cost_figure(costs, paid, even, f"{title}: the same trades at other costs"),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            daily.to_csv(Path(folder, "daily.csv"))
-            costs.to_csv(Path(folder, "costs.csv"), float_format="%.6g")
-            capacity.to_csv(Path(folder, "capacity.csv"), na_rep="unknown", float_format="%.6g")
+        with saved_files(self) as folder:
+            daily.to_csv(folder / "daily.csv")
+            costs.to_csv(folder / "costs.csv", float_format="%.6g")
+            capacity.to_csv(folder / "capacity.csv", na_rep="unknown", float_format="%.6g")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, f"{name}.png"))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / f"{name}.png")
         self.recorder.log_metrics(**metrics, **key_metrics(metrics))
         verdict = money_sentence(
             metrics["information_ratio"], tested, days_per_year=self.days_per_year

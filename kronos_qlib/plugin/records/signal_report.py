@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +44,7 @@ from kronos_qlib.extras import require
 from kronos_qlib.plugin.qlib_internals import data_folder
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
+    experiment_of,
     features_at,
     first_of_equals,
     frequency_of,
@@ -53,6 +52,7 @@ from kronos_qlib.plugin.records.artifacts import (
     load_predictions,
     load_signals,
     load_task,
+    saved_files,
 )
 from kronos_qlib.plugin.records.baseline_scores import baselines_at
 from kronos_qlib.plugin.records.signal_rows import (
@@ -135,9 +135,9 @@ class SignalReportRecord(ACRecordTemp):
         ic.mean, ic.std, ic.ratio: mean of the daily Pearson correlation, its daily standard
             deviation, and mean / std, not annualised. `rank_ic.` is Spearman's.
         ic.t, ic.low, ic.high: the mean in standard errors that count the dependence of days; its
-            95 % interval. One test: see `evaluation.uncertainty.daily_mean`.
+            95 % interval. One test: see `ranking.uncertainty.daily_mean`.
         rank_ic.days, rank_ic.days_left_out: days that have one, days that order nothing (see
-            `evaluation.ic.daily_ic`).
+            `evaluation.ranking.information_coefficient.daily_ic`).
         rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
             and its t, the overlap counted. `rank_ic.y2022`: of a calendar year.
         spread, spread_t: mean label of the best tenth less the worst tenth's, a return over the
@@ -151,7 +151,7 @@ class SignalReportRecord(ACRecordTemp):
             many looks good by luck: in signals.csv `p_holm` is each p-value after Holm's
             correction for that number.
         baseline.reversal.rank_ic, rank_ic.less_reversal, …_low, …_high, …_t: the Rank IC of a
-            signal that costs nothing (of `signals.baselines.BASELINES`, from Qlib's bars up to the
+            signal that costs nothing (of `signals.past_bars.BASELINES`, from Qlib's bars up to the
             score's), and what the score's is above it, day by day, on the rows that have both.
             `baseline.reversal.with_score`: mean rank correlation of the two.
         rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
@@ -291,7 +291,7 @@ class SignalReportRecord(ACRecordTemp):
         }
         metrics |= baseline_metrics(beside, differences)
 
-        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        title = self.title or experiment_of(self.recorder)
         tables = {
             "summary": pd.DataFrame.from_dict(
                 {**found, **differences}, orient="index", columns=list(SUMMARY)
@@ -321,14 +321,13 @@ class SignalReportRecord(ACRecordTemp):
                 memory, renewed, f"{title}: how fast the order changes"
             ),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            daily.to_parquet(Path(folder, "daily_ic.parquet"))
-            Path(folder, "summary.md").write_text(page, encoding="utf-8")
+        with saved_files(self) as folder:
+            daily.to_parquet(folder / "daily_ic.parquet")
+            (folder / "summary.md").write_text(page, encoding="utf-8")
             for name, table in tables.items():
-                table.to_csv(Path(folder, f"{name}.csv"), float_format="%.6g")
+                table.to_csv(folder / f"{name}.csv", float_format="%.6g")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, f"{name}.png"))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / f"{name}.png")
         metrics = {name: float(value) for name, value in metrics.items()}
         self.recorder.log_metrics(**metrics, **key_metrics(metrics))
         verdict = signal_verdict(tables["summary"], years, signals, beside, tried=tried)

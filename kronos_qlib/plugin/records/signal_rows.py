@@ -85,8 +85,8 @@ def signal_row(
 
     Args:
         signal, score, labels: days by names.
-        top: as of `evaluation.ic.top_turnover`.
-        how: as of `evaluation.ic.summarise`.
+        top: as of `evaluation.ranking.information_coefficient.top_turnover`.
+        how: as of `evaluation.ranking.information_coefficient.summarise`.
 
     Returns:
         `ic`, `ic_t`; of the Rank IC SUMMARY, its mean as `rank_ic`; `autocorrelation` at one bar,
