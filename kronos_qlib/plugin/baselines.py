@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import Model
 
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import no_windows
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.pipeline.scoring import scores_from_bars
@@ -38,11 +37,11 @@ class BaselineModel(Model):
         self.skip = skip
         baseline_of(kind, np.ones((1, 2, 6), dtype=np.float32), bars, skip)  # refuses early
 
-    def fit(self, dataset: KronosDataset, reweighter: Any = None) -> None:
+    def fit(self, dataset: KronosDataset, reweighter: object = None) -> None:
         """Nothing to learn."""
         logger.info(f"{self.kind}: {BASELINES[self.kind].definition}")
 
-    def predict(self, dataset: KronosDataset, segment: Any = "test") -> pd.Series:
+    def predict(self, dataset: KronosDataset, segment: Segment = "test") -> pd.Series:
         """The baseline of each window whose last bar lies in the segment.
 
         Returns:

@@ -12,6 +12,7 @@ from qlib.model.base import Model
 from qlib.model.trainer import auto_filter_kwargs
 from qlib.utils import init_instance_by_config
 
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.qlib_internals import logged_under
 
@@ -47,7 +48,7 @@ class BlendModel(Model):
                 f"weights of a blend are one above 0 for each of its {len(members)} members, got "
                 f"{weights}"
             )
-        self.members: dict[str, Any] = {}
+        self.members: dict[str, Model] = {}
         self.dataset_configs: dict[str, Mapping[str, Any]] = {}
         for member in members:
             config = {key: value for key, value in member.items() if key in MODEL_KEYS}
@@ -65,7 +66,7 @@ class BlendModel(Model):
                 self.dataset_configs[name] = member["dataset"]
         self.weights = dict(zip(self.members, map(float, weights), strict=True))
 
-    def fit(self, dataset: Any, reweighter: Any = None) -> None:
+    def fit(self, dataset: Any, reweighter: object = None) -> None:
         """Fit each member on its data set; what it logs is under its name in MLflow."""
         for name, model in self.members.items():
             logger.info(f"blend: fitting {name}")
@@ -73,7 +74,7 @@ class BlendModel(Model):
                 fit = auto_filter_kwargs(model.fit)
                 fit(self._dataset_of(name, dataset), reweighter=reweighter)
 
-    def predict(self, dataset: Any, segment: Any = "test") -> pd.Series:
+    def predict(self, dataset: Any, segment: Segment = "test") -> pd.Series:
         """The blend's score.
 
         Returns:
@@ -84,7 +85,7 @@ class BlendModel(Model):
         """
         return self.signals(dataset, segment)["score"]
 
-    def signals(self, dataset: Any, segment: Any = "test") -> pd.DataFrame:
+    def signals(self, dataset: Any, segment: Segment = "test") -> pd.DataFrame:
         """The blend's score, and each member's own under its name.
 
         Returns:

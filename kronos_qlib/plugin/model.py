@@ -13,6 +13,7 @@ from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.extras import check_extra
@@ -188,7 +189,7 @@ class KronosModel(ModelFT):
             self._head = self._load_head()
         return self._head
 
-    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: Any = None) -> None:
+    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: object = None) -> None:
         """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
 
         Raises:
@@ -227,7 +228,7 @@ class KronosModel(ModelFT):
     def predict(
         self,
         dataset: KronosDataset | WindowDataset,
-        segment: str | slice | tuple[Any, Any] = "test",
+        segment: Segment = "test",
     ) -> pd.Series:
         """The score: what an alpha head says, where one was trained; otherwise the paths' expected
         return; or what the setting `signals` makes the score.
@@ -251,7 +252,7 @@ class KronosModel(ModelFT):
     def signals(
         self,
         dataset: KronosDataset | WindowDataset,
-        segment: str | slice | tuple[Any, Any] = "test",
+        segment: Segment = "test",
     ) -> pd.DataFrame:
         """Every signal that is kept, from the same paths as the score.
 
@@ -264,7 +265,9 @@ class KronosModel(ModelFT):
         """
         return self._frame(dataset, segment, keep=self._kept())
 
-    def _frame(self, dataset: Any, segment: Any, keep: Sequence[str]) -> pd.DataFrame:
+    def _frame(
+        self, dataset: KronosDataset | WindowDataset, segment: Segment, keep: Sequence[str]
+    ) -> pd.DataFrame:
         source, steps = _source_of(dataset), self._steps
         windows = source.windows(segment)
         if not len(windows):
@@ -521,7 +524,7 @@ class KronosModel(ModelFT):
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
 
 
-def _source_of(dataset: Any) -> WindowDataset:
+def _source_of(dataset: object) -> WindowDataset:
     """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone."""
     if isinstance(dataset, KronosDataset):
         return dataset.source

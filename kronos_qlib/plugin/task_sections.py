@@ -9,24 +9,24 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.expressions import reach_of
 
 
-def is_map(found: Any) -> TypeGuard[Mapping[str, Any]]:
+def is_map(found: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether it is a mapping."""
     return isinstance(found, Mapping)
 
 
-def mapping_of(found: Any) -> Mapping[str, Any]:
+def mapping_of(found: object) -> Mapping[str, Any]:
     """A section; {} where there is none, or something else stands in its place."""
     return found if isinstance(found, Mapping) else {}
 
 
-def value_at(found: Any, *keys: str) -> Any:
+def value_at(found: object, *keys: str) -> Any:
     """What a nested mapping holds under these keys; None where one of them is missing."""
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
 
 
-def class_of(section: Any) -> str:
+def class_of(section: object) -> str:
     """The class that a section names, without its module; "" where it names none."""
     return str(value_at(section, "class") or "").rpartition(".")[2]
 

@@ -159,7 +159,7 @@ class BacktestRecord(PortAnaRecord):
         # on without a backtest where something is missing. What we read, `generate` has loaded.
         super().check(include_self=include_self, parents=False)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: object, **kwargs: object) -> object:
         """Trade, log and save.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
@@ -69,7 +69,7 @@ class CompareRecord(RecordTemp):
         """Files of the record, without the page where none is asked for."""
         return [name for name in self.leaves if self.html or not name.endswith(".html")]
 
-    def generate(self, **kwargs: Any) -> None:
+    def generate(self, **kwargs: object) -> None:
         """
         Raises:
             MissingArtifactError: this run has no predictions, labels or IC; which record to list

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +86,8 @@ class ForecastReportRecord(RecordTemp):
     def __init__(
         self,
         recorder: Recorder,
-        model: Any = None,
-        dataset: Any = None,
+        model: object = None,
+        dataset: object = None,
         windows: int = 2000,
         calibration_windows: int = 2000,
         paths: int | None = None,
@@ -157,7 +156,7 @@ class ForecastReportRecord(RecordTemp):
             )
         return paths
 
-    def generate(self, **kwargs: Any) -> ForecastQuality:
+    def generate(self, **kwargs: object) -> ForecastQuality:
         """Draw, judge, log and save.
 
         Raises:
@@ -218,7 +217,7 @@ class ForecastReportRecord(RecordTemp):
             )
         return dataset.source
 
-    def _given(self, name: str, found: Any) -> Any:
+    def _given(self, name: str, found: object) -> object:
         if found is None:
             raise ConfigError(
                 "ForecastReportRecord: give it model: <MODEL> and dataset: <DATASET>. A run keeps "
@@ -314,6 +313,6 @@ def _examples(
     return examples
 
 
-def _day(moment: Any) -> str:
+def _day(moment: pd.Timestamp | np.datetime64) -> str:
     stamp = pd.Timestamp(moment)
     return f"{stamp:%Y-%m-%d}" if stamp == stamp.normalize() else f"{stamp:%Y-%m-%d %H:%M}"

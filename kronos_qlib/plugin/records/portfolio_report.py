@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +52,7 @@ from kronos_qlib.plugin.records.artifacts import (
     saved_files,
 )
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
+from kronos_qlib.plugin.runs.pickle_rules import HeldPosition
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class PortfolioReportRecord(ACRecordTemp):
             report_frequency_of(self.recorder, type(self).__name__, self.freq)
         super().check(include_self=include_self, parents=False)
 
-    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+    def _generate(self, *args: object, **kwargs: object) -> dict[str, object]:
         who = type(self).__name__
         freq = report_frequency_of(self.recorder, who, self.freq)
         bars = load_needed(
@@ -253,7 +253,7 @@ class PortfolioReportRecord(ACRecordTemp):
         return count_signals(pred, signals), "the different signals kept with this run"
 
     def _capacity(
-        self, positions: Mapping[pd.Timestamp, Any], account: pd.Series[float], freq: str
+        self, positions: Mapping[pd.Timestamp, HeldPosition], account: pd.Series[float], freq: str
     ) -> pd.DataFrame:
         """`capacity_table` of the orders behind these positions, and what `traded` was read of."""
         changes = position_changes(positions)
@@ -269,7 +269,7 @@ class PortfolioReportRecord(ACRecordTemp):
         return capacity_table(orders, traded).assign(traded=source or "unknown")
 
 
-def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
+def position_changes(positions: Mapping[pd.Timestamp, HeldPosition]) -> pd.Series[float]:
     """Shares bought or sold, without sign, from the positions at the end of each bar.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
@@ -54,7 +53,7 @@ class RunCheckRecord(RecordTemp):
         self.metrics = metrics
         self.freq = freq
 
-    def generate(self, **kwargs: Any) -> None:
+    def generate(self, **kwargs: object) -> None:
         """Wait for the metrics, and check them.
 
         Raises:

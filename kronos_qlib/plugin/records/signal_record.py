@@ -42,7 +42,7 @@ class KronosSignalRecord(SignalRecord):
     reads = ()
     leaves = ("pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE, STATE)
 
-    def generate(self, **kwargs: Any) -> None:
+    def generate(self, **kwargs: object) -> None:
         """Score the test segment, read its labels, and keep both with what the model is made of.
 
         Raises:

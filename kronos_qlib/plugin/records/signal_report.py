@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -230,7 +229,7 @@ class SignalReportRecord(ACRecordTemp):
         # Qlib's generate() would forgive a missing file; `_generate` names it and raises.
         super().check(include_self=include_self, parents=False)
 
-    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+    def _generate(self, *args: object, **kwargs: object) -> dict[str, object]:
         who = type(self).__name__
         pred = load_predictions(self.recorder, who)
         label = load_needed(
@@ -246,7 +245,7 @@ class SignalReportRecord(ACRecordTemp):
                 LEAST_PAIRS,
             )
         overlap = self.label_bars or label_bars_of(load_task(self.recorder))
-        how: dict[str, Any] = {"horizon": overlap}
+        how = {"horizon": overlap}
 
         daily = daily_ic(score, labels)
         self._refuse_short(daily, overlap)
@@ -354,7 +353,7 @@ class SignalReportRecord(ACRecordTemp):
             )
 
     def _beside_baselines(
-        self, score: pd.Series[float], labels: pd.DataFrame, **how: Any
+        self, score: pd.Series[float], labels: pd.DataFrame, **how: int
     ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """baselines.csv, a row each, and rows of summary.csv: differences, and what is left."""
         score = score[np.isfinite(score)].rename("score").sort_index()
@@ -403,7 +402,7 @@ class SignalReportRecord(ACRecordTemp):
         }
 
     def _signal_table(
-        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any
+        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: int
     ) -> tuple[pd.DataFrame, int]:
         """A row per kept signal, the score first: what it knew, how it moves, what it resembles.
 

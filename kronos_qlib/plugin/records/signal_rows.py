@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +66,10 @@ def baseline_metrics(
 
 
 def or_unknown(
-    what: str, measure: Callable[..., dict[str, float]], *series: Any, how: Mapping[str, Any]
+    what: str,
+    measure: Callable[..., dict[str, float]],
+    *series: pd.Series[float],
+    how: Mapping[str, int],
 ) -> dict[str, float]:
     """SUMMARY, or NaN and a warning where too few days have what is compared."""
     try:
@@ -79,7 +81,7 @@ def or_unknown(
 
 
 def signal_row(
-    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: Any
+    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: int
 ) -> dict[str, float]:
     """A signal's row of signals.csv; NaN where it orders nothing or has too few days.
 

@@ -76,7 +76,7 @@ def key_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def describe_run(recorder: Recorder, model: Any, dataset: Any, scores: pd.DataFrame) -> None:
+def describe_run(recorder: Recorder, model: object, dataset: object, scores: pd.DataFrame) -> None:
     """Name a run and tag it with what it was made of.
 
     Of what MLflow refuses nothing but a warning comes: a run is not lost by it.
@@ -147,7 +147,7 @@ def run_name(task: Mapping[str, Any], provider: str = "") -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def model_name(config: Any) -> str:
+def model_name(config: object) -> str:
     """A model's class, its checkpoint and how it was trained: "KronosModel nano finetuned"."""
     if isinstance(config, str):
         return config.rpartition(".")[2]
@@ -224,7 +224,7 @@ def git_revision(folder: Path) -> str:
     return f"{revision} with changes" if changed else revision
 
 
-def weights_digest(model: Any) -> str:
+def weights_digest(model: object) -> str:
     """Digests of the weights that scored, as "predictor … tokenizer …"; "" where there are none.
 
     The same weights have the same digest, in whichever folder and on whichever device. Of a blend
@@ -252,7 +252,7 @@ def weights_digest(model: Any) -> str:
     )
 
 
-def bars_digest(dataset: Any) -> str:
+def bars_digest(dataset: object) -> str:
     """A digest of the bars that a data set read, training segment included.
 
     Of a KronosDataset that of its table of bars, the same for every model on it. Of other data sets

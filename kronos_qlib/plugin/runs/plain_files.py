@@ -80,7 +80,7 @@ def task_json(task: Mapping[str, Any]) -> str:
     return json.dumps(_as_json(task), indent=1, allow_nan=True)
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
@@ -126,7 +126,7 @@ def read_table(client: MlflowClient, run_id: str, kept: Kept) -> pd.DataFrame:
         return as_table(load_pickle(path, f"{kept.pickled} of run {run_id}"), kept.pickled, run_id)
 
 
-def as_table(found: Any, name: str, run_id: str) -> pd.DataFrame:
+def as_table(found: object, name: str, run_id: str) -> pd.DataFrame:
     """What a pickle held, if it is a table of scores or labels.
 
     Raises:
@@ -158,7 +158,7 @@ def read_task(client: MlflowClient, run_id: str, *, any_class: bool = False) -> 
     """
     names = artifacts(client, run_id)
     where = f"of run {run_id}"
-    found: Any = {}
+    found: object = {}
     if TASK.plain in names:
         with artifact(client, run_id, TASK.plain, LARGEST_TASK) as path:
             try:

@@ -60,7 +60,7 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     return {name: "" if value is None else _shown(value) for name, value in found.items()}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A setting in a line that a page can hold."""
     text = one_line(str(value))
     return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 1]}…"
@@ -79,13 +79,13 @@ def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
     return {**mapping_of(task.get("backtest")), **found}
 
 
-def _pairs(values: Any) -> str | None:
+def _pairs(values: object) -> str | None:
     if not isinstance(values, Mapping):
         return None
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _span(segment: Any) -> str | None:
+def _span(segment: object) -> str | None:
     return (
         " to ".join(str(each)[:10] for each in segment[:2])
         if isinstance(segment, list | tuple)
