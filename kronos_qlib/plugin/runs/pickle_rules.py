@@ -259,7 +259,7 @@ def _pairs(names: Mapping[str, Sequence[str]]) -> list[Pair]:
 
 
 SETTINGS: dict[Pair, Rule] = {
-    ("_codecs", "encode"): lambda convert, given: convert._encoded(given),
+    ("_codecs", "encode"): lambda convert, given: convert.encoded(given),
     ("builtins", "bytearray"): lambda convert, given: convert.raw(given),
     ("builtins", "set"): lambda convert, given: set(_items(convert, given)),
     ("builtins", "frozenset"): lambda convert, given: frozenset(_items(convert, given)),

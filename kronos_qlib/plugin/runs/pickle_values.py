@@ -162,7 +162,7 @@ class Converter:
         """
         if isinstance(given, Inert):
             if given.pair == ("_codecs", "encode"):  # protocol 2 has no bytes
-                return self._encoded(given)
+                return self.encoded(given)
             if given.pair in (("builtins", "bytearray"), ("pyarrow.lib", "py_buffer")):
                 return self.raw(given.args[0]) if given.args else b""
             raise ValueError(f"{'.'.join(given.pair)} instead of bytes")
@@ -171,7 +171,12 @@ class Converter:
             return bytes(given)
         raise ValueError(f"a {type(given).__name__} instead of bytes")
 
-    def _encoded(self, given: Inert) -> bytes:
+    def encoded(self, given: Inert) -> bytes:
+        """Bytes that protocol 2 wrote as text.
+
+        Raises:
+            ValueError: the text has another encoding than latin1.
+        """
         text, how = given.args
         if not isinstance(text, str) or how not in ("latin1", "latin-1"):
             raise ValueError("bytes as text of another encoding than latin1")
