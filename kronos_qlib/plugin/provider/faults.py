@@ -163,7 +163,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
 
 
 @dataclass(frozen=True)
-class Market:
+class MarketFile:
     """A market's file, a row for each stay of an instrument.
 
     names: (n,) as they are written. first, last: (n,) datetime64[ns], both inclusive.
@@ -179,7 +179,7 @@ class Market:
         return {self.names[at] for at in stays}
 
 
-def check_market(folder: Path, market: str) -> Market:
+def check_market(folder: Path, market: str) -> MarketFile:
     """Read a market's file; refuse one that is missing, names no instrument, or has a bad line.
 
     Raises:
@@ -225,7 +225,7 @@ def check_market(folder: Path, market: str) -> Market:
             f"{path}, line {number}: {cause}; Qlib would pass the line over in silence "
             f"({int(wrong.sum())} such lines)"
         )
-    return Market([cells[0].strip() for _, cells in rows], first, last)
+    return MarketFile([cells[0].strip() for _, cells in rows], first, last)
 
 
 def check_benchmark(

@@ -28,13 +28,13 @@ from kronos_qlib.plugin.task_sections import label_bars_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+from kronos_qlib.plugin.runs.plain_files import read_task
 from kronos_qlib.plugin.runs.stored_runs import (
     COMPARED,
     REPORT,
     is_stored_finite,
     read_report,
     read_signal,
-    read_task,
     row_of,
 )
 
@@ -161,7 +161,7 @@ def comparison_of(
     tasks = {}
     for name, run in runs.items():
         try:
-            tasks[name] = read_task(client, run)
+            tasks[name] = read_task(client, run.info.run_id)
         except MissingArtifactError as reason:
             tasks[name] = {}
             remarks.append(

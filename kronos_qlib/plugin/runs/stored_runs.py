@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from kronos_qlib.plugin.runs.plain_files import (
     artifacts,
     read_table,
 )
-from kronos_qlib.plugin.runs.plain_files import read_task as read_kept_task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -164,15 +163,6 @@ def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
             f"{int(report.index.duplicated().sum())} days twice"
         )
     return report.sort_index()
-
-
-def read_task(client: MlflowClient, run: Run) -> dict[str, Any]:
-    """The workflow's task as it was kept with the run; {} for a run made otherwise.
-
-    Raises:
-        MissingArtifactError, UnsafeArtifactError: as of `plain.read_task`.
-    """
-    return read_kept_task(client, run.info.run_id)
 
 
 def is_stored_finite(value: float) -> bool:
