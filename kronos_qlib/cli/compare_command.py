@@ -43,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    # A bar for every small file of every run tells nobody anything.
+    # No progress bar for every small file of every run.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kronos_qlib.evaluation.compare.comparison_text import comparison_text
     from kronos_qlib.extras import check_extra
-    from kronos_qlib.plugin.runs.stored_runs import compare as compare_all
+    from kronos_qlib.plugin.runs.run_comparison import compare as compare_all
 
     check_extra("report", for_="a comparison of runs")  # before they are read
     found = compare_all(

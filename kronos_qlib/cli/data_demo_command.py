@@ -14,7 +14,7 @@ USUAL = {
     "day": MarketConfig(),
     "5min": MarketConfig(instruments=20, sectors=4, start="2024-01-01", years=0.25, freq="5min"),
 }
-"""What is made of each frequency unless told otherwise: what the workflows' dates are for."""
+"""Defaults of each frequency: what the workflows' dates are for."""
 
 SETTINGS = ("instruments", "start", "years", "effect", "seed")
 """Fields of MarketConfig that have a flag beside --freq."""

@@ -25,8 +25,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CANDLES = 80
 """Most bars of the past in the picture."""
 UNCALIBRATED = "uncalibrated"
-"""What is said of a spread that nothing has been learned about: drawn paths are known to be too
-bold. It stands in the printed line, in the table's column `calibration`, and in the picture."""
+"""Mark of a spread that is not calibrated, in the printed line, the column `calibration` and
+the picture: drawn paths are known to be too bold."""
 PATHS_FOR_A_BAND = 19
 """The fewest paths whose lowest and highest are a band of 90 %."""
 
@@ -189,7 +189,7 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The traded bars of the instrument asked for, in order, and what was said in reading."""
+    """The traded bars of the instrument asked for, in order, and notes of reading it."""
     from kronos_qlib.data.calendar.steps import step_notes
     from kronos_qlib.data.files.check import idle_bars
     from kronos_qlib.data.files.read import read_bars
@@ -210,7 +210,7 @@ def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ..
 
 
 def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
-    """What to say of bars that did not trade and are left out.
+    """Notes on bars that did not trade and are left out.
 
     Raises:
         BarDataError: no bar traded.
@@ -223,11 +223,11 @@ def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
     if idle.all():
         raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
     when = show_span(dates[idle].to_numpy())
-    said = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
+    note = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
     newest = dates[~idle].iloc[-1]
     if newest < dates.iloc[-1]:
-        said += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
-    return [said]
+        note += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
+    return [note]
 
 
 def _load(arguments: argparse.Namespace) -> KronosPredictor:
@@ -371,7 +371,7 @@ def _summary(
 
 
 def _spread(moves: npt.NDArray[np.floating[Any]]) -> str:
-    """Returns of the paths in words: no more of them than so many paths can say."""
+    """Returns of the paths in words: no quantile that their number does not support."""
     import numpy as np
 
     if len(moves) == 1:

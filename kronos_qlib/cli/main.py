@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments) or 0
     except KeyboardInterrupt:
-        told, code = "interrupted", INTERRUPTED
+        message, code = "interrupted", INTERRUPTED
     except Exception as error:
-        told, code = _one_line(error), BAD_INPUT if isinstance(error, bad_input) else FAILED
+        message, code = _one_line(error), BAD_INPUT if isinstance(error, bad_input) else FAILED
         if debug:
             traceback.print_exc()
-    print(f"kronos-qlib: {told}", file=sys.stderr)
+    print(f"kronos-qlib: {message}", file=sys.stderr)
     return code
 
 
@@ -85,10 +85,10 @@ def _one_line(error: Exception) -> str:
     """What went wrong, a line for each reason; where we did not expect it, how to see more."""
     if isinstance(error, RefusedRunError) and len(error.problems) > 1:
         return "\n- ".join(map(one_line, ("this run would fail:", *error.problems)))
-    said = one_line(str(error))  # it may hold names out of files and stores
+    text = one_line(str(error))  # it may hold names out of files and stores
     if isinstance(error, KronosError):
-        return said
-    return f"{type(error).__name__}: {said or 'no message'} (--debug shows where)"
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Parsers that cost nothing until they are asked, and the house's way of writing them."""
+"""Parsers of commands, each imported when its name is typed; arguments that commands share."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def workflow(arguments: argparse.Namespace) -> None:
     from kronos_qlib.plugin.workflows.shipped import find_market, first_line, markets, workflows
 
     if arguments.name is not None:
-        from kronos_qlib.plugin.workflows.workflow_file import own_workflow
+        from kronos_qlib.plugin.workflows.workflow_copy import own_workflow
 
         text = own_workflow(arguments.name, arguments.market)
     elif arguments.market is not None:

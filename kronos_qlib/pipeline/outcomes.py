@@ -39,7 +39,7 @@ MANY = 1 / 3
 def known_windows(source: WindowDataset, segment: Segment) -> tuple[Windows, int]:
     """By time, those windows of a segment whose next bars are the calendar's; how many are not.
 
-    A warning where these are many: a moment at which hardly any instrument has a bar, such as a
+    A warning where these are many: a moment at which few instruments have a bar, such as a
     stray one on a holiday, leaves out the windows of all others.
 
     Raises:
@@ -81,15 +81,15 @@ def _suspect(
 
 
 def sample_windows(windows: Windows, count: int, seed: int) -> Windows:
-    """At most so many, by time: evenly spaced in time, by lot among the instruments of a moment.
+    """At most `count` windows by time, evenly spaced in it, drawn among a moment's instruments.
 
     Evenly spaced places in a list by (time, instrument) would meet the same instruments again and
     again where a day has about as many windows as lie between two places.
     """
     if len(windows) <= count:
         return windows
-    lot = np.random.default_rng(seed).random(len(windows))
-    order = np.lexsort((lot, windows.times))
+    draws = np.random.default_rng(seed).random(len(windows))
+    order = np.lexsort((draws, windows.times))
     places = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
     return windows.take(np.sort(order[places]))
 

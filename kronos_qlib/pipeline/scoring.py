@@ -13,6 +13,7 @@ import pandas as pd
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import progress
+from kronos_qlib.signals.past_bars import BROKEN, baseline_of, first_broken
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 from kronos_qlib.signals.signal_settings import EnsembleConfig
@@ -34,7 +35,7 @@ class Member:
     """Last bars of the window that it sees; None: all."""
     temperature: float
     mark: str = ""
-    """Set apart from the others' chance by this end of its key; empty for the usual reading."""
+    """End of its keys, for random numbers of its own; empty for the usual reading."""
 
 
 def members_of(
@@ -145,7 +146,7 @@ def draw_paths(
         windows: N of them, all with as many bars seen.
         stamps_ahead: (N, H, 5) time fields of the bars to come.
         sampling: how; with `common` the windows of a moment share their random numbers.
-        lookback: only so many of the newest bars are seen; None: all.
+        lookback: how many of the newest bars are seen; None: all.
         mark: the end of each key, which sets these paths apart from others of the same windows.
         coherent: see `KronosPredictor.paths`.
 
@@ -200,7 +201,7 @@ def exposures_from_windows(
         if broken.any():
             moment, instrument = index[int(broken.argmax())]
             raise BarDataError(
-                f"{instrument} at {moment}: its window has no {name}: closes are to be positive "
+                f"{instrument} at {moment}: its window has no {name}: closes must be positive "
                 "and amounts not negative"
             )
     frame = pd.DataFrame(table, index=index)
@@ -209,6 +210,33 @@ def exposures_from_windows(
         each, who = np.unique(names.astype(str), return_inverse=True)
         frame[SECTOR] = sectors_of(each.tolist(), sectors or {}, unknown)[who]
     return frame
+
+
+def scores_from_bars(
+    windows: Windows, kind: str, bars: int | None = None, skip: int | None = None
+) -> Scores:
+    """A baseline of the bars that each window has seen.
+
+    Args:
+        windows: N, by time.
+        kind: of `signals.past_bars.BASELINES`.
+        bars, skip: how many bars count, and how many of the newest are left out; None takes the
+            baseline's own.
+
+    Returns:
+        (N,) in the baseline's own unit.
+
+    Raises:
+        BarDataError: bars without a logarithm (names instrument and date).
+    """
+    scores = np.empty(len(windows), dtype=np.float64)
+    for _, places, group in windows.by_day():
+        seen = group.bars(slice(None))
+        if (place := first_broken(seen)) is not None:
+            moment, name = group.index[place]
+            raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
+        scores[places] = baseline_of(kind, seen, bars, skip)
+    return scores
 
 
 def scores_from_alpha(

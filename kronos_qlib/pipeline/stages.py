@@ -50,11 +50,14 @@ class PlainLog:
     """Lines go to this module's logger, numbers and figures nowhere: the history has them."""
 
     def message(self, text: str) -> None:
+        """Log a line."""
         logger.info(text)
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers are not kept."""
 
-    def figure(self, figure: Figure, name: str) -> None: ...
+    def figure(self, figure: Figure, name: str) -> None:
+        """Figures are not kept."""
 
 
 WINDOW_SETTINGS = ("lookback", "horizon", "min_bars", "max_age_days", "label", "spans")
@@ -106,6 +109,7 @@ class StagesConfig:
 
     @property
     def is_zero_shot(self) -> bool:
+        """Whether no stage is trained."""
         return all(getattr(self, name) is None for name in KINDS)
 
 
@@ -146,7 +150,7 @@ def run_stages(
             is yet to be written somewhere: a run that is started again finds it there.
         processes: that share every batch, begun here; 1 where torchrun did it.
         log_every: steps from one row of the log to the next.
-        log: what is told of it as it goes; None: `PlainLog`.
+        log: where it reports to; None: `PlainLog`.
 
     Raises:
         ConfigError: segments overlap, or windows are longer than the network knows.
@@ -194,7 +198,7 @@ def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where training keeps its states: a folder of this run alone, a state every so many steps."""
+    """Where training keeps its states: a folder of this run alone, and steps between two states."""
 
     folder: Path
     every: int
@@ -381,7 +385,12 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
 
 
 def check_segments(source: WindowDataset) -> None:
-    """Refuse, before any work, segments from which no honest test can follow."""
+    """Refuse, before any work, segments from which no honest test can follow.
+
+    Raises:
+        ConfigError: train or valid is missing, or segments overlap or are out of order.
+        BarDataError: the test segment has no window.
+    """
     for name in ("train", "valid"):
         if name not in source.segments:
             raise ConfigError(

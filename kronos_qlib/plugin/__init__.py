@@ -1,1 +1,1 @@
-"""The one room that knows Qlib and MLflow."""
+"""Kronos as a Qlib model, and runs in MLflow: the one package that imports either."""

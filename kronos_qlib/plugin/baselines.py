@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import Model
 
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import no_windows
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.pipeline.scoring import scores_from_bars
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.signals.past_bars import (
     BASELINES,
-    BROKEN,
     bars_needed,
     baseline_of,
-    first_broken,
 )
 
 logger = get_module_logger(__name__)
@@ -27,7 +25,7 @@ class BaselineModel(Model):
     """A signal of past bars as a model: it scores the windows that Kronos would, learning nothing.
 
     Args:
-        kind: of `signals.baselines.BASELINES`: momentum, reversal, low_volatility, low_amount.
+        kind: of `signals.past_bars.BASELINES`: momentum, reversal, low_volatility, low_amount.
         bars, skip: how many bars count, and how many of the newest are left out; None takes the
             baseline's own.
     """
@@ -39,11 +37,11 @@ class BaselineModel(Model):
         self.skip = skip
         baseline_of(kind, np.ones((1, 2, 6), dtype=np.float32), bars, skip)  # refuses early
 
-    def fit(self, dataset: KronosDataset, reweighter: Any = None) -> None:
+    def fit(self, dataset: KronosDataset, reweighter: object = None) -> None:
         """Nothing to learn."""
         logger.info(f"{self.kind}: {BASELINES[self.kind].definition}")
 
-    def predict(self, dataset: KronosDataset, segment: Any = "test") -> pd.Series:
+    def predict(self, dataset: KronosDataset, segment: Segment = "test") -> pd.Series:
         """The baseline of each window whose last bar lies in the segment.
 
         Returns:
@@ -68,11 +66,5 @@ class BaselineModel(Model):
             raise BarDataError(no_windows(source, segment, windows.dropped))
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
-        scores = np.empty(len(windows), dtype=np.float64)
-        for _, places, group in windows.by_day():
-            bars = group.bars(slice(None))
-            if (place := first_broken(bars)) is not None:
-                moment, name = group.index[place]
-                raise BarDataError(f"{name}, window up to {moment}: {BROKEN}")
-            scores[places] = baseline_of(self.kind, bars, self.bars, self.skip)
+        scores = scores_from_bars(windows, self.kind, self.bars, self.skip)
         return pd.Series(scores, index=windows.index, name="score").sort_index()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from qlib.log import get_module_logger
 from qlib.model.base import Model
 from qlib.model.trainer import auto_filter_kwargs
 from qlib.utils import init_instance_by_config
-from qlib.workflow import R
 
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.runs.active_run import has_active_run
+from kronos_qlib.plugin.qlib_internals import logged_under
 
 logger = get_module_logger(__name__)
 
@@ -49,7 +48,7 @@ class BlendModel(Model):
                 f"weights of a blend are one above 0 for each of its {len(members)} members, got "
                 f"{weights}"
             )
-        self.members: dict[str, Any] = {}
+        self.members: dict[str, Model] = {}
         self.dataset_configs: dict[str, Mapping[str, Any]] = {}
         for member in members:
             config = {key: value for key, value in member.items() if key in MODEL_KEYS}
@@ -67,15 +66,15 @@ class BlendModel(Model):
                 self.dataset_configs[name] = member["dataset"]
         self.weights = dict(zip(self.members, map(float, weights), strict=True))
 
-    def fit(self, dataset: Any, reweighter: Any = None) -> None:
+    def fit(self, dataset: Any, reweighter: object = None) -> None:
         """Fit each member on its data set; what it logs is under its name in MLflow."""
         for name, model in self.members.items():
             logger.info(f"blend: fitting {name}")
-            with _logged_under(name):
+            with logged_under(name):
                 fit = auto_filter_kwargs(model.fit)
                 fit(self._dataset_of(name, dataset), reweighter=reweighter)
 
-    def predict(self, dataset: Any, segment: Any = "test") -> pd.Series:
+    def predict(self, dataset: Any, segment: Segment = "test") -> pd.Series:
         """The blend's score.
 
         Returns:
@@ -86,8 +85,16 @@ class BlendModel(Model):
         """
         return self.signals(dataset, segment)["score"]
 
-    def signals(self, dataset: Any, segment: Any = "test") -> pd.DataFrame:
-        """The blend's score, and each member's own under its name, on the rows all have scored."""
+    def signals(self, dataset: Any, segment: Segment = "test") -> pd.DataFrame:
+        """The blend's score, and each member's own under its name.
+
+        Returns:
+            On (datetime, instrument), the rows that every member scored: "score", then a column a
+            member, in the member's own unit.
+
+        Raises:
+            BarDataError: no row was scored by every member.
+        """
         parts = {}
         for name, model in self.members.items():
             scores = model.predict(self._dataset_of(name, dataset), segment)
@@ -115,25 +122,3 @@ class BlendModel(Model):
         if name not in self._datasets:
             self._datasets[name] = init_instance_by_config(self.dataset_configs[name])
         return self._datasets[name]
-
-
-@contextmanager
-def _logged_under(name: str) -> Iterator[None]:
-    """What is logged to the open run meanwhile goes under the name: members log alike names."""
-    if not has_active_run():
-        yield
-        return
-    recorder = R.get_recorder()
-    log_metrics, log_figure = recorder.log_metrics, recorder.client.log_figure
-
-    def metrics_under(step: int | None = None, **metrics: float) -> None:
-        log_metrics(step, **{f"{name}.{key}": value for key, value in metrics.items()})
-
-    def figure_under(run_id: str, figure: Any, artifact_file: str, **how: Any) -> None:
-        log_figure(run_id, figure, f"{name}/{artifact_file}", **how)
-
-    recorder.log_metrics, recorder.client.log_figure = metrics_under, figure_under
-    try:
-        yield
-    finally:
-        del recorder.log_metrics, recorder.client.log_figure

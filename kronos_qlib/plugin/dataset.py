@@ -31,11 +31,11 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
 from kronos_qlib.plugin.provider.reader import (
     STORED,
-    market_of,
     read_calendar,
     read_spans,
     read_table,
 )
+from kronos_qlib.plugin.qlib_internals import market_read_anew
 from kronos_qlib.schema import BAR_COLUMNS
 
 FRAMES = tuple(DataHandlerLP.ATTR_MAP.values())
@@ -154,7 +154,7 @@ class KronosHandler(DataHandlerLP):
         try:
             # To Qlib a bare date ends minute bars at its midnight.
             self.end_time = whole_day(bare_end, self.freq)
-            with market_of(self.instruments):
+            with market_read_anew(self.instruments):
                 super().setup_data(**self.__dict__.get("_setup", {}))  # not in every pickle
         finally:
             self.end_time = bare_end
@@ -285,9 +285,9 @@ class KronosDataset(DatasetH):
         universe = getattr(handler, "instruments", None)
         if isinstance(universe, Mapping):  # Qlib's stock pool
             universe = universe.get("market")
-        told = universe if isinstance(universe, str) else f"{len(universe or ())} instruments"
+        names = universe if isinstance(universe, str) else f"{len(universe or ())} instruments"
         return (
-            f"{type(self).__name__}({type(handler).__name__} of {told}, lookback={self.lookback}, "
+            f"{type(self).__name__}({type(handler).__name__} of {names}, lookback={self.lookback}, "
             f"horizon={self.horizon}, {describe_segments(self.segments)})"
         )
 

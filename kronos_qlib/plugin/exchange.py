@@ -153,7 +153,7 @@ def _bars_of(index: pd.Index) -> str:
     return f"{len(index)} bars of {len(names)} instruments ({some_of(names.tolist(), 5)})"
 
 
-def _report_changes(quotes: pd.DataFrame, threshold: Any) -> None:
+def _report_changes(quotes: pd.DataFrame, threshold: float) -> None:
     """Say whose limits are made of closes: of those with bars and no change at all."""
     known = quotes[[CLOSE, CHANGE]].notna().groupby(level="instrument").any()
     lacking = known.index[known[CLOSE] & ~known[CHANGE]]

@@ -16,8 +16,7 @@ its first: labels of the last days before it are returns of its first days.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import pandas as pd
 
 from kronos_qlib.errors import BarDataError, ConfigError, LookaheadError
 from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.qlib_internals import clear_caches, metrics_dropped
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, PRICE_COLUMNS, VOLUME
 
 Scores = pd.Series | pd.DataFrame
@@ -79,7 +79,7 @@ def check_lookahead(
     Raises:
         LookaheadError: a score up to a moment changed, came or went; names the first by time,
             then by name.
-        ConfigError: scores are not what they are to be: they differ on the same bars, or none
+        ConfigError: scores cannot be compared: they differ on the same bars, or none
             after the moments depends on the bars.
     """
     moments = tuple(pd.Timestamp(moment) for moment in moments)
@@ -92,7 +92,7 @@ def check_lookahead(
             folder = Path(kept, name)
             write_provider(table, folder, freq=freq, benchmark=benchmark)
             open_provider(folder, freq, region)
-            with _nothing_logged():
+            with metrics_dropped():
                 return scores_of(folder)
 
         usual = scored("as_they_are", bars)
@@ -106,7 +106,7 @@ def check_lookahead(
                 if not _table(again).equals(_table(usual)):
                     raise ConfigError(
                         "scores_of gives other scores when it is called again on the same bars, so "
-                        "nothing can be said of look-ahead: seed what it draws"
+                        "look-ahead cannot be checked: seed what it draws"
                     ) from None
                 raise
             compared, later, moved = (
@@ -195,7 +195,6 @@ def replaced_after(
 def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
     """Open Qlib on a folder as if for the first time: nothing of another one is remembered."""
     import qlib
-    from qlib.data.cache import H
 
     qlib.init(
         provider_uri={freq: str(folder)},
@@ -204,25 +203,13 @@ def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
         clear_mem_cache=True,
         skip_if_reg=False,
     )
-    H.clear()
-
-
-@contextmanager
-def _nothing_logged() -> Iterator[None]:
-    """Qlib's LGBModel logs every round, and where no run is open begins one in ./mlruns for it."""
-    from qlib.workflow import R
-
-    R.log_metrics = lambda **metrics: None  # on the wrapper, in front of the recorder's own
-    try:
-        yield
-    finally:
-        del R.log_metrics
+    clear_caches()
 
 
 def _table(scores: Scores) -> pd.DataFrame:
     table = scores.to_frame() if isinstance(scores, pd.Series) else scores
     if list(table.index.names) != ["datetime", "instrument"]:
-        raise ConfigError(f"scores are to be on (datetime, instrument), got {table.index.names}")
+        raise ConfigError(f"scores must be on (datetime, instrument), got {table.index.names}")
     if table.index.has_duplicates:
         moment, name = table.index[table.index.duplicated()][0]
         raise ConfigError(f"{name} has two scores at {moment}")

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
+from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.extras import check_extra
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.scoring import (
-    exposures_from_windows,
     members_of,
     scores_from_alpha,
     signals_from_paths,
 )
+from kronos_qlib.pipeline.shaped_scores import days_before, shape_scores
 from kronos_qlib.pipeline.stages import (
     Resume,
     StagesConfig,
@@ -43,7 +42,6 @@ from kronos_qlib.signals.shaping import (
     exposures_needed,
     history_of,
     read_sectors,
-    shaped,
     steps_of,
     turnover,
 )
@@ -191,7 +189,7 @@ class KronosModel(ModelFT):
             self._head = self._load_head()
         return self._head
 
-    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: Any = None) -> None:
+    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: object = None) -> None:
         """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
 
         Raises:
@@ -230,7 +228,7 @@ class KronosModel(ModelFT):
     def predict(
         self,
         dataset: KronosDataset | WindowDataset,
-        segment: str | slice | tuple[Any, Any] = "test",
+        segment: Segment = "test",
     ) -> pd.Series:
         """The score: what an alpha head says, where one was trained; otherwise the paths' expected
         return; or what the setting `signals` makes the score.
@@ -254,7 +252,7 @@ class KronosModel(ModelFT):
     def signals(
         self,
         dataset: KronosDataset | WindowDataset,
-        segment: str | slice | tuple[Any, Any] = "test",
+        segment: Segment = "test",
     ) -> pd.DataFrame:
         """Every signal that is kept, from the same paths as the score.
 
@@ -267,7 +265,9 @@ class KronosModel(ModelFT):
         """
         return self._frame(dataset, segment, keep=self._kept())
 
-    def _frame(self, dataset: Any, segment: Any, keep: Sequence[str]) -> pd.DataFrame:
+    def _frame(
+        self, dataset: KronosDataset | WindowDataset, segment: Segment, keep: Sequence[str]
+    ) -> pd.DataFrame:
         source, steps = _source_of(dataset), self._steps
         windows = source.windows(segment)
         if not len(windows):
@@ -280,7 +280,7 @@ class KronosModel(ModelFT):
         frame = pd.DataFrame({"score": found[name]})
         if steps:
             frame["raw_score"] = found[name]
-            earlier = _days_before(source, windows, history_of(steps))
+            earlier = days_before(source, windows, history_of(steps))
             if len(earlier):
                 before = self._found(source, earlier, [name])[name]
                 frame["score"] = self._shaped(source, [earlier, windows], [before, found[name]])
@@ -312,16 +312,10 @@ class KronosModel(ModelFT):
         self, source: WindowDataset, windows: list[Windows], parts: list[pd.Series]
     ) -> pd.Series:
         """Scores of the last part after all steps; parts before it are its history."""
-        steps, settings = self._steps, self.signal_settings
-        needed = exposures_needed(steps)
-        unknown = settings.sectors.unknown if settings.sectors else "error"
-        sectors = self._sectors() if SECTOR in needed else None
-        exposures = pd.concat(
-            [exposures_from_windows(part, needed, sectors, unknown) for part in windows]
-        )
-        raw = pd.concat(parts).rename("score")
-        result = shaped(raw, steps, exposures, source.table.calendar)
-        result = result.iloc[len(result) - len(parts[-1]) :]
+        steps, settings = self._steps, self.signal_settings.sectors
+        sectors = self._sectors() if SECTOR in exposures_needed(steps) else None
+        unknown = settings.unknown if settings else "error"
+        result = shape_scores(source, windows, parts, steps, sectors, unknown)
         days = result.index.get_level_values("datetime").nunique()
         if history_of(steps) and days > 1:
             logger.info(
@@ -530,20 +524,7 @@ class KronosModel(ModelFT):
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
 
 
-def _days_before(source: WindowDataset, windows: Windows, days: int) -> Windows:
-    """The windows of so many days before the first of these; fewer where bars begin."""
-    calendar = source.table.calendar
-    place = int(windows.table.places[windows.ends[:1]][0])
-    start = max(0, place - days)
-    if start == place:
-        return windows.take(slice(0, 0))
-    # A handler that begins with the segment has older bars all the same.
-    open_source = replace(source, begin=None)
-    last = calendar[place] - np.timedelta64(1, "ns")
-    return open_source.windows((calendar[start], last))
-
-
-def _source_of(dataset: Any) -> WindowDataset:
+def _source_of(dataset: object) -> WindowDataset:
     """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone."""
     if isinstance(dataset, KronosDataset):
         return dataset.source

@@ -155,7 +155,7 @@ def test_what_cannot_be_told_costs_a_warning_and_no_run(unnamed, caplog):
     times = pd.MultiIndex.from_tuples([(pd.Timestamp("2024-01-01"), "A")])
     scores = pd.DataFrame({"score": 0.0}, index=times.set_names(["datetime", "instrument"]))
     describe_run(unnamed, Odd(), None, scores)
-    assert "does not tell digests of weights: RuntimeError: weights are gone" in caplog.text
+    assert "is not tagged with digests of weights: RuntimeError: weights are gone" in caplog.text
     tags = unnamed.client.get_run(unnamed.id).data.tags
     assert WEIGHTS not in tags and BARS not in tags and tags[DAYS] == "2024-01-01/2024-01-01"
 

@@ -18,6 +18,7 @@ from qlib.workflow.recorder import MLflowRecorder
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.portfolio.metrics import deflated_sharpe
+from kronos_qlib.plugin.expressions import FURTHEST
 from kronos_qlib.plugin.records.compare_record import CompareRecord
 from kronos_qlib.plugin.runs import plain_files as plain
 from kronos_qlib.plugin.runs.about_run import DAYS as DAYS_TAG
@@ -25,15 +26,11 @@ from kronos_qlib.plugin.runs.about_run import PROVIDER, UNIVERSE
 from kronos_qlib.plugin.runs.plain_files import LABELS as LABELS_KEPT
 from kronos_qlib.plugin.runs.plain_files import SCORES as SCORES_KEPT
 from kronos_qlib.plugin.runs.plain_files import _read_parquet, task_json, write_table
-from kronos_qlib.plugin.runs.stored_runs import (
-    COMPARED,
-    FURTHEST,
-    compare,
-    compare_runs,
-    label_bars_of,
-    settings_of,
-    sqlite_path,
-)
+from kronos_qlib.plugin.runs.run_comparison import compare, compare_runs
+from kronos_qlib.plugin.runs.stored_runs import COMPARED
+from kronos_qlib.plugin.runs.task_settings import settings_of
+from kronos_qlib.plugin.runs.tracking import sqlite_path
+from kronos_qlib.plugin.task_sections import label_bars_of
 
 pytestmark = pytest.mark.integration
 

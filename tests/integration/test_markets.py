@@ -30,13 +30,9 @@ from kronos_qlib.plugin.workflows.markets import (
     variable_of,
 )
 from kronos_qlib.plugin.workflows.shipped import find_market, markets, workflows
-from kronos_qlib.plugin.workflows.workflow_file import (
-    _quoted,
-    _render,
-    load_yaml,
-    own_workflow,
-    read_workflow,
-)
+from kronos_qlib.plugin.workflows.templates import load_yaml, quoted, render_template
+from kronos_qlib.plugin.workflows.workflow_copy import own_workflow
+from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 
 pytestmark = pytest.mark.integration
 
@@ -217,7 +213,9 @@ def test_values_survive_the_template(topk, account, cost, limit, folder):
     changed = {"topk": topk, "n_drop": 1, "account": account, "open_cost": cost}
     profile = MarketProfile(**MINE | changed | {"limit_threshold": limit, "provider_uri": folder})
     text = template()
-    config = load_yaml(_render(text, _quoted(text, profile.variables()), find_market("us")), "it")
+    config = load_yaml(
+        render_template(text, quoted(text, profile.variables()), find_market("us")), "it"
+    )
     backtest = config["task"]["backtest"]
     assert (backtest["topk"], backtest["limit_threshold"]) == (topk, limit)
     assert backtest["account"] == account and backtest["open_cost"] == cost

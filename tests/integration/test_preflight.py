@@ -222,7 +222,8 @@ def test_qlibs_own_record_is_looked_at_too(config):
 def test_reports_that_cannot_be_made_are_said(config, name, module, kwargs, says):
     """5 paths for a band of 90 % were refused by the fifth record, 12 minutes in."""
     put(config, "task.model.kwargs.sampling", {"paths": 3})
-    record = {"class": name, "module_path": f"kronos_qlib.plugin.{module}", "kwargs": kwargs}
+    place = f"kronos_qlib.plugin.records.{module}"
+    record = {"class": name, "module_path": place, "kwargs": kwargs}
     put(config, "task.record", [record])
     (problem,) = problems_of(config)
     assert re.search(says, problem), problem

@@ -14,6 +14,7 @@ import pytest
 from qlib.backtest.position import Position
 from qlib.data import D
 
+import kronos_qlib.plugin.records as records
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.portfolio.costs import break_even_cost, cost_paid, cost_table
 from kronos_qlib.evaluation.portfolio.metrics import (
@@ -34,7 +35,7 @@ from kronos_qlib.plugin.records.portfolio_report import (
 )
 from kronos_qlib.plugin.records.run_check import RunCheckRecord, expected_metrics
 from kronos_qlib.plugin.runs.about_run import BARS, KEY_METRICS, KEY_PREFIX, NOTE, WEIGHTS
-from kronos_qlib.plugin.runs.stored_runs import compare_runs
+from kronos_qlib.plugin.runs.run_comparison import compare_runs
 
 pytestmark = pytest.mark.integration
 
@@ -467,3 +468,14 @@ def test_a_run_without_its_metrics_fails(market):
     experiment = client.get_experiment_by_name("short")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize("name", records.__all__)
+def test_a_record_states_what_it_reads_and_leaves(name):
+    """Alike in each, so that a new record can be copied from any."""
+    kind = getattr(records, name)
+    assert kind.artifact_path is None or isinstance(kind.artifact_path, str)
+    assert kind.needs_extra in (None, "report", "train")
+    for files in (kind.reads, kind.leaves):
+        assert isinstance(files, tuple) and all(isinstance(each, str) for each in files)
+    assert kind.__doc__ and kind.generate is not None

@@ -18,13 +18,10 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.workflows import shipped
 from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, describe_minutes
 from kronos_qlib.plugin.workflows.execution import plan_run
-from kronos_qlib.plugin.workflows.workflow_file import (
-    change,
-    dump_yaml,
-    load_yaml,
-    own_workflow,
-    read_workflow,
-)
+from kronos_qlib.plugin.workflows.templates import dump_yaml, load_yaml
+from kronos_qlib.plugin.workflows.workflow_changes import change
+from kronos_qlib.plugin.workflows.workflow_copy import own_workflow
+from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 
 pytestmark = pytest.mark.integration
 

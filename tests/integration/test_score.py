@@ -14,8 +14,9 @@ from qlib.model.trainer import task_train
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UnsafeArtifactError
+from kronos_qlib.plugin.expressions import is_expression
 from kronos_qlib.plugin.runs import newest_day as score
-from kronos_qlib.plugin.runs.known_tasks import check_known, is_expression
+from kronos_qlib.plugin.runs.known_tasks import check_known
 from kronos_qlib.plugin.runs.newest_day import score_newest
 
 pytestmark = pytest.mark.integration

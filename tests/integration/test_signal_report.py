@@ -26,8 +26,8 @@ from kronos_qlib.plugin.records.signal_report import (
     FILES,
     SIGNAL_REPORT_METRICS,
     SignalReportRecord,
-    neutralised,
 )
+from kronos_qlib.plugin.records.signal_rows import neutralised
 from kronos_qlib.signals.past_bars import BASELINES
 
 pytestmark = pytest.mark.integration

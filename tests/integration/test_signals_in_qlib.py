@@ -13,11 +13,12 @@ from qlib.contrib.model.linear import LinearModel
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.baselines import BaselineModel
-from kronos_qlib.plugin.blend import BlendModel, _logged_under
+from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.qlib_internals import logged_under
 from kronos_qlib.plugin.records.run_check import await_metrics
 from kronos_qlib.plugin.records.signal_record import KronosSignalRecord
 from kronos_qlib.schema import CLOSE
@@ -349,7 +350,7 @@ def test_a_members_figures_lie_apart_too(run):
     from matplotlib.figure import Figure
 
     for name in ("one", "other"):
-        with _logged_under(name):
+        with logged_under(name):
             run.client.log_figure(run.id, Figure(), "training/predictor.png")
     run.client.log_figure(run.id, Figure(), "training/predictor.png")
     for folder in ("one/training", "other/training", "training"):

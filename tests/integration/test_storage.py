@@ -22,6 +22,7 @@ from kronos_qlib import files
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.plugin import qlib_internals
 from kronos_qlib.plugin.provider import writer as storage
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.provider.writer import write_provider
@@ -593,9 +594,9 @@ def test_the_longest_symbol_that_fits_is_stored(small, tmp_path):
 
 
 def test_what_qlib_reads_back_differently_is_not_moved_into_place(small, tmp_path, monkeypatch):
-    read = storage.FileFeatureStorage.__getitem__
+    read = qlib_internals.FileFeatureStorage.__getitem__
     monkeypatch.setattr(
-        storage.FileFeatureStorage, "__getitem__", lambda self, at: read(self, at) + 1
+        qlib_internals.FileFeatureStorage, "__getitem__", lambda self, at: read(self, at) + 1
     )
     with pytest.raises(BarDataError, match="reads back something else"):
         write_provider(small, tmp_path / "q")

@@ -120,7 +120,7 @@ RUNS_CODE = {
 """Functions that run, or may run, what the writer of a file put there."""
 ALIASES = {"np": "numpy", "pd": "pandas"}
 MAY_RUN = {
-    ("plugin/runs/pickles.py", "pickle._Unpickler"): "stand-ins for every name; nothing runs",
+    ("plugin/runs/pickle_steps.py", "pickle._Unpickler"): "stand-ins for every name; nothing runs",
     ("plugin/runs/pickles.py", "pickle.load"): "the user's own run, where --trust is said",
     ("training/processes.py", "torch.load"): "of our own process, by a pipe; weights_only",
     ("training/resume.py", "torch.load"): "states: tensors, numbers and texts; weights_only",

@@ -163,7 +163,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
 
 
 @dataclass(frozen=True)
-class Market:
+class MarketFile:
     """A market's file, a row for each stay of an instrument.
 
     names: (n,) as they are written. first, last: (n,) datetime64[ns], both inclusive.
@@ -179,9 +179,8 @@ class Market:
         return {self.names[at] for at in stays}
 
 
-def check_market(folder: Path, market: str) -> Market:
-    """Read a market's file; one that is not there, names nobody, or has a line Qlib passes over is
-    refused.
+def check_market(folder: Path, market: str) -> MarketFile:
+    """Read a market's file; refuse one that is missing, names no instrument, or has a bad line.
 
     Raises:
         ConfigError: there is no such file; names those there are.
@@ -226,7 +225,7 @@ def check_market(folder: Path, market: str) -> Market:
             f"{path}, line {number}: {cause}; Qlib would pass the line over in silence "
             f"({int(wrong.sum())} such lines)"
         )
-    return Market([cells[0].strip() for _, cells in rows], first, last)
+    return MarketFile([cells[0].strip() for _, cells in rows], first, last)
 
 
 def check_benchmark(
@@ -270,7 +269,7 @@ def check_benchmark(
 
 
 def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None = None) -> str:
-    """Why no instrument has a field, or any bar; "" where the files do not tell.
+    """Why no instrument has a field, or any bar; "" where the files do not show it.
 
     Args:
         names: of instruments.
@@ -337,8 +336,8 @@ def missing_folders(folder: Path, names: Iterable[str]) -> str:
             "rename them"
         )
     hints = [(name, likely_names(name, there)) for name in lacking[:SHOWN]]
-    said = [f"{' or '.join(near)} for {name}" for name, near in hints if near]
-    return f"; write {', '.join(said)}" if said else ""
+    hints_shown = [f"{' or '.join(near)} for {name}" for name, near in hints if near]
+    return f"; write {', '.join(hints_shown)}" if hints_shown else ""
 
 
 def _no_folder(features: Path, names: Sequence[str], there: Sequence[str]) -> str:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from qlib.config import C
 from qlib.data import D
-from qlib.data.cache import H
-from qlib.data.data import (
-    Cal,
-    FeatureD,
-    Inst,
-    LocalCalendarProvider,
-    LocalFeatureProvider,
-    LocalInstrumentProvider,
-    LocalProvider,
-)
 from qlib.log import get_module_logger
 from qlib.utils.time import Freq
 
@@ -33,15 +21,15 @@ from kronos_qlib.data.windows.find import Spans
 from kronos_qlib.data.windows.segments import places_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.provider.faults import (
-    RECONVERT,
     check_calendar,
     check_frequency,
     check_future,
     check_market,
-    feature_folder,
     missing_folders,
     why_missing,
 )
+from kronos_qlib.plugin.provider.feature_files import Dense, FeatureFiles
+from kronos_qlib.plugin.qlib_internals import data_folder, market_read_anew, reads_files
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
@@ -51,9 +39,6 @@ STORED: Mapping[str, str] = {name: f"${name}" for name in BAR_COLUMNS}
 
 PLAIN_FIELD = re.compile(r"\$\w+", re.ASCII)
 FACTOR = "$factor"
-
-Dense = Iterator[tuple[str, npt.NDArray[np.int64], Floats]]
-"""For each instrument its name, places in the calendar (n,), and values (n, fields) with NaN."""
 
 
 def read_table(
@@ -118,7 +103,7 @@ def read_table(
         )
     files = None
     if folder is not None:
-        files = _Files(folder, freq, asked if plain else _fields_in(asked), calendar)
+        files = FeatureFiles(folder, freq, asked if plain else _fields_in(asked), calendar)
         if plain:
             _check_stored(needed, files.stored(names), names, freq, folder)
     if files is not None and plain and direct is not False:
@@ -136,7 +121,7 @@ def read_table(
             bars[:, VOLUME] *= _factors(name, calendar[places], values)
         builder.add(name, places, bars)
     table = builder.finish()
-    columns.tell()
+    columns.log_filled()
     left_out = table.describe_left_out()
     if not len(table):
         reason = _nothing(names, freq, calendar, bounds, folder)
@@ -160,7 +145,7 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
         instruments: a market's name, a Qlib stock pool, or a list of names.
 
     Raises:
-        BarDataError: a line of the market's file cannot be used, or it names nobody.
+        BarDataError: a line of the market's file cannot be used, or it names no instrument.
         ConfigError: the market has no file.
     """
     if isinstance(instruments, (list, tuple, pd.Index, np.ndarray)):
@@ -168,10 +153,10 @@ def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
     pool = D.instruments(instruments) if isinstance(instruments, str) else instruments
     folder = local_folder(freq)
     market = pool.get("market") if isinstance(pool, Mapping) else None
-    if folder is not None and isinstance(market, str) and _reads_files(Inst):
+    if folder is not None and isinstance(market, str) and reads_files("instrument"):
         read_calendar(freq)  # says what is wrong with it; Qlib's IndexError names no file
         check_market(folder, market)
-    with market_of(pool):
+    with market_read_anew(pool):
         spans: Spans = D.list_instruments(pool, freq=freq, as_list=False)
     if not spans and folder is not None and not pool.get("filter_pipe"):
         days = read_calendar(freq).astype("datetime64[D]")
@@ -191,7 +176,7 @@ def read_calendar(freq: str = "day", future: bool = False) -> Times:
         ConfigError: the folder is not there, or has no bars of this frequency.
     """
     folder = local_folder(freq)
-    if folder is None or not _reads_files(Cal):
+    if folder is None or not reads_files("calendar"):
         return np.asarray(D.calendar(freq=freq, future=future), dtype="datetime64[ns]")
     check_frequency(folder, freq)
     path = folder / "calendars" / f"{Freq(freq)}{'_future' if future else ''}.txt"
@@ -211,158 +196,24 @@ def read_calendar(freq: str = "day", future: bool = False) -> Times:
     return times
 
 
-@contextmanager
-def market_of(instruments: Any) -> Iterator[None]:
-    """Let Qlib read a market's file anew inside, and forget it again.
-
-    Qlib 0.9.7 remembers a market by its name alone: after the daily "all" has been asked for, the
-    5-minute "all" is the daily one, with its names and dates.
-    """
-    market = instruments.get("market") if isinstance(instruments, Mapping) else instruments
-
-    def forget() -> None:
-        if isinstance(market, str) and market in H["i"]:
-            H["i"].pop(market)
-
-    forget()
-    try:
-        yield
-    finally:
-        forget()
-
-
 def local_folder(freq: str = "day") -> Path | None:
-    """The folder of a provider that is files on this machine, as Qlib itself would read them."""
-    if not _reads_files(FeatureD) or type(D._provider) is not LocalProvider:
+    """The folder of a provider that is files on this machine, as Qlib itself would read them.
+
+    Returns:
+        None where bars come from a server or another storage.
+
+    Raises:
+        ConfigError: Qlib has no such frequency, or no folder for it.
+    """
+    if not reads_files():
         return None
     try:
-        return Path(C.dpm.get_data_uri(Freq(freq)))
+        return data_folder(freq)
     except ValueError as unknown:
         raise ConfigError(f"Qlib knows no freq {freq!r}: give day or as 5min") from unknown
     except KeyError as missing:
         known = ", ".join(C["provider_uri"])
         raise ConfigError(f"there is no folder for freq {freq!r}, only {known}") from missing
-
-
-LOCAL: Mapping[type, str] = {
-    LocalCalendarProvider: "FileCalendarStorage",
-    LocalFeatureProvider: "FileFeatureStorage",
-    LocalInstrumentProvider: "FileInstrumentStorage",
-}
-"""Qlib's providers of files, and the storage that each reads them through unless told otherwise."""
-
-
-def _reads_files(wrapper: Any) -> bool:
-    """Whether one of Qlib's providers reads the files of `provider_uri` itself."""
-    provider: Any = getattr(wrapper, "_provider", None)
-    usual = LOCAL.get(type(provider))
-    if usual is None:
-        return False
-    backend = provider.backend or {"class": usual}
-    return backend.get("class") == usual and not backend.get("kwargs")
-
-
-class _Files:
-    """Feature files: one per instrument and field, a first place and a value per place."""
-
-    def __init__(self, folder: Path, freq: str, fields: Sequence[str], calendar: Times) -> None:
-        self.root = f"{folder / 'features'}/"
-        self.freq = str(Freq(freq))
-        self.fields = fields
-        self.calendar = calendar
-        # One value more than can be right, so that a longer file is noticed.
-        self.buffers = [np.empty(len(calendar) + 2, dtype="<f4") for _ in fields]
-
-    def path(self, name: str, field: str) -> str:
-        # A plain string: a Path for each of many thousand files would take as long as reading.
-        return f"{self.root}{feature_folder(name)}/{field[1:].lower()}.{self.freq}.bin"
-
-    def count(self, name: str, field: str, bounds: tuple[int, int]) -> int:
-        """Values at most that an instrument has within the bounds."""
-        try:
-            size = Path(self.path(name, field)).stat().st_size
-        except FileNotFoundError:
-            return 0
-        return min(size // 4, bounds[1] - bounds[0])
-
-    def stored(self, names: Iterable[str]) -> set[str]:
-        """The fields that are asked for and that some instrument has."""
-        wanted, found = set(self.fields), set()
-        for name in names:
-            found |= {field for field in wanted if Path(self.path(name, field)).is_file()}
-            wanted -= found
-            if not wanted:
-                break
-        return found
-
-    def check(self, names: Iterable[str]) -> None:
-        """Refuse a file that is not what Qlib writes, whoever is to read it."""
-        for name in names:
-            for field in dict.fromkeys(self.fields):
-                self._values(self.path(name, field), self.buffers[0])
-
-    def read(self, names: Iterable[str], bounds: tuple[int, int]) -> Dense:
-        """Instruments one after another, those without a price too: with no bars."""
-        for name in names:
-            parts = [
-                self._values(self.path(name, field), buffer)
-                for field, buffer in zip(self.fields, self.buffers, strict=True)
-            ]
-            prices = [part for part in parts[: CLOSE + 1] if part is not None]
-            start = max(bounds[0], min((first for first, _ in prices), default=0))
-            stop = min(bounds[1], max((first + len(values) for first, values in prices), default=0))
-            stop = max(start, stop)
-            dense = np.full((len(parts), stop - start), np.nan, dtype=np.float32)
-            for row, part in zip(dense, parts, strict=True):
-                if part is not None:
-                    first, values = part
-                    begin, end = max(start, first), min(stop, first + len(values))
-                    if begin < end:
-                        row[begin - start : end - start] = values[begin - first : end - first]
-            yield name, np.arange(start, stop), dense.T
-
-    def _values(self, path: str, buffer: Floats) -> tuple[int, Floats] | None:
-        """The first place and the values of one file, in the buffer; None without a file."""
-        try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123, as for `path`
-                size = file.readinto(buffer.data.cast("B"))
-        except FileNotFoundError:
-            return None
-        if size < 4:
-            raise BarDataError(
-                f"{path} is no feature file: {size} bytes, as of a write that was cut short; "
-                f"{RECONVERT}"
-            )
-        first = float(buffer[0])
-        stop = first + size // 4 - 1
-        if size % 4 or not first.is_integer() or first < 0 or stop > len(self.calendar):
-            raise BarDataError(self._fault(path, first))
-        return int(first), buffer[1 : size // 4]
-
-    def _fault(self, path: str, first: float) -> str:
-        size = Path(path).stat().st_size  # the buffer may be shorter
-        count = size // 4 - 1
-        if size % 4:
-            return (
-                f"{path} is no feature file of this provider: {size} bytes, of which each number "
-                f"takes 4: it was cut short or is something else; {RECONVERT}"
-            )
-        if not first.is_integer() or first < 0:
-            return (
-                f"{path} is no feature file of this provider: its {count} values begin at place "
-                f"{first:g} of the calendar, and places are whole numbers from 0 on; {RECONVERT}"
-            )
-        known = len(self.calendar)
-        unit = "days" if self.freq == "day" else "times"
-        begin = f"place {first:.0f}"
-        if first < known:
-            begin = str(pd.Timestamp(self.calendar[int(first)])).removesuffix(" 00:00:00")
-        return (
-            f"{path} holds {count} values from {begin} on, and calendars/{self.freq}.txt has "
-            f"{known} {unit}: the calendar is too short, {first + count - known:.0f} values have "
-            "no time. File and calendar were written apart: put the calendar back that the files "
-            "were written with, or convert the bars again into a new folder"
-        )
 
 
 def _ask_qlib(
@@ -418,7 +269,7 @@ def _check_stored(
     if folder is not None:
         # Of an expression, the first field that there is no file of.
         parts = _fields_in([field])
-        files = _Files(folder, freq, parts, np.empty(0, dtype="datetime64[ns]"))
+        files = FeatureFiles(folder, freq, parts, np.empty(0, dtype="datetime64[ns]"))
         stored = files.stored(names)
         part = next((part for part in parts if part not in stored), field)
         cause = why_missing(folder, freq, names, part.strip("$"))
@@ -472,7 +323,7 @@ class _Columns:
                 bars[:, AMOUNT] = bars[:, VOLUME] * bars[:, : len(PRICE_COLUMNS)].mean(axis=1)
         return bars
 
-    def tell(self) -> None:
+    def log_filled(self) -> None:
         filled = {VOLUME: "zeros", AMOUNT: "volume x the mean of the four prices"}
         for column in self.lacking:
             logger.warning(f"the storage has no {BAR_COLUMNS[column]}: taken as {filled[column]}")

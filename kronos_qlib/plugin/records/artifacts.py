@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from qlib.config import C
 from qlib.data import D
 from qlib.utils.time import Freq
+from qlib.workflow.record_temp import PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
@@ -21,6 +24,19 @@ def has_artifact(recorder: Recorder, path: str) -> bool:
     """Whether the run holds a file of this name, as "pred.pkl" or "signals/signals.parquet"."""
     folder = path.rpartition("/")[0]
     return path in recorder.list_artifacts(folder or None)
+
+
+@contextmanager
+def saved_files(record: RecordTemp) -> Iterator[Path]:
+    """A folder whose files become the record's in its run when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        record.recorder.save_objects(local_path=folder, artifact_path=record.get_path())
+
+
+def experiment_of(recorder: Recorder) -> str:
+    """The name of the run's experiment."""
+    return str(recorder.client.get_experiment(recorder.experiment_id).name)
 
 
 def load_needed(recorder: Recorder, path: str, *, reader: str, writer: str) -> Any:
@@ -43,7 +59,14 @@ def load_needed(recorder: Recorder, path: str, *, reader: str, writer: str) -> A
 
 
 def load_predictions(recorder: Recorder, reader: str) -> pd.DataFrame:
-    """`pred.pkl` on (datetime, instrument), its score in the first column."""
+    """`pred.pkl` on (datetime, instrument), its score in the first column.
+
+    Args:
+        reader: the record that reads it, for messages.
+
+    Raises:
+        MissingArtifactError: the run has no `pred.pkl`, or it holds no score.
+    """
     pred = load_needed(recorder, "pred.pkl", reader=reader, writer="KronosSignalRecord")
     if not len(pred):
         raise MissingArtifactError(
@@ -98,6 +121,9 @@ def frequency_of(index: pd.Index) -> str:
 
     Args:
         index: (datetime, instrument) of scores. Minutes are the smallest gap between their times.
+
+    Raises:
+        BarDataError: all are of one moment, or not whole minutes apart.
     """
     times = pd.DatetimeIndex(index.get_level_values("datetime").unique()).sort_values()
     if (times == times.normalize()).all():
@@ -113,16 +139,15 @@ def frequency_of(index: pd.Index) -> str:
 
 
 def report_frequency(freq: str) -> str:
-    """As in the names of Qlib's reports and metrics: "day" is "1day"."""
+    """As in the names of Qlib's reports and metrics: "day" is "1day".
+
+    Raises:
+        ConfigError: Qlib has no such frequency.
+    """
     try:
         return "{}{}".format(*Freq.parse(freq))
     except ValueError as problem:
         raise ConfigError(f"Qlib knows no frequency {freq!r}: give day or as 5min") from problem
-
-
-def provider_folder(freq: str) -> Path:
-    """Where the bars of the run are kept."""
-    return Path(C.dpm.get_data_uri(freq))
 
 
 def features_at(index: pd.Index, expressions: list[str], freq: str) -> pd.DataFrame:
@@ -136,3 +161,25 @@ def features_at(index: pd.Index, expressions: list[str], freq: str) -> pd.DataFr
     times = index.get_level_values("datetime")
     frame = D.features(names, expressions, times.min(), times.max(), freq=freq)
     return frame.swaplevel().reindex(index)
+
+
+def report_frequency_of(recorder: Recorder, who: str, freq: str | None = None) -> str:
+    """The frequency of the run's one backtest report, or the one asked for.
+
+    Raises:
+        MissingArtifactError: there is no such report.
+        ConfigError: there are several and none was asked for.
+    """
+    folder = PortAnaRecord.get_path()
+    found = recorder.list_artifacts(folder)
+    start = PortAnaRecord.get_path("report_normal_")
+    known = [path[len(start) : -len(".pkl")] for path in found if path.startswith(start)]
+    if freq is None and len(known) > 1:
+        raise ConfigError(f"the backtest has reports of {', '.join(known)}: set freq to one")
+    if not known or (freq is not None and freq not in known):
+        raise MissingArtifactError(
+            f"{who} reads {start}{freq or '1day'}.pkl, and the run has "
+            f"{', '.join(found) or 'nothing'} in {folder}; list KronosSignalRecord and "
+            f"BacktestRecord before it{f', with a backtest at {freq}' if freq else ''}"
+        )
+    return freq or known[0]

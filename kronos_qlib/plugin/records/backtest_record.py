@@ -116,6 +116,17 @@ class BacktestRecord(PortAnaRecord):
     (for bars of 5 minutes `5min.…`). A score is traded at the bar after its own.
     """
 
+    needs_extra = None
+    reads = ("pred.pkl",)
+    leaves = (  # with the frequency of the bars in place of {freq}
+        "report_normal_{freq}.pkl",
+        "positions_normal_{freq}.pkl",
+        "indicators_normal_{freq}.pkl",
+        "indicators_normal_{freq}_obj.pkl",
+        "port_analysis_{freq}.pkl",
+        "indicator_analysis_{freq}.pkl",
+    )
+
     def __init__(
         self,
         recorder: Recorder,
@@ -143,11 +154,18 @@ class BacktestRecord(PortAnaRecord):
         self.settings = from_mapping(BacktestConfig, backtest)
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Qlib's, without its question for parents' files."""
         # Qlib's check would also ask for label.pkl, which no trade needs, and its generate() goes
         # on without a backtest where something is missing. What we read, `generate` has loaded.
         super().check(include_self=include_self, parents=False)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: object, **kwargs: object) -> object:
+        """Trade, log and save.
+
+        Raises:
+            MissingArtifactError: the run has no `pred.pkl`.
+            ConfigError: a setting does not fit the scores, the calendar or the folder of bars.
+        """
         pred = load_predictions(self.recorder, type(self).__name__)
         config = qlib_config(self.settings, pred)
         super().__init__(self.recorder, config=config, skip_existing=self.skip_existing)

@@ -1,4 +1,4 @@
-"""Baselines of `signals.baselines` at the rows of any model's score, from Qlib's bars."""
+"""Baselines of `signals.past_bars` at the rows of any model's score, from Qlib's bars."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kronos_qlib.signals.past_bars import BASELINES, BROKEN, bars_needed, baseli
 logger = logging.getLogger(__name__)
 
 REACH = 10
-"""A window's bars are looked for among so many times as many bars of the calendar."""
+"""A window's bars are looked for among this many times as many bars of the calendar."""
 
 ROWS_AT_ONCE = 50_000
 """Windows gathered together: of 22 bars they are 26 MB."""

@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
@@ -20,9 +18,12 @@ from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import check_comparable
 from kronos_qlib.evaluation.compare.comparison_text import comparison_text
 from kronos_qlib.evaluation.compare.page import comparison_page
+from kronos_qlib.plugin.records.artifacts import experiment_of, saved_files
 from kronos_qlib.plugin.records.run_check import await_metrics
 from kronos_qlib.plugin.runs.about_run import same_market
-from kronos_qlib.plugin.runs.stored_runs import comparison_of, finished_runs, read_signal, row_of
+from kronos_qlib.plugin.runs.run_comparison import comparison_of
+from kronos_qlib.plugin.runs.stored_runs import read_signal, row_of
+from kronos_qlib.plugin.runs.tracking import finished_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +47,8 @@ class CompareRecord(RecordTemp):
 
     artifact_path = "comparison"
     needs_extra = "report"
+    reads = ("pred.pkl", "label.pkl")
+    leaves = ("comparison.md", "table.csv", "daily_rank_ic.csv", "comparison.html")
 
     def __init__(
         self, recorder: Recorder, experiments: Sequence[str] = (), html: bool = True
@@ -63,14 +66,10 @@ class CompareRecord(RecordTemp):
         self.html = html
 
     def list(self) -> list[str]:
-        return [
-            "comparison.md",
-            "table.csv",
-            "daily_rank_ic.csv",
-            *(["comparison.html"] if self.html else []),
-        ]
+        """Files of the record, without the page where none is asked for."""
+        return [name for name in self.leaves if self.html or not name.endswith(".html")]
 
-    def generate(self, **kwargs: Any) -> None:
+    def generate(self, **kwargs: object) -> None:
         """
         Raises:
             MissingArtifactError: this run has no predictions, labels or IC; which record to list
@@ -79,7 +78,7 @@ class CompareRecord(RecordTemp):
         await_metrics(self.recorder)  # they are read back from MLflow
         client = self.recorder.client
         mine: Run = client.get_run(self.recorder.id)
-        name = client.get_experiment(self.recorder.experiment_id).name
+        name = experiment_of(self.recorder)
         runs, notes = {name: mine}, []
         try:
             signals = {name: read_signal(client, mine)}
@@ -106,8 +105,7 @@ class CompareRecord(RecordTemp):
         for note in notes:
             logger.warning(note)
         comparison = comparison_of(client, runs, notes)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
+        with saved_files(self) as place:
             text = comparison_text(comparison, markdown=True)
             (place / "comparison.md").write_text(text + "\n", encoding="utf-8")
             comparison.table.to_csv(place / "table.csv")
@@ -116,11 +114,10 @@ class CompareRecord(RecordTemp):
             if self.html:
                 page = comparison_page(comparison, f"{name} beside others")
                 (place / "comparison.html").write_text(page, encoding="utf-8")
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
 
 
 def _latest_of_market(client: MlflowClient, experiment: str, mine: Run) -> Run:
-    """The last finished run of an experiment on the market of a run, as far as tags tell.
+    """The last finished run of an experiment on the market of a run, as far as their tags show.
 
     Raises:
         ConfigError, MissingArtifactError: as of `finished_runs`.

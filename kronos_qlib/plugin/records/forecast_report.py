@@ -8,11 +8,8 @@ record:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +39,7 @@ from kronos_qlib.pipeline.outcomes import (
 )
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.records.artifacts import experiment_of, saved_files
 from kronos_qlib.schema import CLOSE
 
 logger = get_module_logger(__name__)
@@ -63,10 +61,10 @@ class ForecastReportRecord(RecordTemp):
 
     The baselines are the last price and a random walk with the volatility of the past. All are
     judged on windows of the test segment whose horizon has come; the calibration is fitted on
-    windows of the valid segment. These are samples: evenly spaced over the segment's time, by lot
+    windows of the valid segment. These are samples: evenly spaced over the segment's time, drawn
     among the instruments of a moment. Left out, and counted in the log and in
     `forecast.left_out`, are windows whose instrument did not trade on each of the calendar's next
-    bars: the model is told what the calendar announces, and a suspension is not in it.
+    bars: the model reads the calendar, which announces no suspension.
 
     Paths are those that users get: coherent bars (`predict_paths(coherent=True)`), drawn as the
     model's `sampling` says, except that the paths of a window are independent of each other
@@ -82,12 +80,14 @@ class ForecastReportRecord(RecordTemp):
 
     artifact_path = "forecast_report"
     needs_extra = "report"
+    reads = ()
+    leaves = (*TABLES, *SETTINGS, *FIGURES)
 
     def __init__(
         self,
         recorder: Recorder,
-        model: Any = None,
-        dataset: Any = None,
+        model: object = None,
+        dataset: object = None,
         windows: int = 2000,
         calibration_windows: int = 2000,
         paths: int | None = None,
@@ -103,7 +103,7 @@ class ForecastReportRecord(RecordTemp):
         Args:
             model, dataset: `<MODEL>` and `<DATASET>` of the workflow. Of a run that is over they
                 are yours to load: they are pickles, which run what their writer put there.
-            windows, calibration_windows: at most so many of each segment.
+            windows, calibration_windows: at most this many of each segment.
             paths: drawn for each window; None: as many as the model's `sampling`. An interval of
                 level q needs 2 / (1 - q) - 1 of them at least: 19 for 90 %.
             levels: central intervals.
@@ -135,7 +135,8 @@ class ForecastReportRecord(RecordTemp):
         self.title = title
 
     def list(self) -> list[str]:
-        return [*TABLES, *SETTINGS, *FIGURES]
+        """Files of the record."""
+        return [*self.leaves]
 
     def checked_paths(self, of_model: int) -> int:
         """Paths that are drawn for a window.
@@ -155,14 +156,14 @@ class ForecastReportRecord(RecordTemp):
             )
         return paths
 
-    def generate(self, **kwargs: Any) -> ForecastQuality:
+    def generate(self, **kwargs: object) -> ForecastQuality:
         """Draw, judge, log and save.
 
         Raises:
             ConfigError: no model or data set is given, the model is no KronosModel, or a setting
                 cannot work.
             BarDataError: a segment has no window whose horizon has come.
-            UndefinedMetricError: too few days to tell an error.
+            UndefinedMetricError: too few days for a standard error.
         """
         model, source = self._model(), self._source()
         paths = self.checked_paths(model.sampling.paths)
@@ -216,7 +217,7 @@ class ForecastReportRecord(RecordTemp):
             )
         return dataset.source
 
-    def _given(self, name: str, found: Any) -> Any:
+    def _given(self, name: str, found: object) -> object:
         if found is None:
             raise ConfigError(
                 "ForecastReportRecord: give it model: <MODEL> and dataset: <DATASET>. A run keeps "
@@ -247,10 +248,10 @@ class ForecastReportRecord(RecordTemp):
         return Drawn(windows, closes, outcomes, left_out)
 
     def _save(self, found: ForecastQuality, drawn: Drawn, paths: int, fitted_on: int) -> None:
-        experiment = self.recorder.client.get_experiment(self.recorder.experiment_id).name
         title = (
-            f"{self.title or experiment}: {len(drawn.windows)} windows of {self.segment}, {paths} "
-            f"paths; calibrated on {fitted_on} of {self.calibration_segment}"
+            f"{self.title or experiment_of(self.recorder)}: {len(drawn.windows)} windows of "
+            f"{self.segment}, {paths} paths; calibrated on {fitted_on} of "
+            f"{self.calibration_segment}"
         )
         figures = {
             "crps.png": crps_figure(found.scores, found.differences, title),
@@ -273,13 +274,12 @@ class ForecastReportRecord(RecordTemp):
             ),
             "conformal.csv": offsets,
         }
-        with tempfile.TemporaryDirectory() as folder:
+        with saved_files(self) as folder:
             for name, table in tables.items():
-                table.to_csv(Path(folder, name))
-            found.calibration.save(Path(folder, "calibration.json"))
+                table.to_csv(folder / name)
+            found.calibration.save(folder / "calibration.json")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, name))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +313,6 @@ def _examples(
     return examples
 
 
-def _day(moment: Any) -> str:
+def _day(moment: pd.Timestamp | np.datetime64) -> str:
     stamp = pd.Timestamp(moment)
     return f"{stamp:%Y-%m-%d}" if stamp == stamp.normalize() else f"{stamp:%Y-%m-%d %H:%M}"

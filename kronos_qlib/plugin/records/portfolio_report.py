@@ -14,10 +14,7 @@ In Qlib a record whose input is missing logs "Generation skipped" and the run st
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +22,7 @@ from qlib.log import get_module_logger
 from qlib.workflow.record_temp import ACRecordTemp, PortAnaRecord
 from qlib.workflow.recorder import Recorder
 
-from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation.compare.comparison import excess_test
 from kronos_qlib.evaluation.compare.verdicts import money_sentence
 from kronos_qlib.evaluation.figures import equity_figure
@@ -46,12 +43,16 @@ from kronos_qlib.evaluation.portfolio.metrics import (
 from kronos_qlib.evaluation.ranking.signal_figures import cost_figure
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
+    experiment_of,
     features_at,
     load_needed,
     load_predictions,
     load_signals,
+    report_frequency_of,
+    saved_files,
 )
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
+from kronos_qlib.plugin.runs.pickle_rules import HeldPosition
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +79,22 @@ CAPACITY_SHARE = 0.05
 class PortfolioReportRecord(ACRecordTemp):
     """Log what the backtest earned after costs, how much of it is luck, and what it would bear.
 
-    Reports of bars of minutes are told by days. The metrics are those of `portfolio_metrics`,
+    Reports of bars of minutes are summed to days. The metrics are those of `portfolio_metrics`,
     under their own names, and:
 
-        deflated_sharpe: the chance that the Sharpe ratio of the excess over the benchmark (the
-            information ratio) is better than the luckiest of so many trials without skill;
+        deflated_sharpe: the probability that the Sharpe ratio of the excess over the benchmark (the
+            information ratio) is better than that of the luckiest of
+            as many trials without skill;
             `sharpe_by_luck` is what that one has, `sharpe_trials` how many.
         excess_return_low, excess_return_high, excess_return_t: the 95 % interval of
-            `excess_return`, and its t, by `evaluation.uncertainty.daily_mean`; not logged where
+            `excess_return`, and its t, by `ranking.uncertainty.daily_mean`; not logged where
             days are too few.
         days_per_year: that daily figures were scaled by.
         cost_paid_bp, break_even_cost_bp: basis points of the money traded that were paid, and at
             which nothing is left of the excess over the benchmark. Money bought and money sold
             both count: 5 bp to buy and 15 bp to sell are 10 on the whole.
         capacity: money in an account of which 95 % of orders take 5 % or less of what is traded
-            in their bar; not logged where the provider does not tell that.
+            in their bar; not logged where the provider does not have that.
 
     Leaves in the folder `portfolio_report` of the run: `portfolio_metrics.pkl` (a Series),
     `daily.csv`, `equity.png`, `costs.csv`, `costs.png`, `capacity.csv`.
@@ -101,6 +103,18 @@ class PortfolioReportRecord(ACRecordTemp):
     artifact_path = "portfolio_report"
     needs_extra = "report"
     depend_cls = PortAnaRecord
+    reads = (  # of BacktestRecord, with the frequency of the bars in place of {freq}
+        "portfolio_analysis/report_normal_{freq}.pkl",
+        "portfolio_analysis/positions_normal_{freq}.pkl",
+    )
+    leaves = (
+        "portfolio_metrics.pkl",
+        "daily.csv",
+        "equity.png",
+        "costs.csv",
+        "costs.png",
+        "capacity.csv",
+    )
 
     def __init__(
         self,
@@ -119,7 +133,7 @@ class PortfolioReportRecord(ACRecordTemp):
             days_per_year: trading days that daily figures are scaled to.
             trials: strategies or signals that the reported one was chosen from; None counts those
                 in the run's `signals/signals.parquet`, and 1 where it has none. Other runs are not
-                counted: whoever tried ten settings says so here. A comparison counts the trials of
+                counted: give them here. A comparison counts the trials of
                 all its runs, alike for each.
             trial_variance: of these trials' Sharpe ratios a year, if known; see `deflated_sharpe`.
             title: above the figure; None takes the experiment's name.
@@ -135,23 +149,22 @@ class PortfolioReportRecord(ACRecordTemp):
         self.title = title
 
     def list(self) -> list[str]:
-        return [
-            "portfolio_metrics.pkl",
-            "daily.csv",
-            "equity.png",
-            "costs.csv",
-            "costs.png",
-            "capacity.csv",
-        ]
+        """Files of the record."""
+        return [*self.leaves]
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Qlib's, of the record's own files.
+
+        Raises:
+            MissingArtifactError: the run has no report of a backtest, and parents are asked for.
+        """
         # Qlib's check would ask PortAnaRecord for its list(), which needs that record's settings;
         # and Qlib's generate() forgives a FileNotFoundError, but not this error.
         if parents:
             report_frequency_of(self.recorder, type(self).__name__, self.freq)
         super().check(include_self=include_self, parents=False)
 
-    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+    def _generate(self, *args: object, **kwargs: object) -> dict[str, object]:
         who = type(self).__name__
         freq = report_frequency_of(self.recorder, who, self.freq)
         bars = load_needed(
@@ -171,8 +184,8 @@ class PortfolioReportRecord(ACRecordTemp):
             days_per_year=self.days_per_year,
         )
         get_module_logger(__name__).info(  # Qlib's, which a workflow prints
-            "deflated Sharpe ratio %.0f %%: the chance that the excess over the benchmark is more "
-            "than the luck of the best of %d trial(s), counted as %s",
+            "deflated Sharpe ratio %.0f %%: the probability that the excess over the benchmark is "
+            "more than the luck of the best of %d trial(s), counted as %s",
             100 * deflated.probability,
             trials,
             counted,
@@ -206,26 +219,25 @@ class PortfolioReportRecord(ACRecordTemp):
             }
 
         costs = cost_table(report, days_per_year=self.days_per_year)
-        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        title = self.title or experiment_of(self.recorder)
         figures = {
             "equity": equity_figure(report, title),
             "costs": cost_figure(costs, paid, even, f"{title}: the same trades at other costs"),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            daily.to_csv(Path(folder, "daily.csv"))
-            costs.to_csv(Path(folder, "costs.csv"), float_format="%.6g")
-            capacity.to_csv(Path(folder, "capacity.csv"), na_rep="unknown", float_format="%.6g")
+        with saved_files(self) as folder:
+            daily.to_csv(folder / "daily.csv")
+            costs.to_csv(folder / "costs.csv", float_format="%.6g")
+            capacity.to_csv(folder / "capacity.csv", na_rep="unknown", float_format="%.6g")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, f"{name}.png"))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / f"{name}.png")
         self.recorder.log_metrics(**metrics, **key_metrics(metrics))
-        said = money_sentence(
+        verdict = money_sentence(
             metrics["information_ratio"], tested, days_per_year=self.days_per_year
         )
         add_verdict(
             self.recorder,
             "money",
-            f"{said} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
+            f"{verdict} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
             f"{trials} trial{'s' if trials > 1 else ''} counted ({counted}).",
         )
         return {"portfolio_metrics.pkl": pd.Series(metrics, name="value")}
@@ -241,7 +253,7 @@ class PortfolioReportRecord(ACRecordTemp):
         return count_signals(pred, signals), "the different signals kept with this run"
 
     def _capacity(
-        self, positions: Mapping[pd.Timestamp, Any], account: pd.Series[float], freq: str
+        self, positions: Mapping[pd.Timestamp, HeldPosition], account: pd.Series[float], freq: str
     ) -> pd.DataFrame:
         """`capacity_table` of the orders behind these positions, and what `traded` was read of."""
         changes = position_changes(positions)
@@ -257,7 +269,7 @@ class PortfolioReportRecord(ACRecordTemp):
         return capacity_table(orders, traded).assign(traded=source or "unknown")
 
 
-def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
+def position_changes(positions: Mapping[pd.Timestamp, HeldPosition]) -> pd.Series[float]:
     """Shares bought or sold, without sign, from the positions at the end of each bar.
 
     Args:
@@ -280,28 +292,6 @@ def position_changes(positions: Mapping[pd.Timestamp, Any]) -> pd.Series[float]:
         [held.index[row], held.columns[column]], names=["datetime", "instrument"]
     )
     return pd.Series(moved[row, column], index=index, name="shares")
-
-
-def report_frequency_of(recorder: Recorder, who: str, freq: str | None = None) -> str:
-    """The frequency of the run's one backtest report, or the one asked for.
-
-    Raises:
-        MissingArtifactError: there is no such report.
-        ConfigError: there are several and none was asked for.
-    """
-    folder = PortAnaRecord.get_path()
-    found = recorder.list_artifacts(folder)
-    start = PortAnaRecord.get_path("report_normal_")
-    known = [path[len(start) : -len(".pkl")] for path in found if path.startswith(start)]
-    if freq is None and len(known) > 1:
-        raise ConfigError(f"the backtest has reports of {', '.join(known)}: set freq to one")
-    if not known or (freq is not None and freq not in known):
-        raise MissingArtifactError(
-            f"{who} reads {start}{freq or '1day'}.pkl, and the run has "
-            f"{', '.join(found) or 'nothing'} in {folder}; list KronosSignalRecord and "
-            f"BacktestRecord before it{f', with a backtest at {freq}' if freq else ''}"
-        )
-    return freq or known[0]
 
 
 def daily_table(report: pd.DataFrame) -> pd.DataFrame:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
@@ -14,11 +12,12 @@ from kronos_qlib.errors import MissingArtifactError
 from kronos_qlib.evaluation.portfolio.metrics import (
     PORTFOLIO_METRICS,
 )
+from kronos_qlib.plugin.qlib_internals import wait_for_log
+from kronos_qlib.plugin.records.artifacts import report_frequency_of
 from kronos_qlib.plugin.records.portfolio_report import (
     RISK_METRICS,
     SEARCH_AND_COST_METRICS,
     SIGNAL_METRICS,
-    report_frequency_of,
 )
 from kronos_qlib.plugin.records.signal_report import SIGNAL_REPORT_METRICS
 from kronos_qlib.plugin.runs.stored_runs import is_stored_finite
@@ -32,6 +31,11 @@ class RunCheckRecord(RecordTemp):
     This also catches what Qlib loses without a word: its metrics are written by a thread, which
     dies at the first that MLflow refuses and takes all later ones with it.
     """
+
+    artifact_path = None
+    needs_extra = None
+    reads = ()
+    leaves = ()
 
     def __init__(
         self,
@@ -49,7 +53,12 @@ class RunCheckRecord(RecordTemp):
         self.metrics = metrics
         self.freq = freq
 
-    def generate(self, **kwargs: Any) -> None:
+    def generate(self, **kwargs: object) -> None:
+        """Wait for the metrics, and check them.
+
+        Raises:
+            MissingArtifactError: one is missing or no finite number; names it.
+        """
         await_metrics(self.recorder)
         names = self.metrics
         if names is None:
@@ -94,14 +103,8 @@ def await_metrics(recorder: Recorder) -> None:
     Raises:
         MissingArtifactError: the thread has died, and metrics with it.
     """
-    caller = getattr(recorder, "async_log", None)
-    if caller is None:  # the run was reopened: Qlib then writes at once
-        return
-    reached = threading.Event()
-    caller(reached.set)  # the queue is first in, first out
-    while not reached.wait(timeout=0.2):
-        if not caller._t.is_alive() and not reached.is_set():
-            raise MissingArtifactError(
-                "Qlib's logging thread died before every metric and parameter was written; its "
-                "traceback stands above, in 'Exception in thread'"
-            )
+    if not wait_for_log(recorder):
+        raise MissingArtifactError(
+            "Qlib's logging thread died before every metric and parameter was written; its "
+            "traceback stands above, in 'Exception in thread'"
+        )

@@ -37,7 +37,18 @@ class KronosSignalRecord(SignalRecord):
     reads them later would be skipped without a word.
     """
 
-    def generate(self, **kwargs: Any) -> None:
+    artifact_path = None
+    needs_extra = None
+    reads = ()
+    leaves = ("pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE, STATE)
+
+    def generate(self, **kwargs: object) -> None:
+        """Score the test segment, read its labels, and keep both with what the model is made of.
+
+        Raises:
+            ConfigError: the data set is none of Qlib's DatasetH.
+            MissingArtifactError: the model scored nothing, or the handler keeps no label.
+        """
         if not isinstance(self.dataset, DatasetH):
             raise ConfigError(
                 "KronosSignalRecord reads labels from a Qlib DatasetH such as KronosDataset, got "
@@ -67,7 +78,8 @@ class KronosSignalRecord(SignalRecord):
         logger.info(f"{len(frame)} rows of {', '.join(map(str, frame.columns))} in {SIGNALS_FILE}")
 
     def list(self) -> list[str]:
-        return ["pred.pkl", "label.pkl", SCORES.plain, LABELS.plain, SIGNALS_FILE, STATE]
+        """Files of the record."""
+        return [*self.leaves]
 
 
 def signals_frame(model: Any, dataset: Any, segment: str = "test") -> pd.DataFrame:

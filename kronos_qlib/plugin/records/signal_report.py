@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,12 +21,10 @@ from kronos_qlib.evaluation.ranking.groups import (
 from kronos_qlib.evaluation.ranking.information_coefficient import (
     SUMMARY,
     by_year,
-    count_days,
     daily_ic,
     decay,
     exact_zero,
     paired_rank_ic,
-    rank_correlation,
     summarise,
     summarise_difference,
 )
@@ -43,8 +38,10 @@ from kronos_qlib.evaluation.ranking.signal_text import signal_page, signal_verdi
 from kronos_qlib.evaluation.ranking.stability import coverage, rank_autocorrelation, top_turnover
 from kronos_qlib.evaluation.ranking.uncertainty import by_day, daily_mean, fewest_days
 from kronos_qlib.extras import require
+from kronos_qlib.plugin.qlib_internals import data_folder
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
+    experiment_of,
     features_at,
     first_of_equals,
     frequency_of,
@@ -52,13 +49,18 @@ from kronos_qlib.plugin.records.artifacts import (
     load_predictions,
     load_signals,
     load_task,
-    provider_folder,
+    saved_files,
 )
 from kronos_qlib.plugin.records.baseline_scores import baselines_at
+from kronos_qlib.plugin.records.signal_rows import (
+    baseline_metrics,
+    neutralised,
+    or_unknown,
+    signal_row,
+)
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
-from kronos_qlib.plugin.runs.stored_runs import label_bars_of
+from kronos_qlib.plugin.task_sections import label_bars_of
 from kronos_qlib.signals.past_bars import BASELINES
-from kronos_qlib.signals.shaping import Neutralise
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ SIGNAL_REPORT_METRICS = (
     *(f"rank_ic.neutralised{end}" for end in ("", "_low", "_high")),
 )
 """What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
-among them: not every provider tells what was traded."""
+among them: not every provider has what was traded."""
 
 FILES = (
     "summary.md",
@@ -130,9 +132,9 @@ class SignalReportRecord(ACRecordTemp):
         ic.mean, ic.std, ic.ratio: mean of the daily Pearson correlation, its daily standard
             deviation, and mean / std, not annualised. `rank_ic.` is Spearman's.
         ic.t, ic.low, ic.high: the mean in standard errors that count the dependence of days; its
-            95 % interval. One test: see `evaluation.uncertainty.daily_mean`.
+            95 % interval. One test: see `ranking.uncertainty.daily_mean`.
         rank_ic.days, rank_ic.days_left_out: days that have one, days that order nothing (see
-            `evaluation.ic.daily_ic`).
+            `evaluation.ranking.information_coefficient.daily_ic`).
         rank_ic.h5, rank_ic.h5_t: against the return from the close of the next bar over 5 bars,
             and its t, the overlap counted. `rank_ic.y2022`: of a calendar year.
         spread, spread_t: mean label of the best tenth less the worst tenth's, a return over the
@@ -146,7 +148,7 @@ class SignalReportRecord(ACRecordTemp):
             many looks good by luck: in signals.csv `p_holm` is each p-value after Holm's
             correction for that number.
         baseline.reversal.rank_ic, rank_ic.less_reversal, …_low, …_high, …_t: the Rank IC of a
-            signal that costs nothing (of `signals.baselines.BASELINES`, from Qlib's bars up to the
+            signal that costs nothing (of `signals.past_bars.BASELINES`, from Qlib's bars up to the
             score's), and what the score's is above it, day by day, on the rows that have both.
             `baseline.reversal.with_score`: mean rank correlation of the two.
         rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
@@ -168,6 +170,8 @@ class SignalReportRecord(ACRecordTemp):
     artifact_path = "signal_report"
     needs_extra = "report"
     depend_cls = SignalRecord
+    reads = ("pred.pkl", "label.pkl")
+    leaves = FILES
 
     def __init__(
         self,
@@ -186,7 +190,7 @@ class SignalReportRecord(ACRecordTemp):
         Args:
             horizons: bars of the returns of the decay.
             groups: parts that a day's names are divided into by score.
-            top: best names whose turnover is told: a share below 1, else a number.
+            top: best names whose turnover is measured: a share below 1, else a number.
             price: Qlib expression of what returns are taken of.
             baselines: what stands beside the score; none: []. They read whole bars, `$open` to
                 `$close` and volume.
@@ -215,13 +219,15 @@ class SignalReportRecord(ACRecordTemp):
         self.seed = seed
 
     def list(self) -> list[str]:
-        return list(FILES)
+        """Files of the record."""
+        return [*self.leaves]
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Qlib's, of the record's own files."""
         # Qlib's generate() would forgive a missing file; `_generate` names it and raises.
         super().check(include_self=include_self, parents=False)
 
-    def _generate(self, *args: Any, **kwargs: Any) -> dict[str, object]:
+    def _generate(self, *args: object, **kwargs: object) -> dict[str, object]:
         who = type(self).__name__
         pred = load_predictions(self.recorder, who)
         label = load_needed(
@@ -237,7 +243,7 @@ class SignalReportRecord(ACRecordTemp):
                 LEAST_PAIRS,
             )
         overlap = self.label_bars or label_bars_of(load_task(self.recorder))
-        how: dict[str, Any] = {"horizon": overlap}
+        how = {"horizon": overlap}
 
         daily = daily_ic(score, labels)
         self._refuse_short(daily, overlap)
@@ -282,7 +288,7 @@ class SignalReportRecord(ACRecordTemp):
         }
         metrics |= baseline_metrics(beside, differences)
 
-        title = self.title or self.recorder.client.get_experiment(self.recorder.experiment_id).name
+        title = self.title or experiment_of(self.recorder)
         tables = {
             "summary": pd.DataFrame.from_dict(
                 {**found, **differences}, orient="index", columns=list(SUMMARY)
@@ -312,14 +318,13 @@ class SignalReportRecord(ACRecordTemp):
                 memory, renewed, f"{title}: how fast the order changes"
             ),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            daily.to_parquet(Path(folder, "daily_ic.parquet"))
-            Path(folder, "summary.md").write_text(page, encoding="utf-8")
+        with saved_files(self) as folder:
+            daily.to_parquet(folder / "daily_ic.parquet")
+            (folder / "summary.md").write_text(page, encoding="utf-8")
             for name, table in tables.items():
-                table.to_csv(Path(folder, f"{name}.csv"), float_format="%.6g")
+                table.to_csv(folder / f"{name}.csv", float_format="%.6g")
             for name, figure in figures.items():
-                figure.savefig(Path(folder, f"{name}.png"))
-            self.recorder.save_objects(local_path=folder, artifact_path=self.get_path())
+                figure.savefig(folder / f"{name}.png")
         metrics = {name: float(value) for name, value in metrics.items()}
         self.recorder.log_metrics(**metrics, **key_metrics(metrics))
         verdict = signal_verdict(tables["summary"], years, signals, beside, tried=tried)
@@ -346,7 +351,7 @@ class SignalReportRecord(ACRecordTemp):
             )
 
     def _beside_baselines(
-        self, score: pd.Series[float], labels: pd.DataFrame, **how: Any
+        self, score: pd.Series[float], labels: pd.DataFrame, **how: int
     ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """baselines.csv, a row each, and rows of summary.csv: differences, and what is left."""
         score = score[np.isfinite(score)].rename("score").sort_index()
@@ -366,7 +371,7 @@ class SignalReportRecord(ACRecordTemp):
                 "pairs": pairs,
                 "pairs_left_out": everything - pairs,
             }
-            found[f"rank_ic.less_{name}"] = _or_unknown(
+            found[f"rank_ic.less_{name}"] = or_unknown(
                 f"the score less {name}",
                 summarise_difference,
                 daily["score"],
@@ -379,7 +384,7 @@ class SignalReportRecord(ACRecordTemp):
         found["rank_ic.neutralised"] = (
             exact_zero(len(by_day(daily)), 0)
             if made_of_them
-            else _or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
+            else or_unknown("what baselines leave", summarise, daily["rank_ic"], how=how)
         )
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
 
@@ -395,9 +400,9 @@ class SignalReportRecord(ACRecordTemp):
         }
 
     def _signal_table(
-        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: Any
+        self, pred: pd.DataFrame, labels: pd.DataFrame, **how: int
     ) -> tuple[pd.DataFrame, int]:
-        """A row per kept signal, the score first: what it knew, how it moves, whom it resembles.
+        """A row per kept signal, the score first: what it knew, how it moves, what it resembles.
 
         The other is how many different signals the p-values were corrected for.
         """
@@ -426,7 +431,7 @@ class SignalReportRecord(ACRecordTemp):
         self, pred: pd.DataFrame, labels: pd.DataFrame, score: pd.DataFrame
     ) -> dict[str, float]:
         """What a perfect model reaches on the rows of the score; nothing for a real market."""
-        path = provider_folder(frequency_of(pred.index)) / "oracle.parquet"
+        path = data_folder(frequency_of(pred.index)) / "oracle.parquet"
         if not path.is_file():
             return {}
         truth = to_wide(pd.read_parquet(path).iloc[:, 0])
@@ -443,102 +448,8 @@ class SignalReportRecord(ACRecordTemp):
         metrics = {"oracle_ic": float(daily["ic"].mean()), "oracle_rank_ic": best}
         if best <= 0:
             logger.warning(
-                "The truth's own Rank IC is %.4f over these days: too few to tell a share of it",
+                "The truth's own Rank IC is %.4f over these days: too few for a share of it",
                 best,
             )
             return metrics
         return {**metrics, "oracle_share": float(daily_ic(ours, labels)["rank_ic"].mean()) / best}
-
-
-def neutralised(score: pd.Series[float], baselines: pd.DataFrame) -> pd.Series[float]:
-    """What baselines do not explain of a score's order.
-
-    Ranks on ranks, so that neither a heavy tail nor the score's unit matters.
-
-    Args:
-        score: on (datetime, instrument), finite, sorted.
-        baselines: on the same index, NaN where not known.
-
-    Returns:
-        The day's residuals of the score's percentile ranks after least squares on those of all
-        baselines that are known anywhere, over the rows on which all of these are.
-    """
-    known = baselines.dropna(axis=1, how="all")
-    both = pd.concat([score.rename("score"), known], axis=1).dropna()
-    ranks = both.groupby(level="datetime").rank(pct=True)
-    step = Neutralise(tuple(map(str, known)))
-    left = [
-        step.of_day(day["score"].to_numpy(dtype=np.float64), day)
-        for _, day in ranks.groupby(level="datetime", sort=False)
-    ]
-    return pd.Series(np.concatenate(left) if left else [], index=ranks.index, dtype=np.float64)
-
-
-def baseline_metrics(
-    beside: pd.DataFrame, differences: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    """Names and numbers as MLflow gets them; what is not known is not logged."""
-    found = {
-        f"baseline.{name}.{what}": float(row[what])
-        for name, row in beside.iterrows()
-        for what in ("rank_ic", "with_score")
-    }
-    for name, row in differences.items():
-        found[name] = row["mean"]
-        found |= {f"{name}_{end}": row[end] for end in ("low", "high", "t")}
-    return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
-def _or_unknown(
-    what: str, measure: Callable[..., dict[str, float]], *series: Any, how: Mapping[str, Any]
-) -> dict[str, float]:
-    """SUMMARY, or NaN and a warning where too few days have what is compared."""
-    try:
-        return measure(*series, **how)
-    except UndefinedMetricError as reason:
-        logger.warning("%s is not known: %s", what, reason)
-        has_all = pd.concat(list(series), axis=1).notna().all(axis=1).astype(float)
-        return {**dict.fromkeys(SUMMARY, np.nan), **count_days(has_all.where(has_all > 0))}
-
-
-def signal_row(
-    signal: pd.DataFrame, score: pd.DataFrame, labels: pd.DataFrame, top: float, **how: Any
-) -> dict[str, float]:
-    """A signal's row of signals.csv; NaN where it orders nothing or has too few days.
-
-    Args:
-        signal, score, labels: days by names.
-        top: as of `evaluation.ic.top_turnover`.
-        how: as of `evaluation.ic.summarise`.
-
-    Returns:
-        `ic`, `ic_t`; of the Rank IC SUMMARY, its mean as `rank_ic`; `autocorrelation` at one bar,
-        `turnover` of the best, mean rank correlation `with_score`, `coverage`.
-    """
-    daily = daily_ic(signal, labels)
-    try:
-        ranked = summarise(daily["rank_ic"], **how)
-        plain = daily["ic"].dropna()
-        found = daily_mean(plain, label_bars=how["horizon"])
-        ic, ic_t = found.mean, found.t
-    except UndefinedMetricError as reason:
-        logger.warning("a signal orders nothing: %s", reason)
-        ranked = {
-            **dict.fromkeys(SUMMARY, np.nan),
-            **count_days(daily["rank_ic"]),
-        }
-        ic = ic_t = np.nan
-    whole = full_days(signal)
-    has_neighbours = len(whole) > 1
-    return {
-        "ic": ic,
-        "ic_t": ic_t,
-        "rank_ic": ranked["mean"],
-        **{name: ranked[name] for name in SUMMARY if name != "mean"},
-        "autocorrelation": float(rank_autocorrelation(whole, [1])["mean"].iloc[0])
-        if has_neighbours
-        else np.nan,
-        "turnover": float(top_turnover(whole, top).mean()) if has_neighbours else np.nan,
-        "with_score": float(rank_correlation(signal, score).mean()),
-        "coverage": coverage(signal, labels),
-    }

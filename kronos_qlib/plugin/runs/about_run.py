@@ -1,7 +1,7 @@
-"""What a run says of itself in MLflow: its name, its verdict, what it was made of, which market.
+"""A run's description in MLflow: its name, its verdict, what it was made of, which market.
 
-Whoever opens a list of runs reads what each was, whether its score is worth anything and ten
-numbers, before any of the hundred others.
+A list of runs then shows what each was, whether its score is significant, and ten numbers before
+the hundred others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from qlib.workflow.recorder import MLflowRecorder, Recorder
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.errors import KronosError
 from kronos_qlib.markup import one_line
-from kronos_qlib.plugin.records.artifacts import frequency_of, load_task, provider_folder
-from kronos_qlib.plugin.runs.stored_runs import label_bars_of
+from kronos_qlib.plugin.qlib_internals import data_folder, loaded_frame
+from kronos_qlib.plugin.records.artifacts import frequency_of, load_task
+from kronos_qlib.plugin.task_sections import is_map, label_bars_of, value_at
 from kronos_qlib.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 NOTE = "mlflow.note.content"
 """Tag that MLflow shows as a run's description."""
 UNNAMED = ("", "mlflow_recorder")
-"""Names of a run that nobody chose; the second is Qlib's."""
+"""Default names of a run; the second is Qlib's."""
 LONGEST_NAME = 120
 """Letters."""
 
@@ -63,7 +64,7 @@ KEY_METRICS = {
 """The ten metrics that are logged a second time under KEY_PREFIX, and what each is a copy of."""
 
 GENERIC = {"", "market", "provider", "data", "qlib", "qlib_data", "bars"}
-"""Names of folders that do not tell one market from another: the one above them does."""
+"""Names of folders that do not distinguish markets: the folder above them does."""
 
 
 def key_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -75,7 +76,7 @@ def key_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def describe_run(recorder: Recorder, model: Any, dataset: Any, scores: pd.DataFrame) -> None:
+def describe_run(recorder: Recorder, model: object, dataset: object, scores: pd.DataFrame) -> None:
     """Name a run and tag it with what it was made of.
 
     Of what MLflow refuses nothing but a warning comes: a run is not lost by it.
@@ -101,7 +102,7 @@ def describe_run(recorder: Recorder, model: Any, dataset: Any, scores: pd.DataFr
 
 
 def name_run(recorder: Recorder, task: Mapping[str, Any] | None = None) -> None:
-    """Give a run a name that says what it is, unless somebody chose one.
+    """Give a run a name that says what it is, unless it has one that was chosen.
 
     Args:
         task: of its workflow; None reads what was kept with the run.
@@ -134,7 +135,7 @@ def run_name(task: Mapping[str, Any], provider: str = "") -> str:
     model = model_name(task.get("model"))
     if not model:
         return ""
-    handler = _at(task, "dataset", "kwargs", "handler", "class")
+    handler = value_at(task, "dataset", "kwargs", "handler", "class")
     if isinstance(handler, str) and not handler.endswith("KronosHandler"):
         model += f" {handler.rpartition('.')[2]}"
     universe = universe_of(task)
@@ -146,34 +147,34 @@ def run_name(task: Mapping[str, Any], provider: str = "") -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def model_name(config: Any) -> str:
+def model_name(config: object) -> str:
     """A model's class, its checkpoint and how it was trained: "KronosModel nano finetuned"."""
     if isinstance(config, str):
         return config.rpartition(".")[2]
-    name = str(_at(config, "class") or "").rpartition(".")[2]
-    kwargs = _at(config, "kwargs")
-    members = _at(kwargs, "members")
+    name = str(value_at(config, "class") or "").rpartition(".")[2]
+    kwargs = value_at(config, "kwargs")
+    members = value_at(kwargs, "members")
     if isinstance(members, list | tuple):
         return f"{name} {' + '.join(filter(None, map(model_name, members)))}"
-    checkpoint = _at(kwargs, "checkpoint")
+    checkpoint = value_at(kwargs, "checkpoint")
     if not name or not checkpoint:
         return name
-    training = _at(kwargs, "training")
-    trained = {stage for stage, how in training.items() if how} if _is_map(training) else set()
+    training = value_at(kwargs, "training")
+    trained = {stage for stage, how in training.items() if how} if is_map(training) else set()
     words = [name, re.split(r"[\\/]", str(checkpoint).rstrip("\\/"))[-1]]
-    if _at(kwargs, "from_scratch"):
+    if value_at(kwargs, "from_scratch"):
         words.append("from scratch")
     elif trained & {"predictor", "tokenizer"}:
         words.append("finetuned")
-    if "alpha" in trained or _at(kwargs, "alpha_head"):
+    if "alpha" in trained or value_at(kwargs, "alpha_head"):
         words.append("alpha")
     return " ".join(words if len(words) > 2 else [*words, "zero-shot"])
 
 
 def universe_of(task: Mapping[str, Any]) -> str:
     """The universe that a task chose from, in a word; "" where it names none."""
-    found = _at(task, "dataset", "kwargs", "handler", "kwargs", "instruments")
-    if _is_map(found):
+    found = value_at(task, "dataset", "kwargs", "handler", "kwargs", "instruments")
+    if is_map(found):
         found = found.get("market")
     if isinstance(found, list | tuple):
         digest = hashlib.sha256("\n".join(sorted(map(str, found))).encode()).hexdigest()
@@ -182,7 +183,7 @@ def universe_of(task: Mapping[str, Any]) -> str:
 
 
 def folder_name(path: str) -> str:
-    """The part of a folder's path that tells which market it is: `demo` of `demo/market`."""
+    """The part of a folder's path that names the market: `demo` of `demo/market`."""
     parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part != "/"]
     named = [part for part in parts if part.lower().strip("./~") not in GENERIC]
     return named[-1] if named else ""
@@ -223,7 +224,7 @@ def git_revision(folder: Path) -> str:
     return f"{revision} with changes" if changed else revision
 
 
-def weights_digest(model: Any) -> str:
+def weights_digest(model: object) -> str:
     """Digests of the weights that scored, as "predictor … tokenizer …"; "" where there are none.
 
     The same weights have the same digest, in whichever folder and on whichever device. Of a blend
@@ -251,7 +252,7 @@ def weights_digest(model: Any) -> str:
     )
 
 
-def bars_digest(dataset: Any) -> str:
+def bars_digest(dataset: object) -> str:
     """A digest of the bars that a data set read, training segment included.
 
     Of a KronosDataset that of its table of bars, the same for every model on it. Of other data sets
@@ -261,8 +262,8 @@ def bars_digest(dataset: Any) -> str:
     if isinstance(table, BarTable):
         names = "\n".join(table.instruments)
         return f"bars {hashlib.sha256(f'{table.checksums} {names}'.encode()).hexdigest()[:16]}"
-    frame = getattr(getattr(dataset, "handler", None), "_data", None)
-    if not isinstance(frame, pd.DataFrame):
+    frame = loaded_frame(getattr(dataset, "handler", None))
+    if frame is None:
         return ""
     digest = hashlib.sha256(repr([*map(str, frame.columns)]).encode())
     rows = pd.util.hash_pandas_object(frame.index.to_frame(), index=False)
@@ -273,10 +274,10 @@ def bars_digest(dataset: Any) -> str:
 
 
 def add_verdict(recorder: Recorder, part: str, text: str) -> None:
-    """Make a sentence part of the run's description in MLflow, unless somebody wrote one.
+    """Make a sentence part of the run's description in MLflow, unless it has another.
 
     Args:
-        part: a key of VERDICTS; what a run said under it before is replaced.
+        part: a key of VERDICTS; what the run had under it before is replaced.
         text: Markdown.
     """
     if not isinstance(recorder, MLflowRecorder):
@@ -319,13 +320,13 @@ def _joined(parts: Mapping[str, str]) -> str:
 
 def _folder_of(index: pd.Index) -> str:
     is_moment = index.get_level_values("datetime").nunique() == 1  # which has no frequency
-    return provider_folder("day" if is_moment else frequency_of(index)).absolute().as_posix()
+    return data_folder("day" if is_moment else frequency_of(index)).absolute().as_posix()
 
 
 def _provider() -> str:
     """The folder of Qlib's bars, of the first frequency that has one."""
     uris = C.provider_uri if getattr(C, "registered", False) else {}
-    return next((str(uri) for uri in uris.values()), "") if _is_map(uris) else str(uris)
+    return next((str(uri) for uri in uris.values()), "") if is_map(uris) else str(uris)
 
 
 def _tag(recorder: MLflowRecorder, tags: Mapping[str, str]) -> None:
@@ -340,22 +341,11 @@ def _attempt(what: str, do: Callable[[], Any]) -> Any:
     """What comes of it; None and a warning where something fails: a run is not lost by its tags."""
     try:
         return do()
-    except Exception as problem:  # MLflow's, sqlite's, the network's, or a stranger's model's
+    except Exception as problem:  # MLflow's, sqlite's, the network's, or another model's
         if isinstance(problem, KronosError):
-            logger.warning("the run does not tell %s: %s", what, problem)
+            logger.warning("the run is not tagged with %s: %s", what, problem)
         else:
             logger.warning(
-                "the run does not tell %s: %s: %s", what, type(problem).__name__, problem
+                "the run is not tagged with %s: %s: %s", what, type(problem).__name__, problem
             )
         return None
-
-
-def _is_map(found: Any) -> bool:
-    return isinstance(found, Mapping)
-
-
-def _at(found: Any, *keys: str) -> Any:
-    """What a nested mapping holds there, or None: a task is as its writer made it."""
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 from qlib.log import get_module_logger
 from qlib.workflow import R
 
+from kronos_qlib.plugin.qlib_internals import has_open_run
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 
-def has_active_run() -> bool:
-    """Whether there is one. Without qlib.init, as with bars from a file, there is none to ask."""
-    return getattr(R, "_provider", None) is not None and R.exp_manager.active_experiment is not None
-
-
 class ActiveRunLog:
     """A `StageLog`: lines to Qlib's log, numbers and figures to the open run."""
 
     def message(self, text: str) -> None:
+        """A line to Qlib's log."""
         logger.info(text)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        if has_active_run():
+        """Numbers to the open run, if there is one."""
+        if has_open_run():
             R.log_metrics(step=step, **values)
 
     def figure(self, figure: Figure, name: str) -> None:
-        if has_active_run():
+        """A figure to the open run, if there is one; `name` is its path there."""
+        if has_open_run():
             recorder = R.get_recorder()
             recorder.client.log_figure(recorder.id, figure, name)

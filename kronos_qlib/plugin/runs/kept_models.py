@@ -27,7 +27,7 @@ STATE = f"{FOLDER}/state.json"
 PARTS = ("tokenizer", "predictor", "alpha")
 
 
-def write_model(model: Any, folder: Path) -> None:
+def write_model(model: object, folder: Path) -> None:
     """Write what fitting left of a model, and where its bars were, for `restore`.
 
     Args:
@@ -75,7 +75,7 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
     return state
 
 
-def needs_state(model: Any) -> bool:
+def needs_state(model: object) -> bool:
     """Whether a model that was made from its settings lacks what fitting leaves."""
     if isinstance(model, BlendModel):
         return any(map(needs_state, model.members.values()))

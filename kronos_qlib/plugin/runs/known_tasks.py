@@ -7,12 +7,12 @@ data set and a handler that are known, on expressions of Qlib's operators.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from kronos_qlib.errors import UnsafeArtifactError, printable
+from kronos_qlib.plugin.expressions import is_expression
 
 _PROCESSORS = (
     "DropnaProcessor",
@@ -53,21 +53,6 @@ KNOWN: Mapping[str, str] = {
 _MADE = ("model", "dataset", "handler", "data_loader")
 """Settings that are made into objects: Qlib takes a text there for a class, or unpickles a file."""
 _PATHS = ("checkpoint", "tokenizer", "alpha_head", "resume_folder", "file")
-_NODES = (
-    ast.Expression,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.BoolOp,
-    ast.Compare,
-    ast.Call,
-    ast.Name,
-    ast.Constant,
-    ast.operator,
-    ast.unaryop,
-    ast.boolop,
-    ast.cmpop,
-    ast.expr_context,
-)
 
 
 def check_known(task: Mapping[str, Any]) -> None:
@@ -103,22 +88,6 @@ def _check_class(config: Mapping[str, Any], key: str) -> None:
     module = config.get("module_path", known if key.endswith("processors") else None)
     if known is None or module != known or "func" in config:
         raise _refusal(f"the class {config.get('module_path')}.{name}")
-
-
-def is_expression(text: str) -> bool:
-    """Whether a text is arithmetic on fields and calls of operators, and no other Python."""
-    try:
-        tree = ast.parse(re.sub(r"\${1,2}(\w+)", r"field_\1", text.strip()), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    for node in ast.walk(tree):
-        if not isinstance(node, _NODES):
-            return False
-        if isinstance(node, ast.Call) and (not isinstance(node.func, ast.Name) or node.keywords):
-            return False
-        if isinstance(node, ast.Name) and node.id.startswith("_"):
-            return False
-    return True
 
 
 def _refusal(what: str) -> UnsafeArtifactError:

@@ -59,6 +59,11 @@ class KronosRecorder(MLflowRecorder):
     def save_objects(
         self, local_path: Any = None, artifact_path: Any = None, **kwargs: Any
     ) -> None:
+        """Qlib's.
+
+        Raises:
+            RefusedRunError: what is kept is the run's task, and it would fail later.
+        """
         super().save_objects(local_path, artifact_path, **kwargs)
         if TASK in kwargs and artifact_path is None:
             experiment = self.client.get_experiment(self.experiment_id).name
@@ -75,6 +80,7 @@ class KronosExperiment(MLflowExperiment):
     """Qlib's, whose new runs are of KronosRecorder."""
 
     def create_recorder(self, recorder_name: str | None = None) -> KronosRecorder:
+        """A recorder of a new run, under Qlib's default name unless one is given."""
         return KronosRecorder(self.id, self._uri, recorder_name or self._default_rec_name)
 
 
@@ -91,6 +97,7 @@ class KronosExpManager(MLflowExpManager):
     """
 
     def create_exp(self, experiment_name: str | None = None) -> KronosExperiment:
+        """A new experiment in the store."""
         return self._ours(super().create_exp(experiment_name))
 
     def _get_exp(self, *args: Any, **kwargs: Any) -> KronosExperiment:
@@ -186,7 +193,7 @@ def claim_active_run() -> None:
 
 def _claim(client: MlflowClient, run_id: str) -> None:
     place = _lock_path(run_id)
-    if place is not None:  # before the tags: whoever sees them finds the lock taken
+    if place is not None:  # before the tags: another process that sees them finds the lock taken
         _held[run_id] = lock_of(place), os.getpid()
     owner = Owner.here()
     tags = {HOST: owner.host, PROCESS: str(owner.process), STARTED: owner.started}

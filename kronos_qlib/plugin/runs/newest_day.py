@@ -17,7 +17,7 @@ from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
-from kronos_qlib.plugin.runs.stored_runs import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -254,7 +254,7 @@ def _model(
     return model
 
 
-def _bars_of(dataset: Any, config: Mapping[str, Any], moment: pd.Timestamp) -> BarTable:
+def _bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -> BarTable:
     """The bars of the universe up to the moment, for their ages."""
     from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 
@@ -270,7 +270,7 @@ def _bars_of(dataset: Any, config: Mapping[str, Any], moment: pd.Timestamp) -> B
     ).bars
 
 
-def _last_bars(table: BarTable) -> pd.Series[Any]:
+def _last_bars(table: BarTable) -> pd.Series[pd.Timestamp]:
     """Time of each instrument's last bar; names without a bar are left out."""
     stops = np.asarray(table.offsets[1:])
     has_bars = np.diff(table.offsets) > 0
@@ -280,7 +280,7 @@ def _last_bars(table: BarTable) -> pd.Series[Any]:
     )
 
 
-def _ranking(scores: pd.Series[Any], table: BarTable, moment: pd.Timestamp) -> pd.DataFrame:
+def _ranking(scores: pd.Series[float], table: BarTable, moment: pd.Timestamp) -> pd.DataFrame:
     ranked = scores.sort_index().sort_values(ascending=False, kind="stable")
     last = _last_bars(table).reindex(ranked.index)
     return pd.DataFrame(
@@ -295,7 +295,7 @@ def _ranking(scores: pd.Series[Any], table: BarTable, moment: pd.Timestamp) -> p
 
 
 def _notes(
-    scores: pd.Series[Any], table: BarTable, moment: pd.Timestamp, dataset: Mapping[str, Any]
+    scores: pd.Series[float], table: BarTable, moment: pd.Timestamp, dataset: Mapping[str, Any]
 ) -> list[str]:
     notes = []
     when = show_time(moment)

@@ -1,7 +1,7 @@
 """A run's scores, labels and task as Parquet and JSON: what another process may read.
 
-They stand beside Qlib's pickles of the same, and whoever compares runs reads them instead. It needs
-MLflow and no Qlib.
+They stand beside Qlib's pickles of the same, and comparisons read them instead. It needs MLflow
+and no Qlib.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BESIDE = b"kronos_qlib.sha256_of_pickle"
 LARGEST_FILE = 2**31
 """Bytes of an artifact that is read."""
 PLAIN_ROWS, ROWS_A_BYTE = 2**22, 4
-"""Rows that a Parquet file may have whatever its size, and beyond them so many a byte: 5,000 names
+"""Rows that a Parquet file may have whatever its size, and beyond them per byte: 5,000 names
 over 10 years are 12 million, and their scores take 50 MB and more."""
 PLAIN_BYTES, UNPACKED = 2**26, 100
-"""Bytes that it may unpack to whatever its size, and beyond them so many times as many."""
+"""Bytes that it may unpack to whatever its size, and beyond them as a multiple of its size."""
 LARGEST_TASK = 2**24
 """Bytes of settings."""
 
@@ -80,7 +80,7 @@ def task_json(task: Mapping[str, Any]) -> str:
     return json.dumps(_as_json(task), indent=1, allow_nan=True)
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
@@ -126,7 +126,7 @@ def read_table(client: MlflowClient, run_id: str, kept: Kept) -> pd.DataFrame:
         return as_table(load_pickle(path, f"{kept.pickled} of run {run_id}"), kept.pickled, run_id)
 
 
-def as_table(found: Any, name: str, run_id: str) -> pd.DataFrame:
+def as_table(found: object, name: str, run_id: str) -> pd.DataFrame:
     """What a pickle held, if it is a table of scores or labels.
 
     Raises:
@@ -158,7 +158,7 @@ def read_task(client: MlflowClient, run_id: str, *, any_class: bool = False) -> 
     """
     names = artifacts(client, run_id)
     where = f"of run {run_id}"
-    found: Any = {}
+    found: object = {}
     if TASK.plain in names:
         with artifact(client, run_id, TASK.plain, LARGEST_TASK) as path:
             try:
@@ -274,7 +274,7 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
 
 
 def _check_size(about: Any, size: int, where: str) -> None:
-    """Refuse a table that says it is far more than a file of so many bytes holds honestly."""
+    """Refuse a table that claims more rows or bytes than a file of this size can hold."""
     unpacked = sum(about.row_group(each).total_byte_size for each in range(about.num_row_groups))
     if about.num_rows > max(PLAIN_ROWS, ROWS_A_BYTE * size) or unpacked > max(
         PLAIN_BYTES, UNPACKED * size

@@ -1,4 +1,4 @@
-"""What Qlib, MLflow, gym and git print during a run and nobody reads, kept off the terminal.
+"""What Qlib, MLflow, gym and git print during a run, kept off the terminal.
 
 Nothing here is done by importing: a run does it where it begins, a backtest for its own time.
 """
@@ -6,19 +6,18 @@ Nothing here is done by importing: a run does it where it begins, a backtest for
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-from qlib.log import TimeInspector
-from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.log import quiet_gym
+from kronos_qlib.plugin.qlib_internals import (
+    backtest_bar_on_terminals,
+    quiet_timers,
+    uncommitted_code_ignored,
+)
 
 MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
@@ -30,7 +29,7 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault(MLFLOW_BARS, "false")
     quiet_gym()
-    TimeInspector.timer_logger.setLevel("WARNING")
+    quiet_timers()
 
 
 @contextlib.contextmanager
@@ -43,12 +42,8 @@ def no_git_usage() -> Iterator[None]:
     if any((folder / ".git").exists() for folder in (here, *here.parents)):
         yield
         return
-    asks = MLflowRecorder._log_uncommitted_code
-    MLflowRecorder._log_uncommitted_code = lambda self: None
-    try:
+    with uncommitted_code_ignored():
         yield
-    finally:
-        MLflowRecorder._log_uncommitted_code = asks
 
 
 @contextlib.contextmanager
@@ -57,12 +52,10 @@ def quiet_backtest() -> Iterator[None]:
 
     A bar without a trade has no mean price, of which numpy warns at each.
     """
-    backtest: Any = import_module("qlib.backtest.backtest")  # a function has its name there
-    bars = backtest.tqdm
-    backtest.tqdm = functools.partial(bars, disable=None)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.filterwarnings("ignore", message="Mean of empty slice")
-            yield
-    finally:
-        backtest.tqdm = bars
+    with (
+        backtest_bar_on_terminals(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.filterwarnings("ignore", message="Mean of empty slice")
+        yield

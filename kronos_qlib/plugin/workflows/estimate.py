@@ -17,6 +17,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 
 PROBE_SECONDS = 0.4
 """A probe that took less is repeated with more windows: a first pass warms up."""
@@ -59,6 +60,7 @@ class Counts:
     moments: int
 
     def of(self, *names: str) -> int:
+        """Windows of these segments together."""
         return sum(self.windows.get(name, 0) for name in names)
 
 
@@ -92,7 +94,7 @@ def estimate(
         each = rates.read * bool(kwargs.get("embeddings", True))
         each += rates.path * network.sampling.paths * bool(kwargs.get("signals"))
         parts.append(Part("contexts and signals as features", each * counts.of(*counts.windows)))
-    if model_kind(_at(dataset, "kwargs", "handler")) not in ("KronosHandler", ""):
+    if class_of(value_at(dataset, "kwargs", "handler")) not in ("KronosHandler", ""):
         rows = counts.of(*counts.windows)
         parts.append(
             Part("features of tables, and trees on them", rows * (ROW_FEATURES + ROW_TREES))
@@ -100,8 +102,8 @@ def estimate(
     if draws_paths(task):
         network = next((one for one in _models(model) if isinstance(one, KronosModel)), None)
         if network is not None and counts.moments:
-            windows = int(_at(task, "forecast", "windows") or REPORT_WINDOWS)
-            paths = int(_at(task, "forecast", "paths") or network.sampling.paths)
+            windows = int(value_at(task, "forecast", "windows") or REPORT_WINDOWS)
+            paths = int(value_at(task, "forecast", "paths") or network.sampling.paths)
             segments = sum(min(windows, counts.of(name)) for name in ("valid", "test"))
             rate = probe(network, source, found).path
             parts.append(Part("judging forecasts", segments * paths * rate))
@@ -166,17 +168,7 @@ def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows
 
 def draws_paths(task: Mapping[str, Any]) -> bool:
     """Whether the records judge drawn paths."""
-    record = task.get("record")
-    if isinstance(record, str) and record.startswith("<") and record.endswith(">"):
-        record = _at(task, *record[1:-1].split("."))
-    records = record if isinstance(record, list) else [record]
-    return any(model_kind(one) == "ForecastReportRecord" for one in records)
-
-
-def model_kind(section: Any) -> str:
-    """The class that a section names, without its module."""
-    found = section.get("class") if isinstance(section, Mapping) else None
-    return str(found or "").rpartition(".")[2]
+    return any(class_of(one) == "ForecastReportRecord" for one in records_of(task))
 
 
 def _seconds_each(work: Callable[[int], None]) -> float:
@@ -229,9 +221,3 @@ def _of_model(
         paths = model.sampling.paths
         parts.append(Part("drawing paths", counts.of("test") * paths * rates.path))
     return parts
-
-
-def _at(found: Any, *keys: str) -> Any:
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

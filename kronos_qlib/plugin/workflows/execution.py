@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from kronos_qlib.data.windows.segments import bounds_of, describe_segments, first_instant, places_of
+from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
 from kronos_qlib.errors import BarDataError, ConfigError, printable
@@ -22,23 +21,24 @@ from kronos_qlib.pipeline.stages import check_segments
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.reader import read_calendar
-from kronos_qlib.plugin.runs.about_run import model_name, universe_of
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
-from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate, estimate, model_kind
-from kronos_qlib.plugin.workflows.preflight import check_run
-from kronos_qlib.plugin.workflows.workflow_file import (
-    Workflow,
-    dump_yaml,
-    read_workflow,
-    settings_of,
+from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
+from kronos_qlib.plugin.workflows.estimate import estimate
+from kronos_qlib.plugin.workflows.plan_description import (
+    described_plan,
+    doubts_about,
+    header_of,
+    store_of,
 )
+from kronos_qlib.plugin.workflows.preflight import check_run
+from kronos_qlib.plugin.workflows.templates import dump_yaml
+from kronos_qlib.plugin.workflows.workflow_changes import arguments_of
+from kronos_qlib.plugin.workflows.workflow_file import Workflow, read_workflow
 
 HANDLED = ("instruments", "start_time", "end_time", "freq")
 """Settings that any handler of Qlib has, and windows follow."""
 WINDOWED = ("lookback", "horizon", "min_bars", "max_age_days", "beyond_calendar")
-SEEN_TO = pd.Timestamp("2024-06-01")
-"""Published weights have seen bars before: trained to 2024-02, chosen by those to 2024-05."""
 SHARES = (0.6, 0.2, 0.2)
 """Of the calendar, for dates that are proposed."""
 LEAST_DAYS = 10
@@ -58,12 +58,13 @@ class Plan:
 
     @property
     def experiment(self) -> str:
+        """The MLflow experiment's name."""
         return str(self.workflow.config.get("experiment_name", "workflow"))
 
     @property
     def store(self) -> str:
         """Where MLflow keeps the runs, as `--tracking-uri` takes it."""
-        return _store(self.workflow.config)
+        return store_of(self.workflow.config)
 
 
 def plan_run(
@@ -100,9 +101,9 @@ def plan_run(
         parts = estimate(task, model, task["dataset"], source, found)
     return Plan(
         workflow,
-        tuple(_describe(workflow, source, found, parts)),
-        (*workflow.notes, *_doubts(model, source)),
-        _header(name, market, changes) + dump_yaml(config),
+        tuple(described_plan(workflow, source, found, parts)),
+        (*workflow.notes, *doubts_about(model, source)),
+        header_of(name, market, changes) + dump_yaml(config),
     )
 
 
@@ -130,11 +131,11 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
         ConfigError: the section has no handler or segments, or a setting cannot work.
     """
     kwargs = section.get("kwargs") or {}
-    handler = _at(kwargs, "handler")
-    if not _is_map(handler) or not _is_map(kwargs.get("segments")):
+    handler = value_at(kwargs, "handler")
+    if not is_map(handler) or not is_map(kwargs.get("segments")):
         raise ConfigError(f"{where}: task.dataset.kwargs needs a handler and segments")
     own = handler.get("kwargs") or {}
-    if model_kind(handler) != KronosHandler.__name__:
+    if class_of(handler) != KronosHandler.__name__:
         own = {name: own[name] for name in HANDLED if name in own} | dict(
             kwargs.get("bar_handler") or {}
         )
@@ -148,10 +149,10 @@ def windows_of(section: Mapping[str, Any], where: Path) -> WindowDataset:
 
 def _checked_task(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     task = config.get("task")
-    missing = [f"task.{name}" for name in ("model", "dataset") if not _is_map(_at(task, name))] + [
-        name for name in ("qlib_init",) if not _is_map(config.get(name))
-    ]
-    if missing or not _is_map(task):
+    missing = [
+        f"task.{name}" for name in ("model", "dataset") if not is_map(value_at(task, name))
+    ] + [name for name in ("qlib_init",) if not is_map(config.get(name))]
+    if missing or not is_map(task):
         raise ConfigError(f"{path} lacks {', '.join(missing)}: it is no workflow")
     for name in ("model", "dataset"):
         if not task[name].get("class"):
@@ -172,7 +173,7 @@ def _made(section: Mapping[str, Any], where: str) -> Any:
 
     from qlib.utils import init_instance_by_config
 
-    known, is_open = settings_of(section)
+    known, is_open = arguments_of(section)
     for key in section.get("kwargs") or {}:
         if known and key not in known and not is_open:
             near = get_close_matches(str(key), known, n=1)
@@ -197,9 +198,9 @@ def _check_dates(section: Mapping[str, Any], model: Any) -> None:
     """Refuse segments in which the folder has no day, before its bars are read."""
     kwargs = section.get("kwargs") or {}
     segments = kwargs.get("segments")
-    if not _is_map(segments):
+    if not is_map(segments):
         return  # `windows_of` says it
-    calendar = read_calendar(str(_at(kwargs, "handler", "kwargs", "freq") or "day"))
+    calendar = read_calendar(str(value_at(kwargs, "handler", "kwargs", "freq") or "day"))
     for name in _needed(model, list(segments)):
         first, last = bounds_of(segments, name)
         start, stop = places_of(calendar, first, last)
@@ -245,7 +246,7 @@ def _fitted(workflow: Workflow) -> list[str]:
     quiet_libraries()
     _open(workflow.config["qlib_init"])
     calendar = read_calendar(
-        str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+        str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
     )
     if not (fitted := _dates_of(calendar)):
         raise BarDataError(f"{workflow.path}: {TOO_FEW_DAYS}")
@@ -261,133 +262,6 @@ def _proposed(calendar: Any) -> str:
     return f"Dates that fit, for example (--fit-dates takes them): {typed}"
 
 
-def _describe(
-    workflow: Workflow, source: WindowDataset, found: Mapping[str, Windows], parts: list[Part]
-) -> Iterator[tuple[str, str]]:
-    config, table = workflow.config, source.table
-    task, backtest = config["task"], config["task"].get("backtest")
-    provider = config["qlib_init"].get("provider_uri")
-    universe = universe_of(task) or "all"
-    yield "workflow", str(workflow.path)
-    yield (
-        "market",
-        (
-            f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
-            + (f", benchmark {backtest.get('benchmark')}" if _is_map(backtest) else "")
-        ),
-    )
-    freq = str(_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
-    bars = table.places
-    reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
-    yield (
-        "bars",
-        (
-            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, "
-            f"{reach[0]} to {reach[1]}"
-        ),
-    )
-    for name, windows in found.items():
-        first, last = (str(day)[:10] for day in source.bounds(name))
-        if not len(windows):
-            yield name, f"{first} to {last}, no windows"
-            continue
-        moments, each = np.unique(windows.times, return_counts=True)
-        names = len(np.unique(table.instrument_of(windows.ends[:])))
-        yield (
-            name,
-            (
-                f"{first} to {last}, {len(windows):,} windows at {len(moments):,} times, {names} "
-                f"instruments, {int(np.median(each))} at a time"
-            ),
-        )
-    if _is_map(backtest):
-        yield (
-            "traded",
-            (
-                f"top {backtest.get('topk', 50)} of them, "
-                f"{backtest.get('n_drop', 5)} replaced a bar, "
-                f"costs {_points(backtest.get('open_cost', 0.0005))} and "
-                f"{_points(backtest.get('close_cost', 0.0015))} bp"
-            ),
-        )
-    yield "model", f"{model_name(task['model'])}; {_training(task['model'])}"
-    yield "estimate", f"{describe_estimate(parts)} (measured here just now, within a factor of 2)"
-    yield (
-        "results",
-        (
-            f"experiment {config.get('experiment_name', 'workflow')} in {_store(config)}, with the "
-            "rendered workflow.yaml"
-        ),
-    )
-
-
-def _training(section: Mapping[str, Any]) -> str:
-    """What a model's section trains, in words."""
-    kwargs = section.get("kwargs") or {}
-    if kwargs.get("members"):
-        return "; ".join(
-            f"{member.get('name', model_kind(member))}: {_training(member)}"
-            for member in kwargs["members"]
-        )
-    if model_kind(section) != KronosModel.__name__:
-        return "trained on the segment train"
-    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if _is_map(how)}
-    if not stages:
-        return "nothing is trained"
-    said = []
-    for stage, how in stages.items():
-        of = f" of {how['windows_per_epoch']} windows" if how.get("windows_per_epoch") else ""
-        epochs = how.get("epochs")
-        count = f" {epochs} epoch{'s' if epochs != 1 else ''}{of}" if epochs else ""
-        said.append(f"trains the {'alpha head' if stage == 'alpha' else stage}{count}")
-    return ", then ".join(said)
-
-
-def _doubts(model: Any, source: WindowDataset) -> Iterator[str]:
-    """What is no error, and yet better known before than after."""
-    from kronos_qlib.model.checkpoints.pretrained import is_published
-
-    members = getattr(model, "members", None)
-    models = members.values() if isinstance(members, Mapping) else [model]
-    for one in models:
-        if not isinstance(one, KronosModel) or one.from_scratch:
-            continue
-        begin = source.bounds("test")[0]
-        if is_published(one.checkpoint) and (
-            begin is None or pd.Timestamp(first_instant(begin)) < SEEN_TO
-        ):
-            yield (
-                f"the published weights {one.checkpoint} have seen bars to 2024-05, and the test "
-                f"begins {str(begin)[:10]}: its results say nothing of days to come"
-            )
-    last = source.table.calendar[source.table.places.max()]
-    end = source.bounds("test")[1]
-    if end is not None and pd.Timestamp(str(end)[:10]) > pd.Timestamp(last) + pd.Timedelta(days=10):
-        yield (
-            f"the bars end on {pd.Timestamp(last):%Y-%m-%d}, before the test does "
-            f"({describe_segments(source.segments)})"
-        )
-
-
-def _header(name: str | Path, market: str | Path | None, changes: Sequence[str]) -> str:
-    words = ["kronos-qlib run", str(name)]
-    words += [f"--market {market}"] if market is not None else []
-    words += [f"--set {change}" for change in changes]
-    line = " ".join(words).encode("ascii", "backslashreplace").decode()
-    line = "".join(letter for letter in line if letter.isprintable())
-    for mark in ("{{", "{%", "{#"):  # qrun renders comments too
-        line = line.replace(mark, "{ " + mark[1])
-    return f"# Rendered by: {line}\n# `qrun` on this file does it again.\n"
-
-
-def _store(config: Mapping[str, Any]) -> str:
-    return str(_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
-
-
-def _points(fraction: Any) -> str:
-    return f"{fraction * 1e4:g}" if isinstance(fraction, int | float) else str(fraction)
-
-
 @contextmanager
 def _environment() -> Iterator[None]:
     """What MLflow and others set for the processes that they start ends with the block."""
@@ -397,13 +271,3 @@ def _environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _is_map(found: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(found, Mapping)
-
-
-def _at(found: Any, *keys: str) -> Any:
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

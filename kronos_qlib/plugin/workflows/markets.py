@@ -22,6 +22,7 @@ import pandas as pd
 from kronos_qlib.errors import ConfigError, printable, short_repr
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 from kronos_qlib.plugin.workflows.shipped import find_market
+from kronos_qlib.plugin.workflows.templates import load_yaml, read_text
 from kronos_qlib.settings import from_mapping
 
 VARIABLE_PREFIX = "KRONOS_"
@@ -159,14 +160,8 @@ def read_market(name: str | Path, changes: Mapping[str, Any] | None = None) -> M
         ConfigError: there is no such profile, a key is unknown, a value cannot work, or the
             segments overlap; names the file.
     """
-    from kronos_qlib.plugin.workflows.workflow_file import load_yaml
-
     path = find_market(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path} cannot be read: {problem}") from problem
-    found = load_yaml(text, str(path))
+    found = load_yaml(read_text(path), str(path))
     if isinstance(found, Mapping) and "task" in found:
         raise ConfigError(f"{path} is a workflow, not the profile of a market")
     if not isinstance(found, Mapping):

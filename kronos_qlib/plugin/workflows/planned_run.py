@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qlib.config import QlibConfig
 from qlib.utils import fill_placeholder
 from qlib.utils.time import Freq
 
@@ -22,6 +21,8 @@ from kronos_qlib.plugin.provider.faults import (
     feature_folder,
     stored_calendar,
 )
+from kronos_qlib.plugin.qlib_internals import DEFAULT_FREQ, local_folders
+from kronos_qlib.plugin.task_sections import class_of, mapping_of, records_of
 
 FILES: Mapping[str, str] = {
     "provider": "LocalProvider",
@@ -82,7 +83,7 @@ class PlannedData:
 
     @cached_property
     def universe(self) -> set[str] | None:
-        """The names that can be scored in the test segment; None where files do not tell."""
+        """The names that can be scored in the test segment; None where files do not show it."""
         instruments = self.handler.get("instruments", "all")
         if isinstance(instruments, Mapping):
             instruments = instruments.get("market")
@@ -111,6 +112,7 @@ class PlannedRun:
 
     @cached_property
     def task(self) -> dict[str, Any]:
+        """The workflow's task, placeholders filled in; {} where it has none."""
         task = _copied(mapping_of(self.raw))
         same = {name: name for name in ("<MODEL>", "<DATASET>", "<PRED>")}
         return dict(fill_placeholder(task, same))
@@ -120,14 +122,7 @@ class PlannedRun:
         """Folders of bars by frequency; {} where bars come from elsewhere."""
         if any(self.init.get(key, usual) != usual for key, usual in FILES.items()):
             return {}
-        uris = self.init.get("provider_uri") or "~/.qlib/qlib_data/cn_data"
-        uris = QlibConfig.DataPathManager.format_provider_uri(
-            dict(uris) if isinstance(uris, Mapping) else uris
-        )
-        kind = QlibConfig.DataPathManager.get_uri_type
-        return {
-            str(freq): Path(uri) for freq, uri in uris.items() if kind(uri) == QlibConfig.LOCAL_URI
-        }
+        return local_folders(self.init.get("provider_uri") or "~/.qlib/qlib_data/cn_data")
 
     @cached_property
     def data(self) -> list[PlannedData]:
@@ -152,31 +147,21 @@ class PlannedRun:
             raise ConfigError(
                 f"handler.freq: Qlib knows no freq {freq!r}, give day or as 5min"
             ) from unknown
-        folder = self.folders.get(str(Freq(freq)), self.folders.get(QlibConfig.DEFAULT_FREQ))
+        folder = self.folders.get(str(Freq(freq)), self.folders.get(DEFAULT_FREQ))
         yield PlannedData(mapping_of(kwargs.get("segments")), handler, folder, freq)
 
     @property
     def models(self) -> list[Mapping[str, Any]]:
         """The settings of every KronosModel, those of blends and of feature data sets too."""
         configs = (*_walk(self.task.get("model")), *_walk(self.task.get("dataset")))
-        return [mapping_of(each.get("kwargs")) for each in configs if is_class(each, "KronosModel")]
+        return [
+            mapping_of(each.get("kwargs")) for each in configs if class_of(each) == "KronosModel"
+        ]
 
     @property
     def records(self) -> list[Mapping[str, Any]]:
-        found = self.task.get("record") or []
-        return [
-            each for each in ([found] if isinstance(found, Mapping) else found) if mapping_of(each)
-        ]
-
-
-def mapping_of(found: Any) -> Mapping[str, Any]:
-    """A section, {} where there is none: a task is as its writer made it."""
-    return found if isinstance(found, Mapping) else {}
-
-
-def is_class(config: Mapping[str, Any], name: str) -> bool:
-    found = config.get("class")
-    return isinstance(found, str) and found.rpartition(".")[2] == name
+        """The task's records, in order."""
+        return records_of(self.task)
 
 
 def _walk(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 `check_run` takes a workflow as Qlib reads it, and reads files alone: it needs no `qlib.init`, and
 nothing is written. `KronosExpManager` calls it in every run of `qrun`, so a misspelt benchmark is
-told before the training and not after it.
+reported before the training and not after it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from kronos_qlib.plugin.provider.faults import (
     check_market,
     why_missing,
 )
-from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun, is_class, mapping_of
+from kronos_qlib.plugin.task_sections import class_of, mapping_of
+from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun
 from kronos_qlib.plugin.workflows.run_outputs import (
     halves_of,
-    lacking_room,
     outputs_of,
     resume_folders,
+    short_of_disk,
     why_unwritable,
 )
 from kronos_qlib.settings import from_mapping
@@ -64,9 +65,9 @@ def check_run(config: Mapping[str, Any]) -> None:
     settings of this package's other records; packages of extras that records and training need;
     that checkpoints are there; that the MLflow store, its artifacts and resume folders can be
     written; and free disk. What is on a network (an MLflow server, the Hub, mounted bars) is not
-    asked for, and what a task gives as made objects is not looked into. What works and is hardly
-    meant (a universe little larger than topk, a segment that reaches beyond the calendar) is logged
-    as a warning.
+    asked for, and what a task gives as made objects is not looked into. What works and is
+    probably not meant (a universe little larger than topk, a segment that reaches beyond the
+    calendar) is logged as a warning.
 
     Free disk is compared with an estimate of what the run writes: 20 MiB of reports, 200 bytes for
     each bar and name of the test segment, twice the weights of a model that is trained (weights are
@@ -108,11 +109,11 @@ def check_run(config: Mapping[str, Any]) -> None:
 
 def _bars(run: PlannedRun) -> Iterator[str]:
     for folder in dict.fromkeys(run.folders.values()):
-        yield from _said(check_folder, folder)
-    sound = {folder for folder in run.folders.values() if not [*_said(check_folder, folder)]}
+        yield from _problems(check_folder, folder)
+    sound = {folder for folder in run.folders.values() if not [*_problems(check_folder, folder)]}
     for data in run.data:
         if data.folder in sound:
-            yield from _said(check_frequency, data.folder, data.freq)
+            yield from _problems(check_frequency, data.folder, data.freq)
 
 
 def _universe(run: PlannedRun) -> Iterator[str]:
@@ -122,7 +123,7 @@ def _universe(run: PlannedRun) -> Iterator[str]:
         instruments = data.handler.get("instruments", "all")
         market = instruments.get("market") if isinstance(instruments, Mapping) else instruments
         if isinstance(market, str):
-            yield from _said(check_market, data.folder, market)
+            yield from _problems(check_market, data.folder, market)
         names = data.universe if data.is_tested else None
         if names is not None and not names:
             what = f"market {market!r}" if isinstance(market, str) else f"{len(instruments)} names"
@@ -138,9 +139,9 @@ def _universe(run: PlannedRun) -> Iterator[str]:
 def _segments(run: PlannedRun) -> Iterator[str]:
     for data in run.data:
         names = [name for name in ORDER if name in data.segments]
-        bad = {name: [*_said(bounds_of, data.segments, name)] for name in names}
-        for said in bad.values():
-            yield from said
+        bad = {name: [*_problems(bounds_of, data.segments, name)] for name in names}
+        for problems in bad.values():
+            yield from problems
         good = {name: data.segments[name] for name in names if not bad[name]}
         if not data.is_sound:
             yield from order_problems(good, np.array([], dtype="datetime64[ns]"))
@@ -219,15 +220,15 @@ def _traded(
 ) -> tuple[list[str], dict[str, Any]] | None:
     """What a record is to trade, by BacktestConfig's names; None for one that does not trade."""
     kwargs = mapping_of(record.get("kwargs"))
-    if is_class(record, "BacktestRecord"):
+    if class_of(record) == "BacktestRecord":
         from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 
         given = kwargs.get("backtest", task.get("backtest"))
         if given is None:
             return ["task.backtest is missing, and BacktestRecord trades by it"], {}
-        return [*_said(from_mapping, BacktestConfig, given, where="backtest")], dict(given)
+        return [*_problems(from_mapping, BacktestConfig, given, where="backtest")], dict(given)
     config = mapping_of(kwargs.get("config"))
-    if not is_class(record, "PortAnaRecord") or not config:
+    if class_of(record) != "PortAnaRecord" or not config:
         return None
     strategy = mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
     keys = ("benchmark", "start_time", "end_time")
@@ -250,23 +251,23 @@ def _benchmark(
         folder = run.folders.get(str(Freq(freq)), data.folder)
         data = PlannedData(data.segments, data.handler, folder, freq)
         if not data.is_sound:
-            yield from _said(check_frequency, data.folder, freq)
+            yield from _problems(check_frequency, data.folder, freq)
             return
     for name in names:
-        found = _said(check_benchmark, data.folder, freq, name, data.calendar, first, last)
+        found = _problems(check_benchmark, data.folder, freq, name, data.calendar, first, last)
         yield from (f"backtest.benchmark: {problem}" for problem in found)
 
 
 def _packages(run: PlannedRun) -> Iterator[str]:
     """Extras that are not installed; a record's class says in `needs_extra` which it needs."""
     if any(_adapts(model) for model in run.models):
-        yield from _said(check_extra, "train", for_="LoRA")
+        yield from _problems(check_extra, "train", for_="LoRA")
     for record in run.records:
         module, name = record.get("module_path"), record.get("class")
         if isinstance(module, str) and isinstance(name, str) and module.startswith(f"{OURS}."):
             extra = getattr(getattr(_module(module), name, None), "needs_extra", None)
             if extra is not None:
-                yield from _said(check_extra, extra, for_=name)
+                yield from _problems(check_extra, extra, for_=name)
 
 
 def _adapts(settings: Mapping[str, Any]) -> bool:
@@ -292,19 +293,19 @@ def _reports(run: PlannedRun) -> Iterator[str]:
         module, name = record.get("module_path"), record.get("class")
         if not isinstance(module, str) or not module.startswith(f"{OURS}."):
             continue
-        if not isinstance(name, str) or is_class(record, "BacktestRecord"):  # see `_backtest`
+        if not isinstance(name, str) or class_of(record) == "BacktestRecord":  # see `_backtest`
             continue
         kwargs = dict(mapping_of(record.get("kwargs")))
         try:
             made = getattr(import_module(module), name)(recorder=None, **kwargs)
-            if is_class(record, "ForecastReportRecord"):
+            if class_of(record) == "ForecastReportRecord":
                 own = mapping_of(run.models[0].get("sampling")) if run.models else {}
                 made.checked_paths(own.get("paths", SamplingConfig().paths))
         except (ImportError, AttributeError, TypeError) as unknown:
             yield f"task.record: {name} cannot be made: {unknown}"
         except KronosError as problem:
-            said = str(problem)
-            yield said if said.startswith(name) else f"{name}: {said}"
+            text = str(problem)
+            yield text if text.startswith(name) else f"{name}: {text}"
 
 
 def _size(data: PlannedData, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -338,18 +339,18 @@ def _checkpoints(run: PlannedRun) -> Iterator[str]:
     for model in run.models:
         lacking: set[str] = set()
         for role, name, revision in halves_of(model):
-            if name in lacking:  # said of its predictor
+            if name in lacking:  # reported for its predictor
                 continue
             from kronos_qlib.model.checkpoints.pretrained import check_there, sizes_of
 
             if model.get("from_scratch") and not (role == "tokenizer" and model.get("tokenizer")):
-                found = [*_said(sizes_of, name, role)]
+                found = [*_problems(sizes_of, name, role)]
             else:
-                found = [*_said(check_there, role, name, revision)]
+                found = [*_problems(check_there, role, name, revision)]
             lacking |= {name} if found else set()
             yield from found
         if head := model.get("alpha_head"):
-            yield from _said(_check_head, head)
+            yield from _problems(_check_head, head)
 
 
 def _check_head(path: Any) -> None:
@@ -375,11 +376,11 @@ CHECKS: tuple[Callable[[PlannedRun], Iterator[str]], ...] = (
     _checkpoints,
     _store,
     _resume,
-    lacking_room,
+    short_of_disk,
 )
 
 
-def _said(check: Callable[..., Any], *given: Any, **more: Any) -> Iterator[str]:
+def _problems(check: Callable[..., Any], *given: Any, **more: Any) -> Iterator[str]:
     """What one of our checks says; nothing where all is well."""
     try:
         check(*given, **more)

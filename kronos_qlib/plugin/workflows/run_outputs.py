@@ -15,10 +15,11 @@ from urllib.request import url2pathname
 
 from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.errors import ConfigError, KronosError
-from kronos_qlib.plugin.workflows.planned_run import PlannedRun, mapping_of
+from kronos_qlib.plugin.task_sections import mapping_of
+from kronos_qlib.plugin.workflows.planned_run import PlannedRun
 
 QRUN_STORE = "mlruns"
-"""Where qrun keeps runs if nothing else is said, from the working folder."""
+"""Where qrun keeps runs by default, from the working folder."""
 SQLITE = "sqlite:///"
 
 PAGES_BYTES = 20 * 2**20
@@ -98,6 +99,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def resume_folders(run: PlannedRun) -> list[Path]:
+    """Folders in which the run's models keep states of their training."""
     named = (model.get("resume_folder") for model in run.models)
     return [Path(str(each)).expanduser().absolute() for each in named if each]
 
@@ -134,7 +136,8 @@ def _bytes_of_scores(run: PlannedRun) -> int:
     return total
 
 
-def lacking_room(run: PlannedRun) -> Iterator[str]:
+def short_of_disk(run: PlannedRun) -> Iterator[str]:
+    """A line for each disk that has less free space than the run is estimated to write."""
     store = [folder for _, folder in outputs_of(run)]
     needs: list[tuple[Path, int]] = []
     if store:
@@ -156,5 +159,5 @@ def lacking_room(run: PlannedRun) -> Iterator[str]:
         if (free := shutil.disk_usage(place).free) < needed:
             yield (
                 f"{place} has {free / 2**20:,.0f} MiB free, and the run writes about "
-                f"{needed / 2**20:,.0f} MiB: make room, or name another folder for its store"
+                f"{needed / 2**20:,.0f} MiB: free some space, or name another folder for its store"
             )

@@ -1,0 +1,157 @@
+"""What a run is going to do, in words for before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.data.windows.segments import describe_segments, first_instant
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.runs.about_run import model_name, universe_of
+from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
+from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate
+from kronos_qlib.plugin.workflows.workflow_file import Workflow
+
+SEEN_TO = pd.Timestamp("2024-06-01")
+"""Published weights have seen bars before: trained to 2024-02, chosen by those to 2024-05."""
+
+
+def described_plan(
+    workflow: Workflow, source: WindowDataset, found: Mapping[str, Windows], parts: list[Part]
+) -> Iterator[tuple[str, str]]:
+    """Lines on a checked run: a word, and what it is.
+
+    Args:
+        found: windows by segment.
+        parts: of the estimate.
+    """
+    config, table = workflow.config, source.table
+    task, backtest = config["task"], config["task"].get("backtest")
+    provider = config["qlib_init"].get("provider_uri")
+    universe = universe_of(task) or "all"
+    yield "workflow", str(workflow.path)
+    yield (
+        "market",
+        (
+            f"{universe} of {provider}, region {config['qlib_init'].get('region', 'cn')}"
+            + (f", benchmark {backtest.get('benchmark')}" if is_map(backtest) else "")
+        ),
+    )
+    freq = str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    bars = table.places
+    reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
+    yield (
+        "bars",
+        (
+            f"{len(bars):,} of {freq}, {len(table.instruments)} instruments, "
+            f"{reach[0]} to {reach[1]}"
+        ),
+    )
+    for name, windows in found.items():
+        first, last = (str(day)[:10] for day in source.bounds(name))
+        if not len(windows):
+            yield name, f"{first} to {last}, no windows"
+            continue
+        moments, each = np.unique(windows.times, return_counts=True)
+        names = len(np.unique(table.instrument_of(windows.ends[:])))
+        yield (
+            name,
+            (
+                f"{first} to {last}, {len(windows):,} windows at {len(moments):,} times, {names} "
+                f"instruments, {int(np.median(each))} at a time"
+            ),
+        )
+    if is_map(backtest):
+        yield (
+            "traded",
+            (
+                f"top {backtest.get('topk', 50)} of them, "
+                f"{backtest.get('n_drop', 5)} replaced a bar, "
+                f"costs {_points(backtest.get('open_cost', 0.0005))} and "
+                f"{_points(backtest.get('close_cost', 0.0015))} bp"
+            ),
+        )
+    yield "model", f"{model_name(task['model'])}; {described_training(task['model'])}"
+    yield "estimate", f"{describe_estimate(parts)} (measured here just now, within a factor of 2)"
+    yield (
+        "results",
+        (
+            f"experiment {config.get('experiment_name', 'workflow')} in {store_of(config)}, with "
+            "the rendered workflow.yaml"
+        ),
+    )
+
+
+def described_training(section: Mapping[str, Any]) -> str:
+    """What a model's section trains, in words."""
+    kwargs = section.get("kwargs") or {}
+    if kwargs.get("members"):
+        return "; ".join(
+            f"{member.get('name', class_of(member))}: {described_training(member)}"
+            for member in kwargs["members"]
+        )
+    if class_of(section) != KronosModel.__name__:
+        return "trained on the segment train"
+    stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if is_map(how)}
+    if not stages:
+        return "nothing is trained"
+    stages_shown = []
+    for stage, how in stages.items():
+        of = f" of {how['windows_per_epoch']} windows" if how.get("windows_per_epoch") else ""
+        epochs = how.get("epochs")
+        count = f" {epochs} epoch{'s' if epochs != 1 else ''}{of}" if epochs else ""
+        stages_shown.append(f"trains the {'alpha head' if stage == 'alpha' else stage}{count}")
+    return ", then ".join(stages_shown)
+
+
+def doubts_about(model: Any, source: WindowDataset) -> Iterator[str]:
+    """What is no error, and yet better known before than after."""
+    from kronos_qlib.model.checkpoints.pretrained import is_published
+
+    members = getattr(model, "members", None)
+    models = members.values() if isinstance(members, Mapping) else [model]
+    for one in models:
+        if not isinstance(one, KronosModel) or one.from_scratch:
+            continue
+        begin = source.bounds("test")[0]
+        if is_published(one.checkpoint) and (
+            begin is None or pd.Timestamp(first_instant(begin)) < SEEN_TO
+        ):
+            yield (
+                f"the published weights {one.checkpoint} have seen bars to 2024-05, and the test "
+                f"begins {str(begin)[:10]}: its results say nothing of days to come"
+            )
+    last = source.table.calendar[source.table.places.max()]
+    end = source.bounds("test")[1]
+    if end is not None and pd.Timestamp(str(end)[:10]) > pd.Timestamp(last) + pd.Timedelta(days=10):
+        yield (
+            f"the bars end on {pd.Timestamp(last):%Y-%m-%d}, before the test does "
+            f"({describe_segments(source.segments)})"
+        )
+
+
+def header_of(name: str | Path, market: str | Path | None, changes: Sequence[str]) -> str:
+    """Comment above a rendered file: the command that rendered it."""
+    words = ["kronos-qlib run", str(name)]
+    words += [f"--market {market}"] if market is not None else []
+    words += [f"--set {change}" for change in changes]
+    line = " ".join(words).encode("ascii", "backslashreplace").decode()
+    line = "".join(letter for letter in line if letter.isprintable())
+    for mark in ("{{", "{%", "{#"):  # qrun renders comments too
+        line = line.replace(mark, "{ " + mark[1])
+    return f"# Rendered by: {line}\n# `qrun` on this file does it again.\n"
+
+
+def store_of(config: Mapping[str, Any]) -> str:
+    """Where MLflow keeps the runs of a workflow, as `--tracking-uri` takes it."""
+    return str(value_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
+
+
+def _points(fraction: Any) -> str:
+    return f"{fraction * 1e4:g}" if isinstance(fraction, int | float) else str(fraction)
