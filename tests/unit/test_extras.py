@@ -55,7 +55,7 @@ def names(requirements):
 
 
 def distribution_of(root):
-    return {"empyrical": "empyrical-reloaded"}.get(root, root)
+    return {"empyrical": "empyrical-reloaded"}.get(root, root.replace("_", "-"))
 
 
 @pytest.mark.parametrize(("extra", "root"), MODULES)
