@@ -46,8 +46,7 @@ def generate(
     Raises:
         CheckpointError: logits are not finite.
 
-    Source: published `auto_regressive_inference`, which reads every window anew for every bar and
-    path.
+    Source: the published generation, which reads every window anew for every bar and path.
     """
     paths = uniforms.shape[1]
     lookback = tokens[0].shape[1]
@@ -96,7 +95,7 @@ def decode_drawn(
         (B * P, horizon, 6) float32 normalised bars, and (B, 6), the last bar of each lookback as
         its tokens have it.
 
-    Source: published `auto_regressive_inference`, its last lines.
+    Source: the published generation.
     """
     horizon = drawn[0].shape[1]
     kept = max_context - horizon

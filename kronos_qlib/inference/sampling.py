@@ -78,8 +78,8 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
         (R,) int64: the first token whose cumulative probability exceeds the row's uniform, so a
         row's draw depends on its own logits and uniform alone.
 
-    Source: published `sample_from_logits`, which skips top_p where top_k is given and draws by
-    torch's global generator.
+    Source: the published sampling, which skips top_p where top_k is given and draws by torch's
+    global generator.
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
@@ -97,10 +97,7 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(R, V) logits, minus infinity outside the k largest of each row; ties with the k-th stay.
-
-    Source: published `top_k_top_p_filtering`.
-    """
+    """(R, V) logits, minus infinity outside the k largest of each row; ties with the k-th stay."""
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -torch.inf)
 
@@ -110,7 +107,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
     The token that crosses p stays, so at least one does; so do ties with it.
 
-    Source: Holtzman et al., arXiv 1904.09751; published `top_k_top_p_filtering`.
+    Source: Holtzman et al., arXiv 1904.09751.
     """
     ordered = _descending(logits)
     probabilities = ordered.softmax(dim=-1)

@@ -1,8 +1,7 @@
 """The blocks that tokenizer and predictor share: norm, rotary, attention, feed-forward, time.
 
 Shape letters: B windows, T bars, D width, H heads, W head width.
-Source: the paper (arXiv 2508.02739) and the published `model/module.py`, whose class is named where
-ours has another name; parameter names are those of the published files.
+Source: the paper (arXiv 2508.02739); parameter names are those of the published weights.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 1
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32 at least, whatever the input's type.
 
-    Source: Zhang and Sennrich, arXiv 1910.07467; published `RMSNorm`.
+    Source: Zhang and Sennrich, arXiv 1910.07467.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -43,7 +42,7 @@ class RMSNorm(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU without biases: `w2(silu(w1 x) * w3 x)`.
 
-    Source: Shazeer, arXiv 2002.05202; published `FeedForward`.
+    Source: Shazeer, arXiv 2002.05202.
     """
 
     def __init__(self, d_model: int, ff_dim: int, dropout_p: float = 0.0) -> None:
@@ -62,7 +61,7 @@ class FeedForward(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding in the half layout, its tables always in float32.
 
-    Source: Su et al., arXiv 2104.09864; published `RotaryPositionalEmbedding`.
+    Source: Su et al., arXiv 2104.09864.
     """
 
     inv_freq: Tensor
@@ -103,7 +102,7 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with biased projections; the parts that self and cross share.
 
-    Source: published `MultiHeadAttentionWithRoPE` and `MultiHeadCrossAttentionWithRoPE`.
+    Source: Vaswani et al., arXiv 1706.03762, with the rotation of arXiv 2104.09864.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class TransformerBlock(nn.Module):
 class FixedEmbedding(nn.Module):
     """A sinusoidal table that is not trained.
 
-    Source: Vaswani et al., arXiv 1706.03762, section 3.5; published `FixedEmbedding`.
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5.
     """
 
     def __init__(self, rows: int, width: int) -> None:
@@ -200,10 +199,7 @@ class FixedEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sum of the five tables, one for each field of a stamp.
-
-    Source: published `TemporalEmbedding`.
-    """
+    """Sum of the five tables, one for each field of a stamp."""
 
     def __init__(self, d_model: int, learned: bool) -> None:
         super().__init__()

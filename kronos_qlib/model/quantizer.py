@@ -141,8 +141,6 @@ def unpack_bits(ids: Tensor, bits: int) -> Tensor:
 
     Returns:
         (..., bits) float32 of -1 and 1, the inverse of `pack_bits`.
-
-    Source: published `KronosTokenizer.indices_to_bits`.
     """
     place = torch.arange(bits, device=ids.device)
     return ((ids.unsqueeze(-1) >> place) & 1).float() * 2 - 1
@@ -156,7 +154,7 @@ def binary_entropy(p: Tensor) -> Tensor:
 class BinarySphericalQuantizer(nn.Module):
     """The sign of every component of a unit vector, with the straight-through gradient.
 
-    Source: Zhao, Xiong and Krähenbühl, arXiv 2406.07548; published `BinarySphericalQuantizer`.
+    Source: Zhao, Xiong and Krähenbühl, arXiv 2406.07548.
     """
 
     basis: Tensor
@@ -217,7 +215,7 @@ class BinarySphericalQuantizer(nn.Module):
         Returns:
             () float, in nats where it is entropy.
 
-        Source: arXiv 2406.07548; published `BinarySphericalQuantizer.forward`.
+        Source: arXiv 2406.07548.
         """
         commitment = (codes.detach() - unit).square().sum(dim=-1).flatten()
         p = torch.sigmoid(-4 * unit / math.sqrt(unit.shape[-1])).flatten(0, -2)

@@ -30,10 +30,7 @@ S2_HEADS = 4
 
 
 class TokenEmbedding(nn.Module):
-    """One vector for a bar's two tokens.
-
-    Source: published `HierarchicalEmbedding`.
-    """
+    """One vector for a bar's two tokens."""
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
@@ -85,10 +82,7 @@ class S2Attention(Attention):
 
 
 class DependencyLayer(nn.Module):
-    """Conditions the context on the next s1, so that s2 is drawn given s1.
-
-    Source: published `DependencyAwareLayer`.
-    """
+    """Conditions the context on the next s1, so that s2 is drawn given s1."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -97,10 +91,7 @@ class DependencyLayer(nn.Module):
 
 
 class TokenHeads(nn.Module):
-    """The two linear maps onto the vocabularies.
-
-    Source: published `DualHead`.
-    """
+    """The two linear maps onto the vocabularies."""
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()

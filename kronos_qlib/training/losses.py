@@ -97,7 +97,7 @@ def next_token_losses(
     Returns:
         "loss", the mean of "loss_s1" and "loss_s2": () float each.
 
-    Source: published `DualHead.compute_loss`, without its padding mask.
+    Source: the paper's pretraining objective; no padding mask.
     """
 
     def entropy(logits: Tensor, ids: Tensor) -> Tensor:
@@ -120,8 +120,6 @@ def reconstruction_losses(
 
     Returns:
         "loss", "recon_s1", "recon" (squared standard deviations) and "bsq": () float each.
-
-    Source: published `finetune/train_tokenizer.py`.
     """
 
     def error(guess: Tensor) -> Tensor:
