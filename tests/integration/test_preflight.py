@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from kronos_qlib.cli.main import _one_line
 from kronos_qlib.errors import ConfigError, RefusedRunError
 from kronos_qlib.model.checkpoints import pretrained as checkpoint
-from kronos_qlib.plugin.workflows import run_outputs
-from kronos_qlib.plugin.workflows.preflight import check_run
-from kronos_qlib.plugin.workflows.run_outputs import why_unwritable
+from kronos_qlib.plugin.preflight import run_outputs
+from kronos_qlib.plugin.preflight.checks import check_run
+from kronos_qlib.plugin.preflight.run_outputs import why_unwritable
 from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 
 pytestmark = pytest.mark.integration

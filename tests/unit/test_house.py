@@ -120,8 +120,11 @@ RUNS_CODE = {
 """Functions that run, or may run, what the writer of a file put there."""
 ALIASES = {"np": "numpy", "pd": "pandas"}
 MAY_RUN = {
-    ("plugin/runs/pickle_steps.py", "pickle._Unpickler"): "stand-ins for every name; nothing runs",
-    ("plugin/runs/pickles.py", "pickle.load"): "the user's own run, where --trust is said",
+    (
+        "plugin/pickles/pickle_steps.py",
+        "pickle._Unpickler",
+    ): "stand-ins for every name; nothing runs",
+    ("plugin/pickles/load_pickle.py", "pickle.load"): "the user's own run, where --trust is said",
     ("training/processes.py", "torch.load"): "of our own process, by a pipe; weights_only",
     ("training/resume.py", "torch.load"): "states: tensors, numbers and texts; weights_only",
 }
@@ -156,7 +159,9 @@ def test_nothing_unpickles_what_a_stranger_could_have_written(path):
     """A shared store's pickles ran their writer's code in `compare`."""
     name = path.relative_to(PACKAGE).as_posix()
     found = {reader for reader in readers_in(path) if (name, reader) not in MAY_RUN}
-    assert not found, f"{name} has {', '.join(sorted(found))}: read it by plugin/runs/pickles.py"
+    assert not found, (
+        f"{name} has {', '.join(sorted(found))}: read it by plugin/pickles/load_pickle.py"
+    )
 
 
 def test_the_list_of_readers_is_not_longer_than_it_must_be():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pandas.core.indexes.base import _new_Index
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
-from kronos_qlib.plugin.runs.pickles import load_pickle
+from kronos_qlib.plugin.pickles.load_pickle import load_pickle
 from kronos_qlib.plugin.runs.plain_files import as_table
 
 KEPT = Path(__file__).parent / "pickles"

@@ -16,7 +16,7 @@ from qlib.workflow.record_temp import PortAnaRecord, RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
-from kronos_qlib.plugin.runs.pickles import load_pickle
+from kronos_qlib.plugin.pickles.load_pickle import load_pickle
 from kronos_qlib.plugin.runs.plain_files import artifact, read_task
 
 

@@ -41,6 +41,7 @@ from kronos_qlib.evaluation.portfolio.metrics import (
     to_days,
 )
 from kronos_qlib.evaluation.ranking.signal_figures import cost_figure
+from kronos_qlib.plugin.pickles.pickle_rules import HeldPosition
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,
     experiment_of,
@@ -52,7 +53,6 @@ from kronos_qlib.plugin.records.artifacts import (
     saved_files,
 )
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
-from kronos_qlib.plugin.runs.pickle_rules import HeldPosition
 
 logger = logging.getLogger(__name__)
 

@@ -137,8 +137,8 @@ def check_open_run(uri: str, task: Any = None, experiment: str | None = None) ->
     Raises:
         RefusedRunError: as `check_run`.
     """
-    from kronos_qlib.plugin.workflows.planned_run import RUN_SETTINGS
-    from kronos_qlib.plugin.workflows.preflight import check_run
+    from kronos_qlib.plugin.preflight.checks import check_run
+    from kronos_qlib.plugin.preflight.planned_run import RUN_SETTINGS
 
     init = {key: C[key] for key in RUN_SETTINGS if key in C}
     init["exp_manager"] = {"kwargs": {"uri": uri}}

@@ -241,7 +241,7 @@ def _model(
                 "workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and linear "
                 "models as plain files"
             )
-        from kronos_qlib.plugin.runs.pickles import run_pickle
+        from kronos_qlib.plugin.pickles.load_pickle import run_pickle
 
         with artifact(client, run_id, "params.pkl") as path:
             model = run_pickle(path)

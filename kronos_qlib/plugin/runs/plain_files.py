@@ -22,7 +22,7 @@ import pandas as pd
 
 from kronos_qlib.errors import MissingArtifactError, printable, short_repr
 from kronos_qlib.markup import one_line
-from kronos_qlib.plugin.runs.pickles import load_pickle
+from kronos_qlib.plugin.pickles.load_pickle import load_pickle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

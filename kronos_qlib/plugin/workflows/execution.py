@@ -20,6 +20,7 @@ from kronos_qlib.errors import BarDataError, ConfigError, printable
 from kronos_qlib.pipeline.stages import check_segments
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.preflight.checks import check_run
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
@@ -31,7 +32,6 @@ from kronos_qlib.plugin.workflows.plan_description import (
     header_of,
     store_of,
 )
-from kronos_qlib.plugin.workflows.preflight import check_run
 from kronos_qlib.plugin.workflows.templates import dump_yaml
 from kronos_qlib.plugin.workflows.workflow_changes import arguments_of
 from kronos_qlib.plugin.workflows.workflow_file import Workflow, read_workflow

@@ -28,6 +28,14 @@ from kronos_qlib.data.windows.segments import (
 from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
 from kronos_qlib.extras import check_extra
 from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.plugin.preflight.planned_run import PlannedData, PlannedRun
+from kronos_qlib.plugin.preflight.run_outputs import (
+    halves_of,
+    outputs_of,
+    resume_folders,
+    short_of_disk,
+    why_unwritable,
+)
 from kronos_qlib.plugin.provider.faults import (
     check_benchmark,
     check_folder,
@@ -36,14 +44,6 @@ from kronos_qlib.plugin.provider.faults import (
     why_missing,
 )
 from kronos_qlib.plugin.task_sections import class_of, mapping_of
-from kronos_qlib.plugin.workflows.planned_run import PlannedData, PlannedRun
-from kronos_qlib.plugin.workflows.run_outputs import (
-    halves_of,
-    outputs_of,
-    resume_folders,
-    short_of_disk,
-    why_unwritable,
-)
 from kronos_qlib.settings import from_mapping
 
 logger = logging.getLogger(__name__)

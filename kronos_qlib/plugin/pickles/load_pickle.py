@@ -21,13 +21,13 @@ from typing import Any
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
 from kronos_qlib.markup import one_line
-from kronos_qlib.plugin.runs.pickle_rules import ARRAYS, CONVERTERS, SETTINGS
-from kronos_qlib.plugin.runs.pickle_steps import (
+from kronos_qlib.plugin.pickles.pickle_rules import ARRAYS, CONVERTERS, SETTINGS
+from kronos_qlib.plugin.pickles.pickle_steps import (
     RefusedError,
     StandInReader,
     TooLargeError,
 )
-from kronos_qlib.plugin.runs.pickle_values import Converter
+from kronos_qlib.plugin.pickles.pickle_values import Converter
 
 LARGEST_PICKLE = 2**31
 """Bytes: 5,000 names over 10 years take 200 MB."""

@@ -15,8 +15,8 @@ from urllib.request import url2pathname
 
 from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.plugin.preflight.planned_run import PlannedRun
 from kronos_qlib.plugin.task_sections import mapping_of
-from kronos_qlib.plugin.workflows.planned_run import PlannedRun
 
 QRUN_STORE = "mlruns"
 """Where qrun keeps runs by default, from the working folder."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.plugin.runs.pickle_steps import (
+from kronos_qlib.plugin.pickles.pickle_steps import (
     Inert,
     Pair,
     RefusedError,

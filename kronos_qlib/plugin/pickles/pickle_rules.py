@@ -14,13 +14,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.plugin.runs.pickle_steps import (
+from kronos_qlib.plugin.pickles.pickle_steps import (
     GETATTR,
     ZONE,
     Inert,
     Pair,
 )
-from kronos_qlib.plugin.runs.pickle_values import Converter, Rule
+from kronos_qlib.plugin.pickles.pickle_values import Converter, Rule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Pickles of older runs, read without running anything that their writer put there."""

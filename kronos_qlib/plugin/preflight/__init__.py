@@ -1,0 +1,1 @@
+"""What would fail late in a run, looked for before it begins."""
