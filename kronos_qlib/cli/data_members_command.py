@@ -14,12 +14,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Write the members of an index, point in time, into a Qlib folder: instruments/csi300.txt. "
         "Indices: csi300, csi500, sp500, nasdaq100, dow30, from the package index-constitution.",
-        f"{parser.prog} data/cn csi300",
+        f"{parser.prog} data/cn csi300 --mean CSI300_MEAN",
         f"{parser.prog} data/cn csi300 csi500 --name csi800",
     )
     parser.add_argument("folder", type=Path, help="a Qlib folder, as data convert makes it")
     parser.add_argument("indices", nargs="+", metavar="INDEX", help="csi300, sp500, ...")
     parser.add_argument("--name", help="one market of this name with the members of all of them")
+    parser.add_argument(
+        "--mean",
+        metavar="INSTRUMENT",
+        help="also write the equal-weight mean of the day's members as an instrument of this name, "
+        "for a benchmark",
+    )
     parser.add_argument("--freq", default="day", help="of the folder's calendar (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a market that is there")
     parser.set_defaults(command=write, bad_input=(KronosError, OSError))
@@ -33,6 +39,7 @@ def write(chosen: argparse.Namespace) -> None:
         chosen.indices,
         name=chosen.name,
         freq=chosen.freq,
+        mean=chosen.mean,
         overwrite=chosen.overwrite,
     ):
         print(summary)

@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a workflow; or a file of one")
     parser.add_argument("--market", metavar="NAME_OR_FILE", help="a profile to fill in, or print")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value for a key of the market's profile; may be repeated",
+    )
     parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
     parser.set_defaults(command=workflow)
 
@@ -33,7 +41,7 @@ def workflow(arguments: argparse.Namespace) -> None:
     if arguments.name is not None:
         from kronos_qlib.plugin.workflows.workflow_copy import own_workflow
 
-        text = own_workflow(arguments.name, arguments.market)
+        text = own_workflow(arguments.name, arguments.market, arguments.changes)
     elif arguments.market is not None:
         text = find_market(arguments.market).read_text(encoding="utf-8")
     else:
@@ -54,4 +62,7 @@ def workflow(arguments: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder to write {out.name} in")
     out.write_text(text, encoding="utf-8", newline="\n")
-    print(f"{out}: run it with `kronos-qlib run` or `qrun`, from the folder of your bars")
+    print(
+        f"{out}: run it with `kronos-qlib run` or `qrun`, in the folder that its relative paths "
+        "begin from"
+    )

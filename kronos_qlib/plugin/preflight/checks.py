@@ -26,6 +26,7 @@ from kronos_qlib.data.windows.segments import (
     places_of,
 )
 from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
+from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.extras import check_extra
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.plugin.preflight.planned_run import PlannedData, PlannedRun
@@ -308,6 +309,23 @@ def _reports(run: PlannedRun) -> Iterator[str]:
             yield text if text.startswith(name) else f"{name}: {text}"
 
 
+def _test_days(run: PlannedRun) -> Iterator[str]:
+    """Days of the test, of which a report on scores needs some for a standard error."""
+    if not any(class_of(record) == "SignalReportRecord" for record in run.records):
+        return
+    for data in run.data:
+        if not data.is_tested:
+            continue
+        start, stop = places_of(data.calendar, *bounds_of(data.segments, "test"))
+        days = len(np.unique(data.calendar[start:stop].astype("datetime64[D]")))
+        if days < LEAST_DAYS:
+            yield (
+                f"segments.test, {_shown_span(data, 'test')}, has {days} days of the calendar, and "
+                f"SignalReportRecord needs {LEAST_DAYS} for a standard error: test on more, or "
+                "leave the record out"
+            )
+
+
 def _size(data: PlannedData, settings: Mapping[str, Any]) -> Iterator[str]:
     topk, names = settings.get("topk"), data.universe
     if not isinstance(topk, int) or not names:
@@ -373,6 +391,7 @@ CHECKS: tuple[Callable[[PlannedRun], Iterator[str]], ...] = (
     _fit_times,
     _backtest,
     _reports,
+    _test_days,
     _checkpoints,
     _store,
     _resume,

@@ -246,8 +246,9 @@ def check_benchmark(
     except OSError:
         cause = why_missing(folder, freq, [name], "close")
         remedy = (
-            "name an instrument of the folder, or make one: `kronos-qlib data convert ... "
-            f"--benchmark {name}` writes the mean of the market"
+            "name an instrument of the folder; or make a mean and name that: of all names by "
+            "`kronos-qlib data convert ... --benchmark MEAN`, of an index' members by `data "
+            "members ... --mean NAME`"
         )
         raise ConfigError(
             f"the benchmark {name} has no bars in {folder}: {cause}; {remedy}"

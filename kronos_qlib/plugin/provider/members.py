@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.extras import require
 from kronos_qlib.files import replacing
+from kronos_qlib.plugin.provider.members_mean import check_mean_name, write_mean
 
 Days = list[tuple[np.datetime64, np.datetime64]]
 """Spans of days, first and last, both inclusive."""
@@ -49,13 +50,20 @@ class MembersSummary:
     """Members on some of those days that the folder has no bars of, by today's code."""
     by_day: tuple[int, int]
     """Fewest and most members with bars on a day of the calendar."""
+    of_index: tuple[int, int]
+    """Fewest and most members of the history on such a day, with bars here or not."""
 
     def __str__(self) -> str:
-        some = ", ".join(self.absent[:SHOWN]) + (", ..." if len(self.absent) > SHOWN else "")
-        rest = f"; {len(self.absent)} others have no bars here: {some}" if self.absent else ""
+        rest = (
+            f"; {len(self.absent)} others have no bars here by the code they have today or had "
+            f"before: {some_of(self.absent, SHOWN)}. What is tested is that part of the index"
+            if self.absent
+            else ""
+        )
         return (
             f"{self.path}: {self.members} instruments in {self.memberships} memberships, "
-            f"{self.by_day[0]} to {self.by_day[1]} on a day{rest}"
+            f"{self.by_day[0]} to {self.by_day[1]} on a day, of {self.of_index[0]} to "
+            f"{self.of_index[1]} in the history{rest}"
         )
 
 
@@ -65,6 +73,7 @@ def write_members(
     *,
     name: str | None = None,
     freq: str = "day",
+    mean: str | None = None,
     overwrite: bool = False,
 ) -> list[MembersSummary]:
     """Write who was in an index on which days into `instruments/<index>.txt` of a Qlib folder.
@@ -77,7 +86,9 @@ def write_members(
         folder: a Qlib folder, such as `kronos-qlib data convert` makes.
         indices: names of the package: csi300, csi500, sp500, nasdaq100, dow30.
         name: one market of this name with the members of any of them; None: one market each.
-        overwrite: replace a market file that is there.
+        mean: also write the equal-weight mean of the day's members as an instrument of this name,
+            in no market: a benchmark of the universe itself. For one market.
+        overwrite: replace a market file, or a mean, that is there.
 
     Returns:
         One summary for each market written.
@@ -104,16 +115,25 @@ def write_members(
         target = folder / "instruments" / f"{market}.txt"
         if target.exists() and not overwrite:
             raise ConfigError(f"{target} is there already; --overwrite replaces it")
+    if mean is not None and len(chosen) > 1:
+        raise ConfigError(
+            f"a mean is of one market: give --name, or one index; got {', '.join(chosen)}"
+        )
     calendar, listed = _read_folder(folder, freq)
+    if mean is not None:
+        check_mean_name(folder, mean, listed, overwrite)
     found = {}
     for market, members in chosen.items():
         spans: dict[str, Days] = {}
         absent: set[str] = set()
+        everyone: dict[str, Days] = {}
         for one in members:
             taken, lacking = spans_in_folder(
                 source.history(one), source.events(one), calendar, listed
             )
             absent.update(lacking)
+            for symbol, days in _days_of(source.history(one), calendar).items():
+                everyone[symbol] = merged([*everyone.get(symbol, []), *days])
             for symbol, days in taken.items():
                 spans[symbol] = merged([*spans.get(symbol, []), *days])
         if not spans:
@@ -124,10 +144,11 @@ def write_members(
                 f"{history['opt-in'].min():%Y-%m-%d} and names its members like "
                 f"{history['symbol'].iloc[0]}, the folder like {next(iter(listed))}"
             )
-        found[market] = (spans, sorted(absent - set(spans)))
-    return [
-        _write(folder, market, calendar, spans, absent) for market, (spans, absent) in found.items()
-    ]
+        found[market] = (spans, sorted(absent - set(spans)), _by_day(everyone, calendar))
+    if mean is not None:
+        ((spans, _, _),) = found.values()
+        write_mean(folder, mean, freq, spans)
+    return [_write(folder, market, calendar, *each) for market, each in found.items()]
 
 
 def spans_in_folder(
@@ -257,17 +278,35 @@ def _write(
     calendar: np.ndarray[Any, Any],
     spans: Mapping[str, Days],
     absent: Sequence[str],
+    of_index: tuple[int, int],
 ) -> MembersSummary:
     path = folder / "instruments" / f"{market}.txt"
     # A span of minute bars ends with its day, as Qlib reads a date.
     lines = [f"{name}\t{first}\t{last}\n" for name in sorted(spans) for first, last in spans[name]]
     with replacing(path) as draft:
         draft.write_text("".join(lines), encoding="utf-8", newline="\n")
+    by_day = _by_day(spans, calendar)
+    return MembersSummary(path, len(spans), len(lines), tuple(absent), by_day, of_index)
+
+
+def _days_of(history: pd.DataFrame, calendar: np.ndarray[Any, Any]) -> dict[str, Days]:
+    """Every member's days of the calendar, with bars in the folder or not."""
+    days: dict[str, Days] = {}
+    for symbol, since, until in zip(
+        history["symbol"], history["opt-in"], history["opt-out"], strict=True
+    ):
+        last = calendar[-1] if pd.isna(until) else min(_day(until) - DAY, calendar[-1])
+        if (first := max(_day(since), calendar[0])) <= last:
+            days.setdefault(symbol, []).append((first, last))
+    return days
+
+
+def _by_day(spans: Mapping[str, Days], calendar: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Fewest and most spans on a day of the calendar."""
     change = np.zeros(len(calendar) + 1, dtype=np.int64)
     for days in spans.values():
         for first, last in days:
             change[np.searchsorted(calendar, first)] += 1
             change[np.searchsorted(calendar, last, side="right")] -= 1
     counts = change[:-1].cumsum()
-    by_day = (int(counts.min()), int(counts.max()))
-    return MembersSummary(path, len(spans), len(lines), tuple(absent), by_day)
+    return int(counts.min()), int(counts.max())

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from kronos_qlib.data.windows.bar_table import BarTable
 
+LEAST_DISTINCT = 0.5
+"""Share of different scores among the day's below which a ranking is one of ties."""
 SHOWN = 3
 """Names that a note gives as examples."""
 
@@ -313,6 +315,12 @@ def _notes(
         notes.append(
             f"{len(silent)} names have a bar of {when} and no score: {shown}; they are outside the "
             "universe that day, or have too few bars before it"
+        )
+    distinct = scores.nunique()
+    if distinct < len(scores) * LEAST_DISTINCT:
+        notes.append(
+            f"{len(scores)} names have {distinct} different scores: those of one score stand in "
+            "the order of their codes, which means nothing"
         )
     segments = (dataset.get("kwargs") or {}).get("segments") or {}
     for name in ("train", "valid"):

@@ -20,8 +20,9 @@ from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 
 PROBE_SECONDS = 0.4
-"""A probe that took less is repeated with more windows: a first pass warms up."""
+"""A probe that took less is repeated with more windows."""
 PROBE_WINDOWS = (4, 64)
+PASSES = 3
 TRAINED_AS_READ = 5.0
 """A window trained on costs as many read once: forward and backward over all its bars, for
 which reading the context has a forward pass without the heads."""
@@ -172,12 +173,20 @@ def draws_paths(task: Mapping[str, Any]) -> bool:
 
 
 def _seconds_each(work: Callable[[int], None]) -> float:
-    """Seconds a window, of few where a network is slow and of many where it is fast."""
+    """Seconds a window, of few where a network is slow and of many where it is fast.
+
+    The first pass, which lays out weights and wakes threads, is not counted; of the others the
+    quickest is: on a busy machine one may wait many times as long.
+    """
+    work(1)
     seconds, count = 0.0, 1
     for count in PROBE_WINDOWS:
-        begun = time.perf_counter()
-        work(count)
-        seconds = time.perf_counter() - begun
+        passes = []
+        for _ in range(PASSES):
+            begun = time.perf_counter()
+            work(count)
+            passes.append(time.perf_counter() - begun)
+        seconds = min(passes)
         if seconds > PROBE_SECONDS:
             break
     return seconds / count

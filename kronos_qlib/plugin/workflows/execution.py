@@ -102,7 +102,7 @@ def plan_run(
     return Plan(
         workflow,
         tuple(described_plan(workflow, source, found, parts)),
-        (*workflow.notes, *doubts_about(model, source)),
+        (*workflow.notes, *doubts_about(model, source, task)),
         header_of(name, market, changes) + dump_yaml(config),
     )
 
@@ -205,7 +205,7 @@ def _check_dates(section: Mapping[str, Any], model: Any) -> None:
         first, last = bounds_of(segments, name)
         start, stop = places_of(calendar, first, last)
         if start == stop:
-            raise BarDataError(
+            raise ConfigError(
                 f"the segment {name}, {first} to {last}, has no bar: the bars go from "
                 f"{str(calendar[0])[:10]} to {str(calendar[-1])[:10]}. {_proposed(calendar)}"
             )

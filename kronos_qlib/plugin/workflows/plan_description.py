@@ -18,6 +18,8 @@ from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
 from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate
 from kronos_qlib.plugin.workflows.workflow_file import Workflow
 
+ALL_MEAN = "MEAN"
+"""The name that documentation gives to the mean of all names."""
 SEEN_TO = pd.Timestamp("2024-06-01")
 """Published weights have seen bars before: trained to 2024-02, chosen by those to 2024-05."""
 
@@ -78,7 +80,10 @@ def described_plan(
             ),
         )
     yield "model", f"{model_name(task['model'])}; {described_training(task['model'])}"
-    yield "estimate", f"{describe_estimate(parts)} (measured here just now, within a factor of 2)"
+    yield (
+        "estimate",
+        f"{describe_estimate(parts)} (rates measured here just now; on a busy machine far longer)",
+    )
     yield (
         "results",
         (
@@ -110,7 +115,9 @@ def described_training(section: Mapping[str, Any]) -> str:
     return ", then ".join(stages_shown)
 
 
-def doubts_about(model: Any, source: WindowDataset) -> Iterator[str]:
+def doubts_about(
+    model: Any, source: WindowDataset, task: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """What is no error, and yet better known before than after."""
     from kronos_qlib.model.checkpoints.pretrained import is_published
 
@@ -127,6 +134,14 @@ def doubts_about(model: Any, source: WindowDataset) -> Iterator[str]:
                 f"the published weights {one.checkpoint} have seen bars to 2024-05, and the test "
                 f"begins {str(begin)[:10]}: its results say nothing of days to come"
             )
+    benchmark = value_at(task, "backtest", "benchmark")
+    universe = universe_of(task) if task else None
+    if benchmark == ALL_MEAN and universe not in (None, "all"):
+        yield (
+            f"the benchmark {benchmark} is what `data convert` makes of all names of the folder, "
+            f"and the universe is {universe}: the excess holds the difference between the two. "
+            "`data members ... --mean NAME` writes the mean of the members alone"
+        )
     last = source.table.calendar[source.table.places.max()]
     end = source.bounds("test")[1]
     if end is not None and pd.Timestamp(str(end)[:10]) > pd.Timestamp(last) + pd.Timedelta(days=10):

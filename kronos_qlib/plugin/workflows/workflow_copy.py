@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kronos_qlib.plugin.workflows.shipped import find_workflow
 from kronos_qlib.plugin.workflows.templates import (
     BASE,
     base_path,
+    load_yaml,
     quoted,
     read_text,
     render_template,
@@ -61,11 +62,14 @@ def standalone(path: Path) -> str:
     return re.sub(r"J(\d+)J", lambda found: hidden[int(found[1])], out.getvalue())
 
 
-def own_workflow(name: str | Path, market: str | Path | None = None) -> str:
+def own_workflow(
+    name: str | Path, market: str | Path | None = None, changes: Sequence[str] = ()
+) -> str:
     """A workflow as the file of somebody who will change it: needs no base, runs in any folder.
 
     Args:
         market: whose values stand in the place of the variables; None leaves the variables.
+        changes: "KEY=VALUE" for keys of the profile, with a market alone.
 
     Raises:
         ConfigError: there is no such workflow or market.
@@ -73,8 +77,12 @@ def own_workflow(name: str | Path, market: str | Path | None = None) -> str:
     path = find_workflow(name)
     text = re.sub(r"^# +(qrun|kronos-qlib run) .*\n", "", standalone(path), flags=re.MULTILINE)
     if market is None:
+        if changes:
+            raise ConfigError("--set changes a market's values: name the market by --market")
         return _headed(text, "#   kronos-qlib run my.yaml --market us\n#   qrun my.yaml\n")
-    values = quoted(text, read_market(market).variables())
+    given = dict(one.partition("=")[::2] for one in changes)
+    profile = read_market(market, {key: load_yaml(text, key) for key, text in given.items()})
+    values = quoted(text, profile.variables())
     filled = render_template(text, values, path)
     filled = re.sub(r"^# KRONOS_ names are .*\n", "", filled, flags=re.MULTILINE)
     return _headed(filled, f"# Market: {printable(str(market))}.\n#   qrun my.yaml\n")
