@@ -115,7 +115,7 @@ def test_a_suspended_share_is_neither_scored_nor_bought(how, direct, tmp_path, m
     frames = {name: walk(seed) for seed, name in enumerate(NAMES)}
     frames[NAMES[0]] = suspend(frames[NAMES[0]], how)
     dump(tmp_path / "q", frames)
-    said = collect(monkeypatch, "source")
+    said = collect(monkeypatch, "provider.reader")
     table = read_table(NAMES, direct=direct)
     rule = "repeated" if how == "forward-filled" else "untraded"
     assert table.skipped == {rule: 20} and len(table) == 5 * 120 - 20
@@ -150,7 +150,7 @@ def test_bars_that_cannot_be_are_refused_or_left_out_as_told(tmp_path, monkeypat
         assert f"{NAMES[0]} at {day}" in said and "high-below-low: open " in said
         assert "1 such bar of SH600000; 12 bars under other rules" in said
         assert "invalid='skip'" in said
-    said = collect(monkeypatch, "source")
+    said = collect(monkeypatch, "provider.reader")
     windows = dataset(invalid="skip").windows("test")
     assert windows.dropped == {"nonpositive": 11, "high-below-low": 1, "size": 1}
     assert len(windows) == 23 * 5 - 13
@@ -310,7 +310,7 @@ def test_what_the_network_does_not_see_is_not_doubted(caplog):
         for _ in range(2):
             predictor.predict_paths([split], [DAYS], pred_len=2, freq="B", verbose=False)
     (record,) = caplog.records
-    assert "the last 100 are taken" in record.getMessage(), "said once: a backtest asks each day"
+    assert "the last 100 are used" in record.getMessage(), "said once: a backtest asks each day"
 
 
 def make_predictor() -> KronosPredictor:
