@@ -48,6 +48,11 @@ def label_of(task: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def freq_of(task: Mapping[str, Any]) -> str:
+    """The frequency of the bars that the task's handler reads; "day" where it names none."""
+    return str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+
+
 def label_bars_of(task: Mapping[str, Any]) -> int:
     """Bars that the label's return runs over, see `Reach.bars`.
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is(folder):
         write_members(folder, ["csi300"], name="all")
     with pytest.raises(BarDataError, match=r"bars of no member of sp500.*like SH600000"):
         write_members(folder, ["csi300", "sp500"])
-    with pytest.raises(ConfigError, match="is no Qlib folder of 5min bars"):
+    with pytest.raises(ConfigError, match="has no bars of freq '5min'"):
         write_members(folder, ["csi300"], freq="5min")
     assert sorted(folder.rglob("*")) == before
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
@@ -228,6 +229,21 @@ def check_market(folder: Path, market: str) -> MarketFile:
     return MarketFile([cells[0].strip() for _, cells in rows], first, last)
 
 
+def stored_closes(folder: Path, freq: str, name: str) -> tuple[int, npt.NDArray[np.float32]]:
+    """An instrument's closes without `qlib.init`.
+
+    Returns:
+        The place of the first in the calendar, and (n,) closes, NaN where there is no bar.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    path = folder / "features" / feature_folder(name) / f"close.{Freq(freq)}.bin"
+    values = np.fromfile(path, dtype="<f4")
+    begin = int(values[0]) if len(values) and np.isfinite(values[0]) else 0
+    return begin, values[1:]
+
+
 def check_benchmark(
     folder: Path, freq: str, name: str, calendar: Times, first: Any, last: Any
 ) -> None:
@@ -240,9 +256,8 @@ def check_benchmark(
     Raises:
         ConfigError: names the instrument, what is like it, or from when to when it has bars.
     """
-    path = folder / "features" / feature_folder(name) / f"close.{Freq(freq)}.bin"
     try:
-        values = np.fromfile(path, dtype="<f4")
+        begin, closes = stored_closes(folder, freq, name)
     except OSError:
         cause = why_missing(folder, freq, [name], "close")
         remedy = (
@@ -253,8 +268,7 @@ def check_benchmark(
         raise ConfigError(
             f"the benchmark {name} has no bars in {folder}: {cause}; {remedy}"
         ) from None
-    begin = int(values[0]) if len(values) and np.isfinite(values[0]) else 0
-    known = begin + np.flatnonzero(np.isfinite(values[1:]))
+    known = begin + np.flatnonzero(np.isfinite(closes))
     known = known[known < len(calendar)]
     start, stop = places_of(calendar, first, last)
     if not ((known >= start) & (known < stop)).any():

@@ -19,15 +19,14 @@ import pandas as pd
 from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.extras import require
 from kronos_qlib.files import replacing
+from kronos_qlib.plugin.provider.faults import check_frequency, check_market, stored_calendar
 from kronos_qlib.plugin.provider.members_mean import check_mean_name, write_mean
+from kronos_qlib.plugin.provider.writable_bars import ALL_MARKET, MARKET_NAME
 
 Days = list[tuple[np.datetime64, np.datetime64]]
 """Spans of days, first and last, both inclusive."""
 
 DAY = np.timedelta64(1, "D")
-MARKET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
-RESERVED = "all"
-"""The market of every instrument, which the folder's writer makes."""
 SHOWN = 5
 """Names that a message gives."""
 CODE = re.compile(r"([A-Z]{2})[.]?(\d{6})|(\d{6})[.]?([A-Z]{2,4})?")
@@ -107,10 +106,10 @@ def write_members(
             raise ConfigError(f"there is no index {one!r}; known: {', '.join(known)}")
     chosen = {name: list(indices)} if name is not None else {one: [one] for one in indices}
     for market in chosen:
-        if not MARKET_NAME.fullmatch(market) or market == RESERVED:
+        if not MARKET_NAME.fullmatch(market) or market == ALL_MARKET:
             raise ConfigError(
-                f"a market's name is small letters, digits, '_', '.' and '-', and not {RESERVED}; "
-                f"got {market!r}"
+                f"a market's name is small letters, digits, '_', '.' and '-', and not "
+                f"{ALL_MARKET}; got {market!r}"
             )
         target = folder / "instruments" / f"{market}.txt"
         if target.exists() and not overwrite:
@@ -132,7 +131,7 @@ def write_members(
                 source.history(one), source.events(one), calendar, listed
             )
             absent.update(lacking)
-            for symbol, days in _days_of(source.history(one), calendar).items():
+            for symbol, days in days_of(source.history(one), calendar).items():
                 everyone[symbol] = merged([*everyone.get(symbol, []), *days])
             for symbol, days in taken.items():
                 spans[symbol] = merged([*spans.get(symbol, []), *days])
@@ -173,26 +172,37 @@ def spans_in_folder(
     older = _older_codes(events)
     spans: dict[str, Days] = {}
     absent: set[str] = set()
+    for symbol, stays in days_of(history, calendar).items():
+        for first, last in stays:
+            has_bars = False
+            for code, until_change in [(symbol, last), *older.get(symbol, [])]:
+                name = ours.get(plain_code(code))
+                if name is None:
+                    continue
+                span = (max(first, listed[name][0]), min(last, until_change, listed[name][1]))
+                if span[0] <= span[1]:
+                    has_bars = True
+                    spans.setdefault(name, []).append(span)
+            if not has_bars:
+                absent.add(symbol)
+    return {name: merged(days) for name, days in spans.items()}, absent
+
+
+def days_of(history: pd.DataFrame, calendar: np.ndarray[Any, Any]) -> dict[str, Days]:
+    """Every member's days of the calendar, with bars in the folder or not.
+
+    Args:
+        history: as of `spans_in_folder`.
+        calendar: (K,) datetime64[D], increasing.
+    """
+    days: dict[str, Days] = {}
     for symbol, since, until in zip(
         history["symbol"], history["opt-in"], history["opt-out"], strict=True
     ):
-        first = max(_day(since), calendar[0])
-        last = calendar[-1] if pd.isna(until) else _day(until) - DAY
-        last = min(last, calendar[-1])
-        if first > last:
-            continue
-        has_bars = False
-        for code, until_change in [(symbol, last), *older.get(symbol, [])]:
-            name = ours.get(plain_code(code))
-            if name is None:
-                continue
-            span = (max(first, listed[name][0]), min(last, until_change, listed[name][1]))
-            if span[0] <= span[1]:
-                has_bars = True
-                spans.setdefault(name, []).append(span)
-        if not has_bars:
-            absent.add(symbol)
-    return {name: merged(days) for name, days in spans.items()}, absent
+        last = calendar[-1] if pd.isna(until) else min(_day(until) - DAY, calendar[-1])
+        if (first := max(_day(since), calendar[0])) <= last:
+            days.setdefault(symbol, []).append((first, last))
+    return days
 
 
 def plain_code(symbol: str) -> str:
@@ -248,27 +258,13 @@ def _read_folder(
     folder: Path, freq: str
 ) -> tuple[np.ndarray[Any, Any], dict[str, tuple[np.datetime64, np.datetime64]]]:
     """Days of the calendar, and each instrument's first and last day with bars."""
-    calendar = folder / "calendars" / f"{freq}.txt"
-    market = folder / "instruments" / f"{RESERVED}.txt"
-    for path in (calendar, market):
-        if not path.is_file():
-            raise ConfigError(
-                f"{folder} is no Qlib folder of {freq} bars: {path.relative_to(folder).as_posix()} "
-                "is not there; kronos-qlib data convert makes one"
-            )
-    times = calendar.read_text(encoding="utf-8").split("\n")
-    days = np.unique(np.array([time[:10] for time in times if time.strip()], dtype="datetime64[D]"))
-    if not len(days):
-        raise BarDataError(f"{calendar} has no day")
+    check_frequency(folder, freq)
+    days = np.unique(stored_calendar(folder, freq).astype("datetime64[D]"))
+    stays = check_market(folder, ALL_MARKET)
     listed: dict[str, tuple[np.datetime64, np.datetime64]] = {}
-    for line in market.read_text(encoding="utf-8").splitlines():
-        name, *moments = line.split("\t")
-        if len(moments) != 2:
-            raise BarDataError(f"{market}: a line is name, first and last day, got {line!r:.80}")
-        first, last = np.array([moment[:10] for moment in moments], dtype="datetime64[D]")
-        if name in listed:
-            first, last = min(first, listed[name][0]), max(last, listed[name][1])
-        listed[name] = (first, last)
+    for name, first, last in zip(stays.names, stays.first, stays.last, strict=True):
+        since, until = listed.get(name, (_day(first), _day(last)))
+        listed[name] = (min(since, _day(first)), max(until, _day(last)))
     return days, listed
 
 
@@ -287,18 +283,6 @@ def _write(
         draft.write_text("".join(lines), encoding="utf-8", newline="\n")
     by_day = _by_day(spans, calendar)
     return MembersSummary(path, len(spans), len(lines), tuple(absent), by_day, of_index)
-
-
-def _days_of(history: pd.DataFrame, calendar: np.ndarray[Any, Any]) -> dict[str, Days]:
-    """Every member's days of the calendar, with bars in the folder or not."""
-    days: dict[str, Days] = {}
-    for symbol, since, until in zip(
-        history["symbol"], history["opt-in"], history["opt-out"], strict=True
-    ):
-        last = calendar[-1] if pd.isna(until) else min(_day(until) - DAY, calendar[-1])
-        if (first := max(_day(since), calendar[0])) <= last:
-            days.setdefault(symbol, []).append((first, last))
-    return days
 
 
 def _by_day(spans: Mapping[str, Days], calendar: np.ndarray[Any, Any]) -> tuple[int, int]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.files import replacing
-from kronos_qlib.plugin.provider.faults import feature_folder
+from kronos_qlib.plugin.provider.faults import feature_folder, stored_calendar, stored_closes
 from kronos_qlib.plugin.provider.writable_bars import check_symbols
 
 START = 1000.0
@@ -46,15 +45,14 @@ def write_mean(
     Args:
         spans: instrument to the days, first and last, on which it is a member.
     """
-    calendar = _times(folder, freq)
+    calendar = stored_calendar(folder, freq)
     total, count = np.zeros(len(calendar)), np.zeros(len(calendar), dtype=np.int64)
     for symbol, days in spans.items():
-        path = folder / "features" / feature_folder(symbol) / f"close.{freq}.bin"
-        values = np.fromfile(path, dtype="<f4")
-        closes = values[1:].astype(np.float64)
+        begin, stored = stored_closes(folder, freq, symbol)
+        closes = stored.astype(np.float64)
         there = np.flatnonzero(np.isfinite(closes) & (closes > 0))
         moves = closes[there[1:]] / closes[there[:-1]] - 1
-        places = int(values[0]) + there[1:]
+        places = begin + there[1:]
         dates = calendar[places].astype("datetime64[D]")
         is_member = np.zeros(len(places), dtype=bool)
         for first, last in days:
@@ -76,9 +74,3 @@ def write_mean(
         draft.mkdir()
         for field, column in fields.items():
             np.concatenate(([0.0], column)).astype("<f4").tofile(draft / f"{field}.{freq}.bin")
-
-
-def _times(folder: Path, freq: str) -> Times:
-    lines = (folder / "calendars" / f"{freq}.txt").read_text(encoding="utf-8").splitlines()
-    times = [line.strip().replace(" ", "T") for line in lines if line.strip()]
-    return np.array(times, dtype="datetime64[ns]")

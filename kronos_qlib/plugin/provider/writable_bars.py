@@ -32,6 +32,7 @@ LONGEST_NAME = 255
 """Bytes of a file's name, on nearly every file system."""
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
 """Unicode's characters that do not show, or not as what they are; a plain space shows."""
+ALL_MARKET = "all"
 MARKET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 PROVIDER_FOLDERS = ("calendars", "features", "instruments")
 

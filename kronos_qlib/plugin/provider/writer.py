@@ -23,6 +23,7 @@ from kronos_qlib.files import recover, replacing
 from kronos_qlib.plugin.provider.faults import feature_folder
 from kronos_qlib.plugin.provider.future_calendar import given_ahead, times_ahead
 from kronos_qlib.plugin.provider.writable_bars import (
+    ALL_MARKET,
     FIELDS,
     check_range,
     check_settings,
@@ -39,7 +40,6 @@ from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
-ALL_MARKET = "all"
 BENCHMARK_START = 1000.0
 """Where an equal-weight benchmark opens on its first bar."""
 

@@ -144,8 +144,7 @@ def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows
     windows = next(found[name] for name in reversed(list(found)) if len(found[name]))
     last = windows.take(windows.times == windows.times.max())
     group = max((one for _, one in last.by_length()), key=len)
-    rows = group.rows(slice(None))[:, : group.lookback]
-    bars, stamps = group.table.values[rows], group.table.stamps_at(rows)
+    bars, stamps = group.seen()
     predictor = model.predictor
     # Only their shape matters to the clock: the last bars' times stand for those to come.
     ahead = stamps[:, -min(source.horizon, stamps.shape[1]) :]

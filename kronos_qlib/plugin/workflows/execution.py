@@ -24,7 +24,7 @@ from kronos_qlib.plugin.preflight.checks import check_run
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
-from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
+from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
 from kronos_qlib.plugin.workflows.estimate import estimate
 from kronos_qlib.plugin.workflows.plan_description import (
     described_plan,
@@ -94,7 +94,7 @@ def plan_run(
         quiet_libraries()
         _open(config["qlib_init"])
         model = _made(task["model"], f"{workflow.path}: task.model")
-        _check_dates(task["dataset"], model)
+        _check_dates(task, model)
         check_run(config)
         source = windows_of(task["dataset"], workflow.path)
         found = _windows(source, model)
@@ -194,13 +194,12 @@ def _needed(model: Any, segments: Sequence[str]) -> list[str]:
     return [name for name in order if name in segments]
 
 
-def _check_dates(section: Mapping[str, Any], model: Any) -> None:
+def _check_dates(task: Mapping[str, Any], model: Any) -> None:
     """Refuse segments in which the folder has no day, before its bars are read."""
-    kwargs = section.get("kwargs") or {}
-    segments = kwargs.get("segments")
+    segments = value_at(task, "dataset", "kwargs", "segments")
     if not is_map(segments):
         return  # `windows_of` says it
-    calendar = read_calendar(str(value_at(kwargs, "handler", "kwargs", "freq") or "day"))
+    calendar = read_calendar(freq_of(task))
     for name in _needed(model, list(segments)):
         first, last = bounds_of(segments, name)
         start, stop = places_of(calendar, first, last)
@@ -245,9 +244,7 @@ def _fitted(workflow: Workflow) -> list[str]:
     task = _checked_task(workflow.config, workflow.path)
     quiet_libraries()
     _open(workflow.config["qlib_init"])
-    calendar = read_calendar(
-        str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
-    )
+    calendar = read_calendar(freq_of(task))
     if not (fitted := _dates_of(calendar)):
         raise BarDataError(f"{workflow.path}: {TOO_FEW_DAYS}")
     return fitted

@@ -14,7 +14,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.runs.about_run import model_name, universe_of
-from kronos_qlib.plugin.task_sections import class_of, is_map, value_at
+from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
 from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate
 from kronos_qlib.plugin.workflows.workflow_file import Workflow
 
@@ -45,7 +45,7 @@ def described_plan(
             + (f", benchmark {backtest.get('benchmark')}" if is_map(backtest) else "")
         ),
     )
-    freq = str(value_at(task, "dataset", "kwargs", "handler", "kwargs", "freq") or "day")
+    freq = freq_of(task)
     bars = table.places
     reach = table.calendar[[bars.min(), bars.max()]].astype("datetime64[D]")
     yield (
