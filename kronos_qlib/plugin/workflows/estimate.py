@@ -85,13 +85,22 @@ def estimate(
     moments = len(np.unique(test.times)) if test is not None and len(test) else 0
     counts = Counts({name: len(windows) for name, windows in found.items()}, moments)
     parts = [Part("start, reports and backtest", START + DAY_REPORT * moments)]
+    measured: dict[tuple[object, ...], Rates] = {}
+
+    def rates_of(one: KronosModel) -> Rates:
+        """Measured once for each network: members of a blend may share one."""
+        key = (one.checkpoint, one.device, one.dtype, one.from_scratch)
+        if key not in measured:
+            measured[key] = probe(one, source, found)
+        return measured[key]
+
     for one in _models(model):
-        parts += _of_model(one, counts, source, found)
+        parts += _of_model(one, counts, rates_of)
     name = str(dataset.get("class"))
     if name == KronosFeatureDataset.__name__ and counts.of("train", "valid", "test"):
         kwargs = dataset.get("kwargs") or {}
         network = init_instance_by_config(kwargs["model"], accept_types=KronosModel)
-        rates = probe(network, source, found)
+        rates = rates_of(network)
         each = rates.read * bool(kwargs.get("embeddings", True))
         each += rates.path * network.sampling.paths * bool(kwargs.get("signals"))
         parts.append(Part("contexts and signals as features", each * counts.of(*counts.windows)))
@@ -106,7 +115,7 @@ def estimate(
             windows = int(value_at(task, "forecast", "windows") or REPORT_WINDOWS)
             paths = int(value_at(task, "forecast", "paths") or network.sampling.paths)
             segments = sum(min(windows, counts.of(name)) for name in ("valid", "test"))
-            rate = probe(network, source, found).path
+            rate = rates_of(network).path
             parts.append(Part("judging forecasts", segments * paths * rate))
     merged: dict[str, float] = {}
     for part in parts:
@@ -136,11 +145,7 @@ def describe_minutes(seconds: float) -> str:
 
 
 def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows]) -> Rates:
-    """Measure a network on some windows of the newest moment that has any; seconds, once each."""
-    key = (model.checkpoint, model.device, model.dtype, model.from_scratch)
-    known: dict[Any, Rates] = source.__dict__.setdefault("_rates", {})
-    if key in known:
-        return known[key]
+    """Measure a network on some windows of the newest moment that has any."""
     windows = next(found[name] for name in reversed(list(found)) if len(found[name]))
     last = windows.take(windows.times == windows.times.max())
     group = max((one for _, one in last.by_length()), key=len)
@@ -161,9 +166,7 @@ def probe(model: KronosModel, source: WindowDataset, found: Mapping[str, Windows
         repeated = np.arange(count) % len(bars)
         predictor.embed(bars[repeated], stamps[repeated])
 
-    found_rates = Rates(_seconds_each(read), _seconds_each(draw) / paths)
-    known[key] = found_rates
-    return found_rates
+    return Rates(_seconds_each(read), _seconds_each(draw) / paths)
 
 
 def draws_paths(task: Mapping[str, Any]) -> bool:
@@ -200,12 +203,10 @@ def _models(model: Any) -> Iterator[Any]:
         yield model
 
 
-def _of_model(
-    model: Any, counts: Counts, source: WindowDataset, found: Mapping[str, Windows]
-) -> list[Part]:
+def _of_model(model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rates]) -> list[Part]:
     if not isinstance(model, KronosModel) or not counts.of(*counts.windows):
         return []
-    rates = probe(model, source, found)
+    rates = rates_of(model)
     parts = []
     training = model.training
     train, valid = counts.of("train"), counts.of("valid")
