@@ -226,11 +226,13 @@ class _Work:
     def signature(self, net: Any, config: Stage) -> dict[str, str]:
         """What a run must share with one that was stopped, to go on from its states."""
         from kronos_qlib.model.checkpoints.pretrained import fingerprint
+        from kronos_qlib.training.loop import STATE
 
         table, source = self.source.table, self.source
         windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
         halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
+            "kind of state": STATE,
             "settings": repr(config),
             # How a frozen backbone's contexts are read, and whose random numbers they are.
             "device": f"{self.predictor.device.type} {self.predictor.dtype}",

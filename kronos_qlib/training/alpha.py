@@ -267,10 +267,11 @@ class AlphaStep:
         """Windows of this process: () int64."""
         return batch.lengths.new_tensor(len(batch.lengths))
 
-    def losses(
-        self, batch: AlphaBatch, rng: torch.Generator | None = None, pieces: int = 1
-    ) -> Losses:
-        """The loss of one whole day, () float, whatever the process; see `Step`."""
+    def losses(self, batch: AlphaBatch, pieces: int = 1) -> Losses:
+        """The loss of one whole day, () float, whatever the process; see `Step`.
+
+        Contexts are read a few windows at a time by themselves: `pieces` is always 1.
+        """
         return {"loss": self.criterion(self.scores(batch), batch.target)}
 
     def scores(self, batch: AlphaBatch) -> Tensor:

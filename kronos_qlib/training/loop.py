@@ -55,6 +55,8 @@ RANK_SEED = 1_000_003
 SETTLE_EVERY = 20
 """Steps whose losses are fetched from an accelerator at once, since fetching synchronises it."""
 
+STATE = "2"
+"""Of what a run keeps; raised where an older state cannot be gone on from."""
 COUNTS = ("epoch", "best_epoch", "steps", "batches", "seen")
 """Numbers of a run that its state has under their names."""
 

@@ -163,9 +163,7 @@ class TokenizerStep:
         """Bars that the losses are means over, those that count: () int64."""
         return batch.counted.sum()
 
-    def losses(
-        self, batch: TrainingBatch, rng: torch.Generator | None = None, pieces: int = 1
-    ) -> Losses:
+    def losses(self, batch: TrainingBatch, pieces: int = 1) -> Losses:
         """The criterion's losses of the whole batch, () float each; see `Step`."""
         return self._reconstructed(batch, pieces)[0]
 
@@ -376,8 +374,8 @@ class Step(Protocol):
     def needs_whole_batch(self) -> bool:
         """See above."""
 
-    def losses(self, batch: Any, rng: torch.Generator | None = None) -> Losses:
-        """Losses of a batch, () float each; `rng` draws, None being torch's own generator."""
+    def losses(self, batch: Any) -> Losses:
+        """Losses of a batch, () float each; what is random is of torch's own generator."""
 
     def targets(self, batch: Any) -> Tensor:
         """() number of terms that these windows' losses are means over: the weight of a part."""

@@ -116,7 +116,7 @@ def test_only_bars_inside_the_segment_count(tiny_pair, segments, stage):
     assert 0 < counted.float().mean() < 1
     times = segment.windows.table.times[segment.windows.rows(slice(None))]
     assert (counted.numpy() == (times >= FIRST.to_datetime64())).all()
-    losses = step.losses(batch, torch.Generator())
+    losses = step.losses(batch)
 
     if stage == 0:
         errors = [(guess - batch.z)[counted].square().mean() for guess in step.net(batch.z)[0]]
@@ -296,11 +296,10 @@ def test_windows_of_unequal_length_learn_as_each_would_alone(table, make_pair, k
     segment = Segment(windows)
     which = [*np.flatnonzero(windows.lengths < 7)[:3].tolist(), len(segment) - 1]
     assert len(set(windows.lengths[which])) > 2
-    rng = torch.Generator().manual_seed(0)
 
     def weighed(chosen):
         batch = segment.batch(np.array(chosen))
-        losses = step.losses(batch, rng)
+        losses = step.losses(batch)
         return {name: value.item() for name, value in losses.items()}, int(step.targets(batch))
 
     together, count = weighed(which)
