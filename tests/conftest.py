@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+from tiny_networks import Pair, build_pair
 
 from kronos_qlib.inference.sampling import SamplingConfig, sample_ids
 from kronos_qlib.model.tokenizer import KronosTokenizer
@@ -48,9 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         done.add(test)
         asked = getattr(test, own, None) or settings()
         setattr(test, own, settings(asked, max_examples=NIGHTLY_TIMES * asked.max_examples))
-
-
-Pair = tuple[KronosTokenizer, Kronos]
 
 
 @dataclass(frozen=True)
@@ -154,35 +152,3 @@ def draw_plainly(
         next_s2 = sample_ids(logits[:, -1], how, chance[:, step, 1])[:, None]
         s1, s2 = torch.cat((s1, next_s1), dim=1), torch.cat((s2, next_s2), dim=1)
     return s1[:, lookback:], s2[:, lookback:]
-
-
-def build_pair(
-    seed: int = 0,
-    *,
-    s1_bits: int = 4,
-    s2_bits: int = 3,
-    d_model: int = 16,
-    n_heads: int = 2,
-    n_layers: int = 2,
-    dropout: float = 0.0,
-    learn_te: bool = True,
-) -> Pair:
-    sizes = {
-        "s1_bits": s1_bits,
-        "s2_bits": s2_bits,
-        "d_model": d_model,
-        "n_heads": n_heads,
-        "ff_dim": 24,
-        "ffn_dropout_p": dropout,
-        "attn_dropout_p": dropout,
-        "resid_dropout_p": dropout,
-    }
-    losses = {"beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 1}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tokenizer = KronosTokenizer(d_in=6, n_enc_layers=2, n_dec_layers=3, **sizes, **losses)
-        predictor = Kronos(n_layers=n_layers, token_dropout_p=dropout, learn_te=learn_te, **sizes)
-        # Fresh heads are nearly flat; sharper ones make the draws differ from step to step.
-        for head in (predictor.head.proj_s1, predictor.head.proj_s2):
-            head.weight.data *= 3.5
-    return tokenizer.eval(), predictor.eval()

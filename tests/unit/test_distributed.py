@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import build_pair
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_networks import build_pair
 
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_score, windows_to_train

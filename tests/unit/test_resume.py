@@ -33,7 +33,7 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     import unit.test_resume as here
-    from conftest import build_pair
+    from tiny_networks import build_pair
 
     step, segments = here.make_run(build_pair)
     ask = type(step).losses
