@@ -66,11 +66,27 @@ class Segment:
 
     newest: how many of each window's newest bars are targets, such as its horizon; None: all.
     tokens: (N, T) s1 and s2 of all windows, where they were made beforehand.
+    lookbacks: each batch has seen one of these numbers of bars, at most the windows' own, which
+        its windows decide; None: all that the windows have seen. A network that is to read any
+        number of bars learns from several, and a batch of one length has no padding.
     """
 
     windows: Windows
     newest: int | None = None
     tokens: tuple[Ids, Ids] | None = None
+    lookbacks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookbacks is None:
+            return
+        if self.tokens is not None:
+            raise ConfigError("tokens are of whole lookbacks: they do not fit several lengths")
+        if not self.lookbacks or not 2 <= min(self.lookbacks) <= max(self.lookbacks) <= (
+            most := self.windows.lookback
+        ):
+            raise ConfigError(
+                f"lookbacks must lie from 2 to the windows' own, {most}, got {self.lookbacks}"
+            )
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -97,11 +113,16 @@ class Segment:
                 CPU the tensors share it. None allocates.
             share: only these of the chosen windows: those of one process.
         """
+        windows, rows = self.windows, which
+        if self.lookbacks is not None:
+            # The whole batch decides, so that processes that share it agree.
+            lookback = self.lookbacks[int(which.sum()) % len(self.lookbacks)]
+            windows, rows, out = windows.take(which).cut(lookback), np.arange(len(which)), None
         if share is not None:
-            which = which[share.rows]
-        filled = gather(self.windows, which, out=out)
+            which, rows = which[share.rows], rows[share.rows]
+        filled = gather(windows, rows, out=out)
         if self.newest is not None:
-            filled.counted[~self._is_newest(which)] = False
+            filled.counted[~_is_newest(windows, rows, self.newest)] = False
 
         def tensor(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -121,20 +142,6 @@ class Segment:
             share,
         )
 
-    def _is_newest(self, which: Ints) -> npt.NDArray[np.bool_]:
-        """(B, T) whether a bar is among the last `newest` of its window."""
-        windows = self.windows
-        ends = (
-            np.full(len(which), windows.lookback)
-            if windows.lengths is None
-            else windows.lengths[which]
-        )
-        ends = ends[:, None] + windows.ahead
-        places = np.arange(windows.lookback + windows.ahead)
-        assert self.newest is not None
-        found: npt.NDArray[np.bool_] = (places >= ends - self.newest) & (places < ends)
-        return found
-
     def sampler(self, config: TrainingConfig) -> EpochSampler:
         """Its batches as a stage is set to take them."""
         return EpochSampler(
@@ -153,7 +160,18 @@ class Segment:
         if len(self) <= most:
             return self
         which = np.linspace(0, len(self) - 1, most).round().astype(np.int64)
-        return Segment(self.windows.by_time().take(which), newest=self.newest)
+        return replace(self, windows=self.windows.by_time().take(which), tokens=None)
+
+
+def _is_newest(windows: Windows, which: Ints, newest: int) -> npt.NDArray[np.bool_]:
+    """(B, T) whether a bar is among the last `newest` of its window."""
+    ends = (
+        np.full(len(which), windows.lookback) if windows.lengths is None else windows.lengths[which]
+    )
+    ends = ends[:, None] + windows.ahead
+    places = np.arange(windows.lookback + windows.ahead)
+    found: npt.NDArray[np.bool_] = (places >= ends - newest) & (places < ends)
+    return found
 
 
 def shuffled(size: int, *key: int) -> npt.NDArray[np.signedinteger[Any]]:

@@ -11,10 +11,11 @@ import torch
 
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_train
-from kronos_qlib.errors import TrainingError
+from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment, is_worth_tokens, with_tokens
+from kronos_qlib.training.distributed import Share
 from kronos_qlib.training.loop import is_better, one_cycle, train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep, evaluate, shifted_dates
 from kronos_qlib.training.stage_settings import TrainingConfig
@@ -332,3 +333,43 @@ def test_dates_are_shifted_in_training_and_true_in_validation(tiny_pair, segment
     losses = [float(step.losses(batch, torch.Generator().manual_seed(n))["loss"]) for n in (0, 1)]
     assert losses[0] != losses[1] != float(plain.losses(batch)["loss"])
     assert evaluate(step, segments[1], QUICK, CPU) == evaluate(plain, segments[1], QUICK, CPU)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_batch_has_seen_one_of_the_lookbacks(table, ranks):
+    windows = windows_to_train(BarTable.from_frame(table), 12, 3)
+    segment = Segment(windows, lookbacks=(4, 7, 12))
+    seen = set()
+    for which in EpochSampler(len(windows), 6, seed=0).epoch(1):
+        whole = segment.batch(which)
+        lookback = whole.z.shape[1] - 3
+        seen.add(lookback)
+        # The newest bars of the same windows, in their own scale.
+        plain = Segment(windows_to_train(windows.table, lookback, 3))
+        places = {end: place for place, end in enumerate(plain.windows.ends[:].tolist())}
+        same = plain.batch(np.array([places[end] for end in windows.ends[which].tolist()]))
+        torch.testing.assert_close(whole.z, same.z, rtol=0, atol=0)
+        torch.testing.assert_close(whole.stamps, same.stamps)
+        for rank in range(ranks):
+            share = Share(len(which), rank, ranks)
+            part = segment.batch(which, share=share)
+            torch.testing.assert_close(part.z, whole.z[share.rows], rtol=0, atol=0)
+    assert seen == {4, 7, 12}
+
+
+def test_shorter_windows_are_cut_only_where_they_are_longer(table):
+    windows = windows_to_train(BarTable.from_frame(table), 12, 3, min_bars=4)
+    cut = windows.cut(6)
+    assert cut.lengths is not None and set(cut.lengths.tolist()) == {4, 5, 6}
+    assert windows.cut(4).lengths is None  # all of one length
+    with pytest.raises(BarDataError, match="2 to 12, got 13"):
+        windows.cut(13)
+
+
+def test_lookbacks_beyond_the_windows_are_refused(table):
+    windows = windows_to_train(BarTable.from_frame(table), 12, 3)
+    with pytest.raises(ConfigError, match=r"from 2 to the windows' own, 12, got \(13,\)"):
+        Segment(windows, lookbacks=(13,))
+    tokens = (np.zeros((len(windows), 15), dtype=np.int16),) * 2
+    with pytest.raises(ConfigError, match="whole lookbacks"):
+        Segment(windows, tokens=tokens, lookbacks=(4,))

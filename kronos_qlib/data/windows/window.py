@@ -137,6 +137,21 @@ class Windows:
         lengths = None if self.lengths is None else self.lengths[which]
         return replace(self, ends=self.ends[which], lengths=lengths, dropped={})
 
+    def cut(self, lookback: int) -> Windows:
+        """All of them, with at most so many bars seen: the newest.
+
+        Raises:
+            BarDataError: `lookback` is not from 2 to the windows' own.
+        """
+        if not 2 <= lookback <= self.lookback:
+            raise BarDataError(
+                f"windows of {self.lookback} bars are cut to 2 to {self.lookback}, got {lookback}"
+            )
+        lengths = None if self.lengths is None else np.minimum(self.lengths, lookback)
+        if lengths is not None and (lengths == lookback).all():
+            lengths = None
+        return replace(self, lookback=lookback, lengths=lengths)
+
     def by_time(self) -> Windows:
         """All of them by (time, instrument)."""
         ends, lengths = _by_time(self.table, self.ends[:], self.lengths)
