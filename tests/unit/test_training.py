@@ -337,7 +337,7 @@ def test_dates_are_shifted_in_training_and_true_in_validation(tiny_pair, segment
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_batch_has_seen_one_of_the_lookbacks(table, ranks):
-    windows = windows_to_train(BarTable.from_frame(table), 12, 3)
+    windows = windows_to_train(table, 12, 3)
     segment = Segment(windows, lookbacks=(4, 7, 12))
     seen = set()
     for which in EpochSampler(len(windows), 6, seed=0).epoch(1):
@@ -358,7 +358,7 @@ def test_a_batch_has_seen_one_of_the_lookbacks(table, ranks):
 
 
 def test_shorter_windows_are_cut_only_where_they_are_longer(table):
-    windows = windows_to_train(BarTable.from_frame(table), 12, 3, min_bars=4)
+    windows = windows_to_train(table, 12, 3, min_bars=4)
     cut = windows.cut(6)
     assert cut.lengths is not None and set(cut.lengths.tolist()) == {4, 5, 6}
     assert windows.cut(4).lengths is None  # all of one length
@@ -367,7 +367,7 @@ def test_shorter_windows_are_cut_only_where_they_are_longer(table):
 
 
 def test_lookbacks_beyond_the_windows_are_refused(table):
-    windows = windows_to_train(BarTable.from_frame(table), 12, 3)
+    windows = windows_to_train(table, 12, 3)
     with pytest.raises(ConfigError, match=r"from 2 to the windows' own, 12, got \(13,\)"):
         Segment(windows, lookbacks=(13,))
     tokens = (np.zeros((len(windows), 15), dtype=np.int16),) * 2
