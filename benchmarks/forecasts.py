@@ -20,13 +20,12 @@ import pandas as pd
 
 from kronos_qlib import WindowDataset
 from kronos_qlib.data.files.read import read_bars
+from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.evaluation.forecasts.distributions import Outcomes
 from kronos_qlib.evaluation.forecasts.forecast_tables import ALL, judge
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
-    known_windows,
     outcomes_of,
-    sample_windows,
 )
 from kronos_qlib.plugin.model import KronosModel
 

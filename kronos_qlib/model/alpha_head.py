@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError
 from kronos_qlib.model.checkpoints import pretrained as checkpoint
 from kronos_qlib.model.checkpoints import weights
-from kronos_qlib.model.checkpoints.strict_json import read_object
 from kronos_qlib.model.sizes import HeadConfig
 from kronos_qlib.settings import from_mapping
+from kronos_qlib.strict_json import read_object
 
 TINY = 1e-6
 SIZES = ("d_model", "features", "context_width", "hidden", "dropout")

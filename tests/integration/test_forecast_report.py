@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import (
     BarDataError,
@@ -22,9 +23,7 @@ from kronos_qlib.evaluation.forecasts.calibration import Calibration
 from kronos_qlib.pipeline import outcomes
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
-    known_windows,
     outcomes_of,
-    sample_windows,
 )
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel

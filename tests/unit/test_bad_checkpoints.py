@@ -18,9 +18,9 @@ from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.checkpoints import weights
 from kronos_qlib.model.checkpoints.pretrained import CONTEXT_KEY, PART_KEY, fingerprint, sizes_of
-from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.strict_json import MOST_BYTES
 
 FEATURES = ["one", "two", "three"]
 

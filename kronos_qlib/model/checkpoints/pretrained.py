@@ -39,9 +39,9 @@ from kronos_qlib.model.checkpoints.published import (
     tokenizer_beside,
     tokenizer_named,
 )
-from kronos_qlib.model.checkpoints.strict_json import is_file, read_object
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.settings import from_mapping
+from kronos_qlib.strict_json import is_file, read_object
 
 __all__ = [
     "ALIASES",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kronos_qlib.errors import CheckpointError
-from kronos_qlib.model.checkpoints.strict_json import is_file, read_object
 from kronos_qlib.model.checkpoints.weights import opened
+from kronos_qlib.strict_json import is_file, read_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

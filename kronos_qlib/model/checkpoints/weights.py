@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointError, printable, short_repr, some_of
-from kronos_qlib.model.checkpoints.strict_json import MOST_BYTES, is_file, parse_object
 from kronos_qlib.model.layers import Rotary
 from kronos_qlib.model.quantizer import BinarySphericalQuantizer
+from kronos_qlib.strict_json import MOST_BYTES, is_file, parse_object
 
 METADATA = "__metadata__"
 TYPES: Mapping[str, torch.dtype] = {

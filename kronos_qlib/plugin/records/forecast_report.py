@@ -18,6 +18,7 @@ from qlib.log import get_module_logger
 from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
 
+from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
@@ -33,9 +34,7 @@ from kronos_qlib.evaluation.forecasts.forecast_tables import ForecastQuality, ju
 from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
-    known_windows,
     outcomes_of,
-    sample_windows,
 )
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel

@@ -1,0 +1,1 @@
+"""Statistical post-processing of sampled paths: their spread and centre from what was known."""

@@ -1,0 +1,360 @@
+"""Calibrated paths: the marginals of past volatility, in the order of the paths drawn.
+
+Shape letters: N windows, L bars seen, P paths, H bars of the horizon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kronos_qlib.calibration.market_state import MARKET
+from kronos_qlib.calibration.past_volatility import ESTIMATES, LEAST_BARS, log_volatilities
+from kronos_qlib.calibration.path_terms import PathTerms
+from kronos_qlib.calibration.season import Season, has_all_hours
+from kronos_qlib.calibration.spread import Regressors, SpreadModel
+from kronos_qlib.calibration.student import student_quantiles
+from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
+from kronos_qlib.files import replacing
+from kronos_qlib.schema import CLOSE, PRICE_COLUMNS, TIME_FIELDS, VOLUME
+from kronos_qlib.settings import from_mapping, require
+from kronos_qlib.strict_json import read_object
+
+Floats = npt.NDArray[np.float64]
+Bars = npt.NDArray[np.floating[Any]]
+Stamps = npt.NDArray[np.integer[Any]]
+
+DAY, INTRADAY = "day", "intraday"
+KINDS = (DAY, INTRADAY)
+"""Bars of a day or longer, and shorter ones: their volatility behaves differently."""
+CLOCK = slice(TIME_FIELDS.index("minute"), TIME_FIELDS.index("hour") + 1)
+OWN = ESTIMATES[1:]
+"""Regressors of a window's own bars."""
+FILE = "calibration.json"
+"""Its name beside the weights of a checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Windows whose future has come, to fit on.
+
+    Raises:
+        BarDataError: shapes do not agree.
+    """
+
+    bars: Bars
+    """(N, L, 6) seen, prices positive."""
+    stamps: Stamps
+    """(N, L, 5) their time fields."""
+    ahead: Stamps
+    """(N, H, 5) those of the bars that came."""
+    closes: Bars
+    """(N, H) closes that came, in money."""
+    times: npt.NDArray[np.datetime64]
+    """(N,) of the last bars seen."""
+    market: Floats | None = None
+    """(N, 2) of `market_state.states_of`."""
+    drawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(M,) places of the windows that paths were drawn for."""
+    paths: Bars | None = None
+    """(M, P, H) closes of those paths, in money."""
+
+    def __post_init__(self) -> None:
+        windows, horizon = self.closes.shape
+        shapes = [self.bars.shape[:1], self.stamps.shape[:1], self.ahead.shape[:2]]
+        if shapes != [(windows,), (windows,), (windows, horizon)] or len(self.times) != windows:
+            raise BarDataError(
+                f"expected {windows} windows and {horizon} bars ahead throughout, got "
+                f"{shapes} and {len(self.times)} times"
+            )
+        if self.paths is not None and (
+            self.paths.ndim != 3
+            or (len(self.paths), self.paths.shape[2]) != (len(self.drawn), horizon)
+        ):
+            raise BarDataError(
+                f"expected paths ({len(self.drawn)}, P, {horizon}), got {self.paths.shape}"
+            )
+
+    @property
+    def returns(self) -> Floats:
+        """(N, H) log returns from the last close seen."""
+        return _log_returns(self.closes, self.bars[:, -1, CLOSE])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was fitted on bars of one kind."""
+
+    own: SpreadModel
+    """From a window's own bars."""
+    market: SpreadModel | None = None
+    """From them and the state of the market, where that is known."""
+    season: Season | None = None
+    """Of markets that trade around the clock."""
+    paths: PathTerms | None = None
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> Fit:
+        """Fit on windows of one kind, of one market or several with equally many bars ahead.
+
+        Raises:
+            ConfigError: too few windows.
+            BarDataError: prices are not positive, or windows too short.
+        """
+        season = next(
+            (found for one in samples if (found := Season.fit(_floats(one.bars), one.stamps))), None
+        )
+        known = [_known(sample.bars, sample.stamps, sample.ahead, season) for sample in samples]
+        returns = np.concatenate([sample.returns for sample in samples])
+        own = SpreadModel.fit(_joined(known), returns)
+        market = None
+        if all(sample.market is not None for sample in samples):
+            pairs = zip(known, samples, strict=True)
+            both = [_with_market(regressors, sample.market) for regressors, sample in pairs]
+            market = SpreadModel.fit(_joined(both), returns)
+        parts = []
+        for regressors, sample in zip(known, samples, strict=True):
+            if sample.paths is None:
+                continue
+            drawn = sample.drawn
+            start = sample.bars[drawn, -1, CLOSE]
+            parts.append(
+                (
+                    _log_returns(sample.paths, start[:, None]),
+                    sample.returns[drawn],
+                    own.log_scale(regressors.take(drawn), sample.closes.shape[1]),
+                    sample.times[drawn].astype("datetime64[D]"),
+                )
+            )
+        terms = None
+        if parts:
+            paths, came, scale, days = (np.concatenate(part) for part in zip(*parts, strict=True))
+            terms = PathTerms.fit(paths, came, scale, own.dof, days)
+        return cls(own, market, season, terms)
+
+    def marginals(
+        self,
+        bars: Bars,
+        stamps: Stamps,
+        ahead: Stamps,
+        log_paths: Floats | None = None,
+        market: Floats | None = None,
+    ) -> tuple[Floats, Floats, float]:
+        """Centre and log scale, (N, H) each, and degrees of freedom of the t of the log return.
+
+        Args:
+            bars, stamps, ahead: as of `Sample`.
+            log_paths: (N, P, H) log returns of paths; None: they add nothing.
+            market: (N, 2) of `market_state.states_of`; None: unknown.
+        """
+        known = _known(bars, stamps, ahead, self.season)
+        spread = self.own
+        if market is not None and self.market is not None:
+            known, spread = _with_market(known, market), self.market
+        log_scale = spread.log_scale(known, ahead.shape[1])
+        if log_paths is None or self.paths is None:
+            return np.zeros_like(log_scale), log_scale, spread.dof
+        centre, log_scale = self.paths.apply(log_paths, log_scale)
+        return centre, log_scale, spread.dof
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Post-processing of the paths of one checkpoint, fitted on windows whose future had come.
+
+    To each bar of the horizon the return gets a Student's t around the last close, whose scale is
+    regressed on a window's past volatility, with the least mean CRPS. Paths stay paths: at each
+    bar they get the quantiles of that distribution in the order in which they were drawn, so what
+    they say of rises after falls, of volume, and of the shape of a bar stays theirs. What their own
+    spread and mean add is in it as far as it helped on held-out days.
+
+    Source:
+        Nonhomogeneous regression by CRPS: Gneiting and others, Monthly Weather Review 133 (2005).
+        The order of the paths: Schefzik, Thorarinsdottir and Gneiting, "Uncertainty quantification
+        in complex simulation models using ensemble copula coupling", Statistical Science 28 (2013).
+    """
+
+    fits: Mapping[str, Fit]
+    """By kind of bars, of `KINDS`."""
+    checkpoint: str
+    """Fingerprint of predictor and tokenizer."""
+    sampling: Mapping[str, float]
+    """Settings of the paths that it was fitted on; of others their spread and mean add nothing."""
+    until: str
+    """Last time that it has seen: forecasts of times before are not out of sample."""
+    about: str = ""
+    """What it was fitted on, in words."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.fits) - set(KINDS)
+        require(
+            bool(self.fits) and not unknown,
+            f"fits of a calibration are by {' and '.join(KINDS)}, got {', '.join(self.fits)}",
+        )
+
+    def reason_against(self, bars: Bars, stamps: Stamps) -> str | None:
+        """Why windows, (N, L, 6) bars and (N, L, 5) stamps, cannot be calibrated; None if they can.
+
+        Of several reasons the first.
+        """
+        if bars.shape[1] < LEAST_BARS:
+            return f"{bars.shape[1]} bars were seen, and volatility takes {LEAST_BARS}"
+        if not (bars[..., : len(PRICE_COLUMNS)] > 0).all():
+            return "a price is not positive"
+        missing = set(np.unique(kinds_of(stamps)).tolist()) - set(self.fits)
+        if missing:
+            return f"it was not fitted on {' and '.join(sorted(missing))} bars"
+        return None
+
+    def apply(
+        self,
+        paths: Bars,
+        bars: Bars,
+        stamps: Stamps,
+        ahead: Stamps,
+        sampling: Mapping[str, float] | None = None,
+        market: Floats | None = None,
+    ) -> Bars:
+        """Calibrated paths: a new array of the same shape and type.
+
+        All four prices of a bar and its amount are multiplied by one factor, so that a bar that
+        could be traded stays one; volume stays.
+
+        Args:
+            paths: (N, P, H, 6) coherent bars in their own units.
+            bars, stamps: (N, L, 6) and (N, L, 5) what they were drawn from.
+            ahead: (N, H, 5) time fields of the bars to come.
+            sampling: settings that paths were drawn with, as of `sampling`; None: the same.
+            market: (N, 2) of `market_state.states_of`; None: unknown.
+
+        Raises:
+            BarDataError: these windows cannot be calibrated, or a path's close is not positive.
+        """
+        if (reason := self.reason_against(bars, stamps)) is not None:
+            raise BarDataError(f"no calibration: {reason}")
+        closes = paths[..., CLOSE].astype(np.float64)
+        if not (closes > 0).all():
+            raise BarDataError("calibration needs paths of positive closes: coherent=True")
+        log_paths = _log_returns(closes, bars[:, -1, CLOSE][:, None])
+        is_same = sampling is None or dict(sampling) == dict(self.sampling)
+        kinds = kinds_of(stamps)
+        result = np.array(paths)
+        for kind in np.unique(kinds).tolist():
+            rows = np.flatnonzero(kinds == kind)
+            centre, log_scale, dof = self.fits[kind].marginals(
+                bars[rows],
+                stamps[rows],
+                ahead[rows],
+                log_paths[rows] if is_same else None,
+                None if market is None else market[rows],
+            )
+            moved = _in_order(log_paths[rows], centre, np.exp(log_scale), dof)
+            result[rows] = paths[rows] * np.exp(moved - log_paths[rows])[..., None]
+        result[..., VOLUME] = paths[..., VOLUME]
+        return result
+
+    def without_paths(self) -> Calibration:
+        """The same for paths drawn in any way: their spread and mean add nothing."""
+        return replace(
+            self, fits={kind: replace(one, paths=None) for kind, one in self.fits.items()}
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, atomically."""
+        with replacing(Path(path)) as written:
+            written.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: the file is missing or holds something else; names it.
+        """
+        try:
+            found = read_object(Path(path))
+            fits = {kind: _fit_of(one) for kind, one in dict(found["fits"]).items()}
+            return from_mapping(cls, {**found, "fits": fits})
+        except (ValueError, TypeError, KeyError, ConfigError, CheckpointError) as bad:
+            raise ConfigError(f"{path} holds no calibration: {bad}") from bad
+
+
+def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
+    """(N,) kind of the bars with these stamps (N, L, 5): of `KINDS`."""
+    clock = stamps[..., CLOCK]
+    is_intraday = (clock != clock[:, :1]).any(axis=(1, 2))
+    return np.where(is_intraday, INTRADAY, DAY)
+
+
+def _in_order(log_paths: Floats, centre: Floats, scale: Floats, dof: float) -> Floats:
+    """(N, P, H) quantiles of each marginal, in the order of the paths at that bar.
+
+    The mean of the prices is the last close times exp(centre): without a centre no return is
+    expected, however wide the spread is.
+    """
+    order = log_paths.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    quantiles = student_quantiles(log_paths.shape[1], dof)[None, :, None] * scale[:, None]
+    quantiles -= np.log(np.exp(quantiles).mean(axis=1, keepdims=True))
+    return np.asarray(centre[:, None] + np.take_along_axis(quantiles, order, axis=1))
+
+
+def _known(bars: Bars, stamps: Stamps, ahead: Stamps, season: Season | None) -> Regressors:
+    """Of a window's own bars."""
+    past = times = None
+    if season is not None:
+        is_known = has_all_hours(stamps)
+        past, times = season.of_bars(stamps, is_known), season.ahead(ahead, is_known)
+    logs = log_volatilities(_floats(bars), past)
+    return Regressors(OWN, logs[:, 0], logs[:, 1:] - logs[:, :1], times)
+
+
+def _with_market(known: Regressors, market: Floats | None) -> Regressors:
+    assert market is not None
+    values = np.concatenate((known.values, market), axis=1)
+    return replace(known, names=(*known.names, *MARKET), values=values)
+
+
+def _joined(parts: list[Regressors]) -> Regressors:
+    ahead = None
+    if any(part.ahead is not None for part in parts):
+        require(all(part.ahead is not None for part in parts), "samples of several kinds of bars")
+        ahead = np.concatenate([part.ahead for part in parts if part.ahead is not None])
+    return Regressors(
+        parts[0].names,
+        np.concatenate([part.walk for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        ahead,
+    )
+
+
+def _floats(values: Bars) -> Floats:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _log_returns(closes: Bars, start: Bars) -> Floats:
+    return np.asarray(np.log(closes.astype(np.float64) / start.astype(np.float64)[..., None]))
+
+
+def _fit_of(found: Any) -> Fit:
+    """A `Fit` from plain JSON."""
+
+    def part(kind: type[Any], values: Any) -> Any:
+        if values is None:
+            return None
+        return from_mapping(kind, {name: _frozen(value) for name, value in dict(values).items()})
+
+    kinds: dict[str, type[Any]]
+    kinds = {"own": SpreadModel, "market": SpreadModel, "season": Season, "paths": PathTerms}
+    return from_mapping(
+        Fit, {name: part(kinds[name], value) for name, value in dict(found).items()}
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,163 @@
+"""Fit a calibration for a predictor on windows whose future has come.
+
+Shape letters: N windows, P paths, H bars of the horizon.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.calibration.calibration import Calibration, Fit, Sample, kinds_of
+from kronos_qlib.calibration.market_state import states_of
+from kronos_qlib.calibration.past_volatility import LEAST_BARS
+from kronos_qlib.data.calendar.time_text import show_time
+from kronos_qlib.data.windows.known import known_windows, sample_windows
+from kronos_qlib.data.windows.segments import Segment
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.model.checkpoints.pretrained import fingerprint
+from kronos_qlib.schema import CLOSE, PRICE_COLUMNS
+
+if TYPE_CHECKING:
+    from kronos_qlib.inference.predictor import KronosPredictor
+
+logger = logging.getLogger(__name__)
+
+WINDOWS = 10_000
+"""That the spread is fitted on: no path is drawn for them, so they cost little."""
+DRAWN = 1_000
+"""Windows of them that paths are drawn for."""
+PATHS = 20
+AT_ONCE = 500
+"""Windows whose paths are held in memory with all six columns."""
+
+
+def checkpoint_of(predictor: KronosPredictor) -> str:
+    """Fingerprint of both halves, which a calibration belongs to."""
+    return f"{fingerprint(predictor.model)}-{fingerprint(predictor.tokenizer)}"
+
+
+def settings_of(sampling: SamplingConfig) -> dict[str, float]:
+    """The settings that decide how paths are spread."""
+    return {
+        "temperature": float(sampling.temperature),
+        "top_k": float(sampling.top_k or 0),
+        "top_p": float(sampling.top_p),
+        "anchor": float(sampling.anchor),
+    }
+
+
+def sample_of(
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    segment: Segment,
+    sampling: SamplingConfig,
+    *,
+    windows: int = WINDOWS,
+    drawn: int = DRAWN,
+    drawn_from: str | pd.Timestamp | None = None,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Sample:
+    """Windows of a segment whose future has come, with paths for some of them.
+
+    Both are evenly spaced in time, drawn among a moment's instruments. Windows with a price that
+    is not positive are left out.
+
+    Args:
+        windows, drawn: at most so many.
+        drawn_from: paths are drawn for windows that end from then on; None: for all. A checkpoint's
+            paths say more of the years it was trained on than they will of others.
+
+    Raises:
+        BarDataError: the segment has no such window.
+    """
+    known, _ = known_windows(source, segment)
+    lengths = known.lengths
+    if lengths is not None:  # a sample has one length
+        shortest = max(int(lengths.min()), LEAST_BARS)
+        known = known.take(np.flatnonzero(lengths >= shortest)).cut(shortest)
+    chosen = sample_windows(known, windows, seed)
+    bars = chosen.bars(slice(None))
+    is_priced = (bars[..., : len(PRICE_COLUMNS)] > 0).all(axis=(1, 2))
+    if not is_priced.any():
+        raise BarDataError(f"{segment}: no window has positive prices throughout")
+    chosen, bars = chosen.take(np.flatnonzero(is_priced)), bars[is_priced]
+    rows = chosen.rows(slice(None))
+    stamps = chosen.table.stamps_at(rows[:, : chosen.lookback])
+    ahead = source.future_stamps(chosen)
+    sample = Sample(
+        bars=bars[:, : chosen.lookback],
+        stamps=stamps,
+        ahead=ahead,
+        closes=bars[:, chosen.lookback :, CLOSE],
+        times=chosen.times,
+        market=states_of(chosen),
+    )
+    places = np.arange(len(chosen))
+    if drawn_from is not None:
+        places = places[chosen.times >= np.datetime64(pd.Timestamp(drawn_from))]
+    some = np.linspace(0, len(places) - 1, min(drawn, len(places))).round().astype(np.int64)
+    places = places[some]
+    if not len(places):
+        return sample
+    closes = [
+        _drawn(predictor, sample, chosen, places[start : start + AT_ONCE], sampling, seed)
+        for start in range(0, len(places), AT_ONCE)
+    ]
+    return replace(sample, drawn=places, paths=np.concatenate(closes))
+
+
+def fit_calibration(
+    predictor: KronosPredictor,
+    samples: Sequence[Sample],
+    sampling: SamplingConfig,
+    about: str = "",
+) -> Calibration:
+    """A calibration of a predictor on samples of its own paths, each kind of bars by itself.
+
+    Raises:
+        ConfigError: too few windows of a kind, or samples whose windows are of several kinds.
+    """
+    by_kind: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        kinds = np.unique(kinds_of(sample.stamps)).tolist()
+        if len(kinds) > 1:
+            raise ConfigError("windows of daily and of shorter bars in one sample")
+        by_kind[kinds[0]].append(sample)
+    newest = max(sample.times.max() for sample in samples)
+    fits: Mapping[str, Fit] = {kind: Fit.of(some) for kind, some in by_kind.items()}
+    return Calibration(
+        fits, checkpoint_of(predictor), settings_of(sampling), show_time(newest), about
+    )
+
+
+def _drawn(
+    predictor: KronosPredictor,
+    sample: Sample,
+    windows: Windows,
+    places: np.ndarray,
+    sampling: SamplingConfig,
+    seed: int,
+) -> np.ndarray:
+    index = windows.take(places).index
+    keys = [f"{name} {moment.isoformat()}" for moment, name in index]
+    paths = predictor.paths(
+        sample.bars[places].astype(np.float32),
+        sample.stamps[places],
+        sample.ahead[places],
+        sample.ahead.shape[1],
+        sampling=replace(sampling, stratified=False, common=False),
+        seed=seed,
+        keys=keys,
+    )
+    return np.asarray(paths[..., CLOSE])
