@@ -302,6 +302,19 @@ def measures_of(prediction: Prediction, outcomes: Outcomes) -> dict[str, Callabl
     }
 
 
+def remembered(measure: Callable[[Flags], float]) -> Callable[[Flags], float]:
+    """The same, once for each choice of windows: rows of differences ask for them again."""
+    known: dict[bytes, float] = {}
+
+    def of(kept: Flags) -> float:
+        key = kept.tobytes()
+        if key not in known:
+            known[key] = measure(kept)
+        return known[key]
+
+    return of
+
+
 def bar_returns(returns: Floats) -> Floats:
     """(N, H) from bar to bar, of returns from the last close."""
     prices = np.concatenate((np.ones((len(returns), 1)), 1 + returns), axis=1)
@@ -311,7 +324,10 @@ def bar_returns(returns: Floats) -> Floats:
 def table_of(predictions: dict[str, Prediction], outcomes: Outcomes) -> list[dict[str, Any]]:
     """A row a method and measure, and a row for each difference of a Kronos from the others."""
     label_days = outcomes.label_days(outcomes.horizon)
-    measures = {name: measures_of(one, outcomes) for name, one in predictions.items()}
+    measures = {
+        name: {measure: remembered(of) for measure, of in measures_of(one, outcomes).items()}
+        for name, one in predictions.items()
+    }
     pairs = [(name, "") for name in measures]
     pairs += [(one, other) for one in (PAPER, OURS) for other in (GARCH, GRU, WALK)]
     rows = []
@@ -386,6 +402,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "garch_failed": failed, "gru": training,
         "came_flat": int((np.ptp(outcomes.closes, axis=1) == 0).sum()),
         "mean_volatility": float(100 * outcomes.realised_volatility[:, -1].mean()),
+        "expected_volatility": {
+            name: float(100 * one.volatility.mean()) for name, one in predictions.items()
+        },
         "rows": rows, "seconds": seconds,
     }  # fmt: skip
 
@@ -407,13 +426,16 @@ def show(result: dict[str, Any]) -> None:
     for name, (price, returns, explained) in PUBLISHED.items():
         print(f"| published, {name} | {price:.4f} | {returns:.4f} | | | {explained:.4f} | |")
     gru = result["gru"]
+    expected = ", ".join(
+        f"{name} {value:.2f}" for name, value in result["expected_volatility"].items()
+    )
     print(
         f"\n95 % intervals by day. {result['windows']} of {result['of']:,} windows on "
         f"{result['days']} days, {result['test'][0]} to {result['test'][1]}; {result['lookback']} "
         f"bars seen, {result['horizon']} ahead; ours: {result['paths']} paths. Left out: "
         f"{result['bars_left_out']} bars that break a rule, {result['jumps_left_out']} windows "
         f"with a jump, {result['windows_without_next_bars']} without the calendar's next bars. "
-        f"Volatility that came: {result['mean_volatility']:.2f} % a bar; "
+        f"Volatility that came: {result['mean_volatility']:.2f} % a bar (expected: {expected}); "
         f"{result['came_flat']} windows came flat. GARCH without a fit in "
         f"{result['garch_failed']}. GRU: {gru['numbers']:,} numbers, {gru['windows']:,} windows of "
         f"{result['train'][0]} to {result['train'][1]}, epoch {gru['epoch_kept']} of "

@@ -100,6 +100,7 @@ def test_it_prints_every_row_and_reads_nothing_later_than_its_last_day(
         # A flat path orders nothing: it has no rank correlation, rather than one of zero.
         assert own.loc[[(paper.WALK, measure), (paper.LAST, measure)], "value"].isna().all()
         assert own.loc[[(name, measure) for name in methods[:4]], "value"].abs().max() < 1
+    assert result["expected_volatility"][paper.LAST] == 0 < result["expected_volatility"][paper.GRU]
     last = own.loc[paper.LAST]
     assert last.loc[paper.MAE, "value"] == pytest.approx(result["mean_volatility"])
     assert last.loc[paper.R2, "value"] < 0 and math.isnan(last.loc[paper.FITTED_R2, "value"])
