@@ -33,10 +33,10 @@ Rows:
 
 Intervals of 95 % leave out one day after another (a day's windows are one piece of evidence) and
 count how days depend on each other; the differences are of the same windows. Windows are spread
-evenly over time, names drawn by `--seed`. Bars that break a rule are left out (`drop-nan`,
-`drop-bracket`), and so are windows with a jump like an unadjusted split in lookback or horizon,
-which would decide every R2; both are counted. No bar after the last day of `--test` is used. Which
-bars a checkpoint was trained on is for the caller to know.
+evenly over time, names drawn by `--seed`. Bars that break a rule are left out (see `REPAIRS`), and
+so are windows in whose lookback or horizon a close moves by more than 40 % to the next, as at an
+unadjusted split: one would decide every R2. Both are counted. No bar after the last day of `--test`
+is used. Which bars a checkpoint was trained on is for the caller to know.
 
 The published figures are of other names, later dates and perhaps other frequencies: they are
 printed for scale, and only rows of one run compare. Needs `arch`, which the extra "dev" brings.
@@ -90,7 +90,8 @@ from kronos_qlib.schema import CLOSE, HIGH, LOW, OPEN, VOLUME
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-REPAIRS = ("drop-nan", "drop-bracket")
+REPAIRS = ("drop-nan", "drop-nonpositive", "drop-duplicates", "drop-bracket", "drop-untraded")
+"""Whatever breaks a rule is left out, nothing is mended."""
 UNITS = 32
 """Width of the GRU."""
 BATCH, RATE, CLIP = 256, 3e-3, 1.0
@@ -219,7 +220,8 @@ def loss_of(net: NextReturns, lessons: Lessons, which: torch.Tensor) -> torch.Te
     """Mean negative log likelihood of a normal return, less a constant."""
     mean, log_deviation = net(lessons.seen[which])
     missed = (lessons.ahead[which] - mean) * torch.exp(-log_deviation)
-    return (log_deviation + missed.square() / 2).mean()
+    loss: torch.Tensor = (log_deviation + missed.square() / 2).mean()
+    return loss
 
 
 @torch.inference_mode()
