@@ -20,7 +20,7 @@ from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.windows.segments import places_of
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.files import put_aside
 
 RECONVERT = (
@@ -192,7 +192,7 @@ def check_market(folder: Path, market: str) -> MarketFile:
         known = sorted(each.stem for each in path.parent.glob("*.txt"))
         upper = [name for name in known if name != name.lower() and name.lower() == market.lower()]
         near = get_close_matches(market.lower(), known, n=1)
-        some = ", ".join(known[:MARKETS_SHOWN]) + (", ..." if len(known) > MARKETS_SHOWN else "")
+        some = some_of(known, MARKETS_SHOWN)
         if upper:
             hint = f"there is {upper[0]}.txt, and Qlib reads names in lower case: rename it"
         elif not known:
@@ -300,7 +300,7 @@ def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None
     suffix = f".{Freq(freq)}.bin"
     files = sorted({path.name for name in own[:20] for path in _files(features, name)})
     where = f"features/{feature_folder(own[0])}"
-    nothing = f"{where} has {', '.join(files[:SHOWN]) or 'no files'} and nothing for freq {freq!r}"
+    nothing = f"{where} has {some_of(files, SHOWN) or 'no files'}, and nothing for freq {freq!r}"
     if field is None:
         return "" if any(name.lower().endswith(suffix) for name in files) else nothing
     wanted = field.lower() + suffix
@@ -347,7 +347,7 @@ def missing_folders(folder: Path, names: Iterable[str]) -> str:
     wanted = {feature_folder(name) for name in lacking}
     if upper := sorted(entry for entry in there if entry.lower() in wanted):
         return (
-            f"; features has {', '.join(upper[:SHOWN])}, and Qlib reads names in lower case: "
+            f"; features has {some_of(upper, SHOWN)}, and Qlib reads names in lower case: "
             "rename them"
         )
     hints = [(name, likely_names(name, there)) for name in lacking[:SHOWN]]
@@ -365,11 +365,10 @@ def _no_folder(features: Path, names: Sequence[str], there: Sequence[str]) -> st
             f"lower case ({count} are not)"
         )
     first = feature_folder(names[0])
-    some = ", ".join(there[:SHOWN]) + (f", ... ({len(there)})" if len(there) > SHOWN else "")
     others = f" (nor of {len(names) - 1} others)" if len(names) > 1 else ""
     near = likely_names(names[0], there)
     hint = f"; write {' or '.join(near)} for {names[0]}" if near else ""
-    return f"there is no folder features/{first}{others}; there are {some}{hint}"
+    return f"there is no folder features/{first}{others}; there are {some_of(there, SHOWN)}{hint}"
 
 
 def _folders(features: Path) -> set[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, some_of
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
 from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
@@ -311,10 +311,10 @@ def _notes(
         notes.append(f"{len(stale)} names have no bar of {when} and no score, the newest: {shown}")
     silent = last[last == moment].drop(scores.index, errors="ignore").index
     if len(silent):
-        shown = ", ".join(silent[:SHOWN]) + (", …" if len(silent) > SHOWN else "")
         notes.append(
-            f"{len(silent)} names have a bar of {when} and no score: {shown}; they are outside the "
-            "universe that day, or have too few bars before it"
+            f"{len(silent)} names have a bar of {when} and no score: "
+            f"{some_of(silent.tolist(), SHOWN)}; they are outside the universe that day, or have "
+            "too few bars before it"
         )
     distinct = scores.nunique()
     if distinct < len(scores) * LEAST_DISTINCT:
