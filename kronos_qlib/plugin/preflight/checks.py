@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from qlib.utils.time import Freq
 
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.windows.segments import (
     ORDER,
     bounds_of,
@@ -414,5 +414,5 @@ def _shown_span(data: PlannedData, name: str) -> str:
 
 def _day(moment: Any) -> str:
     if isinstance(moment, np.datetime64 | dt.datetime):
-        return str(pd.Timestamp(moment)).removesuffix(" 00:00:00")
+        return show_time(moment)
     return str(moment)

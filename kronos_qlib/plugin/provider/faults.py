@@ -18,7 +18,7 @@ import pandas as pd
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.calendar.time_text import Times, show_time
 from kronos_qlib.data.windows.segments import places_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.files import put_aside
@@ -148,7 +148,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
     lacking = past[~np.isin(past, ahead)]
     if not path.is_file() or not len(lacking):
         return
-    last, due = (_shown(times[-1]) for times in (ahead, past))
+    last, due = (show_time(times[-1]) for times in (ahead, past))
     if ahead[-1] < past[-1]:
         cause = f"ends on {last} and {name}.txt on {due}: bars were added and it was left as it was"
     elif len(lacking) == len(past):
@@ -156,7 +156,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
             f"holds none of the {len(past)} times of {name}.txt, which belong before those to come"
         )
     else:
-        cause = f"lacks {len(lacking)} times of {name}.txt, the first {_shown(lacking[0])}"
+        cause = f"lacks {len(lacking)} times of {name}.txt, the first {show_time(lacking[0])}"
     raise CalendarError(
         f"{path} {cause}. Write it anew as {name}.txt and then the times to come, or rename it "
         f"away: without it Qlib goes by {name}.txt, and beyond_calendar says what comes after"
@@ -273,7 +273,7 @@ def check_benchmark(
     start, stop = places_of(calendar, first, last)
     if not ((known >= start) & (known < stop)).any():
         own = (
-            f"its bars go from {_shown(calendar[known[0]])} to {_shown(calendar[known[-1]])}"
+            f"its bars go from {show_time(calendar[known[0]])} to {show_time(calendar[known[-1]])}"
             if len(known)
             else "its file holds no close at all"
         )
@@ -393,7 +393,3 @@ def _to_times(cells: Sequence[str]) -> Times:
     if times.isna().any():  # other spellings, slower
         times = pd.to_datetime(pd.Series(cells), errors="coerce", format="mixed")
     return times.to_numpy("datetime64[ns]")
-
-
-def _shown(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time)).removesuffix(" 00:00:00")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pandas as pd
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, some_of
 from kronos_qlib.plugin.provider.faults import check_folder
-from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
+from kronos_qlib.plugin.runs.plain_files import artifact, artifacts, read_json, read_task
 from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
 
 if TYPE_CHECKING:
@@ -150,12 +149,7 @@ def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
     if STATE not in artifacts(client, run_id, FOLDER):
         return {}
-    with artifact(client, run_id, STATE, LARGEST_TASK) as path:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as problem:
-            raise MissingArtifactError(f"{STATE} of run {run_id} is no JSON: {problem}") from None
-    return dict(found) if isinstance(found, Mapping) else {}
+    return read_json(client, run_id, STATE)
 
 
 def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) -> str:

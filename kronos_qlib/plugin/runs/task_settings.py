@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kronos_qlib.markup import one_line
 from kronos_qlib.plugin.task_sections import label_of, mapping_of, records_of
 
-if TYPE_CHECKING:
-    pass
 LONGEST_SETTING = 300
 """Letters of a setting that are shown."""
-
 
 MUST_AGREE = (
     "Universe",
