@@ -44,7 +44,7 @@ from kronos_qlib.plugin.provider.faults import (
     check_market,
     why_missing,
 )
-from kronos_qlib.plugin.task_sections import class_of, mapping_of
+from kronos_qlib.plugin.task_sections import class_of, mapping_of, value_at
 from kronos_qlib.settings import from_mapping
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def _traded(
     config = mapping_of(kwargs.get("config"))
     if class_of(record) != "PortAnaRecord" or not config:
         return None
-    strategy = mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
+    strategy = mapping_of(value_at(config, "strategy", "kwargs"))
     keys = ("benchmark", "start_time", "end_time")
     backtest = mapping_of(config.get("backtest"))
     settings = {key: backtest[key] for key in keys if backtest.get(key) is not None}

@@ -17,6 +17,7 @@ from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, 
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import artifact, artifacts, read_json, read_task
 from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.task_sections import freq_of, mapping_of, value_at
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -196,16 +197,9 @@ def _moment(day: str | None, dataset: Mapping[str, Any], folder: str) -> pd.Time
     return moment
 
 
-def _handler(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = dataset.get("kwargs") or {}
-    handler = kwargs.get("handler")
-    return dict(handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
-
-
 def _freq(dataset: Mapping[str, Any]) -> str:
-    kwargs = dataset.get("kwargs") or {}
-    bars = kwargs.get("bar_handler") or {}
-    return str(bars.get("freq") or _handler(dataset).get("freq") or "day")
+    own = value_at(dataset, "kwargs", "bar_handler", "freq")
+    return str(own or freq_of({"dataset": dataset}))
 
 
 def _model(
@@ -256,7 +250,7 @@ def _bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -
 
     if isinstance(dataset, KronosDataset):
         return dataset.bar_handler.bars
-    settings = _handler(config)
+    settings = mapping_of(value_at(config, "kwargs", "handler", "kwargs"))
     return KronosHandler(
         instruments=settings.get("instruments", "all"),
         end_time=moment,
@@ -316,7 +310,7 @@ def _notes(
             f"{len(scores)} names have {distinct} different scores: those of one score stand in "
             "the order of their codes, which means nothing"
         )
-    segments = (dataset.get("kwargs") or {}).get("segments") or {}
+    segments = mapping_of(value_at(dataset, "kwargs", "segments"))
     for name in ("train", "valid"):
         span = segments.get(name)
         last_day = span[1] if isinstance(span, list | tuple) and len(span) == 2 else None
