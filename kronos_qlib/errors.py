@@ -28,6 +28,11 @@ def some_of(items: Sequence[object], most: int = 3, between: str = ", ") -> str:
     return f"{shown_ones}{between.rstrip(' ,')} and {len(items) - most} more"
 
 
+def in_words(names: Sequence[str]) -> str:
+    """One or more names as a sentence lists them: "a", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 class KronosError(Exception):
     """Everything this package raises on purpose; catch this to catch it all."""
 

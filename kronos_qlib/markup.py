@@ -31,6 +31,11 @@ def one_line(text: str) -> str:
     )
 
 
+def cause_of(problem: BaseException) -> str:
+    """What another library's error says, as part of a sentence: in a line, and cut."""
+    return one_line(str(problem))[:200].rstrip(".")
+
+
 def inline_markdown(text: str) -> str:
     """A text within a line or a cell, that Markdown shows as it is.
 

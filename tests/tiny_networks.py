@@ -3,8 +3,14 @@ imported by name: there is one in each folder of tests)."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 import torch
 
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -41,3 +47,17 @@ def build_pair(
         for head in (predictor.head.proj_s1, predictor.head.proj_s2):
             head.weight.data *= 3.5
     return tokenizer.eval(), predictor.eval()
+
+
+def load_part(folder: Path, part: str, features: Sequence[str]) -> torch.nn.Module:
+    """A tokenizer, predictor or alpha head of width 16 from the folder of this name."""
+    if part == "alpha":
+        return AlphaHead.from_pretrained(folder / part, 16, features)
+    return {"tokenizer": KronosTokenizer, "predictor": Kronos}[part].from_pretrained(folder / part)
+
+
+def peak_memory() -> int:
+    """Bytes that this process took at most; a test that asks is skipped where nobody says."""
+    resource = pytest.importorskip("resource", reason="Windows does not say")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

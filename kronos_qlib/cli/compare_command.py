@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import add_tracking, describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also this run, whichever experiment it is of; may be repeated",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("KRONOS_MLFLOW_URI", "sqlite:///mlflow.db"),
-        help="where MLflow keeps the runs (default: KRONOS_MLFLOW_URI, else sqlite:///mlflow.db)",
-    )
+    add_tracking(parser)
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument(
         "--html",

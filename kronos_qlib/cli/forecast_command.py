@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.schema import CLOSE
@@ -182,10 +182,7 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
         raise ConfigError(f"--picture {picture}: expected a name ending in .png, .pdf or .svg")
     for target in (arguments.out, picture):
         check_apart(target, arguments.source)
-        if target.exists() and not arguments.overwrite:
-            raise ConfigError(f"{target} exists; name another file or say --overwrite")
-        if not target.parent.is_dir():
-            raise ConfigError(f"{target.parent} is no folder to write {target.name} in")
+        check_output(target, arguments.overwrite)
 
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.log import quiet_gym
 
 
@@ -74,6 +77,31 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         "variable in lower case (paths=5), of the model (training.predictor.epochs=3), or of a "
         "path in the file (task.dataset.kwargs.min_bars=60); may be repeated",
     )
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """The store that holds the runs."""
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("KRONOS_MLFLOW_URI", "sqlite:///mlflow.db"),
+        help="where MLflow keeps the runs (default: KRONOS_MLFLOW_URI, else sqlite:///mlflow.db)",
+    )
+
+
+def check_output(target: Path, overwrite: bool | None = None) -> None:
+    """Refuse a file to write that is there, or whose folder is not.
+
+    Args:
+        overwrite: whether it may be replaced; None where the command has no --overwrite.
+
+    Raises:
+        ConfigError: names the file or the folder.
+    """
+    if target.exists() and not overwrite:
+        way = "" if overwrite is None else " or say --overwrite"
+        raise ConfigError(f"{target} exists; name another file{way}")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent} is no folder to write {target.name} in")
 
 
 def run_script(

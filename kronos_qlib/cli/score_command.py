@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import add_tracking, check_output, describe
 from kronos_qlib.errors import ConfigError
 
 
@@ -42,21 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run what the run's files say, pickles among them: for runs of your own alone",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("KRONOS_MLFLOW_URI", "sqlite:///mlflow.db"),
-        help="where MLflow keeps the runs (default: KRONOS_MLFLOW_URI, else sqlite:///mlflow.db)",
-    )
+    add_tracking(parser)
     parser.set_defaults(command=score)
 
 
 def score(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
-    if arguments.out.exists() and not arguments.overwrite:
-        raise ConfigError(f"{arguments.out} exists; name another file or say --overwrite")
-    if not arguments.out.parent.is_dir():
-        raise ConfigError(f"{arguments.out.parent} is no folder to write {arguments.out.name} in")
+    check_output(arguments.out, arguments.overwrite)
     from kronos_qlib.data.calendar.time_text import show_time
     from kronos_qlib.evaluation.text_table import format_rows
     from kronos_qlib.plugin.runs.newest_day import score_newest

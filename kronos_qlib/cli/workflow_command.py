@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import check_output, describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="another value for a key of the market's profile; may be repeated",
     )
-    parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write it there instead of printing it"
+    )
     parser.set_defaults(command=workflow)
 
 
 def workflow(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from kronos_qlib.errors import ConfigError
     from kronos_qlib.plugin.workflows.shipped import find_market, first_line, markets, workflows
 
@@ -56,13 +57,9 @@ def workflow(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         print(text, end="")
         return
-    out = Path(arguments.out)
-    if out.exists():
-        raise ConfigError(f"{out} exists; name another file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder to write {out.name} in")
-    out.write_text(text, encoding="utf-8", newline="\n")
+    check_output(arguments.out)
+    arguments.out.write_text(text, encoding="utf-8", newline="\n")
     print(
-        f"{out}: run it with `kronos-qlib run` or `qrun`, in the folder that its relative paths "
-        "begin from"
+        f"{arguments.out}: run it with `kronos-qlib run` or `qrun`, in the folder that its "
+        "relative paths begin from"
     )

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from kronos_qlib.evaluation.portfolio.metrics import check_report, drawdown, net_returns
 from kronos_qlib.markup import figure_text
 
 if TYPE_CHECKING:
@@ -16,32 +13,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, for readers who do not distinguish red and green.
 STRATEGY, BEFORE_COST, BENCHMARK, FALL = "#0072B2", "#56B4E9", "#6E6E6E", "#D55E00"
-
-
-def equity_figure(report: pd.DataFrame, title: str) -> Figure:
-    """Draw wealth, excess over the benchmark and drawdown, each with cost and without.
-
-    Args:
-        report: Qlib's daily report, one row per trading day; see metrics.REPORT_COLUMNS.
-        title: a line above the figure.
-
-    Returns:
-        A figure on an Agg canvas, ready for `savefig`.
-
-    Raises:
-        UndefinedMetricError: the report has holes.
-    """
-    check_report(report)
-    figure = new_figure(title, height=7.6)
-    wealth, excess, fall = figure.subplots(3, 1, sharex=True, height_ratios=[2.4, 1.5, 1.2])
-    _draw_wealth(wealth, report)
-    _draw_excess(excess, report)
-    _draw_drawdown(fall, report)
-    for axes in (wealth, excess, fall):
-        dress_percent(axes)
-        dress_dates(axes)
-    figure.align_ylabels()
-    return figure
 
 
 def new_figure(title: str, height: float = 6.0, width: float = 9.6) -> Figure:
@@ -130,48 +101,6 @@ def _draw_columns(
         axes.text(0.5, 0.5, "too few steps for a row", ha="center", transform=axes.transAxes)
     elif len(names) > 1:
         axes.legend(loc="best", frameon=False, fontsize=8)
-
-
-def _draw_wealth(axes: Axes, report: pd.DataFrame) -> None:
-    lines = {
-        "Strategy, after cost": (net_returns(report), STRATEGY, "-", 1.8),
-        "Strategy, before cost": (report["return"], BEFORE_COST, "--", 1.1),
-        "Benchmark": (report["bench"], BENCHMARK, "-", 1.2),
-    }
-    for name, (returns, color, style, width) in lines.items():
-        grown = (1 + returns).cumprod() - 1
-        label = f"{name} ({grown.iloc[-1]:+.1%})"
-        axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel("Compounded return")
-    small_legend(axes)
-
-
-def _draw_excess(axes: Axes, report: pd.DataFrame) -> None:
-    """Wealth in units of the benchmark, so that it cannot be mistaken for a sum of returns."""
-    lines = {
-        "After cost": (net_returns(report), STRATEGY, "-", 1.5),
-        "Before cost": (report["return"], BEFORE_COST, "--", 1.1),
-    }
-    for name, (returns, color, style, width) in lines.items():
-        grown = ((1 + returns) / (1 + report["bench"])).cumprod() - 1
-        label = f"{name} ({grown.iloc[-1]:+.1%})"
-        axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel("Against the benchmark")
-    small_legend(axes)
-
-
-def _draw_drawdown(axes: Axes, report: pd.DataFrame) -> None:
-    falls, free = drawdown(net_returns(report)), drawdown(report["return"])
-    axes.fill_between(falls.index, falls, 0, color=FALL, alpha=0.25, linewidth=0)
-    label = f"After cost (deepest {falls.min():.1%})"
-    axes.plot(falls.index, falls, color=FALL, linewidth=1.0, label=label)
-    label = f"Before cost ({free.min():.1%})"
-    axes.plot(free.index, free, color=BENCHMARK, linestyle="--", linewidth=0.9, label=label)
-    axes.set_ylabel("Drawdown")
-    axes.set_ylim(top=0)
-    small_legend(axes)
 
 
 def small_legend(axes: Axes) -> None:

@@ -16,7 +16,7 @@ its first: labels of the last days before it are returns of its first days.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,16 +192,28 @@ def replaced_after(
     return changed[~gone]
 
 
-def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
-    """Open Qlib on a folder as if for the first time: nothing of another one is remembered."""
+def open_provider(
+    folder: str | Path | Mapping[str, str | Path],
+    freq: str = "day",
+    region: str = "us",
+    **settings: Any,
+) -> None:
+    """Open Qlib on a folder as if for the first time: nothing of another one is remembered.
+
+    Args:
+        folder: of the bars of `freq`; or each frequency's own.
+        settings: others of `qlib.init`.
+    """
     import qlib
 
+    folders = folder if isinstance(folder, Mapping) else {freq: folder}
     qlib.init(
-        provider_uri={freq: str(folder)},
+        provider_uri={each: str(place) for each, place in folders.items()},
         region=region,
         kernels=1,  # no processes, which cost more than a small folder's bars
         clear_mem_cache=True,
         skip_if_reg=False,
+        **settings,
     )
     clear_caches()
 

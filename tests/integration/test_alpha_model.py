@@ -12,6 +12,7 @@ import pytest
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
 from kronos_qlib.plugin.provider.writer import write_provider
@@ -46,13 +47,7 @@ def provider(bars, tmp_path_factory):
 
 
 def dataset_of(folder, segments=SEGMENTS, **kwargs) -> KronosDataset:
-    import qlib
-    from qlib.data.cache import H
-
-    qlib.init(
-        provider_uri=str(folder), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
-    )
-    H.clear()
+    open_provider(folder)
     handler = {
         "class": "KronosHandler",
         "module_path": "kronos_qlib.plugin.dataset",

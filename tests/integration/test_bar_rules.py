@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
-from qlib.data.cache import H
 
 from kronos_qlib import KronosDataset, KronosModel, KronosPredictor, WindowDataset
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.plugin.baselines import BaselineModel
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.reader import read_table
 from kronos_qlib.plugin.records.baseline_scores import baselines_at
 
@@ -56,10 +55,7 @@ def dump(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
             np.concatenate([[start], values]).astype("<f4").tofile(place / f"{field}.day.bin")
         members.append(f"{name}\t{bars.index[0]:%Y-%m-%d}\t{bars.index[-1]:%Y-%m-%d}\n")
     (folder / "instruments" / "all.txt").write_text("".join(members), encoding="utf-8")
-    qlib.init(
-        provider_uri=str(folder), region="cn", kernels=1, clear_mem_cache=True, skip_if_reg=False
-    )
-    H.clear()
+    open_provider(folder, region="cn")
     return folder
 
 

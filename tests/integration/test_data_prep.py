@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
-import qlib
 from qlib.data import D
-from qlib.data.cache import H
+
+from kronos_qlib.plugin.lookahead import open_provider
 
 pytestmark = pytest.mark.integration
 
@@ -32,13 +32,6 @@ def script(name: str) -> ModuleType:
 make_demo_market = script("make_demo_market")
 csv_to_qlib = script("csv_to_qlib")
 check_bars = script("check_bars")
-
-
-def open_provider(folder: Path) -> None:
-    qlib.init(
-        provider_uri=str(folder), region="us", kernels=1, clear_mem_cache=True, skip_if_reg=False
-    )
-    H.clear()
 
 
 def write_csv(path: Path, *, close: str = "10.5") -> Path:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.backtest.decision import Order
 from qlib.backtest.exchange import Exchange
 from qlib.backtest.position import Position
 from qlib.data import D
-from qlib.data.cache import H
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin import exchange as exchange_module
 from kronos_qlib.plugin.exchange import BAR_FIELDS, BarExchange, untraded_quotes
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig, BacktestRecord
 
 pytestmark = pytest.mark.integration
@@ -26,15 +27,7 @@ HALT = slice(50, 62)
 """Days on which the first two shares are halted."""
 
 
-def open_folder(folder, freq="day", region="cn"):
-    qlib.init(
-        provider_uri={freq: str(folder)},
-        region=region,
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-    )
-    H.clear()
+open_folder = partial(open_provider, region="cn")
 
 
 def make_bars(seed=0):

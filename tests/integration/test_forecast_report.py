@@ -26,6 +26,7 @@ from kronos_qlib.pipeline.outcomes import (
     outcomes_of,
 )
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records.forecast_report import FIGURES, ForecastReportRecord
 from kronos_qlib.plugin.records.run_check import RunCheckRecord, await_metrics
@@ -44,13 +45,7 @@ SETTINGS = {"windows": 120, "calibration_windows": 100, "levels": [0.5, 0.8]}
 
 @pytest.fixture(scope="module")
 def dataset(provider):
-    import qlib
-    from qlib.data.cache import H
-
-    qlib.init(
-        provider_uri=str(provider), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
-    )
-    H.clear()
+    open_provider(provider)
     handler = {"class": "KronosHandler", "module_path": "kronos_qlib.plugin.dataset"}
     return KronosDataset(handler, SEGMENTS, lookback=LOOKBACK, horizon=HORIZON)
 

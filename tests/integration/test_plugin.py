@@ -13,6 +13,7 @@ import pytest
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
@@ -35,17 +36,6 @@ TRAINING = {
         "learning_rate": 1e-3,
     }
 }
-
-
-def open_provider(folder) -> None:
-    """Qlib keeps one provider per process; every test names its own."""
-    import qlib
-    from qlib.data.cache import H
-
-    qlib.init(
-        provider_uri=str(folder), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
-    )
-    H.clear()
 
 
 def dataset_of(folder, *, instruments="all", segments=SEGMENTS, **kwargs) -> KronosDataset:

@@ -21,7 +21,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.contrib.model.gbdt import LGBModel
 from qlib.data import D
 from qlib.data.cache import H
@@ -36,6 +35,7 @@ from qlib.workflow.online.update import LabelUpdater, PredUpdater
 from qlib.workflow.task.gen import RollingGen, task_generator
 
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.records.portfolio_report import SIGNAL_METRICS
@@ -87,8 +87,7 @@ def tracking(database, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(before)
 
 
-def open_provider(folder, tracking: str | None = None) -> None:
-    """Qlib keeps one provider per process; every test names its own."""
+def open_tracked(folder, tracking: str | None = None) -> None:
     settings = {}
     if tracking is not None:
         settings["exp_manager"] = {
@@ -96,16 +95,7 @@ def open_provider(folder, tracking: str | None = None) -> None:
             "module_path": "qlib.workflow.expm",
             "kwargs": {"uri": tracking, "default_exp_name": "default"},
         }
-    folders = folder if isinstance(folder, dict) else {"day": folder}
-    qlib.init(
-        provider_uri={freq: str(path) for freq, path in folders.items()},
-        region="us",
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-        **settings,
-    )
-    H.clear()
+    open_provider(folder, **settings)
 
 
 def handler_config(**kwargs) -> dict:
@@ -130,7 +120,7 @@ def dataset_config(handler, segments=None, **kwargs) -> dict:
 
 
 def dataset_of(folder, segments=None, **kwargs) -> KronosDataset:
-    open_provider(folder)
+    open_tracked(folder)
     return init_instance_by_config(dataset_config(handler_config(**kwargs), segments))
 
 
@@ -427,7 +417,7 @@ def test_an_update_restores_scores_and_adds_those_of_new_days(bars, tracking, tm
     """What was cut off comes back to the bit, by bars of 90 days; then the market goes on."""
     folder, newest = tmp_path / "qlib", pd.Timestamp("2020-12-11")
     write_provider(bars[bars["date"] <= newest], folder, future_bars=20)
-    open_provider(folder, tracking)
+    open_tracked(folder, tracking)
     handler = handler_config(end_time="2020-12-30", history_days=90)
     recorder = task_train(task_of(dataset_config(handler)), "online")
     scores, labels = (recorder.load_object(f"{name}.pkl") for name in ("pred", "label"))
@@ -446,7 +436,7 @@ def test_an_update_restores_scores_and_adds_those_of_new_days(bars, tracking, tm
         pd.testing.assert_frame_equal(recorder.load_object(name), whole, check_exact=True)
 
     write_provider(bars, folder, future_bars=20, overwrite=True)
-    open_provider(folder, tracking)
+    open_tracked(folder, tracking)
     recorder = R.get_recorder(recorder_id=recorder.id, experiment_name="online")
     PredUpdater(recorder).update()
     LabelUpdater(recorder).update()
@@ -470,7 +460,7 @@ def test_rolling_tasks_follow_one_another(provider, bars, rtype):
 
     The handler of the template ends before the tests do: Qlib moves its end.
     """
-    open_provider(provider)
+    open_tracked(provider)
     handler = handler_config(end_time="2020-11-13")
     template = task_of(dataset_config(handler, {k: list(v) for k, v in SEGMENTS.items()}))
     tasks = task_generator(template, RollingGen(step=15, rtype=rtype))
@@ -499,7 +489,7 @@ def test_rolling_tasks_follow_one_another(provider, bars, rtype):
 
 def test_rolled_scores_are_those_of_one_long_test(provider):
     """The last task's test has no end, its calendar being too short, and is scored all the same."""
-    open_provider(provider)
+    open_tracked(provider)
     template = task_of(dataset_config(handler_config(end_time=SEGMENTS["test"][1])))
     tasks = task_generator(template, RollingGen(step=40))
     assert [task["dataset"]["kwargs"]["segments"]["test"][1] for task in tasks][1:] == [None]
@@ -514,7 +504,7 @@ def test_rolled_scores_are_those_of_one_long_test(provider):
 
 def test_plain_settings_make_handler_dataset_and_model(provider, bars):
     """As out of JSON, where dates are text and segments lists."""
-    open_provider(provider)
+    open_tracked(provider)
     segments = {name: list(span) for name, span in SEGMENTS.items()}
     settings = json.loads(
         json.dumps([handler_config(end_time="2020-12-18"), dataset_config("<handler>", segments)])
@@ -618,7 +608,7 @@ def test_qrun_takes_a_base_file_and_the_childs_few_changes(provider, bars, track
     }
     run_python("from qlib.cli.run import run; run()", files / "child.yaml", **variables)
 
-    open_provider(provider, tracking)
+    open_tracked(provider, tracking)
     (recorder,) = R.list_recorders(experiment_name="child").values()
     assert recorder.info["status"] == "FINISHED"
     told = recorder.client.get_run(recorder.id).data
@@ -646,7 +636,7 @@ def fit_lightgbm(dataset) -> pd.Series:
 
 def test_lightgbm_and_kronos_score_one_dataset(provider, tracking):
     """Alpha158's frame for one, windows of its bars for the other: each as if it were alone."""
-    open_provider(provider, tracking)
+    open_tracked(provider, tracking)
     plain = DatasetH(init_instance_by_config(alpha158_config()), SEGMENTS)
     alone = fit_lightgbm(plain)
     kronos_alone = model_of().predict(init_instance_by_config(dataset_config(handler_config())))
@@ -662,7 +652,7 @@ def test_lightgbm_and_kronos_score_one_dataset(provider, tracking):
 
 def test_runs_of_both_kinds_share_an_experiment(provider, tracking):
     """Three tasks in one process, one experiment: each leaves the scores that it leaves alone."""
-    open_provider(provider, tracking)
+    open_tracked(provider, tracking)
     tasks = {
         "lightgbm": task_of(dataset_config(alpha158_config()), LIGHTGBM),
         "kronos on alpha158": task_of(dataset_config(alpha158_config())),
@@ -674,14 +664,14 @@ def test_runs_of_both_kinds_share_an_experiment(provider, tracking):
     assert len(R.list_recorders(experiment_name="shared")) == 3
     assert left["kronos on alpha158"].equals(left["kronos"])
     for name in ("kronos", "lightgbm"):
-        open_provider(provider, tracking)
+        open_tracked(provider, tracking)
         alone = task_train(tasks[name], "alone").load_object("pred.pkl")
         pd.testing.assert_frame_equal(left[name], alone, check_exact=True)
 
 
 def test_windows_and_alpha158_see_the_same_bars(provider):
     """KLEN and OPEN0 of a day are those of the last bar in its window; D.features agrees too."""
-    open_provider(provider)
+    open_tracked(provider)
     dataset = init_instance_by_config(dataset_config(alpha158_config()))
     windows = dataset.windows("test")
     assert len(windows) > 300
@@ -697,7 +687,7 @@ def test_windows_and_alpha158_see_the_same_bars(provider):
 
 def test_windows_follow_another_handler(provider, bars):
     """Its times, filters and universe are the windows' too, at first and after config."""
-    open_provider(provider)
+    open_tracked(provider)
     loader = {
         "class": "QlibDataLoader",
         "kwargs": {
@@ -749,7 +739,7 @@ def test_a_market_of_two_frequencies_is_not_mixed_up(frequencies, bars, order):
     way round, whichever is read first, and whatever Qlib itself read in between."""
     tables = {"day": bars, "5min": minute_bars()}
     spans = {"day": SEGMENTS["test"], "5min": ("2020-12-10", "2020-12-18 23:00")}
-    open_provider(frequencies)
+    open_tracked(frequencies)
     datasets = {
         freq: init_instance_by_config(
             dataset_config(handler_config(freq=freq), {"test": spans[freq]})
@@ -783,7 +773,7 @@ def test_a_market_of_two_frequencies_is_not_mixed_up(frequencies, bars, order):
 
 def test_bars_beside_a_minute_handler_are_minutes(frequencies):
     """Left to its default, the bars' handler would read days beside a frame of minutes."""
-    open_provider(frequencies)
+    open_tracked(frequencies)
     config = {"class": "QlibDataLoader", "kwargs": {"config": (["$close"], ["c"]), "freq": "5min"}}
     handler = DataHandlerLP(["SYM0001"], data_loader=config)
     segments = {"test": ("2020-12-14", "2020-12-18")}

@@ -8,13 +8,12 @@ import json
 import mlflow
 import pandas as pd
 import pytest
-import qlib
-from qlib.data.cache import H
 from qlib.model.trainer import task_train
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UnsafeArtifactError
 from kronos_qlib.plugin.expressions import is_expression
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.runs import newest_day as score
 from kronos_qlib.plugin.runs.known_tasks import check_known
 from kronos_qlib.plugin.runs.newest_day import score_newest
@@ -121,15 +120,7 @@ def run(place, provider, name, model, dataset):
         "kwargs": {"uri": place, "default_exp_name": "workflow"},
     }
     before = mlflow.get_tracking_uri()
-    qlib.init(
-        provider_uri=str(provider),
-        region="us",
-        exp_manager=manager,
-        clear_mem_cache=True,
-        skip_if_reg=False,
-        kernels=1,
-    )
-    H.clear()
+    open_provider(provider, exp_manager=manager)
     try:
         task = copy.deepcopy({"model": model, "dataset": dataset, "record": [RECORD]})
         recorder = task_train(task, experiment_name=name)

@@ -16,6 +16,7 @@ from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.features import KronosFeatureDataset
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.qlib_internals import logged_under
@@ -58,22 +59,16 @@ NANO = {"sampling": {"paths": 2}, "device": "cpu", "show_progress": False}
 KRONOS = {"class": "KronosModel", "module_path": "kronos_qlib.plugin.model", "kwargs": NANO}
 
 
-def open_provider(folder) -> None:
-    """Once: Qlib refuses to be opened again while a run is open."""
-    import qlib
+def open_once(folder) -> None:
+    """Qlib refuses to be opened again while a run is open."""
     from qlib.config import C
-    from qlib.data.cache import H
 
-    if C.registered and Path(C.dpm.get_data_uri("day")) == Path(folder):
-        return
-    qlib.init(
-        provider_uri=str(folder), region="us", clear_mem_cache=True, skip_if_reg=False, kernels=1
-    )
-    H.clear()
+    if not C.registered or Path(C.dpm.get_data_uri("day")) != Path(folder):
+        open_provider(folder)
 
 
 def dataset_of(folder, handler=HANDLER, kind=KronosDataset, **kwargs) -> KronosDataset:
-    open_provider(folder)
+    open_once(folder)
     kwargs = {"lookback": LOOKBACK, "horizon": HORIZON, "segments": SEGMENTS, **kwargs}
     return kind(handler=handler, **kwargs)
 
@@ -93,7 +88,7 @@ def dataset(provider):
 
 @pytest.fixture(autouse=True)
 def opened(provider):
-    open_provider(provider)
+    open_once(provider)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.reader import (
     STORED,
     local_folder,
@@ -57,15 +58,11 @@ def folders(daily, minutes, tmp_path_factory):
 
 @pytest.fixture
 def provider(folders):
-    return open_provider(folders)
+    return open_folders(folders)
 
 
-def open_provider(uri):
-    import qlib
-    from qlib.data.cache import H
-
-    qlib.init(provider_uri=uri, region="cn", clear_mem_cache=True, skip_if_reg=False, kernels=1)
-    H.clear()
+def open_folders(uri):
+    open_provider(uri, region="cn")
     return uri
 
 
@@ -176,7 +173,7 @@ def test_each_frequency_has_its_own_folder_and_universe(provider, folders):
 
 
 def test_a_frequency_that_is_not_there_is_an_error(folders, tmp_path):
-    open_provider(folders["day"])
+    open_folders(folders["day"])
     names = sorted(read_spans("all"))
     with pytest.raises((BarDataError, ValueError), match="1min"):
         read_table(names, "1min")
@@ -203,7 +200,7 @@ def test_a_damaged_file_is_named(folders, tmp_path, content, message):
     shutil.copytree(folders["day"], tmp_path / "qlib")
     path = next((tmp_path / "qlib").glob("features/*/close.day.bin"))
     path.write_bytes(content)
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     with pytest.raises(BarDataError, match=message) as told:
         read_table(sorted(read_spans("all")))
     assert str(path) in str(told.value)
@@ -217,7 +214,7 @@ def test_an_incomplete_bar_is_an_error_or_left_out_as_told(folders, tmp_path):
     traded = np.flatnonzero(np.isfinite(values))[[5, 9]]
     values[traded] = np.nan
     values.tofile(path)
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     names = sorted(read_spans("all"))
     when = read_calendar()[traded[0] - 1 + int(values[0])]
     day = np.datetime_as_string(when, unit="D")
@@ -234,7 +231,7 @@ def test_an_incomplete_bar_is_an_error_or_left_out_as_told(folders, tmp_path):
 def test_a_column_that_some_instruments_lack_is_a_fault_of_the_storage(folders, tmp_path):
     shutil.copytree(folders["day"], tmp_path / "qlib")
     next((tmp_path / "qlib").glob("features/*/amount.day.bin")).unlink()
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     for direct in (True, False):
         with pytest.raises(BarDataError, match=r"has amount for \w+ and none for \w+"):
             read_table(sorted(read_spans("all")), direct=direct)
@@ -244,7 +241,7 @@ def test_a_name_that_is_a_device_on_windows_is_found(tmp_path, daily):
     """Qlib keeps CON in a folder of another name."""
     own = daily[daily["symbol"] == daily["symbol"].iloc[0]].assign(symbol="CON")
     write_provider(own, tmp_path / "qlib")
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     same(read_table(["CON"], direct=True), read_table(["CON"], direct=False))
 
 
@@ -254,7 +251,7 @@ def test_what_no_instrument_has_is_no_number(folders, tmp_path, direct):
     shutil.copytree(folders["day"], tmp_path / "qlib")
     for path in (tmp_path / "qlib").glob("features/*/factor.day.bin"):
         path.unlink()
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     names = sorted(read_spans("all"))
     hint = r"; did you mean \$volume\?" if direct else ""
     with pytest.raises(BarDataError, match=r"no instrument has a value of \$volum" + hint):
@@ -271,7 +268,7 @@ def test_one_missing_factor_is_named(folders, tmp_path, direct):
     shutil.copytree(folders["day"], tmp_path / "qlib")
     path = next((tmp_path / "qlib").glob("features/*/factor.day.bin"))
     path.unlink()
-    open_provider(str(tmp_path / "qlib"))
+    open_folders(str(tmp_path / "qlib"))
     with pytest.raises(BarDataError, match=rf"{path.parent.name.upper()} at .*factor is missing"):
         read_table(sorted(read_spans("all")), raw_volume=True, direct=direct)
 
@@ -281,7 +278,7 @@ def test_an_amount_made_of_volume_and_price_is_money_whatever_the_volume(folders
     shutil.copytree(folders["5min"], tmp_path / "qlib")
     for path in (tmp_path / "qlib").glob("features/*/amount.5min.bin"):
         path.unlink()
-    open_provider({"5min": str(tmp_path / "qlib")})
+    open_folders({"5min": str(tmp_path / "qlib")})
     names = sorted(read_spans("all", "5min"))
     adjusted, raw = (read_table(names, "5min", raw_volume=raw) for raw in (False, True))
     np.testing.assert_array_equal(adjusted.values[:, 5], raw.values[:, 5])
@@ -308,7 +305,7 @@ def test_a_name_without_bars_is_told_and_keeps_its_place(provider, direct, monke
 
 
 def test_a_frequency_without_a_folder_says_which_there_are(folders):
-    open_provider({"5min": folders["5min"]})
+    open_folders({"5min": folders["5min"]})
     with pytest.raises(ConfigError, match="there is no folder for freq 'day', only 5min"):
         local_folder("day")
 
@@ -351,7 +348,7 @@ def test_one_minute_bars_are_read_alike(make_minutes, tmp_path):
     passed = (bars["date"] - first) // pd.Timedelta(minutes=5)
     bars["date"] = first + passed * pd.Timedelta(minutes=1)  # squeezed: one bar a minute
     write_provider(bars, tmp_path / "qlib", freq="1min")
-    open_provider({"1min": str(tmp_path / "qlib")})
+    open_folders({"1min": str(tmp_path / "qlib")})
     names = sorted(read_spans("all", "1min"))
     table = read_table(names, "1min", direct=True)
     assert len(table) == len(bars)

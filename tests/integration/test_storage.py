@@ -11,18 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import qlib
 from qlib.backtest.decision import Order
 from qlib.backtest.exchange import Exchange
 from qlib.contrib.data.handler import Alpha158
 from qlib.data import D
-from qlib.data.cache import H
 
 from kronos_qlib import files
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.plugin import qlib_internals
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider import writer as storage
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.provider.writer import write_provider
@@ -32,18 +31,6 @@ pytestmark = pytest.mark.integration
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FIVE_MINUTES = SHARED / "cn_5min_one_stock.csv"
-
-
-def open_provider(folder: Path, freq: str = "day", region: str = "us") -> None:
-    """qlib.init is process-wide, and other tests have opened folders of their own."""
-    qlib.init(
-        provider_uri={freq: str(folder)},
-        region=region,
-        kernels=1,
-        clear_mem_cache=True,
-        skip_if_reg=False,
-    )
-    H.clear()
 
 
 @pytest.fixture(scope="module")

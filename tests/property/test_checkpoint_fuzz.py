@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import load_part, peak_memory
 
 from kronos_qlib.errors import CheckpointError
 from kronos_qlib.model.alpha_head import AlphaHead
-from kronos_qlib.model.tokenizer import KronosTokenizer
-from kronos_qlib.model.transformer import Kronos
 
 NAMES = ["one", "two"]
 PARTS = ("tokenizer", "predictor", "alpha")
@@ -53,16 +52,7 @@ def sound(make_pair, tmp_path_factory):
     return found
 
 
-def load(folder, part):
-    if part == "alpha":
-        return AlphaHead.from_pretrained(folder / part, 16, NAMES)
-    return {"tokenizer": KronosTokenizer, "predictor": Kronos}[part].from_pretrained(folder / part)
-
-
-def peak_memory():
-    resource = pytest.importorskip("resource", reason="Windows does not say")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+load = partial(load_part, features=NAMES)
 
 
 def load_or_refuse(tmp_path_factory, part, config, weights):

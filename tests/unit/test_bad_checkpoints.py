@@ -8,11 +8,13 @@ import pickle
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
+from tiny_networks import load_part, peak_memory
 
 from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.model.alpha_head import AlphaHead
@@ -41,16 +43,7 @@ def folder(tiny_pair, tmp_path):
     return tmp_path
 
 
-def load(folder, part):
-    if part == "alpha":
-        return AlphaHead.from_pretrained(folder / part, 16, FEATURES)
-    return {"tokenizer": KronosTokenizer, "predictor": Kronos}[part].from_pretrained(folder / part)
-
-
-def peak_memory():
-    resource = pytest.importorskip("resource", reason="Windows does not say")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+load = partial(load_part, features=FEATURES)
 
 
 def refused(folder, part, *words):

@@ -13,16 +13,15 @@ from kronos_qlib.evaluation.figures import (
     BENCHMARK,
     FALL,
     STRATEGY,
-    equity_figure,
     training_figure,
 )
 from kronos_qlib.evaluation.portfolio.costs import cost_table
 from kronos_qlib.evaluation.portfolio.metrics import UndefinedMetricError
+from kronos_qlib.evaluation.portfolio.portfolio_figures import cost_figure, equity_figure
 from kronos_qlib.evaluation.ranking import groups, stability
 from kronos_qlib.evaluation.ranking import information_coefficient as ic
 from kronos_qlib.evaluation.ranking.signal_figures import (
     autocorrelation_figure,
-    cost_figure,
     decay_figure,
     group_figure,
     ic_figure,
@@ -163,13 +162,7 @@ def test_importing_loads_no_matplotlib_and_drawing_no_pyplot():
     script = """
 import sys
 import numpy as np, pandas as pd
-from kronos_qlib.evaluation.figures import (
-    BENCHMARK,
-    FALL,
-    STRATEGY,
-    equity_figure,
-    training_figure,
-)
+from kronos_qlib.evaluation.portfolio.portfolio_figures import equity_figure
 assert "matplotlib" not in sys.modules
 columns = {"return": [0.1, -0.1], "bench": 0.0, "cost": 0.0, "turnover": 0.5}
 report = pd.DataFrame(columns, index=pd.bdate_range("2024-01-01", periods=2))

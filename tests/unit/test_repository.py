@@ -133,6 +133,31 @@ def test_what_a_guide_names_is_there(name):
         assert target in make_targets() | {"docs"}, f"{name} names make {target}"
 
 
+def test_the_table_of_places_leads_where_it_says():
+    """Each row of CONTRIBUTING's table names files that are there, and names that stand in them."""
+    table = text_of(ROOT / "CONTRIBUTING.md").partition("| to change | open |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`([\w./]+)`", row.rpartition(" | ")[2])
+        places = [name for name in named if "/" in name or name.endswith(".py")]
+        found = [ROOT / "kronos_qlib" / name for name in places]
+        assert found and all(place.exists() for place in found), row
+        files = [
+            file for place in found for file in (place.glob("*.py") if place.is_dir() else [place])
+        ]
+        text = "".join(map(text_of, files))
+        assert all(name in text for name in named if name not in places), row
+
+
+def test_every_package_is_in_the_tree():
+    """Two folders of the plugin, preflight and pickles, were on no map."""
+    tree = text_of(ROOT / "CONTRIBUTING.md").partition("```\nkronos_qlib/\n")[2].partition("```")[0]
+    shown = set(re.findall(r"^ +(\w+)/ ", tree, re.MULTILINE))
+    packages = {file.parent.name for file in (ROOT / "kronos_qlib").glob("*/**/__init__.py")}
+    assert packages == shown
+
+
 @settings(max_examples=7)
 @given(st.none())
 def _bounded(_):

@@ -23,7 +23,9 @@ def dataset():
 
 
 def test_data_sets_are_shown_in_a_line(dataset):
-    table = "BarTable(300 bars of 5 instruments (S0, S1, S2, …), 60 times from 2024-01-01 to "
+    table = (
+        "BarTable(300 bars of 5 instruments (S0, S1, S2 and 2 more), 60 times from 2024-01-01 to "
+    )
     assert repr(dataset.table) == f"{table}2024-03-22)"
     assert repr(dataset) == (
         f"WindowDataset({table}2024-03-22), lookback=5, horizon=2, train 2024-01-01 to 2024-02-09, "

@@ -200,7 +200,7 @@ def step_notes(bars: pd.DataFrame) -> list[str]:
     return notes
 
 
-def market_times(dates: Any) -> Times:
+def market_times(dates: npt.ArrayLike) -> Times:
     """(K,) datetime64[ns], increasing: the times of all bars, without those that hardly any has."""
     times, counts = np.unique(np.asarray(dates, dtype="datetime64[ns]"), return_counts=True)
     return np.asarray(times[counts >= RARE * np.median(counts)])

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.errors import in_words
+
 Times = npt.NDArray[np.datetime64]
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -61,8 +63,7 @@ def hour_text(time: np.timedelta64) -> str:
 
 def weekday_names(days: list[int], ending: str = "") -> str:
     """Weekdays, Monday 0, as a list in words: "Monday, Tuesday and Friday"."""
-    names = [WEEKDAYS[day] + ending for day in days]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return in_words([WEEKDAYS[day] + ending for day in days])
 
 
 def weekday_span(days: list[int]) -> str:

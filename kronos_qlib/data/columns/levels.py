@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kronos_qlib.data.columns.spelling import COMPACT, compact
 from kronos_qlib.data.files.raw import Values
+from kronos_qlib.errors import some_of
 from kronos_qlib.schema import PRICE_COLUMNS
 
 Name = str | tuple[str, ...]
@@ -103,7 +104,7 @@ def flatten_levels(columns: Sequence[Column], rows: npt.NDArray[np.int64]) -> Fl
     for name, values in shared:
         flat.append((name, np.concatenate([values[keep] for keep in kept.values()])))
     flat += [(name, np.concatenate(parts)) for name, parts in columns_by_name.items()]
-    some = ", ".join(list(by_ticker)[:5]) + (" ..." if len(by_ticker) > 5 else "")
+    some = some_of(list(by_ticker), 5)
     note = f"columns of two levels are read as prices of {len(by_ticker)} instruments: {some}"
     return FlatTable(flat, np.concatenate([rows[keep] for keep in kept.values()]), note)
 

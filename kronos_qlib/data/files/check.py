@@ -131,18 +131,26 @@ def is_vwap_plausible(bars: pd.DataFrame, vwap: npt.NDArray[np.float64]) -> Flag
     return plausible
 
 
-def check_columns(bars: pd.DataFrame) -> None:
+def check_columns(
+    bars: pd.DataFrame,
+    needed: Iterable[str] = ("symbol", "date", *PRICE_COLUMNS, "volume"),
+    numbers: Iterable[str] = (*BAR_COLUMNS, "factor"),
+) -> None:
     """Check the columns of a long table.
+
+    Args:
+        needed: columns that must be there.
+        numbers: columns that hold numbers, where they are there.
 
     Raises:
         BarDataError: a column is missing or holds no numbers.
     """
-    for name in ("symbol", "date", *PRICE_COLUMNS, "volume"):
+    for name in needed:
         if name not in bars:
             raise BarDataError(
                 f"bars have no column {name!r}; they have {', '.join(map(str, bars.columns))}"
             )
-    for name in (*BAR_COLUMNS, "factor"):
+    for name in numbers:
         if name in bars and not pd.api.types.is_numeric_dtype(bars[name].dtype):
             raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
 

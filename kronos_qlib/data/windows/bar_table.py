@@ -67,7 +67,7 @@ class BarTable:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __repr__(self) -> str:
-        names = ", ".join(self.instruments[:3]) + (", …" if len(self.instruments) > 3 else "")
+        names = some_of(self.instruments)
         span = ""
         if len(self.calendar):
             span = f", {len(self.calendar):,} times from {show_span(self.calendar)}"

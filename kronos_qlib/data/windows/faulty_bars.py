@@ -19,7 +19,7 @@ from kronos_qlib.data.rules import (
     UNTRADED,
     find_faults,
 )
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.schema import BAR_COLUMNS
 
 Floats = npt.NDArray[np.float32]
@@ -134,12 +134,11 @@ def fault_error(
         alike: bars that break this rule, by instrument.
         others: bars that break other rules.
     """
-    some = ", ".join(list(alike)[:EXAMPLES]) + (", ..." if len(alike) > EXAMPLES else "")
     more = f"; {count_of(others, 'bar')} under other rules" if others else ""
     return BarDataError(
         f"{where}: {_explain(rule, bar)} ({count_of(sum(alike.values()), 'such bar')} of "
-        f"{some}{more}); correct the bars at their source, or leave such bars out, as if "
-        f"suspended, with {_setting_of(rule)}='skip'"
+        f"{some_of(list(alike), EXAMPLES)}{more}); correct the bars at their source, or leave such "
+        f"bars out, as if suspended, with {_setting_of(rule)}='skip'"
     )
 
 

@@ -1,4 +1,7 @@
-"""What other costs would leave of a backtest, and how much money it would bear."""
+"""What other costs would leave of a backtest, and how much money it would bear.
+
+What the backtest itself pays is set in `plugin.records.backtest_record.BacktestConfig`.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from kronos_qlib.evaluation.figures import (
     STRATEGY,
     dress,
     dress_dates,
-    dress_percent,
     new_figure,
     small_legend,
 )
@@ -164,42 +163,6 @@ def autocorrelation_figure(table: pd.DataFrame, turnover: float, title: str) -> 
     )
     dress(axes)
     axes.grid(False, axis="x")
-    return figure
-
-
-def cost_figure(table: pd.DataFrame, paid: float, break_even: float, title: str) -> Figure:
-    """Draw what is left at other costs.
-
-    Args:
-        table: of `costs.cost_table`.
-        paid, break_even: basis points of the money traded, each side; see `costs`.
-        title: a line above the figure.
-    """
-    figure = new_figure(title, height=4.4)
-    axes = figure.subplots()
-    # Where the benchmark went nowhere one line lies on the other, and has to let it through.
-    lines = {
-        "net_return": ("Return", BENCHMARK, "-", 7),
-        "excess_return": ("Return less the benchmark's", STRATEGY, "--", 4),
-    }
-    for column, (name, color, style, size) in lines.items():
-        axes.plot(
-            table.index,
-            table[column],
-            color=color,
-            linestyle=style,
-            marker="o",
-            markersize=size,
-            label=name,
-        )
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.axvline(paid, color=FALL, linewidth=1.0, linestyle=":", label=f"Paid here: {paid:.1f} bp")
-    axes.set_xlabel("Cost of a side: basis points of the money bought, and of the money sold")
-    axes.set_ylabel("A year, daily mean x days")
-    axes.set_title(f"nothing over the benchmark at {break_even:.1f} bp", loc="left", fontsize=9.5)
-    dress_percent(axes)
-    dress(axes)
-    small_legend(axes)
     return figure
 
 

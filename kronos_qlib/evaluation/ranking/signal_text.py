@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.errors import in_words
 from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED
 from kronos_qlib.evaluation.text_table import DASH, format_rows
@@ -149,7 +150,7 @@ def signal_verdict(
     by_outcome: dict[str, list[str]] = {}
     for name in map(str, baselines.index):
         by_outcome.setdefault(_outcome(found[f"rank_ic.less_{name}"]), []).append(name)
-    lines += [f"It is {outcome} {_listed(names)}." for outcome, names in by_outcome.items()]
+    lines += [f"It is {outcome} {in_words(names)}." for outcome, names in by_outcome.items()]
     if len(baselines):
         left = found["rank_ic.neutralised"]
         if math.isnan(left["mean"]):
@@ -158,7 +159,7 @@ def signal_verdict(
             lines.append("Without the baselines nothing is left of it: it is made of them.")
         else:
             lines.append(
-                f"Neutralised against {_listed(list(map(str, baselines.index)))}, "
+                f"Neutralised against {in_words(list(map(str, baselines.index)))}, "
                 f"{left['mean']:+.4f} is left ({_interval(left)}, t {left['t']:+.1f}), "
                 f"{'' if is_significant(left) else 'not '}significant."
             )
@@ -253,7 +254,3 @@ def _number(value: float, how: str = "{:+.4f}") -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else _number(value, "{:.3f}")
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

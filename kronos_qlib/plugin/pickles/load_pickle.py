@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
-from kronos_qlib.markup import one_line
+from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.pickles.pickle_rules import ARRAYS, CONVERTERS, SETTINGS
 from kronos_qlib.plugin.pickles.pickle_steps import (
     RefusedError,
@@ -70,7 +70,7 @@ def load_pickle(path: Path, where: str, *, any_class: bool = False) -> Any:
         return converter.value(stand_in)
     except RefusedError as refused:
         raise UnsafeArtifactError(
-            f"{where} is a pickle that calls {_short(refused)}: only tables of pandas and numpy "
+            f"{where} is a pickle that calls {cause_of(refused)}: only tables of pandas and numpy "
             "and plain containers are read, since anything else may run what its writer likes. "
             "Run its workflow again with KronosSignalRecord, which keeps scores, labels and task "
             "as Parquet and JSON"
@@ -80,7 +80,7 @@ def load_pickle(path: Path, where: str, *, any_class: bool = False) -> Any:
     except UNREADABLE as problem:
         raise MissingArtifactError(
             f"{where} cannot be read: it is damaged, or no pickle of a table or of plain "
-            f"containers ({type(problem).__name__}: {_short(problem)})"
+            f"containers ({type(problem).__name__}: {cause_of(problem)})"
         ) from problem
 
 
@@ -98,7 +98,3 @@ def _bytes(path: Path) -> bytes:
     if size > LARGEST_PICKLE:
         raise TooLargeError(f"it has {size:,} bytes, and {LARGEST_PICKLE:,} are the most")
     return path.read_bytes()
-
-
-def _short(problem: BaseException) -> str:
-    return one_line(str(problem))[:200]

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from qlib.utils.time import Freq
 
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.windows.segments import (
     ORDER,
     bounds_of,
@@ -44,7 +44,7 @@ from kronos_qlib.plugin.provider.faults import (
     check_market,
     why_missing,
 )
-from kronos_qlib.plugin.task_sections import class_of, mapping_of
+from kronos_qlib.plugin.task_sections import class_of, mapping_of, value_at
 from kronos_qlib.settings import from_mapping
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def _traded(
     config = mapping_of(kwargs.get("config"))
     if class_of(record) != "PortAnaRecord" or not config:
         return None
-    strategy = mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
+    strategy = mapping_of(value_at(config, "strategy", "kwargs"))
     keys = ("benchmark", "start_time", "end_time")
     backtest = mapping_of(config.get("backtest"))
     settings = {key: backtest[key] for key in keys if backtest.get(key) is not None}
@@ -414,5 +414,5 @@ def _shown_span(data: PlannedData, name: str) -> str:
 
 def _day(moment: Any) -> str:
     if isinstance(moment, np.datetime64 | dt.datetime):
-        return str(pd.Timestamp(moment)).removesuffix(" 00:00:00")
+        return show_time(moment)
     return str(moment)

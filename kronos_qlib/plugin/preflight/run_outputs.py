@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.errors import ConfigError, KronosError
 from kronos_qlib.plugin.preflight.planned_run import PlannedRun
-from kronos_qlib.plugin.task_sections import mapping_of
+from kronos_qlib.plugin.task_sections import mapping_of, value_at
 
 QRUN_STORE = "mlruns"
 """Where qrun keeps runs by default, from the working folder."""
@@ -53,7 +53,7 @@ def outputs_of(run: PlannedRun) -> list[tuple[str, Path]]:
     Raises:
         ConfigError: the file of a store is a folder, or may not be written.
     """
-    given = mapping_of(mapping_of(run.init.get("exp_manager")).get("kwargs")).get("uri")
+    given = value_at(run.init, "exp_manager", "kwargs", "uri")
     uri = str(given or Path.cwd() / QRUN_STORE)
     what = f"the MLflow store {uri}"
     if uri.startswith(SQLITE):

@@ -18,9 +18,9 @@ import pandas as pd
 from qlib.utils import code_to_fname
 from qlib.utils.time import Freq
 
-from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.calendar.time_text import Times, show_time
 from kronos_qlib.data.windows.segments import places_of
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.files import put_aside
 
 RECONVERT = (
@@ -148,7 +148,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
     lacking = past[~np.isin(past, ahead)]
     if not path.is_file() or not len(lacking):
         return
-    last, due = (_shown(times[-1]) for times in (ahead, past))
+    last, due = (show_time(times[-1]) for times in (ahead, past))
     if ahead[-1] < past[-1]:
         cause = f"ends on {last} and {name}.txt on {due}: bars were added and it was left as it was"
     elif len(lacking) == len(past):
@@ -156,7 +156,7 @@ def check_future(folder: Path, freq: str, past: Times, ahead: Times) -> None:
             f"holds none of the {len(past)} times of {name}.txt, which belong before those to come"
         )
     else:
-        cause = f"lacks {len(lacking)} times of {name}.txt, the first {_shown(lacking[0])}"
+        cause = f"lacks {len(lacking)} times of {name}.txt, the first {show_time(lacking[0])}"
     raise CalendarError(
         f"{path} {cause}. Write it anew as {name}.txt and then the times to come, or rename it "
         f"away: without it Qlib goes by {name}.txt, and beyond_calendar says what comes after"
@@ -192,7 +192,7 @@ def check_market(folder: Path, market: str) -> MarketFile:
         known = sorted(each.stem for each in path.parent.glob("*.txt"))
         upper = [name for name in known if name != name.lower() and name.lower() == market.lower()]
         near = get_close_matches(market.lower(), known, n=1)
-        some = ", ".join(known[:MARKETS_SHOWN]) + (", ..." if len(known) > MARKETS_SHOWN else "")
+        some = some_of(known, MARKETS_SHOWN)
         if upper:
             hint = f"there is {upper[0]}.txt, and Qlib reads names in lower case: rename it"
         elif not known:
@@ -273,7 +273,7 @@ def check_benchmark(
     start, stop = places_of(calendar, first, last)
     if not ((known >= start) & (known < stop)).any():
         own = (
-            f"its bars go from {_shown(calendar[known[0]])} to {_shown(calendar[known[-1]])}"
+            f"its bars go from {show_time(calendar[known[0]])} to {show_time(calendar[known[-1]])}"
             if len(known)
             else "its file holds no close at all"
         )
@@ -300,7 +300,7 @@ def why_missing(folder: Path, freq: str, names: Sequence[str], field: str | None
     suffix = f".{Freq(freq)}.bin"
     files = sorted({path.name for name in own[:20] for path in _files(features, name)})
     where = f"features/{feature_folder(own[0])}"
-    nothing = f"{where} has {', '.join(files[:SHOWN]) or 'no files'} and nothing for freq {freq!r}"
+    nothing = f"{where} has {some_of(files, SHOWN) or 'no files'}, and nothing for freq {freq!r}"
     if field is None:
         return "" if any(name.lower().endswith(suffix) for name in files) else nothing
     wanted = field.lower() + suffix
@@ -347,7 +347,7 @@ def missing_folders(folder: Path, names: Iterable[str]) -> str:
     wanted = {feature_folder(name) for name in lacking}
     if upper := sorted(entry for entry in there if entry.lower() in wanted):
         return (
-            f"; features has {', '.join(upper[:SHOWN])}, and Qlib reads names in lower case: "
+            f"; features has {some_of(upper, SHOWN)}, and Qlib reads names in lower case: "
             "rename them"
         )
     hints = [(name, likely_names(name, there)) for name in lacking[:SHOWN]]
@@ -365,11 +365,10 @@ def _no_folder(features: Path, names: Sequence[str], there: Sequence[str]) -> st
             f"lower case ({count} are not)"
         )
     first = feature_folder(names[0])
-    some = ", ".join(there[:SHOWN]) + (f", ... ({len(there)})" if len(there) > SHOWN else "")
     others = f" (nor of {len(names) - 1} others)" if len(names) > 1 else ""
     near = likely_names(names[0], there)
     hint = f"; write {' or '.join(near)} for {names[0]}" if near else ""
-    return f"there is no folder features/{first}{others}; there are {some}{hint}"
+    return f"there is no folder features/{first}{others}; there are {some_of(there, SHOWN)}{hint}"
 
 
 def _folders(features: Path) -> set[str]:
@@ -394,7 +393,3 @@ def _to_times(cells: Sequence[str]) -> Times:
     if times.isna().any():  # other spellings, slower
         times = pd.to_datetime(pd.Series(cells), errors="coerce", format="mixed")
     return times.to_numpy("datetime64[ns]")
-
-
-def _shown(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time)).removesuffix(" 00:00:00")

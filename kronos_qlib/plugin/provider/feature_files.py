@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from qlib.utils.time import Freq
 
 from kronos_qlib.data.calendar.stamps import Times
+from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.plugin.provider.faults import (
@@ -118,7 +118,7 @@ class FeatureFiles:
         unit = "days" if self.freq == "day" else "times"
         begin = f"place {first:.0f}"
         if first < known:
-            begin = str(pd.Timestamp(self.calendar[int(first)])).removesuffix(" 00:00:00")
+            begin = show_time(self.calendar[int(first)])
         return (
             f"{path} holds {count} values from {begin} on, and calendars/{self.freq}.txt has "
             f"{known} {unit}: the calendar is too short, {first + count - known:.0f} values have "

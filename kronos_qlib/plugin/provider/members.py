@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.data.calendar.time_text import Times
 from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.extras import require
 from kronos_qlib.files import replacing
@@ -153,7 +154,7 @@ def write_members(
 def spans_in_folder(
     history: pd.DataFrame,
     events: pd.DataFrame,
-    calendar: np.ndarray[Any, Any],
+    calendar: Times,
     listed: Mapping[str, tuple[np.datetime64, np.datetime64]],
 ) -> tuple[dict[str, Days], set[str]]:
     """Memberships of one index by the folder's own names and days.
@@ -188,7 +189,7 @@ def spans_in_folder(
     return {name: merged(days) for name, days in spans.items()}, absent
 
 
-def days_of(history: pd.DataFrame, calendar: np.ndarray[Any, Any]) -> dict[str, Days]:
+def days_of(history: pd.DataFrame, calendar: Times) -> dict[str, Days]:
     """Every member's days of the calendar, with bars in the folder or not.
 
     Args:
@@ -256,7 +257,7 @@ def _older_codes(events: pd.DataFrame) -> dict[str, list[tuple[str, np.datetime6
 
 def _read_folder(
     folder: Path, freq: str
-) -> tuple[np.ndarray[Any, Any], dict[str, tuple[np.datetime64, np.datetime64]]]:
+) -> tuple[Times, dict[str, tuple[np.datetime64, np.datetime64]]]:
     """Days of the calendar, and each instrument's first and last day with bars."""
     check_frequency(folder, freq)
     days = np.unique(stored_calendar(folder, freq).astype("datetime64[D]"))
@@ -271,7 +272,7 @@ def _read_folder(
 def _write(
     folder: Path,
     market: str,
-    calendar: np.ndarray[Any, Any],
+    calendar: Times,
     spans: Mapping[str, Days],
     absent: Sequence[str],
     of_index: tuple[int, int],
@@ -285,7 +286,7 @@ def _write(
     return MembersSummary(path, len(spans), len(lines), tuple(absent), by_day, of_index)
 
 
-def _by_day(spans: Mapping[str, Days], calendar: np.ndarray[Any, Any]) -> tuple[int, int]:
+def _by_day(spans: Mapping[str, Days], calendar: Times) -> tuple[int, int]:
     """Fewest and most spans on a day of the calendar."""
     change = np.zeros(len(calendar) + 1, dtype=np.int64)
     for days in spans.values():

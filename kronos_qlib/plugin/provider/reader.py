@@ -19,7 +19,7 @@ from kronos_qlib.data.windows.bar_table import BarTable, TableBuilder
 from kronos_qlib.data.windows.faulty_bars import Floats, Incomplete, Invalid, Untraded
 from kronos_qlib.data.windows.find import Spans
 from kronos_qlib.data.windows.segments import places_of
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.plugin.provider.faults import (
     check_calendar,
     check_frequency,
@@ -132,8 +132,7 @@ def read_table(
     if empty:
         hint = missing_folders(folder, empty) if folder is not None else ""
         logger.warning(
-            f"{len(empty)} of {len(names)} instruments have no bars: {', '.join(empty[:10])}"
-            f"{', ...' if len(empty) > 10 else ''}{hint}"
+            f"{len(empty)} of {len(names)} instruments have no bars: {some_of(empty, 10)}{hint}"
         )
     return table
 
@@ -348,9 +347,8 @@ def _nothing(
     reach = f"{shown[0]} to {shown[-1]}" if len(shown) else "nothing"
     span = f"from {shown[start]} to {shown[stop - 1]}" if start < stop else "in no time"
     where = f" in {folder}" if folder is not None else ""
-    some = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
     cause = why_missing(folder, freq, names) if folder is not None and names else ""
     return (
-        f"no bars of {len(names)} instruments ({some}) at freq {freq!r} {span}{where}; "
+        f"no bars of {len(names)} instruments ({some_of(names)}) at freq {freq!r} {span}{where}; "
         f"{cause or f'its calendar goes over {reach}'}"
     )

@@ -15,6 +15,7 @@ from qlib.utils.time import Freq
 from kronos_qlib.data.files.advice import advise, describe_advice
 from kronos_qlib.data.files.check import (
     check_bars,
+    check_columns,
     describe_report,
     errors_of,
 )
@@ -111,19 +112,13 @@ def check_table(bars: pd.DataFrame, extra: Sequence[str]) -> None:
         BarDataError: a column is missing or of another type, or a bar breaks a rule.
         ConfigError: a name in `extra` cannot be a field.
     """
-    for name in (*LONG_COLUMNS, *extra):
-        if name not in bars:
-            raise BarDataError(
-                f"bars have no column {name!r}; they have {', '.join(map(str, bars.columns))}"
-            )
     for name in extra:
         if name in FIELDS or not MARKET_NAME.fullmatch(name):
             raise ConfigError(
                 f"extra column {_short(name)} must be a lower-case word of at most 100 letters, "
                 f"not in {FIELDS}"
             )
-        if not pd.api.types.is_numeric_dtype(bars[name]):
-            raise BarDataError(f"column {name!r} must hold numbers, got {bars[name].dtype}")
+    check_columns(bars, (*LONG_COLUMNS, *extra), extra)
     if bars.empty:
         raise BarDataError("there are no bars to write")
     if not pd.api.types.is_datetime64_dtype(bars["date"]) or bars["date"].isna().any():

@@ -1,4 +1,4 @@
-"""Records that end in MLflow, and a last one that lets no run pass without its metrics.
+"""PortfolioReportRecord: what the backtest earned after costs, and how much of that is luck.
 
 In Qlib a record whose input is missing logs "Generation skipped" and the run stays green. Here:
 
@@ -25,7 +25,6 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.evaluation.compare.comparison import excess_test
 from kronos_qlib.evaluation.compare.verdicts import money_sentence
-from kronos_qlib.evaluation.figures import equity_figure
 from kronos_qlib.evaluation.portfolio.costs import (
     break_even_cost,
     capacity_table,
@@ -40,7 +39,7 @@ from kronos_qlib.evaluation.portfolio.metrics import (
     portfolio_metrics,
     to_days,
 )
-from kronos_qlib.evaluation.ranking.signal_figures import cost_figure
+from kronos_qlib.evaluation.portfolio.portfolio_figures import cost_figure, equity_figure
 from kronos_qlib.plugin.pickles.pickle_rules import HeldPosition
 from kronos_qlib.plugin.records.artifacts import (
     count_signals,

@@ -16,6 +16,7 @@ import numpy as np
 from qlib.config import C
 
 from kronos_qlib.errors import MissingArtifactError, printable
+from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.model import KronosModel
@@ -118,8 +119,7 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
             model.intercept_ = _numbers(state, "intercept")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MissingArtifactError(
-            f"{STATE} does not hold a {kind}: {type(problem).__name__} "
-            f"{printable(str(problem))[:200]}"
+            f"{STATE} does not hold a {kind}: {type(problem).__name__} {cause_of(problem)}"
         ) from problem
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError
+from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, some_of
 from kronos_qlib.plugin.provider.faults import check_folder
-from kronos_qlib.plugin.runs.plain_files import LARGEST_TASK, artifact, artifacts, read_task
+from kronos_qlib.plugin.runs.plain_files import artifact, artifacts, read_json, read_task
 from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.task_sections import freq_of, mapping_of, value_at
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -150,12 +150,7 @@ def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
     if STATE not in artifacts(client, run_id, FOLDER):
         return {}
-    with artifact(client, run_id, STATE, LARGEST_TASK) as path:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as problem:
-            raise MissingArtifactError(f"{STATE} of run {run_id} is no JSON: {problem}") from None
-    return dict(found) if isinstance(found, Mapping) else {}
+    return read_json(client, run_id, STATE)
 
 
 def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) -> str:
@@ -202,16 +197,9 @@ def _moment(day: str | None, dataset: Mapping[str, Any], folder: str) -> pd.Time
     return moment
 
 
-def _handler(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = dataset.get("kwargs") or {}
-    handler = kwargs.get("handler")
-    return dict(handler.get("kwargs") or {}) if isinstance(handler, Mapping) else {}
-
-
 def _freq(dataset: Mapping[str, Any]) -> str:
-    kwargs = dataset.get("kwargs") or {}
-    bars = kwargs.get("bar_handler") or {}
-    return str(bars.get("freq") or _handler(dataset).get("freq") or "day")
+    own = value_at(dataset, "kwargs", "bar_handler", "freq")
+    return str(own or freq_of({"dataset": dataset}))
 
 
 def _model(
@@ -262,7 +250,7 @@ def _bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -
 
     if isinstance(dataset, KronosDataset):
         return dataset.bar_handler.bars
-    settings = _handler(config)
+    settings = mapping_of(value_at(config, "kwargs", "handler", "kwargs"))
     return KronosHandler(
         instruments=settings.get("instruments", "all"),
         end_time=moment,
@@ -311,10 +299,10 @@ def _notes(
         notes.append(f"{len(stale)} names have no bar of {when} and no score, the newest: {shown}")
     silent = last[last == moment].drop(scores.index, errors="ignore").index
     if len(silent):
-        shown = ", ".join(silent[:SHOWN]) + (", …" if len(silent) > SHOWN else "")
         notes.append(
-            f"{len(silent)} names have a bar of {when} and no score: {shown}; they are outside the "
-            "universe that day, or have too few bars before it"
+            f"{len(silent)} names have a bar of {when} and no score: "
+            f"{some_of(silent.tolist(), SHOWN)}; they are outside the universe that day, or have "
+            "too few bars before it"
         )
     distinct = scores.nunique()
     if distinct < len(scores) * LEAST_DISTINCT:
@@ -322,7 +310,7 @@ def _notes(
             f"{len(scores)} names have {distinct} different scores: those of one score stand in "
             "the order of their codes, which means nothing"
         )
-    segments = (dataset.get("kwargs") or {}).get("segments") or {}
+    segments = mapping_of(value_at(dataset, "kwargs", "segments"))
     for name in ("train", "valid"):
         span = segments.get(name)
         last_day = span[1] if isinstance(span, list | tuple) and len(span) == 2 else None

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.errors import MissingArtifactError, printable, short_repr
-from kronos_qlib.markup import one_line
+from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.pickles.load_pickle import load_pickle
 
 if TYPE_CHECKING:
@@ -157,19 +157,28 @@ def read_task(client: MlflowClient, run_id: str, *, any_class: bool = False) -> 
         UnsafeArtifactError: there is a pickle alone, and it names other than plain values.
     """
     names = artifacts(client, run_id)
-    where = f"of run {run_id}"
     found: object = {}
     if TASK.plain in names:
-        with artifact(client, run_id, TASK.plain, LARGEST_TASK) as path:
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as problem:
-                raise MissingArtifactError(
-                    f"{TASK.plain} {where} is no JSON ({problem}); run its workflow again"
-                ) from problem
+        found = read_json(client, run_id, TASK.plain)
     elif TASK.pickled in names:
         with artifact(client, run_id, TASK.pickled, LARGEST_TASK) as path:
-            found = load_pickle(path, f"{TASK.pickled} {where}", any_class=any_class)
+            found = load_pickle(path, f"{TASK.pickled} of run {run_id}", any_class=any_class)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+    """The object in a run's JSON file; {} where it holds something else.
+
+    Raises:
+        MissingArtifactError: it is not there, damaged or too large.
+    """
+    with artifact(client, run_id, name, LARGEST_TASK) as path:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as problem:
+            raise MissingArtifactError(
+                f"{name} of run {run_id} is no JSON ({problem}); run its workflow again"
+            ) from problem
     return dict(found) if isinstance(found, Mapping) else {}
 
 
@@ -189,7 +198,7 @@ def _sizes(client: MlflowClient, run_id: str, folder: str | None) -> dict[str, i
         return {each.path: each.file_size for each in client.list_artifacts(run_id, folder)}
     except (MlflowException, OSError) as problem:
         raise MissingArtifactError(
-            f"the files of run {run_id} cannot be listed: MLflow says {_one_line(problem)}"
+            f"the files of run {run_id} cannot be listed: MLflow says {cause_of(problem)}"
         ) from problem
 
 
@@ -217,7 +226,7 @@ def artifact(
         except (MlflowException, OSError) as problem:
             raise MissingArtifactError(
                 f"{name} of run {run_id} is listed and cannot be read: MLflow says "
-                f"{_one_line(problem)}"
+                f"{cause_of(problem)}"
             ) from problem
         if not path.is_file():
             raise MissingArtifactError(f"{name} of run {run_id} is no file")
@@ -268,7 +277,7 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as problem:
         raise MissingArtifactError(
             f"{where} cannot be read: it is damaged, or no table with the columns "
-            f"{' and '.join(KEYS)} ({one_line(str(problem))[:200]})"
+            f"{' and '.join(KEYS)} ({cause_of(problem)})"
         ) from problem
     return table, digest
 
@@ -283,10 +292,6 @@ def _check_size(about: Any, size: int, where: str) -> None:
             f"{where} has {size:,} bytes and says that they are {about.num_rows:,} rows, unpacked "
             f"{unpacked:,} bytes: it is not read"
         )
-
-
-def _one_line(problem: Exception) -> str:
-    return one_line(str(problem))[:200].rstrip(".")
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Runs of several models side by side, from what their records left in MLflow."""
+"""What the records of one finished run left in MLflow: its signal, its backtest, its measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kronos_qlib.errors import MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import (
     Signal,
 )
-from kronos_qlib.markup import one_line
+from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.runs.plain_files import (
     LABELS,
     SCORES,
@@ -154,7 +154,7 @@ def read_report(client: MlflowClient, run: Run) -> pd.DataFrame | None:
         except (ValueError, KeyError, TypeError) as problem:
             raise MissingArtifactError(
                 f"{REPORT} of run {run_id} is no table of days with the columns "
-                f"{', '.join(REPORT_COLUMNS)} ({one_line(str(problem))[:200]})"
+                f"{', '.join(REPORT_COLUMNS)} ({cause_of(problem)})"
             ) from problem
     broken = ~np.isfinite(report[numbers]).all(axis=1)
     if broken.any() or not report.index.is_unique:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kronos_qlib.markup import one_line
-from kronos_qlib.plugin.task_sections import label_of, mapping_of, records_of
+from kronos_qlib.plugin.task_sections import label_of, mapping_of, records_of, value_at
 
-if TYPE_CHECKING:
-    pass
 LONGEST_SETTING = 300
 """Letters of a setting that are shown."""
-
 
 MUST_AGREE = (
     "Universe",
@@ -33,8 +30,8 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     """What a workflow's task asked for, in words; "" where it says nothing."""
     model = mapping_of(task.get("model")) or {"class": task.get("model")}
     kwargs = mapping_of(model.get("kwargs"))
-    data = mapping_of(mapping_of(task.get("dataset")).get("kwargs"))
-    handler = mapping_of(mapping_of(data.get("handler")).get("kwargs"))
+    data = mapping_of(value_at(task, "dataset", "kwargs"))
+    handler = mapping_of(value_at(data, "handler", "kwargs"))
     segments = mapping_of(data.get("segments"))
     trade = _trading(task)
     found = {
@@ -73,7 +70,7 @@ def _trading(task: Mapping[str, Any]) -> dict[str, Any]:
         kwargs = mapping_of(record.get("kwargs"))
         config = mapping_of(kwargs.get("config"))  # PortAnaRecord's
         backtest = mapping_of(config.get("backtest"))
-        found |= mapping_of(mapping_of(config.get("strategy")).get("kwargs"))
+        found |= mapping_of(value_at(config, "strategy", "kwargs"))
         found |= {**backtest, **mapping_of(backtest.get("exchange_kwargs"))}
         found |= mapping_of(kwargs.get("backtest"))  # BacktestRecord's
     return {**mapping_of(task.get("backtest")), **found}

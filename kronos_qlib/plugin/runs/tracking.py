@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.errors import ConfigError, MissingArtifactError, some_of
 from kronos_qlib.markup import one_line
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def finished_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
         yield from runs
         finished, page = finished + len(runs), runs.token or ""
     if not finished:
-        last = "".join(f" (its last run {status})" for status in _unfinished(client, found, 0)[:1])
+        last = "".join(f" (its last {status})" for status in _unfinished(client, found, 0)[:1])
         raise MissingArtifactError(
             f"experiment {experiment!r} has no finished run{last}; run its workflow to the end "
             "first"
@@ -90,10 +90,7 @@ def unfinished_notes(client: MlflowClient, experiments: Sequence[str]) -> list[s
         since = latest_finished(client, name).info.start_time
         statuses = _unfinished(client, client.get_experiment_by_name(name), since)
         if statuses:
-            more = f", and {len(statuses) - 3} more" if len(statuses) > 3 else ""
-            notes.append(
-                f"{name}: not compared, as unfinished: run {', run '.join(statuses[:3])}{more}."
-            )
+            notes.append(f"{name}: not compared, as unfinished: {some_of(statuses)}.")
     return notes
 
 
@@ -105,7 +102,7 @@ def _unfinished(client: MlflowClient, experiment: Experiment, since: int) -> lis
         order_by=["attributes.start_time DESC"],
         max_results=100,
     )
-    return [f"{run.info.run_id[:8]} is {run.info.status}" for run in runs]
+    return [f"run {run.info.run_id[:8]} is {run.info.status}" for run in runs]
 
 
 def finished_run(client: MlflowClient, run_id: str) -> Run:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kronos_qlib.data.calendar.time_text import Times
 from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
@@ -226,7 +227,7 @@ def _windows(source: WindowDataset, model: Any) -> dict[str, Windows]:
     return found
 
 
-def _dates_of(calendar: Any) -> list[str]:
+def _dates_of(calendar: Times) -> list[str]:
     """The bars' days shared out, as changes of a workflow; none where there are too few."""
     days = np.unique(calendar.astype("datetime64[D]"))
     if len(days) < LEAST_DAYS:
@@ -250,7 +251,7 @@ def _fitted(workflow: Workflow) -> list[str]:
     return fitted
 
 
-def _proposed(calendar: Any) -> str:
+def _proposed(calendar: Times) -> str:
     """Dates that fit these bars, as they would be typed."""
     fitted = _dates_of(calendar)
     if not fitted:

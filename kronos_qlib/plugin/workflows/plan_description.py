@@ -168,5 +168,5 @@ def store_of(config: Mapping[str, Any]) -> str:
     return str(value_at(config, "qlib_init", "exp_manager", "kwargs", "uri") or "mlruns")
 
 
-def _points(fraction: Any) -> str:
+def _points(fraction: object) -> str:
     return f"{fraction * 1e4:g}" if isinstance(fraction, int | float) else str(fraction)
