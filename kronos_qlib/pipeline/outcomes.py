@@ -32,6 +32,8 @@ Floats = npt.NDArray[np.float64]
 
 AT_ONCE = 500
 """Windows whose paths are held in memory with all six columns."""
+HISTORY_BARS = 1000
+"""Bars before a forecast that baselines are estimated on: four years of days."""
 MANY = 1 / 3
 """Share of windows whose absence is worth a warning."""
 
@@ -94,11 +96,19 @@ def sample_windows(windows: Windows, count: int, seed: int) -> Windows:
     return windows.take(np.sort(order[places]))
 
 
-def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -> Outcomes:
+def outcomes_of(
+    source: WindowDataset, windows: Windows, volatility_bars: int, history_bars: int = HISTORY_BARS
+) -> Outcomes:
     """What was known of windows that `known_windows` gave, and what came.
 
+    Args:
+        volatility_bars: returns that make the historical volatility.
+        history_bars: at most this many bars seen make the history: also those before a window's
+            first, back to the instrument's first in the table.
+
     Raises:
-        BarDataError: a close is not positive; names instrument and time.
+        BarDataError: a close that is needed is not positive; names instrument and time. Of the
+            history the bars up to such a one are left out.
         ConfigError: windows are shorter than `volatility_bars` returns.
     """
     shortest = source.min_bars or source.lookback
@@ -112,7 +122,31 @@ def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -
     past = table.values[ends + np.arange(-volatility_bars, 1), CLOSE].astype(np.float64)
     came = table.values[ends + np.arange(1, source.horizon + 1), CLOSE].astype(np.float64)
     _check_positive(np.concatenate((past, came), axis=1), windows, "has a close")
-    return Outcomes(windows.times, past, came, _times_ahead(windows), volatility_bars)
+    newest = table.values[ends[:, 0], : CLOSE + 1]
+    _check_positive(newest, windows, "has a newest bar with a price")
+    return Outcomes(
+        windows.times,
+        past,
+        came,
+        _times_ahead(windows),
+        volatility_bars,
+        history_of(windows, max(history_bars, volatility_bars + 1)),
+    )
+
+
+def history_of(windows: Windows, bars: int) -> npt.NDArray[np.float32]:
+    """(N, T, 4) open, high, low, close of at most `bars` bars seen, in money; see `Outcomes`."""
+    table = windows.table
+    ends = windows.ends[:].astype(np.int64)
+    known = ends + 1 - table.offsets[table.instrument_of(ends)]
+    steps = np.arange(1 - min(bars, int(known.max())), 1)
+    prices = table.values[np.maximum(ends[:, None] + steps, 0), : CLOSE + 1]
+    # Nothing before a price that has no return: bars of a history stand side by side.
+    bad = ~(np.isfinite(prices) & (prices > 0)).all(axis=-1)
+    bad |= steps < 1 - known[:, None]
+    spoilt = np.logical_or.accumulate(bad[:, ::-1], axis=1)[:, ::-1]
+    prices[spoilt] = np.nan
+    return np.asarray(prices)
 
 
 def draw_closes(
@@ -157,7 +191,7 @@ def _times_ahead(windows: Windows) -> npt.NDArray[np.datetime64]:
     return np.asarray(windows.table.times_at(ends + np.arange(1, windows.ahead + 1)))
 
 
-def _check_positive(closes: Floats, windows: Windows, what: str) -> None:
+def _check_positive(closes: npt.NDArray[np.floating], windows: Windows, what: str) -> None:
     bad = np.flatnonzero(~(closes > 0).all(axis=1))
     if len(bad):
         (name,) = windows.describe(bad[:1])
