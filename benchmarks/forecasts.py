@@ -20,8 +20,9 @@ import pandas as pd
 
 from kronos_qlib import WindowDataset
 from kronos_qlib.data.files.read import read_bars
+from kronos_qlib.evaluation.forecasts.day_means import ALL
 from kronos_qlib.evaluation.forecasts.distributions import Outcomes
-from kronos_qlib.evaluation.forecasts.forecast_tables import ALL, judge
+from kronos_qlib.evaluation.forecasts.forecast_tables import judge
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     known_windows,

@@ -8,6 +8,8 @@ import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines import LAST_PRICE, WALK, WALK_CALIBRATED
+from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day
 from kronos_qlib.evaluation.forecasts.distributions import (
     Outcomes,
     PathDistribution,
@@ -23,16 +25,11 @@ from kronos_qlib.evaluation.forecasts.forecast_figures import (
     pit_figure,
 )
 from kronos_qlib.evaluation.forecasts.forecast_tables import (
-    ALL,
     CALIBRATED,
     CONFORMAL,
     KRONOS,
-    LAST_PRICE,
     LOSSES,
     PAIRS,
-    WALK,
-    WALK_CALIBRATED,
-    by_day,
     coverage_table,
     difference_table,
     judge,

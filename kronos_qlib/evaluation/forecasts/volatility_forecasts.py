@@ -211,7 +211,8 @@ def log_variance(outcomes: Outcomes) -> Floats:
     """
     if outcomes.history is None or outcomes.history.shape[1] < 2:
         raise BarDataError(
-            "a range needs bars: give `history` to Outcomes, as `pipeline.outcomes.outcomes_of` does"
+            "a range needs bars: give `history` to Outcomes, as "
+            "`pipeline.outcomes.outcomes_of` does"
         )
     logs = np.log(np.asarray(outcomes.history, dtype=np.float64))
     now = logs[:, 1:]
