@@ -17,18 +17,20 @@ import numpy as np
 import pandas as pd
 from scipy.special import xlogy
 from scipy.stats import chi2
+from scipy.stats import t as student
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.forecasts.distributions import STILL, Distribution, Floats, Outcomes
 from kronos_qlib.evaluation.ranking.uncertainty import (
     LEAST_DAYS,
     daily_mean,
-    joint_p,
     varies,
 )
 
 TAILS = (0.01, 0.05)
 """Levels of value at risk that are reported."""
+LEAST_P = 1e-300
+"""In place of a p-value of 0, which has no log."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def risk_quality(
     failed = (returns < value).astype(np.float64)
     daily = pd.Series(failed).groupby(outcomes.days).mean()
     label_days = outcomes.label_days(bar)
-    kupiec, christoffersen = coverage_tests(daily, level, label_days)
+    kupiec, christoffersen = coverage_tests(daily, level, label_days, len(returns))
     scores = fissler_ziegel(value, shortfall, returns, level)
     return RiskQuality(
         hits=float(daily.mean()),
@@ -77,58 +79,81 @@ def risk_quality(
 
 
 def coverage_tests(
-    daily: pd.Series[float], level: float, label_days: int = 1
+    daily: pd.Series[float], level: float, label_days: int = 1, windows: int | None = None
 ) -> tuple[float, float]:
     """P-values of Kupiec's and of Christoffersen's question, days being what is counted.
 
-    Kupiec: is the mean of the daily shares of failures the level? Christoffersen: is it, and does a
-    day's excess of failures say nothing about that of the day whose returns no longer overlap, a
-    label before? The latter asks whether (share - level), and its product with that of the day a
-    label before, have mean zero at once: the first of the moments that conditional coverage makes
-    zero, as his Markov chain tests it for one series. Both by `daily_mean`'s error.
+    Kupiec, is the share of failures the level: his likelihood ratio, of as many independent trials
+    as would give the share the error that it has, share (1 - share) / error^2, since windows of a
+    day are worth less than so many. The error, and with it Student's distribution in place of a
+    normal one, is `daily_mean`'s. Where no day differs, as when nothing failed, there is no error
+    and a label of days is a trial.
 
-    Where no day differs, as when nothing failed, there is no such error: Kupiec's likelihood ratio
-    with one observation for each label of days takes its place, which windows of a day that move
-    as one would give; Christoffersen's is NaN then.
+    Christoffersen, is it and do failures not follow failures: his sum of two likelihood ratios is
+    here Fisher's sum of the logs of two p-values, Kupiec's and that of `memory_p`.
 
     Args:
         daily: share of windows that failed, by day.
         level: that it should be.
         label_days: days that a return runs over.
+        windows: in all, which are the most trials there can be; None: as many as days.
+
+    Returns:
+        Both; the latter is NaN where no day differs.
 
     Source:
         Kupiec, "Techniques for verifying the accuracy of risk measurement models", Journal of
         Derivatives 3 (1995). Christoffersen, "Evaluating interval forecasts", International
-        Economic Review 39 (1998). Moments: Engle and Manganelli, "CAViaR", Journal of Business &
-        Economic Statistics 22 (2004).
+        Economic Review 39 (1998). Trials of clustered windows: Kish, "Survey sampling", 1965.
     """
-    excess = daily - level
-    if len(daily) < LEAST_DAYS or not varies(daily.to_numpy()):
-        count = max(1, len(daily) // label_days)
-        return kupiec_p(float(daily.mean()) * count, count, level), np.nan
-    try:
-        kupiec = daily_mean(excess, label_bars=label_days, name="failures").p
-    except UndefinedMetricError:
-        return np.nan, np.nan
-    both = pd.DataFrame({"share": excess, "memory": excess * excess.shift(label_days)}).dropna()
-    try:
-        return kupiec, joint_p(both, label_bars=label_days)
-    except UndefinedMetricError:
-        return kupiec, np.nan
+    share, most = float(daily.mean()), windows or len(daily)
+    kupiec, memory = np.nan, memory_p(daily, label_days)
+    if varies(daily.to_numpy()):
+        try:
+            found = daily_mean(daily, label_bars=label_days, name="failures")
+        except UndefinedMetricError:
+            return np.nan, np.nan
+        trials = min(share * (1 - share) / found.standard_error**2, most)
+        ratio = kupiec_ratio(share, trials, level)
+        kupiec = float(2 * student.sf(np.sqrt(ratio), found.cosines))
+    else:
+        trials = max(1.0, len(daily) / label_days)
+        kupiec = float(chi2.sf(kupiec_ratio(share, trials, level), 1))
+    fisher = -2 * (np.log(max(kupiec, LEAST_P)) + np.log(memory))
+    return kupiec, float(chi2.sf(fisher, 4))
 
 
-def kupiec_p(hits: float, count: int, level: float) -> float:
-    """P-value of Kupiec's likelihood ratio: `hits` failures of `count` independent trials.
+def memory_p(daily: pd.Series[float], label_days: int = 1) -> float:
+    """P-value of failures that follow failures, a label of days later.
+
+    The covariance of the daily share with that of the day whose return no longer overlaps, among
+    those at all longer distances, days taken as a circle. If failures have no memory beyond the
+    overlap these are alike whatever the overlap does, and the place of the first among them is
+    even. Ties count against rejecting; NaN where no day differs or the days are too few.
+
+    Args:
+        daily, label_days: as of `coverage_tests`.
+    """
+    apart = daily.to_numpy(dtype=np.float64) - float(daily.mean())
+    farthest = len(apart) // 2
+    if farthest < label_days + LEAST_DAYS or not varies(apart):
+        return np.nan
+    covariance = np.fft.irfft(np.abs(np.fft.rfft(apart)) ** 2, len(apart))
+    here, others = covariance[label_days], covariance[label_days : farthest + 1]
+    return float((others >= here - 1e-9 * covariance[0]).mean())
+
+
+def kupiec_ratio(share: float, trials: float, level: float) -> float:
+    """Kupiec's likelihood ratio of a share of failures in independent trials; chi-squared(1).
 
     Source:
         Kupiec (1995), as of `coverage_tests`.
     """
-    share = hits / count
 
     def likelihood(rate: float) -> float:
-        return float(xlogy(hits, rate) + xlogy(count - hits, 1 - rate))
+        return float(trials * (xlogy(share, rate) + xlogy(1 - share, 1 - rate)))
 
-    return float(chi2.sf(2 * (likelihood(share) - likelihood(level)), 1))
+    return max(0.0, 2 * (likelihood(share) - likelihood(level)))
 
 
 def fissler_ziegel(value: Floats, shortfall: Floats, returns: Floats, level: float) -> Floats:

@@ -21,7 +21,6 @@ import pandas as pd
 from scipy.fft import dct
 from scipy.integrate import quad
 from scipy.linalg import matmul_toeplitz
-from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from kronos_qlib.errors import UndefinedMetricError
@@ -214,44 +213,6 @@ def statistic_interval(
     drawn = np.array([statistic(each) for each in means])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return low, high
-
-
-def joint_p(daily: pd.DataFrame, *, label_bars: int = 1) -> float:
-    """P-value of all means of several daily series being zero at once: `daily_mean`'s test, of q.
-
-    Args:
-        daily: a row a time, as of `daily_mean`; q columns, each of which varies.
-        label_bars: as of `daily_mean`.
-
-    Returns:
-        NaN where there are fewer cosines than columns, or where columns move as one: their joint
-        error has no inverse.
-
-    Raises:
-        UndefinedMetricError: as of `daily_mean`.
-
-    Source:
-        Lazarus and others (2018), as of `daily_mean`: the F test with q and B - q + 1 degrees of
-        freedom.
-    """
-    found = [
-        daily_mean(daily[column], label_bars=label_bars, name=f"column {column!r}")
-        for column in daily
-    ]
-    count, several = found[0].cosines, len(found)
-    if count < several:
-        return math.nan
-    values: Floats = by_day(daily).to_numpy(dtype=np.float64)
-    errors = np.array([one.standard_error for one in found])
-    # In standard errors, so that columns of differing size are weighed alike.
-    waves = _cosines(values, count) / (errors * math.sqrt(len(values)))
-    together = waves.T @ waves / count
-    if np.linalg.cond(together) > 1 / ROUNDING:
-        return math.nan
-    t = np.array([one.t for one in found])
-    free = count - several + 1
-    wald = float(t @ np.linalg.solve(together, t)) * free / (count * several)
-    return float(fisher.sf(wald, several, free))
 
 
 def varies(values: npt.NDArray[Any]) -> bool:
