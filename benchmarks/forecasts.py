@@ -140,7 +140,7 @@ def source_of(file: Path, market: Market, lookback: int, horizon: int) -> Window
     bars = read_bars(frame, as_is=True).bars
     bars = bars[bars["date"] < end]
     if market.freq == "B":
-        bars = bars[bars["date"].dt.dayofweek < 5]
+        bars = bars[bars["date"].dt.day_of_week < 5]
     return WindowDataset(
         table=BarTable.from_bars(bars, incomplete="skip", invalid="skip"),
         segments={"valid": market.valid, "test": market.test},

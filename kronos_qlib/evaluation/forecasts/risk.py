@@ -20,7 +20,7 @@ from scipy.stats import chi2
 from scipy.stats import t as student
 
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.distributions import STILL, Distribution, Floats, Outcomes
+from kronos_qlib.evaluation.forecasts.distributions import Distribution, Floats, Outcomes
 from kronos_qlib.evaluation.ranking.uncertainty import (
     LEAST_DAYS,
     daily_mean,
@@ -29,6 +29,8 @@ from kronos_qlib.evaluation.ranking.uncertainty import (
 
 TAILS = (0.01, 0.05)
 """Levels of value at risk that are reported."""
+LEAST_LOSS = 1e-4
+"""Of a shortfall in the joint score: a basis point."""
 LEAST_P = 1e-300
 """In place of a p-value of 0, which has no log."""
 
@@ -46,7 +48,8 @@ class RiskQuality:
     christoffersen: float
     """p-value of that and of failures that do not follow failures (conditional coverage)."""
     fissler_ziegel: float
-    """Mean joint score of value at risk and shortfall; the lower the better."""
+    """Mean joint score of value at risk and shortfall; the lower the better. NaN of a forecast that
+    expects no loss in any window."""
 
 
 def risk_quality(
@@ -69,12 +72,13 @@ def risk_quality(
     label_days = outcomes.label_days(bar)
     kupiec, christoffersen = coverage_tests(daily, level, label_days, len(returns))
     scores = fissler_ziegel(value, shortfall, returns, level)
+    joint = float(pd.Series(scores).groupby(outcomes.days).mean().mean())
     return RiskQuality(
         hits=float(daily.mean()),
         expected_hits=level * len(returns),
         kupiec=kupiec,
         christoffersen=christoffersen,
-        fissler_ziegel=float(pd.Series(scores).groupby(outcomes.days).mean().mean()),
+        fissler_ziegel=joint if (shortfall < 0).any() else np.nan,
     )
 
 
@@ -159,14 +163,14 @@ def kupiec_ratio(share: float, trials: float, level: float) -> float:
 def fissler_ziegel(value: Floats, shortfall: Floats, returns: Floats, level: float) -> Floats:
     """(...) joint score of values at risk and shortfalls (...), signed as returns; lower is better.
 
-    The one whose differences have no unit. A shortfall that is no loss, or less than `STILL`,
-    is taken for that: it has no log.
+    The one whose differences have no unit. A shortfall that is no loss, or one below `LEAST_LOSS`,
+    is taken for that: it has no log, and the score of a forecast without risk is infinite.
 
     Source:
         Fissler and Ziegel, "Higher order elicitability and Osband's principle", Annals of
         Statistics 44 (2016); this member: Patton, Ziegel and Chen, "Dynamic semiparametric models
         for expected shortfall (and value-at-risk)", Journal of Econometrics 211 (2019), FZ0.
     """
-    loss = np.minimum(shortfall, -STILL)
+    loss = np.minimum(shortfall, -LEAST_LOSS)
     beyond = np.maximum(value - returns, 0)
     return np.asarray(-beyond / (level * loss) + value / loss + np.log(-loss) - 1)
