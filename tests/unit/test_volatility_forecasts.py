@@ -25,6 +25,7 @@ from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
 from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
     LogRangeHar,
     ewma,
+    fit_garch,
     garch,
     log_variance,
     realised,
@@ -185,6 +186,16 @@ def test_a_garch_without_a_fit_is_the_ewma_and_is_counted(monkeypatch, how):
     assert np.isinf(found.degrees).all()
 
 
+def test_normal_innovations_with_a_mean_are_fitted_too():
+    outcomes, true = garch_world(1)
+    moves = np.diff(np.log(outcomes.closes_seen[0])) + 0.01
+    found = fit_garch(moves, 2, mean="Constant", dist="normal")
+    assert np.isinf(found.degrees)
+    assert np.sqrt(found.variance[0]) == pytest.approx(true[0], rel=0.3)
+    assert fit_garch(moves[:99], 2) is None
+    assert fit_garch(moves[:99], 2, least=50).variance.shape == (2,)
+
+
 def test_a_garch_needs_arch_and_says_which_extra_brings_it(monkeypatch):
     def missing(module, *, for_):
         raise MissingDependencyError(f"{for_} needs {module}")
@@ -269,6 +280,9 @@ def test_the_oracle_knows_the_volatility_that_came_and_not_its_sign():
     moves = np.diff(np.log(np.c_[outcomes.last_close, outcomes.closes]), axis=1)
     assert found == pytest.approx(np.repeat(np.sqrt((moves**2).mean(1))[:, None], 4, 1))
     assert (realised(outcomes).walk().mean() == 0).all()
+    assert realised(outcomes, 0).per_bar == pytest.approx(ewma(outcomes).per_bar)
+    half = np.sqrt(found * ewma(outcomes).per_bar)
+    assert realised(outcomes, 0.5).per_bar == pytest.approx(half)
 
 
 # All by name.

@@ -5,12 +5,14 @@ Shape letters: N windows, H bars of the horizon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
-from kronos_qlib.evaluation.forecasts.distributions import Distribution, Outcomes
+from kronos_qlib.evaluation.forecasts.distributions import Distribution, Floats, Outcomes
 from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
     LogRangeHar,
     VolatilityForecast,
@@ -31,6 +33,8 @@ WALK_CALIBRATED, EWMA_CALIBRATED, GARCH_CALIBRATED, HAR_CALIBRATED = (
 )
 ORACLE = "oracle_scale"
 """Knows the volatility of the bars that came, and nothing of their sign: not a forecast."""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the volatility that came in the oracle's, among which each bar has the best of the past."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +42,9 @@ class Baselines:
     """Distributions by name, and what they could not do.
 
     `..._calibrated` has, for each bar, the factor on its spread and the degrees of freedom of least
-    mean CRPS on earlier windows (`VolatilityWalk.fit`); so has the oracle, by the volatility that
-    came of these. HAR's regression is of the earlier windows' histories in both.
+    mean CRPS on earlier windows (`VolatilityWalk.fit`); so has the oracle, and for each bar the
+    share of the volatility that came in a mean of its log with that of the EWMA. HAR's regression
+    is of the earlier windows' histories in both.
     """
 
     of: Mapping[str, Distribution]
@@ -87,10 +92,30 @@ class Baselines:
             better = past.fit(earlier.returns, has_tails=True)
             fitted[f"{name}_calibrated"] = better
             of |= {name: now, f"{name}_calibrated": now.fitted_as(better)}
-        known = realised(earlier).walk().fit(earlier.returns, has_tails=True)
-        fitted[ORACLE] = known
-        bounds = {ORACLE: realised(outcomes).walk().fitted_as(known)}
+        fitted[ORACLE], oracle = _oracle(outcomes, earlier)
+        bounds = {ORACLE: oracle}
         return cls(of, bounds, fitted, failed[1], failed[0], left_out)
+
+
+def _oracle(outcomes: Outcomes, earlier: Outcomes) -> tuple[VolatilityWalk, VolatilityWalk]:
+    """Of the earlier windows, as fitted, and of those to be judged."""
+    walks = [
+        realised(earlier, weight).walk().fit(earlier.returns, has_tails=True) for weight in SHARES
+    ]
+    crps = np.stack([walk.crps(earlier.returns).mean(axis=0) for walk in walks])
+    chosen = crps.argmin(axis=0)
+
+    def picked(columns: Sequence[Floats]) -> Floats:
+        each = [columns[which][..., bar] for bar, which in enumerate(chosen)]
+        return np.stack(each, axis=-1)
+
+    past = VolatilityWalk(
+        picked([one.volatility_per_bar for one in walks]),
+        picked([one.scale for one in walks]),
+        picked([np.asarray(one.degrees) for one in walks]),
+    )
+    now = picked([realised(outcomes, weight).per_bar for weight in SHARES])
+    return past, replace(past, volatility_per_bar=now)
 
 
 def _count(forecast: VolatilityForecast) -> int:

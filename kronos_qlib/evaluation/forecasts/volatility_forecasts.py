@@ -9,6 +9,7 @@ Shape letters: N windows, T bars of their history, H bars of the horizon.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ GARCH_MOST = 10.0
 """Times that a GARCH volatility may be above or below the EWMA before it counts as failed."""
 GARCH_START = (0.02, 0.06, 0.92, 6.0)
 """Omega, alpha, beta and degrees of freedom that a fit on returns of deviation 1 starts from."""
+LEAST_DEGREES = 2.1
+"""Of freedom: with 2 there is no variance."""
 HAR_BARS = (1, 5, 22)
 """Bars of HAR's means."""
 HAR_FLOOR = 0.05
@@ -66,13 +69,16 @@ def ewma(outcomes: Outcomes, decay: float = DECAY) -> VolatilityForecast:
     return VolatilityForecast(_over_horizon(np.maximum(np.sqrt(variance), STILL), outcomes))
 
 
-def realised(outcomes: Outcomes) -> VolatilityForecast:
+def realised(outcomes: Outcomes, weight: float = 1.0) -> VolatilityForecast:
     """The volatility of all bars that came, the same for every bar: no forecast but a bound.
 
     The return that is judged is part of it, so at bars near the horizon's end the bound is one that
-    no forecast can reach.
+    no forecast can reach. Of few bars it is a noisy measure of their true volatility: `weight`
+    below 1 draws its log towards that of the EWMA.
     """
     came = np.maximum(outcomes.realised_volatility[:, -1], STILL)
+    if weight < 1:
+        came = came**weight * ewma(outcomes).per_bar[:, 0] ** (1 - weight)
     return VolatilityForecast(_over_horizon(came, outcomes))
 
 
@@ -95,49 +101,69 @@ def garch(outcomes: Outcomes) -> VolatilityForecast:
         Bollerslev, "A conditionally heteroskedastic time series model for speculative prices and
         rates of return", Review of Economics and Statistics 69 (1987).
     """
-    require("arch", for_="a GARCH forecast")
     instead = ewma(outcomes).per_bar
     per_bar, degrees = instead.copy(), np.full_like(instead, np.inf)
     failed = np.ones(len(instead), dtype=bool)
     bars = np.arange(1, outcomes.horizon + 1)
     for window, closes in enumerate(outcomes.closes_seen):
         moves = np.diff(np.log(closes[np.isfinite(closes)]))
-        found = _fit_garch(moves, outcomes.horizon)
+        found = fit_garch(moves, outcomes.horizon)
         if found is None:
             continue
-        volatility = np.sqrt(np.cumsum(found[0]) / bars)
+        volatility = np.sqrt(np.cumsum(found.variance) / bars)
         ratio = volatility / instead[window]
-        if np.isfinite(ratio).all() and ratio.max() < GARCH_MOST and ratio.min() > 1 / GARCH_MOST:
+        if ratio.max() < GARCH_MOST and ratio.min() > 1 / GARCH_MOST:
             per_bar[window], failed[window] = volatility, False
-            degrees[window] = found[1] if found[1] <= 4 else 4 + bars * (found[1] - 4)
+            nu = found.degrees
+            degrees[window] = nu if nu <= 4 else 4 + bars * (nu - 4)
     return VolatilityForecast(per_bar, degrees, failed)
 
 
-def garch_variance(moves: Floats, horizon: int) -> Floats | None:
-    """(H,) expected variances of the bars after log returns (T,), each; None where no fit is.
+@dataclass(frozen=True, eq=False)
+class GarchFit:
+    """What a GARCH(1,1) expects after the returns it was fitted on."""
+
+    variance: Floats
+    """(H,) of the log return of each bar ahead."""
+    degrees: float
+    """Of freedom of the innovations; infinite where they are normal."""
+
+
+def fit_garch(
+    moves: Floats,
+    horizon: int,
+    *,
+    mean: Literal["Zero", "Constant"] = "Zero",
+    dist: Literal["t", "normal"] = "t",
+    least: int = GARCH_LEAST,
+) -> GarchFit | None:
+    """A GARCH(1,1) of log returns (T,), by `arch`; None where there is no fit.
+
+    Args:
+        mean: of the returns: none, or fitted.
+        dist: of the innovations.
+        least: fewest returns that are fitted.
 
     Raises:
         MissingDependencyError: as of `garch`.
     """
-    found = _fit_garch(moves, horizon)
-    return None if found is None else found[0]
-
-
-def _fit_garch(moves: Floats, horizon: int) -> tuple[Floats, float] | None:
-    """(H,) variances and degrees of freedom, from log returns (T,)."""
-    unit = float(moves.std()) if len(moves) >= GARCH_LEAST else 0.0
+    arch_model = require("arch", for_="a GARCH forecast").arch_model
+    unit = float(moves.std()) if len(moves) >= least else 0.0
     if unit < STILL:
         return None
-    arch_model = require("arch", for_="a GARCH forecast").arch_model
-    model = arch_model(moves / unit, mean="Zero", vol="GARCH", p=1, q=1, dist="t", rescale=False)
+    model = arch_model(moves / unit, mean=mean, vol="GARCH", p=1, q=1, dist=dist, rescale=False)
+    start = np.array(GARCH_START) if (mean, dist) == ("Zero", "t") else None
     try:
-        found = model.fit(disp="off", show_warning=False, starting_values=np.array(GARCH_START))
+        found = model.fit(disp="off", show_warning=False, starting_values=start)
     except (ValueError, FloatingPointError, np.linalg.LinAlgError):
         return None
     if found.convergence_flag != 0:
         return None
-    variance = found.forecast(horizon=horizon, reindex=False).variance.to_numpy()[-1]
-    return np.asarray(variance * unit**2), float(max(found.params["nu"], 2.1))
+    variance = found.forecast(horizon=horizon, reindex=False).variance.to_numpy()[-1] * unit**2
+    if not (np.isfinite(variance).all() and (variance > 0).all()):
+        return None
+    degrees = max(float(found.params["nu"]), LEAST_DEGREES) if dist == "t" else np.inf
+    return GarchFit(np.asarray(variance), degrees)
 
 
 @dataclass(frozen=True, eq=False)
