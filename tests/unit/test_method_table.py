@@ -35,13 +35,6 @@ def test_the_energy_score_is_that_of_its_definition(is_fair):
     assert energy_score(paths, came, is_fair=is_fair) == pytest.approx(expected)
 
 
-def test_the_energy_score_is_that_of_scoringrules():
-    rng = np.random.default_rng(1)
-    paths, came = rng.normal(size=(9, 8, 4)), rng.normal(size=(9, 4))
-    theirs = scoringrules.es_ensemble(came, paths, estimator="nrg", backend="numpy")
-    assert energy_score(paths, came, is_fair=False) == pytest.approx(theirs)
-
-
 def test_of_one_bar_it_is_the_crps():
     rng = np.random.default_rng(2)
     closes, came = 1 + rng.normal(0, 0.02, (30, 20, 1)), rng.normal(0, 0.02, (30, 1))

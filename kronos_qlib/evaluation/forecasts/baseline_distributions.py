@@ -6,6 +6,7 @@ Shape letters: N windows, H bars of the horizon.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.special import beta, gammaln, ndtr, ndtri, stdtr, stdtrit
@@ -97,15 +98,15 @@ class VolatilityWalk:
         spread, degrees = self._spread, self._degrees
 
         def best(bar: int) -> tuple[float, float]:
-            def loss(factor: float, of: Floats) -> float:
+            def loss(of: Floats, factor: float) -> float:
                 reach = spread[:, bar] * (factor / self.scale[bar])
                 return float(_crps(returns[:, bar], reach, of).mean())
 
             found = []
             candidates = [np.array(one) for one in DEGREES] if has_tails else [degrees[:, bar]]
             for of in candidates:
-                factor = best_factor(lambda factor, of=of: loss(factor, of))
-                found.append((loss(factor, of), factor, float(of.flat[0])))
+                factor = best_factor(partial(loss, of))
+                found.append((loss(of, factor), factor, float(of.flat[0])))
             return min(found)[1:]
 
         scale, chosen = np.array([best(bar) for bar in range(len(self.scale))]).T

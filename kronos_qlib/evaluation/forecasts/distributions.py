@@ -290,7 +290,7 @@ class PathDistribution:
         highest = self.quantile(level)
         weights = np.clip(level * self.returns.shape[-1] - np.arange(self.returns.shape[-1]), 0, 1)
         # With few draws the quantile of a further draw lies below their own: no mean above it.
-        return np.minimum(self.returns @ (weights / weights.sum()), highest)
+        return np.asarray(np.minimum(self.returns @ (weights / weights.sum()), highest))
 
     def log_paths(self, count: int, rng: np.random.Generator) -> Floats:
         """(N, P, H) the paths themselves, all of them; neither argument is used."""
@@ -309,7 +309,7 @@ class PathDistribution:
         place = below + rng.random(returns.shape) * (equal + 1)
         if self.stratified:
             edges = np.clip(np.arange(paths + 2) - 0.5, 0, paths) / paths
-            return np.interp(place, np.arange(paths + 2), edges)
+            return np.asarray(np.interp(place, np.arange(paths + 2), edges))
         return np.asarray(place / (paths + 1))
 
 

@@ -69,7 +69,7 @@ def method_table(
         christoffersen (p-values), var_1_expected (windows that should be) and var_1_fz; NaN where
         the paths are too few for it, and for all bars.
         energy, of whole paths of log returns, with energy_relative to the baseline of least energy,
-        energy_low, energy_high; of all bars only.
+        and its ends energy_low and energy_high, as shares; of all bars only.
 
     Raises:
         ConfigError: no baseline, or a name that is not among the methods.
@@ -129,12 +129,12 @@ def method_table(
     energy = _energies(methods, outcomes, seed)
     best = min(baselines, key=lambda name: float(energy[name].mean()))
     for name in methods:
-        found = _difference(energy[name], energy[best], label_days(outcomes, ALL))
+        apart = _difference(energy[name], energy[best], label_days(outcomes, ALL))
         rows[ALL, name] |= {
             "energy": energy[name].mean(),
-            "energy_relative": found["relative"],
-            "energy_low": found["low"] / energy[best].mean(),
-            "energy_high": found["high"] / energy[best].mean(),
+            "energy_relative": apart["relative"],
+            "energy_low": apart["low"] / energy[best].mean(),
+            "energy_high": apart["high"] / energy[best].mean(),
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["horizon", "method"])

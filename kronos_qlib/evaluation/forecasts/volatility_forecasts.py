@@ -211,7 +211,9 @@ class LogRangeHar:
                 "longer histories or more windows"
             )
         found = np.linalg.lstsq(x, y, rcond=None)[0]
-        return cls(found.T, np.asarray((y - x @ found).var(axis=0)), len(x))
+        return cls(
+            np.asarray(found.T, dtype=np.float64), np.asarray((y - x @ found).var(axis=0)), len(x)
+        )
 
     def forecast(self, outcomes: Outcomes) -> VolatilityForecast:
         """Of windows; one that has seen fewer bars than a mean has takes what it has.
