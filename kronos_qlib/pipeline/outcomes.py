@@ -122,8 +122,6 @@ def outcomes_of(
     past = table.values[ends + np.arange(-volatility_bars, 1), CLOSE].astype(np.float64)
     came = table.values[ends + np.arange(1, source.horizon + 1), CLOSE].astype(np.float64)
     _check_positive(np.concatenate((past, came), axis=1), windows, "has a close")
-    newest = table.values[ends[:, 0], : CLOSE + 1]
-    _check_positive(newest, windows, "has a newest bar with a price")
     return Outcomes(
         windows.times,
         past,
@@ -135,16 +133,20 @@ def outcomes_of(
 
 
 def history_of(windows: Windows, bars: int) -> npt.NDArray[np.float32]:
-    """(N, T, 4) open, high, low, close of at most `bars` bars seen, in money; see `Outcomes`."""
+    """(N, T, 4) open, high, low, close of at most `bars` bars seen, in money; see `Outcomes`.
+
+    A history begins after a close that is not positive; another such price is the bar's close.
+    """
     table = windows.table
     ends = windows.ends[:].astype(np.int64)
     known = ends + 1 - table.offsets[table.instrument_of(ends)]
     steps = np.arange(1 - min(bars, int(known.max())), 1)
     prices = table.values[np.maximum(ends[:, None] + steps, 0), : CLOSE + 1]
-    # Nothing before a price that has no return: bars of a history stand side by side.
-    bad = ~(np.isfinite(prices) & (prices > 0)).all(axis=-1)
-    bad |= steps < 1 - known[:, None]
+    good = np.isfinite(prices) & (prices > 0)
+    # Nothing before a close that has no return: bars of a history stand side by side.
+    bad = ~good[..., CLOSE] | (steps < 1 - known[:, None])
     spoilt = np.logical_or.accumulate(bad[:, ::-1], axis=1)[:, ::-1]
+    prices = np.where(good, prices, prices[..., CLOSE:])
     prices[spoilt] = np.nan
     return np.asarray(prices)
 
@@ -191,7 +193,7 @@ def _times_ahead(windows: Windows) -> npt.NDArray[np.datetime64]:
     return np.asarray(windows.table.times_at(ends + np.arange(1, windows.ahead + 1)))
 
 
-def _check_positive(closes: npt.NDArray[np.floating], windows: Windows, what: str) -> None:
+def _check_positive(closes: Floats, windows: Windows, what: str) -> None:
     bad = np.flatnonzero(~(closes > 0).all(axis=1))
     if len(bad):
         (name,) = windows.describe(bad[:1])

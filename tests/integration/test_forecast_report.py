@@ -278,6 +278,17 @@ def test_a_price_without_a_log_ends_the_history_before_it():
     assert known.tolist() == [6, 10]
 
 
+def test_another_price_without_a_log_is_the_bars_close():
+    """Only closes must be positive: a window was judged whatever its opens, and still is."""
+    table, _ = table_of({"A": np.linspace(10, 12, 12)})
+    table.values[8:10, 0] = 0
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
+    windows, _ = known_windows(source, "all")
+    history = outcomes_of(source, windows.take([-1]), 2).history[0]
+    assert np.isfinite(history).all()
+    assert history[8:, 0] == pytest.approx(history[8:, CLOSE])
+
+
 def test_paths_are_those_of_predict_paths(dataset, bars):
     """Coherent, keyed by instrument and moment, and each window's independent of each other."""
     source = dataset.source
