@@ -34,7 +34,6 @@ from kronos_qlib import WindowDataset
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.evaluation.forecasts.baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.calibration import Calibration
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
@@ -43,6 +42,7 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     PathDistribution,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
+from kronos_qlib.evaluation.forecasts.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.risk import TAILS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,

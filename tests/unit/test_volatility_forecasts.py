@@ -10,7 +10,8 @@ import pytest
 
 from kronos_qlib.errors import BarDataError, MissingDependencyError
 from kronos_qlib.evaluation.forecasts import volatility_forecasts
-from kronos_qlib.evaluation.forecasts.baselines import (
+from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
+from kronos_qlib.evaluation.forecasts.named_baselines import (
     EWMA,
     EWMA_CALIBRATED,
     GARCH,
@@ -21,7 +22,6 @@ from kronos_qlib.evaluation.forecasts.baselines import (
     WALK,
     Baselines,
 )
-from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
 from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
     LogRangeHar,
     ewma,

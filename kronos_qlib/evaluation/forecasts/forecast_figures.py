@@ -18,7 +18,6 @@ from kronos_qlib.evaluation.figures import (
     dress_percent,
     new_figure,
 )
-from kronos_qlib.evaluation.forecasts.baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 from kronos_qlib.evaluation.forecasts.day_means import ALL
 from kronos_qlib.evaluation.forecasts.distributions import sample_quantile, tail_levels
 from kronos_qlib.evaluation.forecasts.forecast_tables import (
@@ -26,6 +25,7 @@ from kronos_qlib.evaluation.forecasts.forecast_tables import (
     CONFORMAL,
     KRONOS,
 )
+from kronos_qlib.evaluation.forecasts.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 from kronos_qlib.markup import figure_text
 
 if TYPE_CHECKING:

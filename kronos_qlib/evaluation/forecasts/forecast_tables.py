@@ -19,15 +19,6 @@ import pandas as pd
 from scipy.stats import kstest
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.baselines import (
-    EWMA_CALIBRATED,
-    GARCH_CALIBRATED,
-    HAR_CALIBRATED,
-    LAST_PRICE,
-    WALK,
-    WALK_CALIBRATED,
-    Baselines,
-)
 from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
 from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day, horizons, label_days
 from kronos_qlib.evaluation.forecasts.distributions import (
@@ -39,6 +30,15 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     losses_of,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
+from kronos_qlib.evaluation.forecasts.named_baselines import (
+    EWMA_CALIBRATED,
+    GARCH_CALIBRATED,
+    HAR_CALIBRATED,
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+    Baselines,
+)
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference, varies
 
 Floats = npt.NDArray[np.float64]

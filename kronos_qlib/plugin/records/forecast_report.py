@@ -22,7 +22,6 @@ from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.baselines import Baselines
 from kronos_qlib.evaluation.forecasts.distributions import LEVELS, VOLATILITY_BARS, Outcomes
 from kronos_qlib.evaluation.forecasts.forecast_figures import (
     coverage_figure,
@@ -31,6 +30,7 @@ from kronos_qlib.evaluation.forecasts.forecast_figures import (
     pit_figure,
 )
 from kronos_qlib.evaluation.forecasts.forecast_tables import ForecastQuality, judge
+from kronos_qlib.evaluation.forecasts.named_baselines import Baselines
 from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
@@ -69,7 +69,7 @@ class ForecastReportRecord(RecordTemp):
 
     The baselines are the last price and random walks with a volatility: of the past, EWMA,
     GARCH(1,1)-t (some 30 ms for each window of both segments) and log-range HAR, each as it is and
-    calibrated; see `baselines.Baselines`. All are judged on windows of the test segment whose
+    calibrated; see `named_baselines.Baselines`. All are judged on windows of the test segment whose
     horizon has come; the calibration is fitted on windows of the valid segment. These are samples:
     evenly spaced over the segment's time, drawn among the instruments of a moment. Left out, and
     counted in the log and in
