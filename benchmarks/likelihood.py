@@ -51,7 +51,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from arch import arch_model
 
 from kronos_qlib import Kronos, KronosTokenizer
 from kronos_qlib.data.windows.bar_table import BarTable
@@ -59,6 +58,7 @@ from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.data.windows.gather import gather
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.evaluation.forecasts.volatility_forecasts import fit_garch
 from kronos_qlib.inference.kv_cache import KeyValueStore
 from kronos_qlib.inference.packed import PackedTokenizer
 from kronos_qlib.schema import AMOUNT, CLOSE, HIGH, LOW, OPEN, VOLUME
@@ -333,14 +333,9 @@ class Walk:
 
 def garch_ratio(past: Floats) -> float | None:
     """Forecast volatility of the next return over that of the lookback; None where no fit is."""
-    returns = 100 * np.diff(np.log(past[is_traded(past), CLOSE]))
-    spread = returns.std()
-    if spread < 1e-6:
-        return None
-    model = arch_model(returns, mean="Constant", vol="GARCH", p=1, q=1, rescale=False)
-    found = model.fit(disp="off", show_warning=False)
-    ratio = float(found.forecast(horizon=1).variance.iloc[-1, 0] ** 0.5 / spread)
-    return ratio if found.convergence_flag == 0 and math.isfinite(ratio) and ratio > 0 else None
+    returns = np.diff(np.log(past[is_traded(past), CLOSE]))
+    found = fit_garch(returns, 1, mean="Constant", dist="normal", least=LEAST_TRADED - 1)
+    return None if found is None else float(np.sqrt(found.variance[0]) / returns.std())
 
 
 @torch.inference_mode()

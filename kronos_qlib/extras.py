@@ -18,7 +18,7 @@ from kronos_qlib.errors import MissingDependencyError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("peft",),
     "members": ("index_constitution",),
-    "report": ("empyrical", "plotly", "scoringrules", "statsmodels"),
+    "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""
 

@@ -27,13 +27,23 @@ Floats = npt.NDArray[np.float64]
 
 AT_ONCE = 500
 """Windows whose paths are held in memory with all six columns."""
+HISTORY_BARS = 1000
+"""Bars before a forecast that baselines are estimated on: four years of days."""
 
 
-def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -> Outcomes:
+def outcomes_of(
+    source: WindowDataset, windows: Windows, volatility_bars: int, history_bars: int = HISTORY_BARS
+) -> Outcomes:
     """What was known of windows that `known_windows` gave, and what came.
 
+    Args:
+        volatility_bars: returns that make the historical volatility.
+        history_bars: at most this many bars seen make the history: also those before a window's
+            first, back to the instrument's first in the table.
+
     Raises:
-        BarDataError: a close is not positive; names instrument and time.
+        BarDataError: a close that is needed is not positive; names instrument and time. Of the
+            history the bars up to such a one are left out.
         ConfigError: windows are shorter than `volatility_bars` returns.
     """
     shortest = source.min_bars or source.lookback
@@ -47,7 +57,33 @@ def outcomes_of(source: WindowDataset, windows: Windows, volatility_bars: int) -
     past = table.values[ends + np.arange(-volatility_bars, 1), CLOSE].astype(np.float64)
     came = table.values[ends + np.arange(1, source.horizon + 1), CLOSE].astype(np.float64)
     _check_positive(np.concatenate((past, came), axis=1), windows, "has a close")
-    return Outcomes(windows.times, past, came, times_ahead(windows), volatility_bars)
+    return Outcomes(
+        windows.times,
+        past,
+        came,
+        times_ahead(windows),
+        volatility_bars,
+        history_of(windows, max(history_bars, volatility_bars + 1)),
+    )
+
+
+def history_of(windows: Windows, bars: int) -> npt.NDArray[np.float32]:
+    """(N, T, 4) open, high, low, close of at most `bars` bars seen, in money; see `Outcomes`.
+
+    A history begins after a close that is not positive; another such price is the bar's close.
+    """
+    table = windows.table
+    ends = windows.ends[:].astype(np.int64)
+    known = ends + 1 - table.offsets[table.instrument_of(ends)]
+    steps = np.arange(1 - min(bars, int(known.max())), 1)
+    prices = table.values[np.maximum(ends[:, None] + steps, 0), : CLOSE + 1]
+    good = np.isfinite(prices) & (prices > 0)
+    # Nothing before a close that has no return: bars of a history stand side by side.
+    bad = ~good[..., CLOSE] | (steps < 1 - known[:, None])
+    spoilt = np.logical_or.accumulate(bad[:, ::-1], axis=1)[:, ::-1]
+    prices = np.where(good, prices, prices[..., CLOSE:])
+    prices[spoilt] = np.nan
+    return np.asarray(prices)
 
 
 def draw_closes(

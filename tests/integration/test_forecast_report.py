@@ -69,6 +69,12 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
         "forecast.coverage_80_calibrated",
         "forecast.coverage_80_conformal",
         "forecast.volatility_r2",
+        "forecast.qlike",
+        "forecast.crps_ewma_calibrated",
+        "forecast.crps_garch_calibrated",
+        "forecast.crps_har_calibrated",
+        "forecast.crps_oracle_scale",
+        "forecast.garch_fallbacks",
     ):
         assert np.isfinite(logged[name])
     RunCheckRecord(recorder, metrics=sorted(expected)).generate()
@@ -81,6 +87,10 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
     scores = read("scores.csv", index_col=["measure", "horizon"])
     assert scores.loc[("crps", "all"), "kronos"] == pytest.approx(logged["forecast.crps"])
     assert set(scores.index.get_level_values("horizon")) == {"1", "2", "3", "all"}
+    methods = read("methods.csv", index_col=["horizon", "method"])
+    assert methods.loc[("all", "kronos"), "crps"] == pytest.approx(logged["forecast.crps"])
+    assert {"ewma", "garch", "har", "oracle_scale"} < set(methods.loc["1"].index)
+    assert {"var_5_kupiec", "qlike", "energy", "low", "high"} < set(methods.columns)
     sample = read("windows.csv", parse_dates=["datetime"])
     # The horizon lies in the segment: the last bar seen may be the one before it.
     assert sample["datetime"].min() >= pd.Timestamp("2020-09-30")
@@ -230,6 +240,47 @@ def test_outcomes_are_the_bars_seen_and_those_that_came(dataset, bars):
         assert outcomes.past[place] == pytest.approx(own.iloc[at - 20 : at + 1], rel=1e-6)
         assert outcomes.closes[place] == pytest.approx(own.iloc[at + 1 : at + 4], rel=1e-6)
         assert list(outcomes.until[place]) == list(own.index[at + 1 : at + 4])
+
+
+def test_a_history_reaches_back_to_the_instruments_first_bar_and_no_further(dataset, bars):
+    """Bars stand one instrument after another: a history must not read its neighbour."""
+    source = dataset.source
+    windows = sample_windows(known_windows(source, "test")[0], 40, 0)
+    whole = outcomes_of(source, windows, 20).history
+    for place in (0, 17, 39):
+        moment, name = windows.index[place]
+        own = bars[(bars["symbol"] == name) & (bars["date"] <= moment)]
+        own = own[["open", "high", "low", "close"]].to_numpy()[-whole.shape[1] :]
+        assert whole[place, -len(own) :] == pytest.approx(own, rel=1e-6)
+        assert np.isnan(whole[place, : -len(own)]).all()
+    short = outcomes_of(source, windows, 20, history_bars=50).history
+    assert short.shape == (40, 50, 4)
+    assert (short == whole[:, -50:]).all()
+    few = outcomes_of(source, windows, 20, history_bars=1).history
+    assert few.shape[1] == 21, "at least what the historical volatility reads"
+
+
+def test_a_price_without_a_log_ends_the_history_before_it():
+    walk = np.linspace(10, 12, 12)
+    walk[3] = -1
+    table, _ = table_of({"A": walk, "B": np.abs(walk)})
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
+    windows, _ = known_windows(source, "all")
+    last = windows.take(np.flatnonzero(np.asarray(windows.ends[:]) % 12 == 9))
+    history = outcomes_of(source, last, 2).history
+    known = np.isfinite(history[..., CLOSE]).sum(axis=1)
+    assert known.tolist() == [6, 10]
+
+
+def test_another_price_without_a_log_is_the_bars_close():
+    """Only closes must be positive: a window was judged whatever its opens, and still is."""
+    table, _ = table_of({"A": np.linspace(10, 12, 12)})
+    table.values[8:10, 0] = 0
+    source = WindowDataset(table=table, segments={"all": (None, None)}, lookback=3, horizon=2)
+    windows, _ = known_windows(source, "all")
+    history = outcomes_of(source, windows.take([-1]), 2).history[0]
+    assert np.isfinite(history).all()
+    assert history[8:, 0] == pytest.approx(history[8:, CLOSE])
 
 
 def test_paths_are_those_of_predict_paths(dataset, bars):

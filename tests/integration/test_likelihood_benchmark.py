@@ -185,12 +185,9 @@ def test_windows_without_a_garch_fit_are_counted(likelihood, walked, tokenizer, 
     sample, net = likelihood.Sample.of(ahead, tokenizer), PackedTokenizer(tokenizer)
     usual = likelihood.Hits.count(sample, net, samples=20, seed=0)
     assert usual.without_garch == 0
-    fit = SimpleNamespace(
-        convergence_flag=4,
-        forecast=lambda horizon: SimpleNamespace(variance=pd.DataFrame([[1.0]])),
-    )
+    fit = SimpleNamespace(convergence_flag=4)
     model = SimpleNamespace(fit=lambda **options: fit)
-    monkeypatch.setattr(likelihood, "arch_model", lambda *args, **options: model)
+    monkeypatch.setattr("arch.arch_model", lambda *args, **options: model)
     hits = likelihood.Hits.count(sample, net, samples=20, seed=0)
     assert hits.without_garch == 5
     for name in ("Gaussian walk", "Gaussian walk, volume returns"):

@@ -8,6 +8,7 @@ import pytest
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day
 from kronos_qlib.evaluation.forecasts.distributions import (
     Outcomes,
     PathDistribution,
@@ -23,22 +24,18 @@ from kronos_qlib.evaluation.forecasts.forecast_figures import (
     pit_figure,
 )
 from kronos_qlib.evaluation.forecasts.forecast_tables import (
-    ALL,
     CALIBRATED,
     CONFORMAL,
     KRONOS,
-    LAST_PRICE,
     LOSSES,
     PAIRS,
-    WALK,
-    WALK_CALIBRATED,
-    by_day,
     coverage_table,
     difference_table,
     judge,
     pit_table,
     score_table,
 )
+from kronos_qlib.evaluation.forecasts.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 
 
 def outcomes_from(past, closes, start="2024-01-01"):
@@ -50,8 +47,13 @@ def outcomes_from(past, closes, start="2024-01-01"):
     return Outcomes(days[:windows], past, closes, until, past.shape[1] - 1)
 
 
-def simulated(seed, *, days=40, names=12, paths=39, horizon=3, too_sure=1.0, start="2024-01-01"):
-    """Random walks of differing volatility, and paths with 1 / too_sure of that."""
+def simulated(
+    seed, *, days=40, names=12, paths=39, horizon=3, too_sure=1.0, start="2024-01-01", older=0
+):
+    """Random walks of differing volatility, and paths with 1 / too_sure of that.
+
+    older: bars of a history before the closes seen.
+    """
     rng = np.random.default_rng(seed)
     calendar = pd.bdate_range(start, periods=days + horizon).to_numpy()
     place = np.repeat(np.arange(days), names)
@@ -66,7 +68,11 @@ def simulated(seed, *, days=40, names=12, paths=39, horizon=3, too_sure=1.0, sta
     spread = volatility[:, None, None] / too_sure
     drawn = start_at[:, None, None] * np.exp(walk(paths, horizon) * spread)
     until = calendar[place[:, None] + np.arange(1, horizon + 1)]
-    return drawn, Outcomes(calendar[place], past, closes, until)
+    history = None
+    if older:
+        before = past[:, :1] * np.exp(walk(older) * volatility[:, None])[:, ::-1]
+        history = np.repeat(np.concatenate((before, past), axis=1)[..., None], 4, axis=2)
+    return drawn, Outcomes(calendar[place], past, closes, until, history=history)
 
 
 # Two paths, by hand.
@@ -374,10 +380,28 @@ def test_metrics_have_a_name_for_everything_and_are_finite(judged):
     assert np.isfinite(list(metrics.values())).all()
 
 
-def test_every_pair_has_every_loss_on_every_bar(judged):
-    found, _, _ = judged
+def test_every_pair_has_every_loss_on_every_bar():
+    valid, test = (
+        simulated(seed, days=14, names=3, paths=19, start=start, older=100)
+        for seed, start in ((10, "2024-01-01"), (11, "2024-06-03"))
+    )
+    found = judge(*test, *valid, levels=(0.5,))
     assert len(found.differences) == len(PAIRS) * len(LOSSES) * 4
     assert not found.differences.isna().any(axis=None)
+    for name in ("ewma", "garch", "har"):
+        for one in (name, f"{name}_calibrated"):
+            assert np.isfinite(found.metrics()[f"crps_{one}"])
+            assert np.isfinite(found.scores.loc[("qlike", "2"), one])
+    assert found.methods.loc[(ALL, "oracle_scale"), "kind"] == "bound"
+    assert found.methods.loc[(ALL, KRONOS), "kind"] == "forecast"
+    assert found.metrics()["garch_fallbacks"] == found.baselines.garch_fallbacks
+
+
+def test_baselines_that_could_not_be_made_are_named(judged):
+    found, _, _ = judged
+    assert set(found.baselines.left_out) == {"garch", "har"}
+    assert "crps_garch" not in found.metrics()
+    assert "crps_ewma_calibrated" in found.metrics()
 
 
 def test_the_figures_show_the_tables(judged, tmp_path):

@@ -1,4 +1,4 @@
-"""Distributions of what comes: sampled paths and two that cost nothing, and what each loses.
+"""Distributions of what comes: what every one gives, that of sampled paths, and what each loses.
 
 Everything is measured in returns from the last close seen, for each bar of the horizon.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.extras import require
+from kronos_qlib.schema import CLOSE
 
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
@@ -51,6 +52,10 @@ class Outcomes:
     until: Times
     """(N, H) datetime64 of those."""
     volatility_bars: int = VOLATILITY_BARS
+    history: npt.NDArray[np.floating] | None = None
+    """(N, T, 4) open, high, low and close of bars seen, newest last, in money; NaN before an
+    instrument's first. As long as there is: EWMA, GARCH and HAR are estimated on it. None: only
+    `past` is known, which gives a rough EWMA and neither of the others."""
 
     def __post_init__(self) -> None:
         windows, shape = len(self.times), self.closes.shape
@@ -72,11 +77,36 @@ class Outcomes:
             )
         check_positive(self.past, "a close seen")
         check_positive(self.closes, "a close that came")
+        if self.history is not None:
+            self._check_history(self.history)
+
+    def _check_history(self, history: npt.NDArray[np.floating]) -> None:
+        if history.ndim != 3 or history.shape[::2] != (len(self.times), 4) or not history.shape[1]:
+            raise BarDataError(
+                "expected a history (N, T, 4) of open, high, low and close of "
+                f"{len(self.times)} windows, got {history.shape}"
+            )
+        if not np.allclose(history[:, -1, CLOSE], self.last_close, rtol=1e-5, atol=0):
+            raise BarDataError("the last close of `history` is not that of `past`")
+        known = np.isfinite(history[:, :, CLOSE])
+        if (known[:, :-1] & ~known[:, 1:]).any():
+            raise BarDataError(
+                "a history is NaN before an instrument's first bar only; leave out bars that are "
+                "missing, so that its bars stand side by side"
+            )
+        check_positive(np.where(np.isnan(history), 1.0, history), "a price of the history")
 
     @property
     def last_close(self) -> Floats:
         """(N,) in money."""
         return self.past[:, -1]
+
+    @property
+    def closes_seen(self) -> Floats:
+        """(N, T) as many as are known, newest last, NaN before the first."""
+        if self.history is None:
+            return self.past
+        return np.asarray(self.history[:, :, CLOSE], dtype=np.float64)
 
     @cached_property
     def returns(self) -> Floats:
@@ -131,6 +161,15 @@ class Distribution(Protocol):
     def volatility(self) -> Floats:
         """(N, H) expected realised volatility per bar of the bars up to each."""
 
+    def variance(self) -> Floats:
+        """(N, H) expected mean squared log return of the bars up to each, for QLIKE."""
+
+    def shortfall(self, level: float) -> Floats:
+        """(N, H) expected return where it stays below the quantile of this level."""
+
+    def log_paths(self, count: int, rng: np.random.Generator) -> Floats:
+        """(N, P, H) paths of log returns from the last close; `count` of them where it draws."""
+
     def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
         """(N, H) probability integral transform: uniform if the distribution is right.
 
@@ -145,7 +184,9 @@ class PathDistribution:
     """The distribution of sampled paths, each window's P paths taken as independent draws.
 
     CRPS is the fair estimator, mean |x - y| - sum over x, x' of |x - x'| / (2 P (P - 1)), whose
-    expectation does not depend on P: few paths are not punished for being few.
+    expectation does not depend on P: few paths are not punished for being few. Of paths that are
+    `stratified` it is the empirical one with P^2 in place of P (P - 1): these are not draws but
+    stand for a distribution, and lie further apart than draws would.
     """
 
     closes: Floats
@@ -158,6 +199,8 @@ class PathDistribution:
     median, which they share. Paths with a factor above 1 lie further apart than independent ones
     spread as wide, and the fair estimator would flatter them (20 paths scaled by 1.7: by 1.7 %).
     """
+    stratified: bool = False
+    """The closes of a bar are equidistant quantiles, at (p - 1/2) / P, not independent draws."""
 
     def __post_init__(self) -> None:
         shape = self.closes.shape
@@ -170,6 +213,11 @@ class PathDistribution:
             raise ConfigError(
                 "one path is no distribution: draw 2 at least, 19 for a 90 % interval"
             )
+        if self.stratified and (self.factors is not None or self.centres is not None):
+            raise ConfigError(
+                "factors and centres correct CRPS for paths that were independent before they "
+                "were scaled; stratified paths need none"
+            )
         check_positive(self.closes, "a path's close")
         check_positive(self.last_close, "a last close")
 
@@ -180,7 +228,7 @@ class PathDistribution:
         return np.sort(moves.transpose(0, 2, 1), axis=-1)
 
     def crps(self, returns: Floats) -> Floats:
-        """(N, H) fair CRPS of the paths, in units of return.
+        """(N, H) CRPS of the paths, fair or empirical as the class says, in units of return.
 
         Source:
             Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA
@@ -190,10 +238,12 @@ class PathDistribution:
         fair = scoring_rules().crps_ensemble(
             returns, self.returns, estimator="pwm", sorted_ensemble=True, backend="numpy"
         )
-        if self.factors is None:
+        if self.factors is None and not self.stratified:
             return np.asarray(fair)
         spread = np.abs(self.returns - returns[..., None]).mean(axis=-1) - fair
-        return np.asarray(fair + (1 - self._independence) * spread)
+        # (P - 1) / P of the fair spread is the empirical one.
+        less = 1 / self.returns.shape[-1] if self.stratified else 1 - self._independence
+        return np.asarray(fair + less * spread)
 
     @property
     def _independence(self) -> Floats:
@@ -210,7 +260,7 @@ class PathDistribution:
 
     def quantile(self, level: float) -> Floats:
         """(N, H) quantiles over paths, in returns; see `sample_quantile`."""
-        return sample_quantile(self.returns, level)
+        return sample_quantile(self.returns, level, stratified=self.stratified)
 
     def mean(self) -> Floats:
         """(N, H) mean return over paths."""
@@ -218,44 +268,81 @@ class PathDistribution:
 
     def volatility(self) -> Floats:
         """(N, H) mean over paths of the realised volatility per bar."""
+        return np.asarray(self._volatility_of_paths.mean(axis=1))
+
+    def variance(self) -> Floats:
+        """(N, H) mean over paths of the realised variance per bar."""
+        return np.asarray((self._volatility_of_paths**2).mean(axis=1))
+
+    @cached_property
+    def _volatility_of_paths(self) -> Floats:
         windows, paths, horizon = self.closes.shape
         start = np.repeat(self.last_close, paths)
         each = realised_volatility(self.closes.reshape(-1, horizon), start)
-        return np.asarray(each.reshape(windows, paths, horizon).mean(axis=1))
+        return each.reshape(windows, paths, horizon)
+
+    def shortfall(self, level: float) -> Floats:
+        """(N, H) mean of the lowest share `level` of the paths; a path at its edge counts in part.
+
+        Raises:
+            ConfigError: too few paths for the quantile of this level.
+        """
+        highest = self.quantile(level)
+        weights = np.clip(level * self.returns.shape[-1] - np.arange(self.returns.shape[-1]), 0, 1)
+        # With few draws the quantile of a further draw lies below their own: no mean above it.
+        return np.asarray(np.minimum(self.returns @ (weights / weights.sum()), highest))
+
+    def log_paths(self, count: int, rng: np.random.Generator) -> Floats:
+        """(N, P, H) the paths themselves, all of them; neither argument is used."""
+        return np.asarray(np.log(self.closes / self.last_close[:, None, None]))
 
     def pit(self, returns: Floats, rng: np.random.Generator) -> Floats:
         """(N, H) rank of what came among the paths, spread evenly over that rank's share.
 
         Of P paths and what came any may be the lowest, so rank r covers r / (P + 1) to
-        (r + 1) / (P + 1); a tie takes any of the ranks that it covers.
+        (r + 1) / (P + 1); a tie takes any of the ranks that it covers. Of stratified paths, which
+        stand in the middle of P equal shares, the outer two cover half of the others.
         """
         below = (self.returns < returns[..., None]).sum(axis=-1)
         equal = (self.returns == returns[..., None]).sum(axis=-1)
         paths = self.returns.shape[-1]
-        return np.asarray((below + rng.random(returns.shape) * (equal + 1)) / (paths + 1))
+        place = below + rng.random(returns.shape) * (equal + 1)
+        if self.stratified:
+            edges = np.clip(np.arange(paths + 2) - 0.5, 0, paths) / paths
+            return np.asarray(np.interp(place, np.arange(paths + 2), edges))
+        return np.asarray(place / (paths + 1))
 
 
-def sample_quantile(sample: Floats, level: float) -> Floats:
+def sample_quantile(sample: Floats, level: float, *, stratified: bool = False) -> Floats:
     """(...) quantile of (..., P) draws that a further draw stays below with this probability.
 
     Of P draws and one more any may be the lowest: the k-th of P stays above it k times in P + 1.
     So the level stands at place level x (P + 1), between two draws on the straight line. numpy's
     usual quantile stands at 1 + level x (P - 1): its 90 % interval of 20 draws holds 82 %.
 
+    Args:
+        sample: (..., P). level: between 0 and 1.
+        stratified: they are no draws but the quantiles (p - 1/2) / P: the level stands at place
+            level x P + 1/2.
+
     Raises:
         ConfigError: the level lies beyond the lowest or the highest draw.
 
     Source:
         Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician 50
-        (1996), definition 6.
+        (1996), definitions 6 and 5.
     """
     draws = sample.shape[-1]
     outer = min(level, 1 - level)
-    if not 0 < level < 1 or outer * (draws + 1) < 1 - 1e-9:
-        needed = int(np.ceil(1 / outer - 1 - 1e-9)) if 0 < level < 1 else None
+    place = outer * draws + 0.5 if stratified else outer * (draws + 1)
+    if not 0 < level < 1 or place < 1 - 1e-9:
+        needed = None
+        if 0 < level < 1:
+            needed = int(np.ceil((0.5 / outer if stratified else 1 / outer - 1) - 1e-9))
         what = f"{needed} draws at least" if needed else "a level between 0 and 1"
         raise ConfigError(f"quantile {level:g} of {draws} draws needs {what}: raise `paths`")
-    return np.asarray(np.quantile(sample, level, axis=-1, method="weibull"))
+    method: Literal["hazen", "weibull"] = "hazen" if stratified else "weibull"
+    return np.asarray(np.quantile(sample, level, axis=-1, method=method))
 
 
 def realised_volatility(closes: Floats, start: Floats) -> Floats:
@@ -293,8 +380,13 @@ def losses_of(
 
     pinball: mean over both ends of the intervals of `levels` and the median. mae, mse: of the mean
     path. volatility_mae, and volatility_mse too: of the expected realised volatility per bar.
+    qlike: log of the expected variance per bar + realised variance / expected; it exists where a
+    bar did not move too, and differences of it are those of the usual form. Not of a forecast
+    that expects no movement at all.
 
     Source:
+        QLIKE: Patton, "Volatility forecast comparison using imperfect volatility proxies", Journal
+        of Econometrics 160 (2011): it ranks forecasts as true variance would.
         Pinball: Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978). CRPS:
         Gneiting and Raftery, JASA 102 (2007).
     """
@@ -304,7 +396,7 @@ def losses_of(
     pinball = [quantile_score(came, distribution.quantile(one), one) for one in tails]
     missed = distribution.mean() - came
     volatility = distribution.volatility() - outcomes.realised_volatility
-    return {
+    losses = {
         "crps": distribution.crps(came),
         "pinball": np.mean(pinball, axis=0),
         "mae": np.abs(missed),
@@ -312,6 +404,11 @@ def losses_of(
         "volatility_mae": np.abs(volatility),
         "volatility_mse": volatility**2,
     }
+    variance = distribution.variance()
+    if (variance > 0).any():
+        variance = np.maximum(variance, STILL**2)
+        losses["qlike"] = np.log(variance) + outcomes.realised_volatility**2 / variance
+    return losses
 
 
 def check_positive(closes: Floats, what: str) -> None:

@@ -18,16 +18,14 @@ from kronos_qlib.evaluation.figures import (
     dress_percent,
     new_figure,
 )
+from kronos_qlib.evaluation.forecasts.day_means import ALL
 from kronos_qlib.evaluation.forecasts.distributions import sample_quantile, tail_levels
 from kronos_qlib.evaluation.forecasts.forecast_tables import (
-    ALL,
     CALIBRATED,
     CONFORMAL,
     KRONOS,
-    LAST_PRICE,
-    WALK,
-    WALK_CALIBRATED,
 )
+from kronos_qlib.evaluation.forecasts.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 from kronos_qlib.markup import figure_text
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     WALK: {"label": "Historical volatility", "color": BENCHMARK, "linestyle": "--"},
     WALK_CALIBRATED: {"label": "Historical volatility, calibrated", "color": FALL},
 }
-"""Of each forecaster in every figure."""
+"""Of each forecaster in every figure; others are in the tables only."""
 SHADES = ("#D6E7F3", "#A9CDE6", "#7CB3D8")
 """Of intervals, the widest first."""
 
@@ -62,7 +60,7 @@ def crps_figure(scores: pd.DataFrame, differences: pd.DataFrame, title: str) -> 
     figure = new_figure(title, height=4.6)
     level, skill = figure.subplots(1, 2)
     crps = _bars_only(scores.xs("crps", level="measure"))
-    for name in crps:
+    for name in (one for one in crps if one in LOOKS):
         level.plot(crps.index, crps[name], **_look(str(name)))
     level.set_title("CRPS, in return; lower is better", loc="left", fontsize=10)
     level.set_ylim(bottom=0)

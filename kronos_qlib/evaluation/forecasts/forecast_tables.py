@@ -19,8 +19,8 @@ import pandas as pd
 from scipy.stats import kstest
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
 from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
+from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day, horizons, label_days
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
     Distribution,
@@ -29,27 +29,37 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     interval,
     losses_of,
 )
+from kronos_qlib.evaluation.forecasts.method_table import method_table
+from kronos_qlib.evaluation.forecasts.named_baselines import (
+    EWMA_CALIBRATED,
+    GARCH_CALIBRATED,
+    HAR_CALIBRATED,
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+    Baselines,
+)
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference, varies
 
 Floats = npt.NDArray[np.float64]
 
-ALL = "all"
-"""In place of a bar of the horizon: the mean of all."""
 LOSSES = ("crps", "pinball", "mae", "mse", "volatility_mae")
 """Means over windows, the smaller the better: what differences are reported of."""
 
 KRONOS, CALIBRATED, CONFORMAL = "kronos", "kronos_calibrated", "kronos_conformal"
-LAST_PRICE, WALK = "last_price", "historical_volatility"
-WALK_CALIBRATED = "historical_volatility_calibrated"
 PAIRS = (
     (KRONOS, LAST_PRICE),
     (KRONOS, WALK),
     (CALIBRATED, LAST_PRICE),
     (CALIBRATED, WALK),
     (CALIBRATED, WALK_CALIBRATED),
+    (CALIBRATED, EWMA_CALIBRATED),
+    (CALIBRATED, GARCH_CALIBRATED),
+    (CALIBRATED, HAR_CALIBRATED),
     (CALIBRATED, KRONOS),
 )
-"""What each is compared with: the last one is what calibrating was worth."""
+"""What each is compared with, of those that there are: the last one is what calibrating was
+worth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +70,16 @@ class ForecastQuality:
     coverage: pd.DataFrame
     differences: pd.DataFrame
     pit: pd.DataFrame
+    methods: pd.DataFrame
+    """By horizon and method everything beside the best baseline: see `method_table`."""
     calibration: Calibration
     conformal: ConformalIntervals
-    walk_factors: Floats
-    """(H,) that the historical volatility was multiplied by to calibrate it."""
+    baselines: Baselines
+
+    @property
+    def walk_factors(self) -> Floats:
+        """(H,) that the historical volatility was multiplied by to calibrate it."""
+        return self.baselines.fitted[WALK_CALIBRATED].scale
 
     def calibrated(self, closes: Floats, last_close: Floats) -> Floats:
         """Paths (N, P, H) with their spread set right, in money."""
@@ -74,7 +90,7 @@ class ForecastQuality:
 
         A measure's name with what it is of: nothing for Kronos, `calibrated`, `conformal`, or the
         baseline. Of CRPS also, against each baseline, `crps_skill_...` and `crps_t_...`: the t of
-        the difference, below 0 where Kronos is better.
+        the difference, below 0 where Kronos is better. What is not defined is left out.
         """
         found = {"spread_factor": float(np.mean(self.calibration.factors))}
         if self.calibration.centres is not None:
@@ -91,7 +107,9 @@ class ForecastQuality:
         for name, row in _of_all_bars(self.pit).items():
             for measure in ("mean", "spread", "distance"):
                 found[f"pit_{measure}{_suffix(name)}"] = row[measure]
-        return {name: float(value) for name, value in found.items()}
+        found["garch_fallbacks"] = self.baselines.garch_fallbacks
+        # A last price expects no variance and has no QLIKE.
+        return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
 def judge(
@@ -105,8 +123,9 @@ def judge(
 ) -> ForecastQuality:
     """Measure paths as they are and calibrated on an earlier segment, beside the baselines.
 
-    The historical volatility is calibrated on the same windows in the same way: what calibrated
-    paths are to be compared with.
+    The volatility models are calibrated on the same windows, by factors and degrees of freedom:
+    what calibrated paths are to be compared with. See `Baselines`, also for what is left out where
+    outcomes have no history.
 
     Args:
         closes: (N, P, H) of paths, in money, and in outcomes what came: what is reported.
@@ -122,7 +141,7 @@ def judge(
         earlier_closes, earlier.last_close, earlier.closes, centre=calibrate_centre
     )
     conformal = ConformalIntervals.fit(earlier_closes, earlier.last_close, earlier.closes, levels)
-    walk_factors = VolatilityWalk.of(earlier).fit(earlier.returns).scale
+    baselines = Baselines.of_windows(outcomes, earlier)
     last_close = outcomes.last_close
     calibrated = np.asarray(calibration.apply(closes, last_close), dtype=np.float64)
     distributions: dict[str, Distribution] = {
@@ -133,9 +152,8 @@ def judge(
             np.array(calibration.factors),
             None if calibration.centres is None else np.array(calibration.centres),
         ),
-        LAST_PRICE: LastPrice(*outcomes.closes.shape),
-        WALK: VolatilityWalk.of(outcomes),
-        WALK_CALIBRATED: VolatilityWalk.of(outcomes, walk_factors),
+        **baselines.of,
+        **baselines.bounds,
     }
     losses = {name: losses_of(one, outcomes, levels) for name, one in distributions.items()}
     intervals = {
@@ -151,21 +169,24 @@ def judge(
     return ForecastQuality(
         scores=score_table(losses, outcomes),
         coverage=coverage_table(intervals, outcomes),
-        differences=difference_table(losses, outcomes, PAIRS),
+        differences=difference_table(
+            losses, outcomes, [pair for pair in PAIRS if set(pair) <= set(losses)]
+        ),
         pit=pit_table(
             {name: one.pit(outcomes.returns, rng) for name, one in distributions.items()}
         ),
+        methods=method_table(
+            distributions,
+            outcomes,
+            baselines=baselines.of,
+            bounds=baselines.bounds,
+            levels=levels,
+            seed=seed,
+        ),
         calibration=calibration,
         conformal=conformal,
-        walk_factors=walk_factors,
+        baselines=baselines,
     )
-
-
-def by_day(values: Floats, outcomes: Outcomes) -> pd.DataFrame:
-    """Daily means of (N, H) values: a row a day, a column for each bar, "1" on, and `ALL`."""
-    *bars, _ = _horizons(outcomes)
-    daily = pd.DataFrame(values, columns=bars).groupby(outcomes.days).mean()
-    return daily.assign(**{ALL: daily.mean(axis=1)})
 
 
 def score_table(losses: Mapping[str, Mapping[str, Floats]], outcomes: Outcomes) -> pd.DataFrame:
@@ -216,11 +237,11 @@ def coverage_table(
             came = outcomes.returns
             covered = by_day(((low <= came) & (came <= high)).astype(np.float64), outcomes)
             width = by_day(high - low, outcomes).mean()
-            for horizon in _horizons(outcomes):
+            for horizon in horizons(outcomes):
                 daily = covered[horizon]
                 reach = (np.nan, np.nan)
                 if varies(daily.to_numpy()):
-                    reach = daily_mean(daily, label_bars=_label_days(outcomes, horizon)).interval()
+                    reach = daily_mean(daily, label_bars=label_days(outcomes, horizon)).interval()
                 rows[name, level, horizon] = (daily.mean(), *reach, width[horizon])
     table = pd.DataFrame.from_dict(
         rows, orient="index", columns=["coverage", "low", "high", "width"]
@@ -234,7 +255,7 @@ def difference_table(
     outcomes: Outcomes,
     pairs: Sequence[tuple[str, str]],
 ) -> pd.DataFrame:
-    """How much better one forecaster is than another on the same days, with tests.
+    """How much better one forecaster is than another on the same days: Diebold and Mariano's tests.
 
     Args:
         losses: of each forecaster, as `losses_of` gives them.
@@ -250,17 +271,20 @@ def difference_table(
 
     Raises:
         UndefinedMetricError: fewer days than `uncertainty.LEAST_DAYS`.
+
+    Source:
+        As of `method_table`.
     """
     rows = {}
     for name, baseline in pairs:
         for measure in LOSSES:
             one = by_day(losses[name][measure], outcomes)
             other = by_day(losses[baseline][measure], outcomes)
-            for horizon in _horizons(outcomes):
+            for horizon in horizons(outcomes):
                 ours, theirs = one[horizon], other[horizon]
                 apart = [0.0, *[np.nan] * 5]
                 if varies((ours - theirs).to_numpy()):
-                    days = _label_days(outcomes, horizon)
+                    days = label_days(outcomes, horizon)
                     found = paired_difference(ours, theirs, label_bars=days)
                     apart = [found.mean, *found.interval(), found.t, found.p, found.covers]
                 value, reference = ours.mean(), theirs.mean()
@@ -309,11 +333,3 @@ def _of_all_bars(table: pd.DataFrame) -> dict[Any, dict[str, float]]:
 def _suffix(name: str) -> str:
     """Of a metric: nothing for Kronos as it is."""
     return "" if name == KRONOS else f"_{name.removeprefix(f'{KRONOS}_')}"
-
-
-def _horizons(outcomes: Outcomes) -> list[str]:
-    return [*map(str, range(1, outcomes.horizon + 1)), ALL]
-
-
-def _label_days(outcomes: Outcomes, horizon: str) -> int:
-    return outcomes.label_days(outcomes.horizon if horizon == ALL else int(horizon))

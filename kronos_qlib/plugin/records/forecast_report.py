@@ -31,6 +31,7 @@ from kronos_qlib.evaluation.forecasts.forecast_figures import (
     pit_figure,
 )
 from kronos_qlib.evaluation.forecasts.forecast_tables import ForecastQuality, judge
+from kronos_qlib.evaluation.forecasts.named_baselines import Baselines
 from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
@@ -50,18 +51,27 @@ SHOWN_PAST = 60
 EXAMPLES = 4
 """Fans drawn: windows evenly spaced over the sample, not chosen."""
 
-TABLES = ("scores.csv", "coverage.csv", "differences.csv", "pit.csv", "windows.csv")
+TABLES = (
+    "scores.csv",
+    "coverage.csv",
+    "differences.csv",
+    "pit.csv",
+    "methods.csv",
+    "windows.csv",
+)
 SETTINGS = ("calibration.json", "conformal.csv")
 FIGURES = ("crps.png", "coverage.png", "pit.png", "fans.png")
 
 
 class ForecastReportRecord(RecordTemp):
-    """Judge a run's paths beside two baselines that cost nothing, before and after calibration.
+    """Judge a run's paths beside volatility models, before and after calibration.
 
-    The baselines are the last price and a random walk with the volatility of the past. All are
-    judged on windows of the test segment whose horizon has come; the calibration is fitted on
-    windows of the valid segment. These are samples: evenly spaced over the segment's time, drawn
-    among the instruments of a moment. Left out, and counted in the log and in
+    The baselines are the last price and random walks with a volatility: of the past, EWMA,
+    GARCH(1,1)-t (some 30 ms for each window of both segments) and log-range HAR, each as it is and
+    calibrated; see `named_baselines.Baselines`. All are judged on windows of the test segment whose
+    horizon has come; the calibration is fitted on windows of the valid segment. These are samples:
+    evenly spaced over the segment's time, drawn among the instruments of a moment. Left out, and
+    counted in the log and in
     `forecast.left_out`, are windows whose instrument did not trade on each of the calendar's next
     bars: the model reads the calendar, which announces no suspension.
 
@@ -185,6 +195,7 @@ class ForecastReportRecord(RecordTemp):
             self.seed,
             self.calibrate_centre,
         )
+        self._log_baselines(found.baselines, drawn, earlier)
         self._save(found, drawn, paths, len(earlier.windows))
         counts = {
             "windows": len(drawn.windows),
@@ -197,6 +208,17 @@ class ForecastReportRecord(RecordTemp):
             **{f"forecast.{name}": float(count) for name, count in counts.items()}, **metrics
         )
         return found
+
+    def _log_baselines(self, baselines: Baselines, drawn: Drawn, earlier: Drawn) -> None:
+        for name, reason in baselines.left_out.items():
+            logger.warning(f"baseline {name} is left out: {reason}")
+        failed, before = baselines.garch_fallbacks, baselines.earlier_garch_fallbacks
+        if failed or before:
+            logger.info(
+                f"GARCH has no fit, and is the EWMA, in {failed} of {len(drawn.windows)} windows "
+                f"of {self.segment} and {before} of {len(earlier.windows)} of "
+                f"{self.calibration_segment}"
+            )
 
     def _model(self) -> KronosModel:
         model = self._given("model", self.model)
@@ -268,6 +290,7 @@ class ForecastReportRecord(RecordTemp):
             "coverage.csv": found.coverage,
             "differences.csv": found.differences,
             "pit.csv": found.pit,
+            "methods.csv": found.methods,
             "windows.csv": pd.DataFrame(
                 {"last_close": drawn.outcomes.last_close}, index=drawn.windows.index
             ),
