@@ -15,6 +15,7 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.evaluation.forecasts.volatility_forecasts import GARCH_SECONDS
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
@@ -116,7 +117,7 @@ def estimate(
             paths = int(value_at(task, "forecast", "paths") or network.sampling.paths)
             segments = sum(min(windows, counts.of(name)) for name in ("valid", "test"))
             rate = rates_of(network).path
-            parts.append(Part("judging forecasts", segments * paths * rate))
+            parts.append(Part("judging forecasts", segments * (paths * rate + GARCH_SECONDS)))
     merged: dict[str, float] = {}
     for part in parts:
         merged[part.what] = merged.get(part.what, 0.0) + part.seconds
