@@ -9,12 +9,17 @@ from kronos_qlib.calibration.past_volatility import ESTIMATES
 from kronos_qlib.calibration.spread import Regressors
 
 STEPS = 16
-"""Steps of a walk within a bar."""
+"""Steps of a walk within a bar; so few make its range narrow."""
+
+GARCH_MOVE, GARCH_KEEP = 0.08, 0.89
+"""Share of the last squared move and of the last variance in the next."""
 
 
-def walk_bars(rng: np.random.Generator, scales: np.ndarray, start: float = 10.0) -> np.ndarray:
+def walk_bars(
+    rng: np.random.Generator, scales: np.ndarray, start: float = 10.0, within: int = STEPS
+) -> np.ndarray:
     """(..., T, 6) bars of a walk whose volatility over each bar is `scales` (..., T)."""
-    steps = rng.normal(size=(*scales.shape, STEPS)) * scales[..., None] / np.sqrt(STEPS)
+    steps = rng.normal(size=(*scales.shape, within)) * scales[..., None] / np.sqrt(within)
     flat = np.cumsum(steps.reshape(*scales.shape[:-1], -1), axis=-1).reshape(steps.shape)
     opened = flat[..., 0] - steps[..., 0]
     logs = np.concatenate((opened[..., None], flat), axis=-1)
@@ -55,6 +60,26 @@ def volatile_scales(
         state = 0.97 * state + 0.12 * rng.normal(size=names)
         found[:, bar] = level * np.exp(state)
     return found
+
+
+def garch_bars(
+    rng: np.random.Generator, names: int, bars: int, level: float = 0.02
+) -> tuple[np.ndarray, np.ndarray]:
+    """(names, bars, 6) of a GARCH(1, 1), and the true variance of each bar, (names, bars)."""
+    variance = np.full(names, level**2)
+    last = np.full(names, 10.0)
+    found, true = [], np.zeros((names, bars))
+    for bar in range(bars):
+        true[:, bar] = variance
+        one = walk_bars(rng, np.sqrt(variance)[:, None])
+        one[..., :4] *= (last / 10)[:, None, None]
+        moves = np.log(one[:, 0, 3] / last)
+        last = one[:, 0, 3]
+        variance = (1 - GARCH_MOVE - GARCH_KEEP) * level**2 + (
+            GARCH_MOVE * moves**2 + GARCH_KEEP * variance
+        )
+        found.append(one)
+    return np.concatenate(found, axis=1), true
 
 
 def sample_from(

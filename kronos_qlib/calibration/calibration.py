@@ -323,7 +323,7 @@ class Calibration:
                 log_paths[rows] if is_same else None,
                 None if market is None else market[rows],
             )
-            moved = _in_order(log_paths[rows], centre, np.exp(log_scale), dof)
+            moved = _in_order(log_paths[rows], centre, log_scale, dof)
             result[rows] = paths[rows] * np.exp(moved - log_paths[rows])[..., None]
         result[..., VOLUME] = paths[..., VOLUME]
         return result
@@ -361,13 +361,13 @@ def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
     return np.where(is_intraday, INTRADAY, DAY)
 
 
-def _in_order(log_paths: Floats, centre: Floats, scale: Floats, dof: float) -> Floats:
+def _in_order(log_paths: Floats, centre: Floats, log_scale: Floats, dof: float) -> Floats:
     """(N, P, H) quantiles of each marginal, in the order of the paths at that bar.
 
     The mean of the prices is the last close times exp(centre): without a centre no return is
     expected, however wide the spread is.
     """
-    scale = np.minimum(scale, MOST_SCALE)
+    scale = np.exp(np.minimum(log_scale, np.log(MOST_SCALE)))
     order = log_paths.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
     quantiles = student_quantiles(log_paths.shape[1], dof)[None, :, None] * scale[:, None]
     quantiles -= quantiles.max(axis=1, keepdims=True)  # else the exponential may overflow
