@@ -88,6 +88,30 @@ def check_number(owner: object, *names: str) -> None:
         require(is_finite, f"{name} must be a number, got {short_repr(value)}")
 
 
+def check_numbers(owner: object, *names: str, count: int | None = None, most: float) -> None:
+    """Check that attributes of `owner` are tuples of numbers from -`most` to `most`.
+
+    Args:
+        count: how many there are; None: one at least.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
+    for name in names:
+        values = getattr(owner, name)
+        is_good = isinstance(values, tuple) and (
+            bool(values) if count is None else len(values) == count
+        )
+        how_many = "numbers" if count is None else f"{count} numbers"
+        require(is_good, f"{name} must be {how_many}, got {short_repr(values)}")
+        for value in values:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(
+                is_number and abs(value) <= most,
+                f"{name} must be numbers from {-most:g} to {most:g}, got {short_repr(value)}",
+            )
+
+
 def check_choice(owner: object, *names: str) -> None:
     """Check that attributes of `owner` are true or false.
 

@@ -8,19 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.calibration.market_state import MARKET
-from kronos_qlib.calibration.past_volatility import ESTIMATES, LEAST_BARS, log_volatilities
+from kronos_qlib.calibration.past_volatility import (
+    ESTIMATES,
+    LEAST_BARS,
+    are_prices,
+    log_volatilities,
+)
 from kronos_qlib.calibration.path_terms import PathTerms
 from kronos_qlib.calibration.season import Season, has_all_hours
 from kronos_qlib.calibration.spread import Regressors, SpreadModel
 from kronos_qlib.calibration.student import student_quantiles
-from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
+from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, printable, short_repr
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import CLOSE, PRICE_COLUMNS, TIME_FIELDS, VOLUME
 from kronos_qlib.settings import from_mapping, require
@@ -36,6 +42,10 @@ KINDS = (DAY, INTRADAY)
 CLOCK = slice(TIME_FIELDS.index("minute"), TIME_FIELDS.index("hour") + 1)
 OWN = ESTIMATES[1:]
 """Regressors of a window's own bars."""
+MOST_SCALE = 10.0
+"""Of a log return; a window whose past says more is capped."""
+MOST_MOVE = 30.0
+"""Largest log return of a path either way: prices stay above 0 in float32."""
 FILE = "calibration.json"
 """Its name beside the weights of a checkpoint."""
 
@@ -45,7 +55,7 @@ class Sample:
     """Windows whose future has come, to fit on.
 
     Raises:
-        BarDataError: shapes do not agree.
+        BarDataError: shapes do not agree, or a price is not positive and finite; says which.
     """
 
     bars: Bars
@@ -80,6 +90,23 @@ class Sample:
             raise BarDataError(
                 f"expected paths ({len(self.drawn)}, P, {horizon}), got {self.paths.shape}"
             )
+        if self.market is not None and (
+            self.market.shape != (windows, len(MARKET)) or not np.isfinite(self.market).all()
+        ):
+            raise BarDataError(
+                f"expected finite states of the market ({windows}, {len(MARKET)}), got "
+                f"{self.market.shape}"
+            )
+        if len(self.drawn) and not (0 <= self.drawn.min() <= self.drawn.max() < windows):
+            raise BarDataError(f"expected drawn windows among {windows}, got {self.drawn.max()}")
+        prices = {
+            "bars seen": self.bars[..., : len(PRICE_COLUMNS)],
+            "closes that came": self.closes,
+            "closes of paths": self.paths,
+        }
+        for name, values in prices.items():
+            if values is not None and not are_prices(values):
+                raise BarDataError(f"calibration needs positive finite prices: {name} have another")
 
     @property
     def returns(self) -> Floats:
@@ -98,6 +125,21 @@ class Fit:
     season: Season | None = None
     """Of markets that trade around the clock."""
     paths: PathTerms | None = None
+
+    def __post_init__(self) -> None:
+        parts = {
+            "own": (self.own, SpreadModel, OWN),
+            "market": (self.market, SpreadModel, (*OWN, *MARKET)),
+            "season": (self.season, Season, None),
+            "paths": (self.paths, PathTerms, None),
+        }
+        for name, (part, kind, names) in parts.items():
+            is_absent = part is None and name != "own"
+            require(is_absent or isinstance(part, kind), f"{name} must be a {kind.__name__}")
+            if isinstance(part, SpreadModel):
+                require(
+                    part.names == names, f"{name} has regressors {part.names}, expected {names}"
+                )
 
     @classmethod
     def of(cls, samples: list[Sample]) -> Fit:
@@ -195,8 +237,21 @@ class Calibration:
         unknown = set(self.fits) - set(KINDS)
         require(
             bool(self.fits) and not unknown,
-            f"fits of a calibration are by {' and '.join(KINDS)}, got {', '.join(self.fits)}",
+            f"fits of a calibration are by {' and '.join(KINDS)}, got "
+            f"{short_repr(list(self.fits))}",
         )
+        for name in ("checkpoint", "until", "about"):
+            value = getattr(self, name)
+            require(isinstance(value, str), f"{name} must be a text, got {short_repr(value)}")
+        require(_is_time(self.until), f"until must be a time, got {short_repr(self.until)}")
+        is_mapping = isinstance(self.sampling, Mapping)
+        require(is_mapping, f"sampling must be settings, got {short_repr(self.sampling)}")
+        for name, value in self.sampling.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(
+                isinstance(name, str) and is_number and bool(np.isfinite(value)),
+                f"sampling has {short_repr(name)}: {short_repr(value)}, expected a number",
+            )
 
     def reason_against(self, bars: Bars, stamps: Stamps) -> str | None:
         """Why windows, (N, L, 6) bars and (N, L, 5) stamps, cannot be calibrated; None if they can.
@@ -205,8 +260,8 @@ class Calibration:
         """
         if bars.shape[1] < LEAST_BARS:
             return f"{bars.shape[1]} bars were seen, and volatility takes {LEAST_BARS}"
-        if not (bars[..., : len(PRICE_COLUMNS)] > 0).all():
-            return "a price is not positive"
+        if not are_prices(bars[..., : len(PRICE_COLUMNS)]):
+            return "a price is not positive and finite"
         missing = set(np.unique(kinds_of(stamps)).tolist()) - set(self.fits)
         if missing:
             return f"it was not fitted on {' and '.join(sorted(missing))} bars"
@@ -234,13 +289,27 @@ class Calibration:
             market: (N, 2) of `market_state.states_of`; None: unknown.
 
         Raises:
-            BarDataError: these windows cannot be calibrated, or a path's close is not positive.
+            BarDataError: these windows cannot be calibrated, shapes do not agree, or a path's
+                close is not positive and finite.
         """
+        windows, _, horizon = paths.shape[:3]
+        shapes = [
+            len(bars),
+            len(stamps),
+            ahead.shape[:2],
+            windows if market is None else len(market),
+        ]
+        if shapes != [windows, windows, (windows, horizon), windows]:
+            raise BarDataError(
+                f"paths {paths.shape} do not belong to bars {bars.shape}, stamps {stamps.shape}, "
+                f"stamps ahead {ahead.shape}"
+                + ("" if market is None else f", states of the market {market.shape}")
+            )
         if (reason := self.reason_against(bars, stamps)) is not None:
             raise BarDataError(f"no calibration: {reason}")
         closes = paths[..., CLOSE].astype(np.float64)
-        if not (closes > 0).all():
-            raise BarDataError("calibration needs paths of positive closes: coherent=True")
+        if not are_prices(closes):
+            raise BarDataError("calibration needs paths of positive finite closes: coherent=True")
         log_paths = _log_returns(closes, bars[:, -1, CLOSE][:, None])
         is_same = sampling is None or dict(sampling) == dict(self.sampling)
         kinds = kinds_of(stamps)
@@ -254,7 +323,7 @@ class Calibration:
                 log_paths[rows] if is_same else None,
                 None if market is None else market[rows],
             )
-            moved = _in_order(log_paths[rows], centre, np.exp(log_scale), dof)
+            moved = _in_order(log_paths[rows], centre, log_scale, dof)
             result[rows] = paths[rows] * np.exp(moved - log_paths[rows])[..., None]
         result[..., VOLUME] = paths[..., VOLUME]
         return result
@@ -279,10 +348,10 @@ class Calibration:
         """
         try:
             found = read_object(Path(path))
-            fits = {kind: _fit_of(one) for kind, one in dict(found["fits"]).items()}
+            fits = {kind: _fit_of(one) for kind, one in _mapping(found, "fits").items()}
             return from_mapping(cls, {**found, "fits": fits})
-        except (ValueError, TypeError, KeyError, ConfigError, CheckpointError) as bad:
-            raise ConfigError(f"{path} holds no calibration: {bad}") from bad
+        except (ConfigError, CheckpointError) as bad:
+            raise ConfigError(f"{printable(str(path))} holds no calibration: {bad}") from bad
 
 
 def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
@@ -292,16 +361,19 @@ def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
     return np.where(is_intraday, INTRADAY, DAY)
 
 
-def _in_order(log_paths: Floats, centre: Floats, scale: Floats, dof: float) -> Floats:
+def _in_order(log_paths: Floats, centre: Floats, log_scale: Floats, dof: float) -> Floats:
     """(N, P, H) quantiles of each marginal, in the order of the paths at that bar.
 
     The mean of the prices is the last close times exp(centre): without a centre no return is
     expected, however wide the spread is.
     """
+    scale = np.exp(np.minimum(log_scale, np.log(MOST_SCALE)))
     order = log_paths.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
     quantiles = student_quantiles(log_paths.shape[1], dof)[None, :, None] * scale[:, None]
+    quantiles -= quantiles.max(axis=1, keepdims=True)  # else the exponential may overflow
     quantiles -= np.log(np.exp(quantiles).mean(axis=1, keepdims=True))
-    return np.asarray(centre[:, None] + np.take_along_axis(quantiles, order, axis=1))
+    moved = centre[:, None] + np.take_along_axis(quantiles, order, axis=1)
+    return np.asarray(np.clip(moved, -MOST_MOVE, MOST_MOVE))
 
 
 def _known(bars: Bars, stamps: Stamps, ahead: Stamps, season: Season | None) -> Regressors:
@@ -341,19 +413,36 @@ def _log_returns(closes: Bars, start: Bars) -> Floats:
     return np.asarray(np.log(closes.astype(np.float64) / start.astype(np.float64)[..., None]))
 
 
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _mapping(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = found.get(name)
+    require(isinstance(value, Mapping), f"{name} must be a mapping, got {short_repr(value)}")
+    return cast("Mapping[str, Any]", value)
+
+
 def _fit_of(found: Any) -> Fit:
-    """A `Fit` from plain JSON."""
+    """A `Fit` from plain JSON.
 
-    def part(kind: type[Any], values: Any) -> Any:
-        if values is None:
-            return None
-        return from_mapping(kind, {name: _frozen(value) for name, value in dict(values).items()})
-
+    Raises:
+        ConfigError: it is none.
+    """
     kinds: dict[str, type[Any]]
     kinds = {"own": SpreadModel, "market": SpreadModel, "season": Season, "paths": PathTerms}
-    return from_mapping(
-        Fit, {name: part(kinds[name], value) for name, value in dict(found).items()}
-    )
+
+    def part(name: str, values: Any) -> Any:
+        if values is None or name not in kinds or not isinstance(values, Mapping):
+            return values  # what is wrong, the fit says
+        return from_mapping(kinds[name], {key: _frozen(one) for key, one in values.items()}, name)
+
+    require(isinstance(found, Mapping), f"a fit must be a mapping, got {short_repr(found)}")
+    return from_mapping(Fit, {name: part(name, value) for name, value in found.items()})
 
 
 def _frozen(value: Any) -> Any:

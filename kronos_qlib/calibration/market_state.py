@@ -26,11 +26,11 @@ def market_states(table: BarTable) -> Floats:
     """(K, 2) state at each moment of the calendar, columns as in `MARKET`.
 
     The mean over instruments of log(volatility of the newest bar, or of the last 5) - log(that of
-    the last 22), each instrument by its own bars up to that moment. 0 says as usual.
-
-    Raises:
-        BarDataError: a price is not positive.
+    the last 22), each instrument by its own bars up to that moment. 0 says as usual. A
+    price that is not positive counts as next to nothing.
     """
+    if not len(table):
+        return np.zeros((len(table.calendar), len(RECENT)))
     prices = table.values[:, : len(PRICE_COLUMNS)].astype(np.float64)
     variances = np.concatenate(([np.nan], bar_variances(np.maximum(prices, 1e-12))))
     begins = table.offsets[:-1]

@@ -5,6 +5,8 @@ Shape letters: N windows, L bars seen, K estimates.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +37,11 @@ FLOOR = 0.05
 """Least share of an estimate in that of the longest: one bar at one price says little."""
 
 OPEN, HIGH, LOW = (PRICE_COLUMNS.index(name) for name in ("open", "high", "low"))
+
+
+def are_prices(values: npt.NDArray[Any]) -> bool:
+    """Whether all are positive and finite."""
+    return bool(((values > 0) & (values < np.inf)).all())
 
 
 def bar_variances(prices: Floats) -> Floats:
@@ -79,15 +86,16 @@ def log_volatilities(bars: Floats, season: Floats | None = None) -> Floats:
         raise BarDataError(
             f"expected bars (N, L, 6) with L at least {LEAST_BARS}, got shape {bars.shape}"
         )
-    if not (bars[..., : len(PRICE_COLUMNS)] > 0).all():
-        raise BarDataError("volatility needs positive prices, and a bar has another")
+    if not are_prices(bars[..., : len(PRICE_COLUMNS)]):
+        raise BarDataError("volatility needs positive finite prices, and a bar has another")
     moves = np.diff(np.log(bars[..., CLOSE]), axis=1) ** 2
     ranges = bar_variances(bars)
     if season is not None:
         usual = np.exp(2 * season[:, 1:])
         moves, ranges = moves / usual, ranges / usual
     weights = DECAY ** np.arange(moves.shape[1])[::-1]
-    variances = [moves @ (weights / weights.sum())]
+    # No product of matrices: its last bits depend on how many windows there are.
+    variances = [(moves * (weights / weights.sum())).sum(axis=1)]
     variances += [moves[:, -bars_used:].mean(axis=1) for bars_used in CLOSES]
     variances += [ranges[:, -bars_used:].mean(axis=1) for bars_used in RANGES]
     longest = np.maximum(variances[ESTIMATES.index(f"close_{max(CLOSES)}")], STILL**2)

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
+from kronos_qlib.calibration.spread import MOST_COUNT, MOST_FACTOR
 from kronos_qlib.calibration.student import student_crps
-from kronos_qlib.settings import check_number, require
+from kronos_qlib.settings import check_number, check_numbers, check_whole, require
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +27,8 @@ LEAST_DAYS = 20
 SIGNIFICANT = 1.64
 """Least t of the gain in held-out CRPS, day by day: 5 % to one side."""
 LEAST_SPREAD = 1e-6
+MOST_USUAL = 1000.0
+"""Largest in a file, of logarithms of a ratio."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PathTerms:
     `centre` x mean of paths, in log returns from the last close.
 
     Raises:
-        ConfigError: a number is not finite.
+        ConfigError: a number is missing or cannot work.
     """
 
     spread: float
@@ -48,8 +51,11 @@ class PathTerms:
 
     def __post_init__(self) -> None:
         check_number(self, "spread", "centre")
-        is_good = bool(self.usual) and bool(np.isfinite(self.usual).all())
-        require(is_good, f"usual must be finite numbers, at least one, got {self.usual}")
+        for name in ("spread", "centre"):
+            value = getattr(self, name)
+            require(abs(value) <= MOST_FACTOR, f"{name} must be at most {MOST_FACTOR}, got {value}")
+        check_numbers(self, "usual", most=MOST_USUAL)
+        check_whole(self, "windows", most=MOST_COUNT)
 
     @classmethod
     def fit(

@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from kronos_qlib.calibration.past_volatility import bar_variances
 from kronos_qlib.schema import TIME_FIELDS
-from kronos_qlib.settings import require
+from kronos_qlib.settings import check_numbers
 
 Floats = npt.NDArray[np.float64]
 
 HOURS = 24
+MOST_FACTOR = 10.0
+"""Largest log factor; a floor in the fit keeps them above -2.4."""
 HOUR = TIME_FIELDS.index("hour")
 
 
@@ -28,14 +30,13 @@ class Season:
     seen bars in every hour of the day have a season.
 
     Raises:
-        ConfigError: there are not 24 finite numbers.
+        ConfigError: there are not 24 numbers, or one cannot be.
     """
 
     factors: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        is_good = len(self.factors) == HOURS and bool(np.isfinite(self.factors).all())
-        require(is_good, f"expected 24 finite factors, one an hour, got {self.factors}")
+        check_numbers(self, "factors", count=HOURS, most=MOST_FACTOR)
 
     @classmethod
     def fit(cls, bars: Floats, stamps: npt.NDArray[np.integer]) -> Season | None:
@@ -55,7 +56,10 @@ class Season:
         shares = np.divide(variances, usual, out=np.ones_like(variances), where=usual > 0)
         hours = stamps[is_known, 1:, HOUR]
         sums = np.bincount(hours.ravel(), shares.ravel(), HOURS)
-        mean = sums / np.bincount(hours.ravel(), minlength=HOURS)
+        counts = np.bincount(hours.ravel(), minlength=HOURS)
+        # The first bar of a window has no move: an hour that no other bar of any closes in is as
+        # usual.
+        mean = np.divide(sums, counts, out=np.ones(HOURS), where=counts > 0)
         return cls(tuple((0.5 * np.log(np.maximum(mean / mean.mean(), 0.01))).tolist()))
 
     def of_bars(self, stamps: npt.NDArray[np.integer], is_known: npt.NDArray[np.bool_]) -> Floats:

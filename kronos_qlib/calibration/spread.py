@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 
 from kronos_qlib.calibration.student import student_crps
-from kronos_qlib.errors import BarDataError
-from kronos_qlib.settings import check_whole, require
+from kronos_qlib.errors import BarDataError, short_repr
+from kronos_qlib.settings import check_number, check_numbers, check_whole, require
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,12 +28,20 @@ FIRST_DOF = 5.0
 """That the search begins with."""
 MOST_FREE = 5.0
 """Logarithm of the most degrees of freedom: beyond them the t is a normal."""
+MOST_FACTOR = 100.0
+"""Largest intercept, slope or tilt; those of a fit are about 1."""
+MOST_COUNT = 2**31
+"""Largest number of windows or bars in a file."""
 WINDOWS_EACH = 10
 """Windows for each parameter, at least."""
 ITERATIONS = 200
 """Of the optimiser, at most."""
 STEP = 1e-4
 """Of the numerical derivative."""
+GRID = 4000
+"""Points that it is computed at."""
+SMALL = 1e-8
+"""Share of a curvature that keeps the matrix of them invertible."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,17 @@ class SpreadModel:
     """That it was fitted on."""
 
     def __post_init__(self) -> None:
-        lengths = [len(self.intercepts), len(self.slopes), len(self.tilts)]
-        expected = [3, len(self.names), len(self.names)]
-        require(lengths == expected, f"expected {expected} numbers of a spread, got {lengths}")
-        numbers = (*self.intercepts, *self.slopes, *self.tilts, self.dof)
-        require(bool(np.isfinite(numbers).all()), f"numbers of a spread are finite, got {numbers}")
-        require(self.dof >= LEAST_DOF, f"dof must be at least {LEAST_DOF}, got {self.dof:g}")
-        check_whole(self, "horizon", "windows")
+        is_named = isinstance(self.names, tuple) and all(type(one) is str for one in self.names)
+        require(is_named, f"names must be names of regressors, got {short_repr(self.names)}")
+        check_numbers(self, "intercepts", count=3, most=MOST_FACTOR)
+        check_numbers(self, "slopes", "tilts", count=len(self.names), most=MOST_FACTOR)
+        check_number(self, "dof")
+        most = LEAST_DOF + np.exp(MOST_FREE)
+        require(
+            LEAST_DOF <= self.dof <= most,
+            f"dof must lie from {LEAST_DOF} to {most:.1f}, got {self.dof:g}",
+        )
+        check_whole(self, "horizon", "windows", most=MOST_COUNT)
 
     @classmethod
     def fit(cls, known: Regressors, returns: Floats) -> SpreadModel:
@@ -127,6 +139,7 @@ class SpreadModel:
 
         Raises:
             ConfigError: there are too few windows for the parameters.
+            BarDataError: a number is not finite, or no price ever moved.
         """
         windows, horizon = returns.shape
         count = 3 + 2 * len(known.names) + 1
@@ -134,32 +147,52 @@ class SpreadModel:
             windows >= WINDOWS_EACH * count,
             f"a calibration is fitted on {WINDOWS_EACH * count} windows at least, got {windows}",
         )
-        terms = _terms(known.values, horizon, horizon)
+        _check_finite(known, returns)
+        if not returns.any():
+            raise BarDataError("no close of the windows to fit on differs from the last one seen")
+        powers = _powers(horizon, horizon)
         fixed = _walk(known, horizon)
         usual = np.abs(returns).mean(axis=0)
         # A bar to which no price moved cannot weigh infinitely.
         weights = 1 / np.maximum(usual, usual.mean() / 100 + 1e-12) / returns.size
-        widths = terms[3:].std(axis=(1, 2))
-        penalties = RIDGE * np.concatenate((np.zeros(3), widths**2, [0.0]))
+        moments = _moments(known.values, powers)
+        # The variance of the last terms, those with slopes and tilts.
+        size = returns.size
+        widths = np.diag(moments)[3:] / size - (moments[0, 3:] / size) ** 2
+        penalties = RIDGE * np.concatenate((np.zeros(3), np.maximum(widths, 0), [0.0]))
+        # The search is in units in which the curvature is about the same in all directions: the
+        # regressors say much the same, and would make it long.
+        curvature = np.eye(count)
+        curvature[:-1, :-1] = moments / size
+        curvature += np.diag(2 * penalties + SMALL * np.diag(curvature) + SMALL)
+        units = np.linalg.inv(np.linalg.cholesky(curvature)).T
 
-        def loss(tried: Floats) -> tuple[float, Floats]:
-            log_scale = fixed + np.tensordot(tried[:-1], terms, axes=1)
-            value, slope = _crps(returns, log_scale, weights, _dof(tried[-1]))
-            # No closed form by the degrees of freedom.
-            nearby = [
-                _crps(returns, log_scale, weights, _dof(tried[-1] + step))[0]
-                for step in (-STEP, STEP)
-            ]
-            gradient = np.tensordot(terms, slope, axes=((1, 2), (0, 1)))
-            gradient = np.append(gradient, (nearby[1] - nearby[0]) / (2 * STEP))
+        def loss(moved: Floats) -> tuple[float, Floats]:
+            tried = units @ moved
+            log_scale = fixed + _linear(tried[:-1], known.values, powers)
+            value, slope, by_free = _crps(returns, log_scale, weights, tried[-1])
+            by_power = slope @ powers.T
+            gradient = np.concatenate(
+                (
+                    by_power.sum(axis=0),
+                    known.values.T @ by_power[:, 0],
+                    known.values.T @ by_power[:, 1],
+                    [by_free],
+                )
+            )
             penalty = float((penalties * tried**2).sum())
-            return value + penalty, gradient + 2 * penalties * tried
+            return value + penalty, units.T @ (gradient + 2 * penalties * tried)
 
         start = np.zeros(count)
         start[-1] = np.log(FIRST_DOF - LEAST_DOF)
-        found = minimize(
-            loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}
-        ).x.tolist()
+        solution = minimize(
+            loss,
+            np.linalg.solve(units, start),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": ITERATIONS, "ftol": 1e-11, "gtol": 1e-7},
+        )
+        found = (units @ solution.x).tolist()
         split = 3 + len(known.names)
         return cls(
             known.names,
@@ -182,8 +215,22 @@ class SpreadModel:
             f"the spread was fitted on {', '.join(self.names)}, got {', '.join(known.names)}",
         )
         tried = np.array((*self.intercepts, *self.slopes, *self.tilts))
-        terms = _terms(known.values, horizon, self.horizon)
-        return np.asarray(_walk(known, horizon) + np.tensordot(tried, terms, axes=1))
+        powers = _powers(horizon, self.horizon)
+        return np.asarray(_walk(known, horizon) + _linear(tried, known.values, powers))
+
+
+def _check_finite(known: Regressors, returns: Floats) -> None:
+    """Check what a spread is fitted on.
+
+    Raises:
+        BarDataError: names what is not finite.
+    """
+    for name, values in (("volatility", known.walk), ("season", known.ahead), ("return", returns)):
+        if values is not None and not np.isfinite(values).all():
+            raise BarDataError(f"a {name} of the windows to fit on is not a finite number")
+    for name, column in zip(known.names, known.values.T, strict=True):
+        if not np.isfinite(column).all():
+            raise BarDataError(f"{name} of the windows to fit on is not always a finite number")
 
 
 def _walk(known: Regressors, horizon: int) -> Floats:
@@ -193,22 +240,50 @@ def _walk(known: Regressors, horizon: int) -> Floats:
     return np.asarray(found if known.ahead is None else found + known.ahead)
 
 
-def _terms(values: Floats, horizon: int, longest: int) -> Floats:
-    """(terms, N, H) what the parameters but the last are factors of."""
+def _powers(horizon: int, longest: int) -> Floats:
+    """(3, H) 1, u, and u^2."""
     bars = np.minimum(np.arange(1, horizon + 1), longest)
-    u = np.broadcast_to(np.log(bars) / np.log(REFERENCE), (len(values), horizon))
-    known = values.T[:, :, None]
-    powers = np.stack((np.ones_like(u), u, u**2))
-    return np.concatenate((powers, np.broadcast_to(known, (len(known), *u.shape)), known * u))
+    u = np.log(bars) / np.log(REFERENCE)
+    return np.stack((np.ones_like(u), u, u**2))
 
 
-def _crps(returns: Floats, log_scale: Floats, weights: Floats, dof: float) -> tuple[float, Floats]:
-    """Weighted CRPS and its derivative by the log scale, (N, H)."""
+def _linear(tried: Floats, values: Floats, powers: Floats) -> Floats:
+    """(N, H) what intercepts, slopes and tilts (3 + 2 R) add to the walk.
+
+    Row by row, not as a product of matrices: a window's is the same to the last bit whatever other
+    windows are with it.
+    """
+    slopes, tilts = tried[3:].reshape(2, -1)
+    level, tilt = ((values * factors).sum(axis=1)[:, None] for factors in (slopes, tilts))
+    return np.asarray(tried[:3] @ powers + level + tilt * powers[1])
+
+
+def _moments(values: Floats, powers: Floats) -> Floats:
+    """(3 + 2 R, 3 + 2 R) sums over windows and bars of the products of all pairs of terms."""
+    ones = np.ones((len(values), 1))
+    parts = [(ones, power) for power in powers] + [(values, power) for power in powers[:2]]
+    return np.block([[(a.T @ b) * (p @ q) for b, q in parts] for a, p in parts])
+
+
+def _crps(
+    returns: Floats, log_scale: Floats, weights: Floats, free: float
+) -> tuple[float, Floats, float]:
+    """Weighted CRPS, its derivatives by the log scale, (N, H), and by `free`."""
     scale = np.exp(log_scale)
     z = returns / scale
-    crps, slope = student_crps(z, dof)
+    crps, slope = student_crps(z, _dof(free))
     weighted = scale * weights
-    return float((crps * weighted).sum()), np.asarray((crps - z * slope) * weighted)
+    # There is no closed form of the last: a difference, on a grid that is dense enough to read
+    # between its points.
+    place = np.arcsinh(np.abs(z))
+    grid = np.linspace(0, place.max(), GRID)
+    low, high = (student_crps(np.sinh(grid), _dof(free + step))[0] for step in (-STEP, STEP))
+    by_free = np.interp(place, grid, (high - low) / (2 * STEP))
+    return (
+        float((crps * weighted).sum()),
+        np.asarray((crps - z * slope) * weighted),
+        float((by_free * weighted).sum()),
+    )
 
 
 def _dof(free: float) -> float:

@@ -71,7 +71,8 @@ def sample_of(
     """Windows of a segment whose future has come, with paths for some of them.
 
     Both are evenly spaced in time, drawn among a moment's instruments. Windows with a price that
-    is not positive are left out.
+    is not positive are left out; of windows of several lengths so are those shorter than half of
+    them, and the others are cut.
 
     Args:
         windows, drawn: at most so many.
@@ -79,12 +80,18 @@ def sample_of(
             paths say more of the years it was trained on than they will of others.
 
     Raises:
-        BarDataError: the segment has no such window.
+        BarDataError: the segment has no such window, or they see too few bars.
     """
     known, _ = known_windows(source, segment)
     lengths = known.lengths
-    if lengths is not None:  # a sample has one length
-        shortest = max(int(lengths.min()), LEAST_BARS)
+    longest = known.lookback if lengths is None else int(lengths.max())
+    if longest < LEAST_BARS:
+        raise BarDataError(
+            f"{segment}: windows see {longest} bars at most, and a calibration takes {LEAST_BARS}: "
+            "give a longer lookback"
+        )
+    if lengths is not None:  # a sample has one length, which half of the windows have at least
+        shortest = max(int(np.quantile(lengths, 0.5, method="lower")), LEAST_BARS)
         known = known.take(np.flatnonzero(lengths >= shortest)).cut(shortest)
     chosen = sample_windows(known, windows, seed)
     bars = chosen.bars(slice(None))
