@@ -74,6 +74,8 @@ class Sample:
     """(M,) places of the windows that paths were drawn for."""
     paths: Bars | None = None
     """(M, P, H) closes of those paths, in money."""
+    newest: np.datetime64 | None = None
+    """Time of the newest close that came; None: that of the last bar seen."""
 
     def __post_init__(self) -> None:
         windows, horizon = self.closes.shape
@@ -229,7 +231,7 @@ class Calibration:
     sampling: Mapping[str, float]
     """Settings of the paths that it was fitted on; of others their spread and mean add nothing."""
     until: str
-    """Last time that it has seen: forecasts of times before are not out of sample."""
+    """Time of the newest close that it has seen: forecasts made before are not out of sample."""
     about: str = ""
     """What it was fitted on, in words."""
 

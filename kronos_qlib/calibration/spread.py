@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import CubicHermiteSpline
 from scipy.optimize import minimize
 
 from kronos_qlib.calibration.student import student_crps
@@ -39,7 +40,7 @@ ITERATIONS = 200
 STEP = 1e-4
 """Of the numerical derivative."""
 GRID = 4000
-"""Points that it is computed at."""
+"""Points that the CRPS is computed at."""
 SMALL = 1e-8
 """Share of a curvature that keeps the matrix of them invertible."""
 
@@ -271,13 +272,17 @@ def _crps(
     """Weighted CRPS, its derivatives by the log scale, (N, H), and by `free`."""
     scale = np.exp(log_scale)
     z = returns / scale
-    crps, slope = student_crps(z, _dof(free))
     weighted = scale * weights
-    # There is no closed form of the last: a difference, on a grid that is dense enough to read
-    # between its points.
+    # Read between the points of a grid, to some 12 digits: the t's probability takes long, and by
+    # its degrees of freedom there is no closed form but a difference.
     place = np.arcsinh(np.abs(z))
-    grid = np.linspace(0, place.max(), GRID)
-    low, high = (student_crps(np.sinh(grid), _dof(free + step))[0] for step in (-STEP, STEP))
+    grid = np.linspace(0, max(float(place.max()), 1.0), GRID)
+    at = np.sinh(grid)
+    (low, _), (high, _) = (student_crps(at, _dof(free + step)) for step in (-STEP, STEP))
+    values, slopes = student_crps(at, _dof(free))
+    curve = CubicHermiteSpline(grid, values, slopes * np.cosh(grid))
+    crps = curve(place)
+    slope = np.sign(z) * curve(place, 1) / np.hypot(1, z)
     by_free = np.interp(place, grid, (high - low) / (2 * STEP))
     return (
         float((crps * weighted).sum()),

@@ -18,7 +18,7 @@ from kronos_qlib.calibration.calibration import Calibration, Fit, Sample, kinds_
 from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.calibration.past_volatility import LEAST_BARS
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.data.windows.known import known_windows, sample_windows
+from kronos_qlib.data.windows.known import known_windows, sample_windows, times_ahead
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
@@ -109,6 +109,7 @@ def sample_of(
         closes=bars[:, chosen.lookback :, CLOSE],
         times=chosen.times,
         market=states_of(chosen),
+        newest=times_ahead(chosen).max(),
     )
     places = np.arange(len(chosen))
     if drawn_from is not None:
@@ -133,15 +134,21 @@ def fit_calibration(
     """A calibration of a predictor on samples of its own paths, each kind of bars by itself.
 
     Raises:
-        ConfigError: too few windows of a kind, or samples whose windows are of several kinds.
+        ConfigError: no sample, too few windows of a kind, or samples whose windows are of several
+            kinds.
     """
+    if not samples:
+        raise ConfigError("a calibration is fitted on one sample at least, got none")
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         kinds = np.unique(kinds_of(sample.stamps)).tolist()
         if len(kinds) > 1:
             raise ConfigError("windows of daily and of shorter bars in one sample")
         by_kind[kinds[0]].append(sample)
-    newest = max(sample.times.max() for sample in samples)
+    # The closes that came are later than the last bars seen, and were fitted on too.
+    newest = max(
+        sample.times.max() if sample.newest is None else sample.newest for sample in samples
+    )
     fits: Mapping[str, Fit] = {kind: Fit.of(some) for kind, some in by_kind.items()}
     return Calibration(
         fits, checkpoint_of(predictor), settings_of(sampling), show_time(newest), about
