@@ -24,7 +24,7 @@ from kronos_qlib.calibration.past_volatility import (
 )
 from kronos_qlib.calibration.path_terms import PathTerms
 from kronos_qlib.calibration.season import Season, has_all_hours
-from kronos_qlib.calibration.spread import Regressors, SpreadModel
+from kronos_qlib.calibration.spread import Regressors, SpreadModel, windows_needed
 from kronos_qlib.calibration.student import student_quantiles
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, printable, short_repr
 from kronos_qlib.files import replacing
@@ -46,6 +46,8 @@ MOST_SCALE = 10.0
 """Of a log return; a window whose past says more is capped."""
 MOST_MOVE = 30.0
 """Largest log return of a path either way: prices stay above 0 in float32."""
+LEAST_WINDOWS = windows_needed(len(OWN) + len(MARKET))
+"""Windows of one kind that a calibration is fitted on, at least."""
 FILE = "calibration.json"
 """Its name beside the weights of a checkpoint."""
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import CubicHermiteSpline
-from scipy.optimize import minimize
 
 from kronos_qlib.calibration.student import student_crps
 from kronos_qlib.errors import BarDataError, short_repr
@@ -43,6 +41,11 @@ GRID = 4000
 """Points that the CRPS is computed at."""
 SMALL = 1e-8
 """Share of a curvature that keeps the matrix of them invertible."""
+
+
+def windows_needed(regressors: int) -> int:
+    """Windows that a spread with so many regressors is fitted on, at least."""
+    return WINDOWS_EACH * (3 + 2 * regressors + 1)
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,15 @@ class SpreadModel:
             ConfigError: there are too few windows for the parameters.
             BarDataError: a number is not finite, or no price ever moved.
         """
+        # Here: scipy adds filters of warnings, and importing the networks changes no global state.
+        from scipy.optimize import minimize
+
         windows, horizon = returns.shape
         count = 3 + 2 * len(known.names) + 1
+        needed = windows_needed(len(known.names))
         require(
-            windows >= WINDOWS_EACH * count,
-            f"a calibration is fitted on {WINDOWS_EACH * count} windows at least, got {windows}",
+            windows >= needed,
+            f"a calibration is fitted on {needed} windows at least, got {windows}",
         )
         _check_finite(known, returns)
         if not returns.any():
@@ -270,6 +277,8 @@ def _crps(
     returns: Floats, log_scale: Floats, weights: Floats, free: float
 ) -> tuple[float, Floats, float]:
     """Weighted CRPS, its derivatives by the log scale, (N, H), and by `free`."""
+    from scipy.interpolate import CubicHermiteSpline
+
     scale = np.exp(log_scale)
     z = returns / scale
     weighted = scale * weights

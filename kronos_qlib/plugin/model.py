@@ -388,9 +388,7 @@ class KronosModel(ModelFT):
         `KronosModel(checkpoint=path)` scores from paths and, with `alpha_head=f"{path}/alpha"`, by
         the head.
         """
-        tokenizer = self.predictor.tokenizer
-        tokenizer.save_pretrained(Path(path) / "tokenizer")
-        self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
+        self.predictor.save_pretrained(path)
         if self.head is not None:
             self.head.save_pretrained(Path(path) / "alpha", SCALE_FEATURES)
         if self._last_weights:

@@ -53,9 +53,11 @@ class Calibration:
     >>> print(np.log(paths / 10).std().round(3), np.log(wider / 10).std().round(3))
     0.01 0.02
 
-    What `KronosPredictor.predict_paths` returns is calibrated so, for as long a horizon:
+    What `KronosPredictor.predict_paths` draws is calibrated so, for as long a horizon:
 
-        forecast = predictor.predict_paths([bars], [times], pred_len=10, sample_count=50)[0]
+        [forecast] = predictor.predict_paths(
+            [bars], [times], pred_len=10, sample_count=50, calibration=None
+        )
         paths = calibration.apply(forecast.paths, forecast.last_close)
         forecast = dataclasses.replace(forecast, paths=paths)
     """
