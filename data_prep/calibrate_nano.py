@@ -25,6 +25,12 @@ from kronos_qlib.inference.sampling import SamplingConfig
 
 SAMPLING = SamplingConfig(paths=20, temperature=1.0, top_p=1.0)
 """How the paths are drawn whose spread and mean are looked at."""
+TITLES = {
+    "cn2000": "A-shares 2000-2002",
+    "cn2020": "A-shares 2020-2022",
+    "us": "US shares 2000-2013",
+    "crypto_1h": "hourly crypto 2021-2022",
+}
 REPAIRS = ("drop-bracket", "drop-nan", "drop-nonpositive", "drop-untraded")
 
 
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     samples = [
         sample for name in args.markets for sample in samples_of(predictor, args.data, name, args)
     ]
-    about = "; ".join(f"{name} to {MARKETS[name].valid.last}" for name in args.markets)
+    about = ", ".join(TITLES[name] for name in args.markets)
     calibration = fit_calibration(predictor, samples, SAMPLING, about)
     calibration.save(args.out)
     for kind, fit in calibration.fits.items():

@@ -87,7 +87,8 @@ def sample_of(
         show_progress: of drawing.
 
     Raises:
-        BarDataError: the segment has no such window, or fewer than `least`; or they see too few bars.
+        BarDataError: the segment has no such window, or fewer than `least`; or they see too few
+            bars.
     """
     known, _ = known_windows(source, segment)
     lengths = known.lengths
