@@ -43,7 +43,7 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     PathDistribution,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
-from kronos_qlib.evaluation.forecasts.named_baselines import ORACLE, Baselines
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.risk import TAILS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,

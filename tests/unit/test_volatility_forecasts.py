@@ -11,7 +11,7 @@ import pytest
 from kronos_qlib.errors import BarDataError, MissingDependencyError
 from kronos_qlib.evaluation.forecasts import volatility_forecasts
 from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
-from kronos_qlib.evaluation.forecasts.named_baselines import (
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
     EWMA,
     EWMA_CALIBRATED,
     GARCH,
@@ -22,7 +22,7 @@ from kronos_qlib.evaluation.forecasts.named_baselines import (
     WALK,
     Baselines,
 )
-from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
+from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import (
     LogRangeHar,
     ewma,
     fit_garch,
