@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from kronos_qlib.evaluation.forecasts.calibration import Calibration
 
 from kronos_qlib import WindowDataset
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.evaluation.forecasts.calibration import Calibration
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
     VOLATILITY_BARS,
@@ -43,7 +44,6 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     PathDistribution,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
-from kronos_qlib.evaluation.forecasts.baselines.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.risk import TAILS
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,

@@ -12,6 +12,7 @@ import pytest
 
 from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.calibration.market_state import states_of
+from kronos_qlib.data.windows import known
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
@@ -23,7 +24,6 @@ from kronos_qlib.errors import (
 from kronos_qlib.evaluation.forecasts.day_means import by_day
 from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
 from kronos_qlib.inference.calibrating import checkpoint_of
-from kronos_qlib.pipeline import outcomes
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     outcomes_of,
@@ -233,7 +233,7 @@ def test_a_window_into_a_suspension_is_left_out_and_counted():
 
 def test_a_stray_bar_on_a_holiday_is_warned_of(caplog, monkeypatch):
     """One instrument's bar on a Saturday makes it a day of the calendar: all others lack it."""
-    monkeypatch.setattr(outcomes.logger, "warning", logging.getLogger("seen").warning)
+    monkeypatch.setattr(known.logger, "warning", logging.getLogger("seen").warning)
     walk = np.linspace(10, 12, 9)
     missing = {(name, 5) for name in "ABC"}
     table, days = table_of(dict.fromkeys("ABCD", walk), missing)

@@ -8,7 +8,15 @@ import pytest
 from scipy.stats import norm
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+)
 from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day
 from kronos_qlib.evaluation.forecasts.distributions import (
     Outcomes,
@@ -35,7 +43,6 @@ from kronos_qlib.evaluation.forecasts.forecast_tables import (
     pit_table,
     score_table,
 )
-from kronos_qlib.evaluation.forecasts.baselines.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 
 
 def outcomes_from(past, closes, start="2024-01-01"):

@@ -20,6 +20,7 @@ from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.calibration.calibration import FILE as CALIBRATION_FILE
 from kronos_qlib.calibration.calibration import Calibration
+from kronos_qlib.calibration.past_volatility import LEAST_BARS
 from kronos_qlib.data.windows.known import known_windows, sample_windows, times_ahead
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window import Windows
@@ -285,6 +286,12 @@ class ForecastReportRecord(RecordTemp):
     def _calibrate(
         self, model: KronosModel, source: WindowDataset, sampling: SamplingConfig
     ) -> Calibration:
+        shortest = source.min_bars or source.lookback
+        if shortest < LEAST_BARS:  # before paths are drawn in vain
+            raise ConfigError(
+                f"ForecastReportRecord: a calibration takes windows of {LEAST_BARS} bars at least, "
+                f"and the data set's have {shortest}: raise lookback or min_bars"
+            )
         sample = sample_of(
             model.predictor,
             source,
