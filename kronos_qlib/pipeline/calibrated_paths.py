@@ -18,6 +18,7 @@ from kronos_qlib.calibration.calibration import FILE, Calibration
 from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.errors import BarDataError
 from kronos_qlib.inference.calibrating import checkpoint_of, settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.model.checkpoints.pretrained import BUNDLED, folder_of

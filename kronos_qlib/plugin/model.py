@@ -498,10 +498,10 @@ class KronosModel(ModelFT):
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer.
 
-        A calibration that was fitted goes beside the predictor, an alpha head into `path`/alpha. After a `fit` in this process, the weights of the last
-        epoch lie in `path`/last in the same way, whichever epoch was the best. Then
-        `KronosModel(checkpoint=path)` scores from paths and, with `alpha_head=f"{path}/alpha"`, by
-        the head.
+        A calibration that was fitted goes beside the predictor, an alpha head into `path`/alpha.
+        After a `fit` in this process, the weights of the last epoch lie in `path`/last in the same
+        way, whichever epoch was the best. Then `KronosModel(checkpoint=path)` scores from paths
+        and, with `alpha_head=f"{path}/alpha"`, by the head.
         """
         tokenizer = self.predictor.tokenizer
         tokenizer.save_pretrained(Path(path) / "tokenizer")
