@@ -130,7 +130,7 @@ def path_methods(source: WindowDataset, model: KronosModel, test: Part) -> list[
         seed=model.seed,
     )
     fitted = {"kronos_calibrated": fit_calibration(model.predictor, [sample], model.sampling)}
-    if (shipped := shipped_calibration(model.predictor)) is not None:
+    if (shipped := shipped_calibration(model.predictor).calibration) is not None:
         fitted["kronos_shipped"] = shipped
     for name, calibration in fitted.items():
         try:

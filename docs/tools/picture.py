@@ -23,11 +23,12 @@ def main(source: str, target: str) -> None:
     [drawn] = predictor.predict_paths(
         [past], [past.index], [came.index], sample_count=300, top_p=1.0, keys=["SYM0001"]
     )
+    mark = "calibrated" if drawn.is_calibrated else "uncalibrated"
     figure = candle_figure(
         past,
         drawn.mean,
         drawn.quantiles([0.05, 0.25, 0.5, 0.75, 0.95])["close"],
-        "SYM0001 of the demo market: 90 bars seen, nano's bands (uncalibrated), and what came",
+        f"SYM0001 of the demo market: 90 bars seen, nano's bands ({mark}), and what came",
         came=came["close"],
     )
     figure.savefig(target, dpi=110, bbox_inches="tight", pil_kwargs={"optimize": True})

@@ -18,7 +18,7 @@ from kronos_qlib.calibration.market_state import MARKET
 from kronos_qlib.calibration.past_volatility import ESTIMATES, LEAST_BARS, log_volatilities
 from kronos_qlib.calibration.path_terms import PathTerms
 from kronos_qlib.calibration.season import Season, has_all_hours
-from kronos_qlib.calibration.spread import Regressors, SpreadModel
+from kronos_qlib.calibration.spread import Regressors, SpreadModel, windows_needed
 from kronos_qlib.calibration.student import student_quantiles
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.files import replacing
@@ -36,6 +36,8 @@ KINDS = (DAY, INTRADAY)
 CLOCK = slice(TIME_FIELDS.index("minute"), TIME_FIELDS.index("hour") + 1)
 OWN = ESTIMATES[1:]
 """Regressors of a window's own bars."""
+LEAST_WINDOWS = windows_needed(len(OWN) + len(MARKET))
+"""Windows of one kind that a calibration is fitted on, at least."""
 FILE = "calibration.json"
 """Its name beside the weights of a checkpoint."""
 
@@ -64,6 +66,8 @@ class Sample:
     """(M,) places of the windows that paths were drawn for."""
     paths: Bars | None = None
     """(M, P, H) closes of those paths, in money."""
+    came: npt.NDArray[np.datetime64] | None = None
+    """(N,) times of the last closes that came; None: as late as `times`."""
 
     def __post_init__(self) -> None:
         windows, horizon = self.closes.shape

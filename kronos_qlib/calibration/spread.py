@@ -36,6 +36,11 @@ STEP = 1e-4
 """Of the numerical derivative."""
 
 
+def windows_needed(regressors: int) -> int:
+    """Windows that a spread with so many regressors is fitted on, at least."""
+    return WINDOWS_EACH * (3 + 2 * regressors + 1)
+
+
 @dataclass(frozen=True)
 class Regressors:
     """What is known of windows when their forecasts are made.
@@ -130,9 +135,10 @@ class SpreadModel:
         """
         windows, horizon = returns.shape
         count = 3 + 2 * len(known.names) + 1
+        needed = windows_needed(len(known.names))
         require(
-            windows >= WINDOWS_EACH * count,
-            f"a calibration is fitted on {WINDOWS_EACH * count} windows at least, got {windows}",
+            windows >= needed,
+            f"a calibration is fitted on {needed} windows at least, got {windows}",
         )
         terms = _terms(known.values, horizon, horizon)
         fixed = _walk(known, horizon)

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+AUTO, NONE = "auto", "none"
+"""Words of --calibration; a file of such a name is ./auto."""
 CANDLES = 80
 """Most bars of the past in the picture."""
-UNCALIBRATED = "uncalibrated"
-"""Mark of a spread that is not calibrated, in the printed line, the column `calibration` and
-the picture: drawn paths are known to be too bold."""
 PATHS_FOR_A_BAND = 19
 """The fewest paths whose lowest and highest are a band of 90 %."""
 
@@ -36,10 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Draw the bars after the last one of a file: their mean and quantiles as CSV, and a "
         "picture. The same file, settings and seed give the same forecast. Its spread is "
-        "uncalibrated: drawn paths are too bold, and no share of them is a probability.",
+        "calibrated by what lies beside the weights; where nothing fits, the line, the table and "
+        "the picture say uncalibrated: drawn paths are too bold, and no share of them is a "
+        "probability.",
         "kronos-qlib forecast 600977.csv --exchange XSHG --model small --lookback 400 --horizon 48",
         "kronos-qlib forecast bars.parquet --symbol AAPL --exchange XNYS --out aapl.csv",
         "kronos-qlib forecast coins.csv --symbol BTC --paths 200 --quantiles 0.1 0.5 0.9",
+        "kronos-qlib forecast aapl.csv --model small --calibration mine.json",
     )
     parser.add_argument("source", type=Path, help="a .csv, .parquet or .feather file of bars")
     parser.add_argument("--symbol", help="which instrument, when the file has several")
@@ -82,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave paths where the tokens put them, as published; by default they begin at the "
         "last close",
     )
+    parser.add_argument(
+        "--calibration",
+        default=AUTO,
+        metavar="auto|none|FILE",
+        help="auto: what lies beside the weights, if it fits them and the bars; none: paths as "
+        "they were drawn; or a file of kronos-qlib calibrate, which must fit (%(default)s)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -109,8 +118,11 @@ def forecast(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from kronos_qlib.evaluation.forecasts.candles import candle_figure
+    from kronos_qlib.inference.predictor import KronosPredictor
 
-    predictor = _load(arguments)
+    predictor = KronosPredictor.from_pretrained(
+        arguments.model, arguments.tokenizer, arguments.device
+    )
     context = predictor.max_context
     lookback, cut = _lookback(arguments, len(bars), context)
     window = bars.tail(lookback)
@@ -134,6 +146,7 @@ def forecast(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         sample_count=arguments.paths,
         anchor=arguments.anchor,
+        calibration=_calibration(arguments),
         verbose=is_slow,
         seed=arguments.seed,
         keys=[window["symbol"].iloc[0]],
@@ -150,11 +163,24 @@ def forecast(arguments: argparse.Namespace) -> None:
         _title(found, arguments),
         mean_label="mean" if len(found.paths) > 1 else "one path",
     ).savefig(picture)
+    if arguments.calibration != NONE:
+        notes = (*notes, found.calibration)  # on what, or why not
     for note in (*notes, *ahead.doubts):
         print(f"note: {note}")
     rule = arguments.exchange or arguments.freq or ahead.rule
     print(_summary(bars, window, found, arguments, context, rule))
     print(f"{arguments.out} and {picture}")
+
+
+def _calibration(arguments: argparse.Namespace) -> str | Path | None:
+    asked: str = arguments.calibration
+    return {AUTO: AUTO, NONE: None}.get(asked, Path(asked))
+
+
+def _is_calibrated(found: Forecast) -> str:
+    """The mark of the printed line, the column `calibration` and the picture: drawn paths are known
+    to be too bold."""
+    return "calibrated" if found.is_calibrated else "uncalibrated"
 
 
 def _levels(arguments: argparse.Namespace) -> list[float]:
@@ -225,18 +251,6 @@ def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
     if newest < dates.iloc[-1]:
         note += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
     return [note]
-
-
-def _load(arguments: argparse.Namespace) -> KronosPredictor:
-    from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.tokenizer import KronosTokenizer
-    from kronos_qlib.model.transformer import Kronos
-
-    tokenizer = KronosTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
-    model = Kronos.from_pretrained(arguments.model)
-    # Weights that do not say how much they have seen at once are taken for published ones.
-    published = model.origin.max_context if model.origin else None
-    return KronosPredictor(model, tokenizer, device=arguments.device, max_context=published or 512)
 
 
 def _tokenizer_taken(predictor: KronosPredictor, arguments: argparse.Namespace) -> list[str]:
@@ -327,7 +341,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
     if len(found.paths) > 1:
         table["prob_up"] = (found.paths[:, :, CLOSE] > found.last_close).mean(axis=0)
     table.insert(0, "symbol", found.name)
-    table.insert(2, "calibration", UNCALIBRATED)
+    table.insert(2, "calibration", _is_calibrated(found))
     table.insert(3, "anchored", found.anchored)
     return table
 
@@ -335,7 +349,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
 def _title(found: Forecast, arguments: argparse.Namespace) -> str:
     return (
         f"{found.name}: {arguments.horizon} bars ahead, {_drawn(found)} of {arguments.model}, "
-        f"{UNCALIBRATED}"
+        f"{_is_calibrated(found)}"
     )
 
 
@@ -362,7 +376,7 @@ def _summary(
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
         f"to the last of them, {_drawn(found)}, "
-        f"{UNCALIBRATED}: {_spread(found.returns())}",
+        f"{_is_calibrated(found)}: {_spread(found.returns())}",
     ]
     return "\n".join(lines)
 

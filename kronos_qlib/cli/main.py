@@ -19,6 +19,10 @@ cannot be asked; INTERRUPTED is what a shell makes of Ctrl-C."""
 
 COMMANDS = {
     "forecast": ("draw the bars to come of a file's series", "kronos_qlib.cli.forecast_command"),
+    "calibrate": (
+        "fit the spread of a checkpoint's forecasts on past bars",
+        "kronos_qlib.cli.calibrate_command",
+    ),
     "run": (
         "run a workflow on a market: checked, estimated, by qrun",
         "kronos_qlib.cli.run_command",

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.calibration.calibration import Calibration, Fit, Sample, kinds_of
+from kronos_qlib.calibration.calibration import LEAST_WINDOWS, Calibration, Fit, Sample, kinds_of
 from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.calibration.past_volatility import LEAST_BARS
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.data.windows.known import known_windows, sample_windows
-from kronos_qlib.data.windows.segments import Segment
+from kronos_qlib.data.files.read import read_bars
+from kronos_qlib.data.windows.known import known_windows, sample_windows, times_ahead
+from kronos_qlib.data.windows.segments import Moment, Segment, last_instant
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
@@ -36,6 +38,8 @@ WINDOWS = 10_000
 """That the spread is fitted on: no path is drawn for them, so they cost little."""
 DRAWN = 1_000
 """Windows of them that paths are drawn for."""
+FEW_DRAWN = 300
+"""The same of `KronosPredictor.calibrate`: minutes on a CPU, with the largest published weights."""
 PATHS = 20
 AT_ONCE = 500
 """Windows whose paths are held in memory with all six columns."""
@@ -65,6 +69,7 @@ def sample_of(
     windows: int = WINDOWS,
     drawn: int = DRAWN,
     drawn_from: str | pd.Timestamp | None = None,
+    least: int = 1,
     seed: int = 0,
     show_progress: bool = False,
 ) -> Sample:
@@ -77,9 +82,11 @@ def sample_of(
         windows, drawn: at most so many.
         drawn_from: paths are drawn for windows that end from then on; None: for all. A checkpoint's
             paths say more of the years it was trained on than they will of others.
+        least: windows that must be there before any path is drawn.
+        show_progress: of drawing.
 
     Raises:
-        BarDataError: the segment has no such window.
+        BarDataError: the segment has no such window, or fewer than `least`.
     """
     known, _ = known_windows(source, segment)
     lengths = known.lengths
@@ -92,6 +99,12 @@ def sample_of(
     if not is_priced.any():
         raise BarDataError(f"{segment}: no window has positive prices throughout")
     chosen, bars = chosen.take(np.flatnonzero(is_priced)), bars[is_priced]
+    if len(chosen) < least:
+        raise BarDataError(
+            f"{len(chosen)} windows of {source.lookback} bars seen and {source.horizon} that came "
+            f"after them, and a calibration is fitted on {least} at least: give more instruments "
+            "or a longer time, or shorten lookback or horizon"
+        )
     rows = chosen.rows(slice(None))
     stamps = chosen.table.stamps_at(rows[:, : chosen.lookback])
     ahead = source.future_stamps(chosen)
@@ -102,6 +115,7 @@ def sample_of(
         closes=bars[:, chosen.lookback :, CLOSE],
         times=chosen.times,
         market=states_of(chosen),
+        came=times_ahead(chosen)[:, -1],
     )
     places = np.arange(len(chosen))
     if drawn_from is not None:
@@ -111,7 +125,15 @@ def sample_of(
     if not len(places):
         return sample
     closes = [
-        _drawn(predictor, sample, chosen, places[start : start + AT_ONCE], sampling, seed)
+        _drawn(
+            predictor,
+            sample,
+            chosen,
+            places[start : start + AT_ONCE],
+            sampling,
+            seed,
+            show_progress,
+        )
         for start in range(0, len(places), AT_ONCE)
     ]
     return replace(sample, drawn=places, paths=np.concatenate(closes))
@@ -134,11 +156,65 @@ def fit_calibration(
         if len(kinds) > 1:
             raise ConfigError("windows of daily and of shorter bars in one sample")
         by_kind[kinds[0]].append(sample)
-    newest = max(sample.times.max() for sample in samples)
+    newest = max((one.times if one.came is None else one.came).max() for one in samples)
     fits: Mapping[str, Fit] = {kind: Fit.of(some) for kind, some in by_kind.items()}
     return Calibration(
         fits, checkpoint_of(predictor), settings_of(sampling), show_time(newest), about
     )
+
+
+def calibration_on(
+    predictor: KronosPredictor,
+    bars: str | Path | pd.DataFrame,
+    sampling: SamplingConfig,
+    *,
+    lookback: int,
+    horizon: int,
+    first: Moment | None = None,
+    last: Moment | None = None,
+    windows: int = WINDOWS,
+    drawn: int = FEW_DRAWN,
+    seed: int = 0,
+    show_progress: bool = True,
+    repair: Iterable[str] = (),
+    **reading: Any,
+) -> Calibration:
+    """A calibration on the past of a file or frame of bars; see `KronosPredictor.calibrate`."""
+    if not LEAST_BARS <= lookback <= predictor.max_context:
+        raise ConfigError(
+            f"lookback must lie in {LEAST_BARS} to {predictor.max_context}, the bars that the "
+            f"predictor sees at once, got {lookback}"
+        )
+    if last is not None:
+        # Reading looks at all bars, such as at whether volume is known: later ones are cut first.
+        read = read_bars(bars, as_is=True, **reading)
+        for note in read.notes:
+            logger.info(note)
+        dates = read.bars["date"]
+        newest = last_instant(last, np.unique(dates.to_numpy()))
+        bars, reading = read.bars[dates <= newest], {}
+        if not len(bars):
+            raise BarDataError(f"no bar lies at or before {last}")
+    source = WindowDataset.from_file(
+        bars, {"past": (first, last)}, lookback=lookback, horizon=horizon, repair=repair, **reading
+    )
+    sample = sample_of(
+        predictor,
+        source,
+        "past",
+        sampling,
+        windows=windows,
+        drawn=drawn,
+        least=LEAST_WINDOWS,
+        seed=seed,
+        show_progress=show_progress,
+    )
+    names = len(source.table.instruments)
+    about = (
+        f"{len(sample.times)} windows of {lookback} + {horizon} bars of {names} "
+        f"instrument{'s' if names > 1 else ''}"
+    )
+    return fit_calibration(predictor, [sample], sampling, about)
 
 
 def _drawn(
@@ -148,6 +224,7 @@ def _drawn(
     places: np.ndarray,
     sampling: SamplingConfig,
     seed: int,
+    show_progress: bool,
 ) -> np.ndarray:
     index = windows.take(places).index
     keys = [f"{name} {moment.isoformat()}" for moment, name in index]
@@ -159,5 +236,6 @@ def _drawn(
         sampling=replace(sampling, stratified=False, common=False),
         seed=seed,
         keys=keys,
+        verbose=show_progress,
     )
     return np.asarray(paths[..., CLOSE])

@@ -107,6 +107,8 @@ class Forecast:
     """Of the series, for reports and errors."""
     anchored: bool = False
     """Whether the paths begin at the last close seen, not at what its tokens make of it."""
+    calibration: str = "uncalibrated"
+    """"calibrated on ..., until ..."; or "uncalibrated: ..." and why."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.paths)
@@ -120,6 +122,11 @@ class Forecast:
                 f"{self._who}: expected {shape[1]} times, one for each bar, got an array of shape "
                 f"{np.shape(self.times)}"
             )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether shares and quantiles of the paths are meant as probabilities."""
+        return self.calibration.startswith("calibrated")
 
     @property
     def mean(self) -> pd.DataFrame:
@@ -263,7 +270,8 @@ class Forecast:
         name = f"{self.name}: " if self.name else ""
         begin = "anchored" if self.anchored else "not anchored"
         return (
-            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}, {begin}; "
+            f"<Forecast {name}{paths} paths of {horizon} bars, {first} to {last}, {begin}, "
+            f"{self.calibration}; "
             f"expected {what} {moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
         )
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
+from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.frames import whole
 from kronos_qlib.inference.sampling import SamplingConfig
 
 PUBLISHED = {"T": 1.0, "top_k": 0, "top_p": 0.9}
 """Published arguments and their published defaults; `SamplingConfig` has the paper's."""
+
+
+AUTO = "auto"
+CalibrationChoice = Calibration | str | Path | None
+"""`AUTO`, a calibration, the file of one, or None."""
 
 
 class PathOptions(TypedDict, total=False):
@@ -22,6 +29,11 @@ class PathOptions(TypedDict, total=False):
     coherent: make each bar one: high its highest and low its lowest price, prices positive, volume
         and amount not negative. True by default; False gives the network's raw numbers, which
         are the published ones together with `anchor=False`.
+    calibration: "auto", a `Calibration`, the file of one, or None, which leaves paths as they were
+        drawn. "auto" takes the predictor's own (`KronosPredictor.calibrate`), else the
+        `calibration.json` beside the weights; where neither is of these weights, or it cannot be
+        used on a series, its paths stay as drawn and the result says why. What is given by name
+        must work: otherwise it is a ConfigError.
     """
 
     sampling: SamplingConfig | None
@@ -29,6 +41,7 @@ class PathOptions(TypedDict, total=False):
     stratified: bool
     rotate_s2: bool
     coherent: bool
+    calibration: CalibrationChoice
 
 
 class FrameOptions(PathOptions, total=False):
@@ -55,6 +68,7 @@ class Request:
 
     sampling: SamplingConfig
     coherent: bool = True
+    calibration: CalibrationChoice = None
     seed: int = 0
     exchange: str | None = None
     freq: str | None = None

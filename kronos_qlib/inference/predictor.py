@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,31 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from kronos_qlib.calibration.calibration import FILE, Calibration
 from kronos_qlib.data.calendar.stamps import stamps_of
 from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.segments import Moment
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
+from kronos_qlib.inference.calibrating import (
+    FEW_DRAWN,
+    PATHS,
+    WINDOWS,
+    calibration_on,
+    checkpoint_of,
+)
+from kronos_qlib.inference.choice import UNCALIBRATED, Chosen, check_request, choose, sort_out
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
 from kronos_qlib.inference.frames import series_of_frames, warn_of_doubts, whole
 from kronos_qlib.inference.generate import decode_drawn, generate
-from kronos_qlib.inference.options import FrameOptions, PathOptions, Request
+from kronos_qlib.inference.options import (
+    AUTO,
+    PUBLISHED,
+    FrameOptions,
+    PathOptions,
+    Request,
+)
 from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader, require_finite
 from kronos_qlib.inference.sampling import SamplingConfig, key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
@@ -73,6 +90,10 @@ class KronosPredictor:
         ConfigError: a setting cannot work, or this machine has no such device.
     """
 
+    calibration: Calibration | None
+    """What `calibrate` fitted, and "auto" takes first; it may be set. None: the file beside the
+    weights, if there is one."""
+
     def __init__(
         self,
         model: Kronos,
@@ -104,6 +125,34 @@ class KronosPredictor:
         self._cut: set[int] = set()
         self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
+        self.calibration = None
+        self._checkpoint = ""
+        self._checkpoint_from: list[tuple[int, int]] = []
+        self._logged: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        tokenizer: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> KronosPredictor:
+        """Load both halves of a checkpoint, to see as many bars at once as it has been trained on.
+
+        Args:
+            checkpoint: an alias (nano, mini, small, base), a Hub id or a folder.
+            tokenizer: where its tokenizer is, if not under the same name.
+            device: as of the class.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit, or the Hub is out of reach.
+            ConfigError: this machine has no such device.
+        """
+        codes = KronosTokenizer.from_pretrained(tokenizer or checkpoint)
+        model = Kronos.from_pretrained(checkpoint)
+        # Weights that do not say how much they have seen at once are taken for published ones.
+        known = model.origin.max_context if model.origin else None
+        return cls(model, codes, device=device, max_context=known or 512)
 
     def predict(
         self,
@@ -131,9 +180,10 @@ class KronosPredictor:
             top_k: 0 keeps all tokens. top_p applies after it.
             sample_count: paths to average.
             verbose: show progress.
-            options: exchange, freq, seed, coherent, and `sampling` in place of the four above, or
-                anchor, stratified, rotate_s2: see `inference.options.FrameOptions`.
-                `coherent=False, anchor=False` gives the published numbers.
+            options: exchange, freq, seed, coherent, calibration, and `sampling` in place of the
+                four above, or anchor, stratified, rotate_s2: see `inference.options.FrameOptions`.
+                `coherent=False, anchor=False` gives the published numbers; calibration is None
+                unless asked for, and a calibrated mean lies near the last close.
 
         Returns:
             `pred_len` rows by time, the columns of `schema.BAR_COLUMNS`.
@@ -145,7 +195,8 @@ class KronosPredictor:
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         ahead = None if y_timestamp is None else [y_timestamp]
-        return self._forecasts([df], [x_timestamp], ahead, pred_len, how)[0].mean
+        [found] = self._forecasts([df], [x_timestamp], ahead, pred_len, how)
+        return self._logged_mean(found, how)
 
     def predict_batch(
         self,
@@ -169,7 +220,7 @@ class KronosPredictor:
         """
         how = Request.of((T, top_k, top_p), sample_count, verbose, options)
         found = self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how)
-        return [forecast.mean for forecast in found]
+        return [self._logged_mean(forecast, how) for forecast in found]
 
     def predict_paths(
         self,
@@ -189,11 +240,15 @@ class KronosPredictor:
 
         Args:
             keys: a name for each series: it keys the random numbers as in `paths`, errors use it.
+            options: as in `predict`, with `calibration="auto"` where none is given: calibrated by
+                what `calibrate` fitted or what lies beside the weights; `Forecast.calibration`
+                says so, or why not. None leaves the paths as they were drawn.
 
         Returns:
             One `Forecast` per series, in the order given: its mean, quantiles, probabilities.
         """
-        how = Request.of((T, top_k, top_p), sample_count, verbose, options, usual_paths=20)
+        asked = {"calibration": AUTO, **options}
+        how = Request.of((T, top_k, top_p), sample_count, verbose, asked, usual_paths=20)
         return self._forecasts(df_list, x_timestamp_list, y_timestamp_list, pred_len, how, keys)
 
     def _forecasts(
@@ -216,18 +271,19 @@ class KronosPredictor:
         results: dict[int, Forecast] = {}
         for places in by_length.values():
             group = [series[place] for place in places]
-            drawn = self._paths(
+            drawn, chosen = self._paths(
                 np.stack([one.bars for one in group]),
                 stamps_of(np.stack([one.past for one in group])),
                 stamps_of(np.stack([one.ahead for one in group])),
                 how,
                 None if keys is None else [keys[place] for place in places],
             )
-            for place, one, paths in zip(places, group, drawn, strict=True):
+            for place, one, paths, taken in zip(places, group, drawn, chosen, strict=True):
                 close = float(one.bars[-1, CLOSE])
                 name = "" if keys is None else keys[place]
-                anchored = how.sampling.anchor
-                results[place] = Forecast(paths, one.ahead, close, name, anchored=anchored)
+                results[place] = Forecast(
+                    paths, one.ahead, close, name, how.sampling.anchor, taken.text
+                )
         return [results[place] for place in range(len(series))]
 
     def paths(
@@ -254,8 +310,9 @@ class KronosPredictor:
                 keys the rises and falls of its bars are the key, so that the unit of prices or
                 volume decides nothing. Equal keys give common random numbers, whose noise cancels
                 between series.
-            options: coherent, and `sampling` in place of T, top_k, top_p and sample_count, or
-                anchor, stratified, rotate_s2: see `inference.options.PathOptions`.
+            options: coherent, calibration (None unless asked for), and `sampling` in place of T,
+                top_k, top_p and sample_count, or anchor, stratified, rotate_s2: see
+                `inference.options.PathOptions`.
 
         Returns:
             (series, sample_count, pred_len, 6) float32 bars in their own units.
@@ -267,7 +324,10 @@ class KronosPredictor:
         how = Request.of((T, top_k, top_p), sample_count, verbose, {**options, "seed": seed})
         pred_len = whole("pred_len", pred_len)
         _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
-        return self._paths(x, x_stamp, y_stamp, how, keys)
+        result, chosen = self._paths(x, x_stamp, y_stamp, how, keys)
+        for one in chosen:
+            self._log_uncalibrated(one.text, how)
+        return result
 
     def _paths(
         self,
@@ -276,13 +336,16 @@ class KronosPredictor:
         y_stamp: Stamps,
         request: Request,
         keys: Sequence[str] | None,
-    ) -> Floats:
+    ) -> tuple[Floats, list[Chosen]]:
+        """Paths, and the calibration that each series took."""
         how, pred_len = request.sampling, y_stamp.shape[1]
         x = _checked(x, x_stamp, keys)
+        chosen = check_request(self._choose(request.calibration), request)
         result = np.empty((len(x), how.paths, pred_len, len(BAR_COLUMNS)), dtype=np.float32)
         if not len(x):
-            return result
+            return result, []
         x, x_stamp = self._seen(x, x_stamp)
+        taken = sort_out(chosen, x, x_stamp, lambda series: _name(series, keys))
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
         packed = self._engine()
 
@@ -297,7 +360,120 @@ class KronosPredictor:
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
         _run(draw, plan, plan.batches(len(x), how.paths), "forecasting", request.verbose)
-        return result
+        can = np.flatnonzero([one.calibration is not None for one in taken])
+        if len(can) == len(x):
+            chosen.apply(result, x, x_stamp, y_stamp, how, self.memory_mb)
+        elif len(can):
+            moved = result[can]
+            chosen.apply(moved, x[can], x_stamp[can], y_stamp[can], how, self.memory_mb)
+            result[can] = moved
+        return result, taken
+
+    def calibrate(
+        self,
+        bars: str | Path | pd.DataFrame,
+        *,
+        lookback: int = 90,
+        horizon: int = 10,
+        first: Moment | None = None,
+        last: Moment | None = None,
+        windows: int = WINDOWS,
+        drawn: int = FEW_DRAWN,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+        repair: Iterable[str] = (),
+        **reading: Any,
+    ) -> Calibration:
+        """Fit a calibration on the past of one's own bars, for `predict_paths` and others to take.
+
+        It walks over windows whose next bars have come, and fits the spread of their returns on
+        their past volatility. Minutes at most; `calibration.save(path)` keeps it, and
+        `calibration=path` takes it up later. It belongs to these weights, and to bars of the kind
+        it was fitted on: of a day and longer, or shorter.
+
+        Args:
+            bars: a long table (symbol, date, open, ...), or a file or folder as
+                `WindowDataset.from_file` takes them.
+            lookback: bars that a window sees, 23 at least: as many as forecasts will be given.
+            horizon: bars ahead; farther ones, forecast later, grow with the square root of time.
+            first, last: of the bars to forecast, both inclusive; None: as far as bars go. No bar
+                after `last` is used, whatever the file holds.
+            windows: at most so many, evenly spaced in time; 220 at least must be there.
+            drawn: windows of them that paths are drawn for, to learn whether their spread and mean
+                say anything that past volatility does not; 0: none, which takes seconds.
+            sampling: how; None: as `predict_paths` does. Of forecasts drawn in another way only
+                the past volatility decides.
+            seed: the same seed and bars give the same calibration.
+            show_progress: on a terminal or in a notebook.
+            repair, reading: symbol, columns, encoding, ... as in `WindowDataset.from_file`.
+
+        Returns:
+            The calibration, which is the attribute `calibration` from now on.
+
+        Raises:
+            BarDataError: bars cannot be read, or are too few: says how many windows are needed.
+            ConfigError: a setting cannot work.
+        """
+        if sampling is None:
+            sampling = SamplingConfig(
+                paths=PATHS,
+                temperature=PUBLISHED["T"],
+                top_k=int(PUBLISHED["top_k"]),
+                top_p=PUBLISHED["top_p"],
+            )
+        self.calibration = calibration_on(
+            self,
+            bars,
+            sampling,
+            lookback=whole("lookback", lookback),
+            horizon=whole("horizon", horizon),
+            first=first,
+            last=last,
+            windows=whole("windows", windows),
+            drawn=whole("drawn", drawn, least=0),
+            seed=whole("seed", seed, least=None),
+            show_progress=show_progress,
+            repair=repair,
+            **reading,
+        )
+        return self.calibration
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write both halves into `path`/predictor and `path`/tokenizer, loadable by `path`.
+
+        The calibration that "auto" would take is written beside the predictor's weights.
+        """
+        folder = Path(path)
+        chosen = self._choose(AUTO)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        saved = self.model.save_pretrained(folder / "predictor", self.tokenizer)
+        if chosen.calibration is not None:
+            chosen.calibration.save(saved / FILE)
+        return folder
+
+    def _choose(self, asked: Any) -> Chosen:
+        origin = self.model.origin
+        folder = None if origin is None else origin.folder
+        return choose(asked, self.calibration, folder, self._fingerprint)
+
+    def _fingerprint(self) -> str:
+        """Of both halves as they are: it reads all weights, so once for as long as they stay."""
+        now = self._weights_now()
+        if now != self._checkpoint_from:
+            self._checkpoint, self._checkpoint_from = checkpoint_of(self), now
+        return self._checkpoint
+
+    def _logged_mean(self, found: Forecast, how: Request) -> pd.DataFrame:
+        self._log_uncalibrated(found.calibration, how)
+        return found.mean
+
+    def _log_uncalibrated(self, text: str, how: Request) -> None:
+        """Results that cannot say it leave it to the log, once for each reason."""
+        if how.calibration is None or not text.startswith(UNCALIBRATED) or text in self._logged:
+            return
+        self._logged.add(text)
+        logger.warning(text)
 
     def plan(
         self, series: int, lookback: int, pred_len: int, sample_count: int, stratified: bool = False
@@ -397,16 +573,21 @@ class KronosPredictor:
 
     def _engine(self) -> Packed:
         """Both halves packed for decoding: again whenever a weight has changed since."""
-        weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
-        # Training writes in place, which torch counts; loading may put another tensor there.
-        now = [(weight.data_ptr(), weight._version) for weight in weights]
-        # A replaced part may have no weight at all.
-        now.append((id(self.model.time_emb), id(self.tokenizer.quantizer)))
+        now = self._weights_now()
         if self._packed is None or now != self._packed_from:
             net = PackedKronos(self.model, self.dtype)
             self._packed = Packed(net, PackedTokenizer(self.tokenizer, self.dtype))
             self._packed_from = now
         return self._packed
+
+    def _weights_now(self) -> list[tuple[int, int]]:
+        """What changes with any weight."""
+        weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
+        # Training writes in place, which torch counts; loading may put another tensor there.
+        now = [(weight.data_ptr(), weight._version) for weight in weights]
+        # A replaced part may have no weight at all.
+        now.append((id(self.model.time_emb), id(self.tokenizer.quantizer)))
+        return now
 
 
 def _run(

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.calibration.calibration import FILE, Calibration
+from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.inference.calibrating import checkpoint_of, settings_of
+from kronos_qlib.inference.choice import Chosen, choose
+from kronos_qlib.inference.options import AUTO
 from kronos_qlib.inference.sampling import SamplingConfig
-from kronos_qlib.model.checkpoints.pretrained import BUNDLED, folder_of
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, PRICE_COLUMNS
-from kronos_qlib.strict_json import is_file
 
 if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
@@ -88,24 +86,10 @@ class PathCalibration:
         return result
 
 
-def shipped_calibration(predictor: KronosPredictor) -> Calibration | None:
-    """The one beside the weights of a predictor, where it was fitted on these very weights.
-
-    Raises:
-        ConfigError: a file of this name holds no calibration.
-    """
-    origin = predictor.model.origin
-    if origin is None:
-        return None
-    if origin.name == BUNDLED:
-        folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
-    else:
-        folder = folder_of(origin.name)
-    for place in (folder / "predictor" / FILE, folder / FILE):
-        if is_file(place):
-            found = Calibration.load(place)
-            return found if found.checkpoint == checkpoint_of(predictor) else None
-    return None
+def shipped_calibration(predictor: KronosPredictor) -> Chosen:
+    """The one beside the weights of a predictor, where it was fitted on these very weights."""
+    folder = predictor.model.origin.folder if predictor.model.origin else None
+    return choose(AUTO, None, folder, lambda: checkpoint_of(predictor))
 
 
 def calibrated_closes(

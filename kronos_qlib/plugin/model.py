@@ -14,7 +14,6 @@ import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
-from kronos_qlib.calibration.calibration import FILE as CALIBRATION_FILE
 from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
@@ -28,6 +27,7 @@ from kronos_qlib.inference.calibrating import (
     fit_calibration,
     sample_of,
 )
+from kronos_qlib.inference.options import AUTO
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.calibrated_paths import PathCalibration, shipped_calibration
 from kronos_qlib.pipeline.scoring import (
@@ -71,8 +71,8 @@ logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 ALPHA = "alpha"
 """Among the signals, what an alpha head says."""
 
-AUTO, FIT = "auto", "fit"
-"""Of the setting `calibration`; what is neither is a file."""
+FIT = "fit"
+"""Of the setting `calibration`, beside `AUTO`; what is neither is a file."""
 
 PUBLISHED_CONTEXT = 512
 """Bars that a checkpoint attends to if nothing says otherwise: the published small and base."""
@@ -238,6 +238,8 @@ class KronosModel(ModelFT):
             check_trainable(self.training, _source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
+        if self.calibration == FIT:
+            self.kept_calibration = None
         self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
         self._check_calibration(_source_of(dataset))
         if self.training.is_zero_shot:
@@ -447,6 +449,7 @@ class KronosModel(ModelFT):
         self.kept_calibration = fit_calibration(
             self.predictor, [sample], sampling, "the segment valid"
         )
+        self.predictor.calibration = self.kept_calibration
         logger.info(
             f"calibrated on {len(sample.times)} windows of valid up to "
             f"{self.kept_calibration.until}, {len(sample.drawn)} of them with paths"
@@ -456,10 +459,11 @@ class KronosModel(ModelFT):
         if self.calibration is None:
             return None
         if self.calibration == AUTO:
-            found = shipped_calibration(self.predictor)
-            if found is None:
-                logger.info(f"no calibration belongs to {self.checkpoint}: paths are as drawn")
+            shipped = shipped_calibration(self.predictor)
+            if shipped.calibration is None:
+                logger.info(f"paths are as drawn: {shipped.reason}")
                 return None
+            found = shipped.calibration
         else:
             found = self._checked_calibration()
         if windows.times.min() < np.datetime64(pd.Timestamp(found.until)):
@@ -503,11 +507,7 @@ class KronosModel(ModelFT):
         way, whichever epoch was the best. Then `KronosModel(checkpoint=path)` scores from paths
         and, with `alpha_head=f"{path}/alpha"`, by the head.
         """
-        tokenizer = self.predictor.tokenizer
-        tokenizer.save_pretrained(Path(path) / "tokenizer")
-        self.predictor.model.save_pretrained(Path(path) / "predictor", tokenizer)
-        if self.calibration == FIT and self.kept_calibration is not None:
-            self.kept_calibration.save(Path(path) / "predictor" / CALIBRATION_FILE)
+        self.predictor.save_pretrained(path)
         if self.head is not None:
             self.head.save_pretrained(Path(path) / "alpha", SCALE_FEATURES)
         if self._last_weights:
@@ -596,6 +596,7 @@ class KronosModel(ModelFT):
             if not self.from_scratch:  # another version of torch may draw other first weights
                 self._check_unchanged(name, half, place)
             self._restore(name, half)
+        predictor.calibration = self.kept_calibration
         return predictor
 
     def _make(self) -> tuple[Kronos, KronosTokenizer]:

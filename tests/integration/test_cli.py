@@ -76,7 +76,7 @@ print(json.dumps(sorted({{"mlflow", "qlib", "pandas", "torch", "numpy"}} & set(s
 
 
 def test_help_answers_at_once():
-    light = ["forecast", "finetune", "compare", "models"]
+    light = ["forecast", "calibrate", "finetune", "compare", "models"]
     script = LOOK.format(light=light)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -329,7 +329,7 @@ def test_paths_are_those_of_predict_paths(dataset, bars):
     ahead = pd.Series(source.future_times(windows)[2])
     (forecast,) = model.predictor.predict_paths(
         [own], [own["date"]], [ahead], HORIZON, T=1.0, top_p=1.0, sample_count=9, seed=5,
-        verbose=False, keys=[f"{name} {moment.isoformat()}"],
+        verbose=False, keys=[f"{name} {moment.isoformat()}"], calibration=None,
     )  # fmt: skip
     assert closes[2] == pytest.approx(forecast.paths[..., CLOSE], rel=1e-4)
 

@@ -121,7 +121,15 @@ def test_a_class_without_meaning_is_refused(monkeypatch):
 
 def test_every_command_and_flag_is_on_the_page():
     text = commands_page.commands()
-    for command in ("forecast", "finetune", "compare", "score", "models", "data check"):
+    for command in (
+        "forecast",
+        "calibrate",
+        "finetune",
+        "compare",
+        "score",
+        "models",
+        "data check",
+    ):
         assert f"kronos-qlib {command}" in text
     for flag in ("--horizon", "--html", "--repair", "--top"):
         assert flag in text

@@ -271,14 +271,14 @@ def test_the_long_table_has_a_row_for_each_bar_of_each_path():
 def test_a_forecast_says_what_it_is():
     text = repr(forecast([[11, 12], [9, 8]], name="600519"))
     assert text == (
-        "<Forecast 600519: 2 paths of 2 bars, 2024-01-02 to 2024-01-03, not anchored; "
-        "expected return +0.00%, 5-95 %: -18.00% to +18.00%>"
+        "<Forecast 600519: 2 paths of 2 bars, 2024-01-02 to 2024-01-03, not anchored, "
+        "uncalibrated; expected return +0.00%, 5-95 %: -18.00% to +18.00%>"
     )
     times = DAYS + np.timedelta64(15, "h")
     spread = Forecast(bars_of([[-1, -2]]), times, -1.0, anchored=True)
     assert repr(spread) == (
-        "<Forecast 1 paths of 2 bars, 2024-01-02 15:00 to 2024-01-03 15:00, anchored; "
-        "expected close -2, 5-95 %: -2 to -2>"
+        "<Forecast 1 paths of 2 bars, 2024-01-02 15:00 to 2024-01-03 15:00, anchored, "
+        "uncalibrated; expected close -2, 5-95 %: -2 to -2>"
     )
 
 

@@ -81,6 +81,8 @@ class Origin:
     """Fingerprint of the tokenizer that a predictor was trained with, if its file has one."""
     max_context: int | None = None
     """Bars that a predictor attends to: the number in its file, or the published one."""
+    folder: Path | None = None
+    """Where its two files lie, in the Hub's cache for one from there."""
 
 
 class Checkpointed(nn.Module):
@@ -449,7 +451,7 @@ def _origin_of(place: _Place, header: Mapping[str, str]) -> Origin:
                 f"{CONTEXT_KEY} in the header of {place.weights} must be a whole number from 1 to "
                 f"{MAX_CONTEXT}, got {short_repr(given)}"
             )
-    return Origin(place.name, place.repo, header.get(PARTNER_KEY), context)
+    return Origin(place.name, place.repo, header.get(PARTNER_KEY), context, place.config.parent)
 
 
 def _first_line(error: Exception) -> str:

@@ -355,7 +355,8 @@ def _resume(run: PlannedRun) -> Iterator[str]:
 
 def _checkpoints(run: PlannedRun) -> Iterator[str]:
     from kronos_qlib.calibration.calibration import Calibration
-    from kronos_qlib.plugin.model import AUTO, FIT
+    from kronos_qlib.inference.options import AUTO
+    from kronos_qlib.plugin.model import FIT
 
     for model in run.models:
         lacking: set[str] = set()

@@ -1,0 +1,187 @@
+"""Which calibration a forecast takes, and what the result says of it.
+
+Shape letters: N series, L bars seen, P paths, H bars of the horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kronos_qlib.calibration.calibration import FILE, Calibration
+from kronos_qlib.errors import ConfigError
+from kronos_qlib.inference.calibrating import settings_of
+from kronos_qlib.inference.options import AUTO, CalibrationChoice, Request
+from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.strict_json import is_file
+
+Floats = npt.NDArray[np.float32]
+Stamps = npt.NDArray[np.integer]
+
+CALIBRATED, UNCALIBRATED = "calibrated", "uncalibrated"
+"""How what a forecast says of itself begins."""
+BYTES_A_BAR = 250
+"""Working memory of `Calibration.apply` for each bar of a path, and of the past: numbers of 8
+bytes, and copies of them."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The calibration of one call."""
+
+    calibration: Calibration | None
+    """None: paths stay as drawn."""
+    reason: str = ""
+    """Why there is none."""
+    required: str = ""
+    """What was asked for by name, which must work; empty where it is left out if it cannot."""
+
+    @property
+    def text(self) -> str:
+        """What a result says of it."""
+        if self.calibration is None:
+            return uncalibrated(self.reason)
+        about = f" on {self.calibration.about}" if self.calibration.about else ""
+        return f"{CALIBRATED}{about}, until {self.calibration.until}"
+
+    def without(self, reason: str) -> Chosen:
+        """The same left out.
+
+        Raises:
+            ConfigError: it was asked for by name.
+        """
+        if self.required:
+            raise ConfigError(f"{self.required} cannot be used: {reason}")
+        return Chosen(None, reason)
+
+    def apply(
+        self,
+        paths: Floats,
+        bars: Floats,
+        stamps: Stamps,
+        ahead: Stamps,
+        sampling: SamplingConfig,
+        memory_mb: int,
+    ) -> None:
+        """Calibrate paths in place, each series by itself.
+
+        Args:
+            paths: (N, P, H, 6) coherent, of series that can be calibrated.
+            bars, stamps, ahead: (N, L, 6), (N, L, 5) and (N, H, 5).
+            memory_mb: budget in MiB, which sets how many series are taken at once.
+        """
+        if self.calibration is None:
+            return
+        each = BYTES_A_BAR * (paths.shape[1] * paths.shape[2] + bars.shape[1])
+        step = max(1, memory_mb * 2**20 // each)
+        settings = settings_of(sampling)
+        for start in range(0, len(paths), step):
+            rows = slice(start, start + step)
+            paths[rows] = self.calibration.apply(
+                paths[rows], bars[rows], stamps[rows], ahead[rows], settings
+            )
+
+
+def uncalibrated(reason: str) -> str:
+    """What a result says of paths that are as they were drawn."""
+    return f"{UNCALIBRATED}: {reason}" if reason else UNCALIBRATED
+
+
+def choose(
+    asked: CalibrationChoice,
+    own: Calibration | None,
+    folder: Path | None,
+    checkpoint: Callable[[], str],
+) -> Chosen:
+    """The calibration that is meant.
+
+    Args:
+        own: the predictor's, which "auto" takes first.
+        folder: of the predictor's weights, where "auto" looks for `FILE`; None: they are new.
+        checkpoint: gives the fingerprint of the weights; called if there is a calibration, for it
+            reads them all.
+
+    Raises:
+        ConfigError: what was asked for by name is no calibration, or that of other weights.
+    """
+    if asked is None:
+        return Chosen(None)
+    if isinstance(asked, str) and asked == AUTO:
+        return _automatic(own, folder, checkpoint)
+    if isinstance(asked, Calibration):
+        found, name = asked, "the calibration given"
+    elif isinstance(asked, (str, Path)) and asked:
+        found, name = Calibration.load(Path(asked).expanduser()), f"the calibration in {asked}"
+    else:
+        raise ConfigError(
+            f'calibration is "{AUTO}", None, a Calibration or the file of one, got {asked!r}'
+        )
+    chosen = Chosen(found, required=name)
+    return _fitting(chosen, "", checkpoint)
+
+
+def check_request(chosen: Chosen, how: Request) -> Chosen:
+    """Leave out, or refuse, a calibration of paths that have no order to keep.
+
+    Raises:
+        ConfigError: it was asked for by name.
+    """
+    if chosen.calibration is None:
+        return chosen
+    if not how.coherent:
+        return chosen.without("raw numbers were asked for (coherent=False), which may be no bars")
+    if how.sampling.paths < 2:
+        return chosen.without("one path has no spread; draw more")
+    if how.sampling.temperature == 0:
+        return chosen.without("at temperature 0 every path is the same")
+    return chosen
+
+
+def sort_out(
+    chosen: Chosen, bars: Floats, stamps: Stamps, names: Callable[[int], str]
+) -> list[Chosen]:
+    """What each of N series takes: whatever else is in a batch decides nothing of it.
+
+    Raises:
+        ConfigError: a series cannot be calibrated, and a calibration was asked for by name.
+    """
+    calibration = chosen.calibration
+    if calibration is None or not len(bars) or calibration.reason_against(bars, stamps) is None:
+        return [chosen] * len(bars)
+    found = []
+    for place in range(len(bars)):
+        one = slice(place, place + 1)
+        reason = calibration.reason_against(bars[one], stamps[one])
+        if reason is not None and chosen.required:
+            reason = f"{names(place)}: {reason}"
+        found.append(chosen if reason is None else chosen.without(reason))
+    return found
+
+
+def _automatic(
+    own: Calibration | None, folder: Path | None, checkpoint: Callable[[], str]
+) -> Chosen:
+    if own is not None:
+        return _fitting(Chosen(own), "the predictor's calibration", checkpoint)
+    path = None if folder is None else folder / FILE
+    if path is None or not is_file(path):
+        where = "these weights are new" if path is None else f"no {FILE} lies beside the weights"
+        return Chosen(None, f"{where}; KronosPredictor.calibrate fits one")
+    try:
+        found = Calibration.load(path)
+    except ConfigError as bad:
+        return Chosen(None, str(bad))
+    return _fitting(Chosen(found), str(path), checkpoint)
+
+
+def _fitting(chosen: Chosen, name: str, checkpoint: Callable[[], str]) -> Chosen:
+    assert chosen.calibration is not None
+    theirs, ours = chosen.calibration.checkpoint, checkpoint()
+    if theirs == ours:
+        return chosen
+    reason = f"it was fitted on paths of other weights (fingerprint {theirs}, these have {ours})"
+    return chosen.without(f"{name}: {reason}" if name else reason)
