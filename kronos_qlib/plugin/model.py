@@ -14,7 +14,9 @@ import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
-from kronos_qlib.calibration.calibration import Calibration
+from kronos_qlib.calibration.calibration import LEAST_WINDOWS, Calibration
+from kronos_qlib.calibration.past_volatility import LEAST_BARS
+from kronos_qlib.data.windows.known import known_windows
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
@@ -412,13 +414,25 @@ class KronosModel(ModelFT):
 
     def _check_calibration(self, source: WindowDataset) -> None:
         """Before the training."""
-        if self.calibration == FIT and "valid" not in source.segments:
+        if self.calibration not in (None, AUTO, FIT):
+            self._checked_calibration()
+        if self.calibration != FIT:
+            return
+        if "valid" not in source.segments:
             raise ConfigError(
                 f"calibration: {FIT} is fitted on the segment 'valid', and the data set has "
                 f"{', '.join(map(str, source.segments)) or 'none'}: add it, or name a file"
             )
-        if self.calibration not in (None, AUTO, FIT):
-            self._checked_calibration()
+        if (shortest := source.min_bars or source.lookback) < LEAST_BARS:
+            raise ConfigError(
+                f"calibration: {FIT} takes windows of {LEAST_BARS} bars at least, and the data "
+                f"set's have {shortest}: raise lookback or min_bars"
+            )
+        if (count := len(known_windows(source, "valid")[0])) < LEAST_WINDOWS:
+            raise BarDataError(
+                f"calibration: {FIT} takes {LEAST_WINDOWS} windows of the segment 'valid' at "
+                f"least, and it has {count}: make it longer, or name a file"
+            )
 
     def _checked_calibration(self) -> Calibration:
         found = self.kept_calibration
@@ -443,6 +457,7 @@ class KronosModel(ModelFT):
             sampling,
             # Pooled paths of several settings are like none of them: their terms are not used.
             drawn=0 if self.signal_settings.ensemble else DRAWN,
+            least=LEAST_WINDOWS,
             seed=self.seed,
             show_progress=self.show_progress,
         )

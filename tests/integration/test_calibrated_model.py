@@ -147,6 +147,17 @@ def test_what_cannot_work_is_said_before_the_work(source, tmp_path):
         model_of(calibration="fit").fit(no_valid)
     with pytest.raises(ConfigError, match="call `fit` before scoring"):
         model_of(calibration="fit").predict(source)
+    few = WindowDataset(
+        table=source.table,
+        segments={**SEGMENTS, "valid": ("2020-05-18", "2020-05-29")},
+        lookback=LOOKBACK,
+        horizon=HORIZON,
+    )
+    with pytest.raises(BarDataError, match="takes 220 windows of the segment 'valid'"):
+        model_of(calibration="fit").fit(few)
+    short = WindowDataset(table=source.table, segments=SEGMENTS, lookback=22, horizon=HORIZON)
+    with pytest.raises(ConfigError, match="windows of 23 bars at least"):
+        model_of(calibration="fit").fit(short)
     for name, text in (("missing.json", None), ("other.json", "{}")):
         if text is not None:
             (tmp_path / name).write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from qlib.workflow.record_temp import RecordTemp
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.calibration.calibration import FILE as CALIBRATION_FILE
-from kronos_qlib.calibration.calibration import Calibration
+from kronos_qlib.calibration.calibration import LEAST_WINDOWS, Calibration
 from kronos_qlib.calibration.past_volatility import LEAST_BARS
 from kronos_qlib.data.windows.known import known_windows, sample_windows, times_ahead
 from kronos_qlib.data.windows.segments import Segment
@@ -292,18 +292,19 @@ class ForecastReportRecord(RecordTemp):
                 f"ForecastReportRecord: a calibration takes windows of {LEAST_BARS} bars at least, "
                 f"and the data set's have {shortest}: raise lookback or min_bars"
             )
-        sample = sample_of(
-            model.predictor,
-            source,
-            self.calibration_segment,
-            sampling,
-            windows=max(self.spread_windows, self.calibration_windows),
-            drawn=self.calibration_windows,
-            seed=self.seed,
-            show_progress=model.show_progress,
-        )
         about = f"{self.calibration_segment} of {experiment_of(self.recorder)}"
         try:
+            sample = sample_of(
+                model.predictor,
+                source,
+                self.calibration_segment,
+                sampling,
+                windows=max(self.spread_windows, self.calibration_windows),
+                drawn=self.calibration_windows,
+                least=LEAST_WINDOWS,
+                seed=self.seed,
+                show_progress=model.show_progress,
+            )
             return fit_calibration(model.predictor, [sample], sampling, about)
         except (BarDataError, ConfigError) as problem:
             raise type(problem)(
