@@ -1,12 +1,17 @@
 """How good forecasts are, by market, bar of the horizon and method, beside volatility models.
 
 On windows of real bars whose next bars are known. Whatever is fitted (a factor on the spread and
-the degrees of freedom of each baseline, HAR's regression, the spread of paths) is fitted on the
-market's valid segment and before; no bar after the test segment is read. The table is that of
-`evaluation.forecasts.method_table`: CRPS and its difference to the baseline that was best in
-hindsight, coverage, QLIKE, value at risk with its tests, the energy score of the path, and an
-oracle that knows the volatility to come: how much room there was. Intervals are of 95 %, days being
-what is counted; `relative` intervals take the baseline's own CRPS as known.
+the degrees of freedom of each baseline, HAR's regression, the calibration of the paths) is fitted
+on the market's valid segment and before; no bar after the test segment is read.
+
+`kronos` is paths as drawn. `kronos_calibrated` has a calibration fitted on this market: the spread
+on all bars before the test segment, what the paths add on the valid segment. `kronos_shipped`
+has the one beside the checkpoint's weights, where there is one.
+
+The table is that of `evaluation.forecasts.method_table`: CRPS and its difference to the baseline
+that was best in hindsight, coverage, QLIKE, value at risk with its tests, the energy score of the
+path, and an oracle that knows the volatility to come: how much room there was. Intervals are of
+95 %, days being what is counted; `relative` intervals take the baseline's own CRPS as known.
 
 Example:
     python benchmarks/forecasts.py --data ../shared/data --markets cn2002 us --windows 300 \
@@ -31,11 +36,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib import WindowDataset
+from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.evaluation.forecasts.calibration import Calibration
+from kronos_qlib.errors import BarDataError
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
     VOLATILITY_BARS,
@@ -43,12 +50,10 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     PathDistribution,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
-from kronos_qlib.evaluation.forecasts.named_baselines import ORACLE, Baselines
 from kronos_qlib.evaluation.forecasts.risk import TAILS
-from kronos_qlib.pipeline.outcomes import (
-    draw_closes,
-    outcomes_of,
-)
+from kronos_qlib.inference.calibrating import WINDOWS, fit_calibration, sample_of
+from kronos_qlib.pipeline.calibrated_paths import calibrated_closes, shipped_calibration
+from kronos_qlib.pipeline.outcomes import draw_closes, outcomes_of
 from kronos_qlib.plugin.model import KronosModel
 
 Floats = npt.NDArray[np.float64]
@@ -103,23 +108,52 @@ class PathMethod:
     """(N, P, H) in money, windows as of the test part."""
     dependent: bool = False
     """Paths are equidistant quantiles, not independent draws: scored by the empirical CRPS."""
-    factors: Floats | None = None
-    """(H,) where a `Calibration` scaled independent paths: see `PathDistribution`."""
+    note: str = ""
+    """How it was fitted, for the printed page."""
 
 
-def path_methods(
-    source: WindowDataset, model: KronosModel, valid: Part, test: Part
-) -> list[PathMethod]:
-    """METHODS FROM PATHS: the one place where a method is added; fit on `valid`, apply to `test`.
+def path_methods(source: WindowDataset, model: KronosModel, test: Part) -> list[PathMethod]:
+    """METHODS FROM PATHS: the one place where a method is added; fit on earlier, apply to `test`.
 
+    `source` has the segments "before" (all bars up to the last of valid), "valid" and "test".
     Everything else, the table and what is printed, follows from this list.
     """
-    spread = Calibration.fit(valid.closes, valid.outcomes.last_close, valid.outcomes.closes)
-    scaled = spread.apply(test.closes, test.outcomes.last_close)
-    return [
-        PathMethod("kronos", test.closes),
-        PathMethod("kronos_spread", np.asarray(scaled), factors=np.array(spread.factors)),
-    ]
+    methods = [PathMethod("kronos", test.closes)]
+    sample = sample_of(
+        model.predictor,
+        source,
+        "before",
+        model.sampling,
+        windows=WINDOWS,
+        drawn=len(test.windows),
+        drawn_from=source.segments["valid"][0],
+        seed=model.seed,
+    )
+    fitted = {"kronos_calibrated": fit_calibration(model.predictor, [sample], model.sampling)}
+    if (shipped := shipped_calibration(model.predictor).calibration) is not None:
+        fitted["kronos_shipped"] = shipped
+    for name, calibration in fitted.items():
+        try:
+            closes = calibrated_closes(
+                calibration, source, test.windows, test.closes, model.sampling
+            )
+        except BarDataError as reason:  # fitted on bars of another kind
+            print(f"{name} is left out: {reason}")
+            continue
+        methods.append(PathMethod(name, closes, dependent=True, note=_fitted_on(calibration)))
+    return methods
+
+
+def _fitted_on(calibration: Calibration) -> str:
+    """A line: what a calibration was fitted on, and what the paths are worth in it."""
+    parts = []
+    for kind, fit in calibration.fits.items():
+        text = f"{kind}: spread of {fit.own.windows} windows"
+        if fit.paths is not None:
+            factors = f"spread x {fit.paths.spread:.2f}, centre x {fit.paths.centre:.2f}"
+            text += f", paths of {fit.paths.windows} add {factors}"
+        parts.append(text)
+    return f"up to {calibration.until}; {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +176,11 @@ def source_of(file: Path, market: Market, lookback: int, horizon: int) -> Window
         bars = bars[bars["date"].dt.day_of_week < 5]
     return WindowDataset(
         table=BarTable.from_bars(bars, incomplete="skip", invalid="skip"),
-        segments={"valid": market.valid, "test": market.test},
+        segments={
+            "before": (None, market.valid[1]),
+            "valid": market.valid,
+            "test": market.test,
+        },
         lookback=lookback,
         horizon=horizon,
     )
@@ -153,24 +191,30 @@ def judge_market(file: Path, market: Market, args: argparse.Namespace) -> Judged
     source = source_of(file, market, args.lookback, args.horizon)
     sampling = {"paths": args.paths, "temperature": args.temperature, "top_p": args.top_p}
     model = KronosModel(args.checkpoint, sampling=sampling, seed=args.seed, show_progress=False)
-    parts, notes = {}, {}
+    taken: dict[str, tuple[Windows, Outcomes]] = {}
+    notes: dict[str, Any] = {}
     for segment in ("valid", "test"):
         known, left_out = known_windows(source, segment)
         windows = sample_windows(known, args.windows, args.seed)
-        outcomes = outcomes_of(source, windows, VOLATILITY_BARS)
-        began = time.perf_counter()
-        closes = draw_closes(model.predictor, source, windows, model.sampling, args.seed)
-        parts[segment] = Part(windows, outcomes, closes)
+        taken[segment] = windows, outcomes_of(source, windows, VOLATILITY_BARS)
         notes[segment] = {
             "windows": len(windows),
             "of": len(known),
-            "days": int(outcomes.days.nunique()),
+            "days": int(taken[segment][1].days.nunique()),
             "left_out": left_out,
-            "seconds_drawing": round(time.perf_counter() - began, 1),
         }
-    valid, test = parts["valid"], parts["test"]
+    windows, outcomes = taken["test"]
     began = time.perf_counter()
-    baselines = Baselines.of_windows(test.outcomes, valid.outcomes)
+    test = Part(
+        windows, outcomes, draw_closes(model.predictor, source, windows, model.sampling, args.seed)
+    )
+    methods = path_methods(source, model, test)
+    notes["paths"] = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "fitted": {one.name: one.note for one in methods if one.note},
+    }
+    began = time.perf_counter()
+    baselines = Baselines.of_windows(outcomes, taken["valid"][1])
     notes["baselines"] = {
         "seconds": round(time.perf_counter() - began, 1),
         "garch_fallbacks": baselines.garch_fallbacks,
@@ -185,14 +229,12 @@ def judge_market(file: Path, market: Market, args: argparse.Namespace) -> Judged
         },
     }
     forecasts = {
-        one.name: PathDistribution(
-            one.closes, test.outcomes.last_close, one.factors, stratified=one.dependent
-        )
-        for one in path_methods(source, model, valid, test)
+        one.name: PathDistribution(one.closes, outcomes.last_close, stratified=one.dependent)
+        for one in methods
     }
     table = method_table(
         {**forecasts, **baselines.of, **baselines.bounds},
-        test.outcomes,
+        outcomes,
         baselines=baselines.of,
         bounds=baselines.bounds,
         seed=args.seed,
@@ -211,9 +253,12 @@ def show(name: str, market: Market, judged: Judged) -> None:
         of = notes[segment]
         print(
             f"{segment} {' to '.join(getattr(market, segment))}: {of['windows']} of {of['of']} "
-            f"windows on {of['days']} days, {of['left_out']} left out; drawn in "
-            f"{of['seconds_drawing']:.0f} s"
+            f"windows on {of['days']} days, {of['left_out']} left out"
         )
+    of = notes["paths"]
+    print(f"paths drawn and calibrated in {of['seconds']:.0f} s")
+    for method, note in of["fitted"].items():
+        print(f"{method}: {note}")
     of = notes["baselines"]
     print(
         f"baselines in {of['seconds']:.0f} s; GARCH is the EWMA in {of['garch_fallbacks']} windows "

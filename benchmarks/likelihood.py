@@ -58,7 +58,7 @@ from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.data.windows.gather import gather
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.evaluation.forecasts.volatility_forecasts import fit_garch
+from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import fit_garch
 from kronos_qlib.inference.kv_cache import KeyValueStore
 from kronos_qlib.inference.packed import PackedTokenizer
 from kronos_qlib.schema import AMOUNT, CLOSE, HIGH, LOW, OPEN, VOLUME

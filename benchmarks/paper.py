@@ -68,7 +68,10 @@ from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
 from kronos_qlib.evaluation.forecasts.distributions import (
     STILL,
     VOLATILITY_BARS,

@@ -279,6 +279,7 @@ class Calibration:
         ahead: Stamps,
         sampling: Mapping[str, float] | None = None,
         market: Floats | None = None,
+        keep_centre: bool = False,
     ) -> Bars:
         """Calibrated paths: a new array of the same shape and type.
 
@@ -291,6 +292,8 @@ class Calibration:
             ahead: (N, H, 5) time fields of the bars to come.
             sampling: settings that paths were drawn with, as of `sampling`; None: the same.
             market: (N, 2) of `market_state.states_of`; None: unknown.
+            keep_centre: a window's expected log return stays the mean of its own paths', as a
+                ranking of windows needs it, however little that earned in CRPS.
 
         Raises:
             BarDataError: these windows cannot be calibrated, shapes do not agree, or a path's
@@ -327,6 +330,8 @@ class Calibration:
                 log_paths[rows] if is_same else None,
                 None if market is None else market[rows],
             )
+            if keep_centre:
+                centre = log_paths[rows].mean(axis=1)
             moved = _in_order(log_paths[rows], centre, log_scale, dof)
             result[rows] = paths[rows] * np.exp(moved - log_paths[rows])[..., None]
         result[..., VOLUME] = paths[..., VOLUME]

@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import progress
+from kronos_qlib.pipeline.calibrated_paths import PathCalibration
 from kronos_qlib.signals.past_bars import BROKEN, baseline_of, first_broken
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
@@ -79,6 +82,7 @@ def signals_from_paths(
     seed: int,
     ensemble: EnsembleConfig | None = None,
     show_progress: bool = False,
+    calibration: PathCalibration | None = None,
 ) -> pd.DataFrame:
     """Every named signal of each window, from one drawing of its paths.
 
@@ -87,19 +91,23 @@ def signals_from_paths(
     Args:
         windows: of `source`, by time.
         names: of `signals.paths.SIGNALS`.
+        calibration: of the paths, their own centre kept; None: as drawn.
 
     Returns:
         (N, names) float64 on the windows' index; the same numbers for a day whatever other days
         are asked for, as long as the calendar says the same of the days to come.
 
     Raises:
-        BarDataError: a last close is not positive, or a path not finite (names instrument and
-            date).
+        BarDataError: a last close is not positive, a path not finite, or a window cannot be
+            calibrated (names instrument and date).
         CalendarError: the calendar does not reach a horizon past the last window.
         ConfigError: a name or a lookback of the ensemble cannot work.
     """
     check_signals(names, source.horizon)
     members = members_of(ensemble, sampling, source.lookback)
+    # Of several ways of drawing none is that which a calibration was fitted on.
+    settings = settings_of(sampling) if members == members_of(None, sampling, 0) else {}
+    states = None if calibration is None else states_of(windows)
     days = windows.moments()
     newest = windows.take(np.array([day.start for day in days], dtype=np.int64))
     stamps_ahead = source.future_stamps(newest)  # all at once: a short calendar fails early
@@ -115,7 +123,8 @@ def signals_from_paths(
                 seed,
                 lookback=member.lookback,
                 mark=member.mark,
-                coherent=False,  # the paper's score is of the raw closes
+                # The paper's score is of the raw closes, which need not be positive.
+                coherent=calibration is not None,
             )
             for member in members
         ]
@@ -123,6 +132,8 @@ def signals_from_paths(
         if broken := describe_broken(paths, last_close):
             moment, name = group.index[broken[0]]
             raise BarDataError(f"{name} at {moment}: {broken[1]}")
+        if calibration is not None and states is not None:
+            paths = calibration.apply(paths, group, ahead, settings, states[places])
         for name, values in signals_of(paths, last_close, names).items():
             found[name][places] = values
     return pd.DataFrame(found, index=windows.index)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
 
+from kronos_qlib.calibration.calibration import LEAST_WINDOWS, Calibration
+from kronos_qlib.calibration.past_volatility import LEAST_BARS
+from kronos_qlib.data.windows.known import known_windows
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
 from kronos_qlib.extras import check_extra
+from kronos_qlib.inference.calibrating import (
+    DRAWN,
+    PATHS,
+    checkpoint_of,
+    fit_calibration,
+    sample_of,
+)
+from kronos_qlib.inference.options import AUTO
 from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.pipeline.calibrated_paths import PathCalibration, shipped_calibration
 from kronos_qlib.pipeline.scoring import (
     members_of,
     scores_from_alpha,
@@ -58,6 +72,9 @@ logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 ALPHA = "alpha"
 """Among the signals, what an alpha head says."""
+
+FIT = "fit"
+"""Of the setting `calibration`, beside `AUTO`; what is neither is a file."""
 
 PUBLISHED_CONTEXT = 512
 """Bars that a checkpoint attends to if nothing says otherwise: the published small and base."""
@@ -103,6 +120,14 @@ class KronosModel(ModelFT):
             on a CPU too, whose cores torch's threads use. A script that sets it must have its entry
             under `if __name__ == "__main__"`, as Python's `multiprocessing` asks.
         log_every: training steps from one row in MLflow to the next.
+        calibration: of the paths that signals are made of. None leaves them as drawn: a ranking
+            needs the centre of each window's own paths and nothing of their width, and scores stay
+            those of the paper. With one, probabilities, volatilities and shortfalls come from a
+            spread that fits what came, while each window keeps its own centre, so that expected
+            returns still rank: the mean log return of its paths. "auto": the one beside the
+            checkpoint's weights, where it was fitted on these and for such bars; else paths are as
+            drawn. "fit": fitted on the segment "valid" at the end of `fit`, and kept with the
+            model. Otherwise the file of a `Calibration`, which must be of these weights.
     """
 
     # Qlib's pickle leaves out names that start with "_". A class attribute, so that it exists
@@ -110,7 +135,10 @@ class KronosModel(ModelFT):
     _predictor: KronosPredictor | None = None
     _head: AlphaHead | None = None
     _last_weights: Mapping[str, bytes] = MappingProxyType({})
-    signal_settings = SignalsConfig()  # of a pickle that is older than the setting
+    # Of a pickle that is older than the settings.
+    signal_settings = SignalsConfig()
+    calibration: str | None = None
+    kept_calibration: Calibration | None = None
 
     def __init__(
         self,
@@ -133,6 +161,7 @@ class KronosModel(ModelFT):
         n_processes: int = 1,
         log_every: int = 20,
         signals: Mapping[str, Any] | None = None,
+        calibration: str | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -173,6 +202,9 @@ class KronosModel(ModelFT):
         """Digest of the weights of both halves as first loaded from their checkpoints."""
         self.history: dict[str, list[dict[str, float]]] = {}
         """Losses of each stage, a row per epoch."""
+        self.calibration = None if calibration is None else str(calibration)
+        self.kept_calibration = self._calibration_of_file()
+        """What `fit` or a file gave."""
         self._check_signals()
 
     @property
@@ -208,11 +240,15 @@ class KronosModel(ModelFT):
             check_trainable(self.training, _source_of(dataset))
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
+        if self.calibration == FIT:
+            self.kept_calibration = None
         self._predictor = self._load()  # zero-shot too: the pickle then knows its weights
+        self._check_calibration(_source_of(dataset))
         if self.training.is_zero_shot:
             logger.info(f"zero-shot: the weights of {self.checkpoint} are used as they are")
-            return
-        self._train(dataset)
+        else:
+            self._train(dataset)
+        self._fit_calibration(_source_of(dataset))
 
     def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
         """Train on from the weights it has now.
@@ -223,7 +259,9 @@ class KronosModel(ModelFT):
         if self.training.is_zero_shot:
             raise ConfigError("finetune needs the setting `training`, this model is zero-shot")
         self._check_packages()
+        self._check_calibration(_source_of(dataset))
         self._train(dataset)
+        self._fit_calibration(_source_of(dataset))
 
     def predict(
         self,
@@ -302,6 +340,7 @@ class KronosModel(ModelFT):
                 self.seed,
                 self.signal_settings.ensemble,
                 self.show_progress,
+                self._path_calibration(windows),
             )
         if ALPHA in names:
             assert self.head is not None
@@ -354,6 +393,101 @@ class KronosModel(ModelFT):
                 "name the folder of one (alpha_head)"
             )
 
+    def _calibration_of_file(self) -> Calibration | None:
+        if self.calibration in (None, AUTO, FIT):
+            return None
+        if self._moves_weights:
+            raise ConfigError(
+                f"calibration {self.calibration} is of weights that `training` changes: say "
+                f"`calibration: {FIT}`"
+            )
+        return Calibration.load(str(self.calibration))
+
+    @property
+    def _moves_weights(self) -> bool:
+        how = self.training
+        return (
+            how.tokenizer is not None
+            or how.predictor is not None
+            or (how.alpha is not None and how.alpha.backbone != "frozen")
+        )
+
+    def _check_calibration(self, source: WindowDataset) -> None:
+        """Before the training."""
+        if self.calibration not in (None, AUTO, FIT):
+            self._checked_calibration()
+        if self.calibration != FIT:
+            return
+        if "valid" not in source.segments:
+            raise ConfigError(
+                f"calibration: {FIT} is fitted on the segment 'valid', and the data set has "
+                f"{', '.join(map(str, source.segments)) or 'none'}: add it, or name a file"
+            )
+        if (shortest := source.min_bars or source.lookback) < LEAST_BARS:
+            raise ConfigError(
+                f"calibration: {FIT} takes windows of {LEAST_BARS} bars at least, and the data "
+                f"set's have {shortest}: raise lookback or min_bars"
+            )
+        if (count := len(known_windows(source, "valid")[0])) < LEAST_WINDOWS:
+            raise BarDataError(
+                f"calibration: {FIT} takes {LEAST_WINDOWS} windows of the segment 'valid' at "
+                f"least, and it has {count}: make it longer, or name a file"
+            )
+
+    def _checked_calibration(self) -> Calibration:
+        found = self.kept_calibration
+        if found is None:
+            raise ConfigError(f"calibration: {FIT} has nothing yet: call `fit` before scoring")
+        if found.checkpoint != (ours := checkpoint_of(self.predictor)):
+            raise CheckpointError(
+                f"calibration {self.calibration} was fitted on other weights (fingerprint "
+                f"{found.checkpoint}) than those of {self.checkpoint} with the tokenizer "
+                f"{self.tokenizer} ({ours}): name the one of these, or say `calibration: {FIT}`"
+            )
+        return found
+
+    def _fit_calibration(self, source: WindowDataset) -> None:
+        if self.calibration != FIT:
+            return
+        sampling = replace(self.sampling, paths=max(self.sampling.paths, PATHS))
+        sample = sample_of(
+            self.predictor,
+            source,
+            "valid",
+            sampling,
+            # Pooled paths of several settings are like none of them: their terms are not used.
+            drawn=0 if self.signal_settings.ensemble else DRAWN,
+            least=LEAST_WINDOWS,
+            seed=self.seed,
+            show_progress=self.show_progress,
+        )
+        self.kept_calibration = fit_calibration(
+            self.predictor, [sample], sampling, "the segment valid"
+        )
+        self.predictor.calibration = self.kept_calibration
+        logger.info(
+            f"calibrated on {len(sample.times)} windows of valid up to "
+            f"{self.kept_calibration.until}, {len(sample.drawn)} of them with paths"
+        )
+
+    def _path_calibration(self, windows: Windows) -> PathCalibration | None:
+        if self.calibration is None:
+            return None
+        if self.calibration == AUTO:
+            shipped = shipped_calibration(self.predictor)
+            if shipped.calibration is None:
+                logger.info(f"paths are as drawn: {shipped.reason}")
+                return None
+            found = shipped.calibration
+        else:
+            found = self._checked_calibration()
+        if windows.times.min() < np.datetime64(pd.Timestamp(found.until)):
+            logger.warning(
+                f"the calibration has seen bars up to {found.until}: what is scored before is not "
+                "out of its sample"
+            )
+        return PathCalibration(found, where_possible=self.calibration == AUTO)
+
     def _check_packages(self) -> None:
         if self.training.has_adapters:
             check_extra("train", for_="LoRA")
@@ -383,10 +517,10 @@ class KronosModel(ModelFT):
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer.
 
-        An alpha head goes into `path`/alpha. After a `fit` in this process, the weights of the last
-        epoch lie in `path`/last in the same way, whichever epoch was the best. Then
-        `KronosModel(checkpoint=path)` scores from paths and, with `alpha_head=f"{path}/alpha"`, by
-        the head.
+        A calibration that was fitted goes beside the predictor, an alpha head into `path`/alpha.
+        After a `fit` in this process, the weights of the last epoch lie in `path`/last in the same
+        way, whichever epoch was the best. Then `KronosModel(checkpoint=path)` scores from paths
+        and, with `alpha_head=f"{path}/alpha"`, by the head.
         """
         self.predictor.save_pretrained(path)
         if self.head is not None:
@@ -400,6 +534,7 @@ class KronosModel(ModelFT):
         other.trained_weights = {**self.trained_weights, **weights}
         other._predictor = other._head = None
         other._last_weights = {}
+        other.kept_calibration = None  # it is of the other weights
         return other
 
     def _train(self, dataset: KronosDataset | WindowDataset) -> None:
@@ -476,6 +611,7 @@ class KronosModel(ModelFT):
             if not self.from_scratch:  # another version of torch may draw other first weights
                 self._check_unchanged(name, half, place)
             self._restore(name, half)
+        predictor.calibration = self.kept_calibration
         return predictor
 
     def _make(self) -> tuple[Kronos, KronosTokenizer]:

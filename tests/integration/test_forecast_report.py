@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kronos_qlib.calibration.calibration import Calibration
+from kronos_qlib.calibration.market_state import states_of
+from kronos_qlib.data.windows import known
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
@@ -19,8 +21,9 @@ from kronos_qlib.errors import (
     ConfigError,
     UndefinedMetricError,
 )
-from kronos_qlib.evaluation.forecasts.calibration import Calibration
-from kronos_qlib.pipeline import outcomes
+from kronos_qlib.evaluation.forecasts.day_means import by_day
+from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
+from kronos_qlib.inference.calibrating import checkpoint_of
 from kronos_qlib.pipeline.outcomes import (
     draw_closes,
     outcomes_of,
@@ -40,7 +43,12 @@ SEGMENTS = {
     "test": ("2020-10-01", "2020-12-30"),
 }
 LOOKBACK, HORIZON = 25, 3
-SETTINGS = {"windows": 120, "calibration_windows": 100, "levels": [0.5, 0.8]}
+SETTINGS = {
+    "windows": 120,
+    "calibration_windows": 100,
+    "spread_windows": 240,
+    "levels": [0.5, 0.8],
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,6 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
         "forecast.crps_historical_volatility",
         "forecast.coverage_80",
         "forecast.coverage_80_calibrated",
-        "forecast.coverage_80_conformal",
         "forecast.volatility_r2",
         "forecast.qlike",
         "forecast.crps_ewma_calibrated",
@@ -96,8 +103,12 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
     assert sample["datetime"].min() >= pd.Timestamp("2020-09-30")
     assert sample["datetime"].max() < pd.Timestamp("2020-12-28")
     file = recorder.download_artifact("forecast_report/calibration.json")
-    assert Calibration.load(file) == found.calibration
-    assert json.loads(Path(file).read_text(encoding="utf-8"))["windows"] == 100
+    kept = Calibration.load(file)
+    fit = kept.fits["day"]
+    assert fit.own.windows == fit.market.windows == logged["forecast.spread_windows"] == 240
+    assert fit.paths.windows == logged["forecast.calibration_windows"] == 100
+    assert kept.until == "2020-09-30", "the last horizon of the valid segment"
+    assert kept.checkpoint == checkpoint_of(record.model.predictor)
     for name in FIGURES:
         picture = Path(recorder.download_artifact(f"forecast_report/{name}"))
         assert picture.read_bytes()[:4] == b"\x89PNG"
@@ -105,12 +116,34 @@ def test_a_run_is_left_metrics_tables_and_figures(recorder, dataset):
     assert left == set(record.list())
 
 
-def test_the_centre_is_calibrated_where_asked(recorder, dataset):
-    settings = {"windows": 40, "calibration_windows": 60, "levels": [0.5]}
-    record = ForecastReportRecord(recorder, model_of(), dataset, calibrate_centre=True, **settings)
+def test_calibrated_paths_of_the_record_are_those_of_the_file_it_leaves(recorder, dataset):
+    model = model_of()
+    record = ForecastReportRecord(recorder, model, dataset, **SETTINGS)
     found = record.generate()
-    assert found.calibration.centres is not None
-    assert found.metrics()["centre_factor"] == np.mean(found.calibration.centres)
+    source = dataset.source
+    windows = sample_windows(known_windows(source, "test")[0], 120, 0)
+    outcomes = outcomes_of(source, windows, 20)
+    file = recorder.download_artifact("forecast_report/calibration.json")
+    bars, stamps = windows.seen()
+    drawn = model.predictor.paths(
+        bars, stamps, source.future_stamps(windows), HORIZON, sampling=model.sampling, seed=0,
+        keys=[f"{name} {moment.isoformat()}" for moment, name in windows.index],
+    )  # fmt: skip
+    moved = Calibration.load(file).apply(
+        drawn, bars, stamps, source.future_stamps(windows), market=states_of(windows)
+    )
+    closes = moved[..., CLOSE].astype(np.float64)
+    one = PathDistribution(closes, outcomes.last_close, stratified=True)
+    expected = by_day(one.crps(outcomes.returns), outcomes).mean()["2"]
+    assert found.scores.loc[("crps", "2"), "kronos_calibrated"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_too_few_windows_to_calibrate_on_are_named(recorder, dataset):
+    record = ForecastReportRecord(
+        recorder, model_of(), dataset, calibration_windows=20, spread_windows=20, levels=[0.5]
+    )
+    with pytest.raises(BarDataError, match=r"cannot calibrate on valid: 20 windows .* on 220 at"):
+        record.generate()
 
 
 def test_the_record_loads_no_saved_model_by_itself(recorder, dataset):
@@ -137,6 +170,7 @@ def test_other_models_and_datasets_are_refused(recorder, dataset):
         ({"levels": [0.9], "paths": 18}, "level 0.9 needs 19 paths a window at least, got 18"),
         ({"levels": [0.9]}, "needs 19 paths a window at least, got 9"),
         ({"levels": [1.0]}, "levels lie between 0 and 1"),
+        ({"spread_windows": 0}, "spread_windows must be a whole number above 0"),
         ({"windows": 0}, "windows must be a whole number above 0"),
         ({"volatility_bars": LOOKBACK}, "volatility_bars must lie from 1 to 24"),
         ({"calibration_segment": "test", "segment": "valid"}, "must end before the other begins"),
@@ -199,7 +233,7 @@ def test_a_window_into_a_suspension_is_left_out_and_counted():
 
 def test_a_stray_bar_on_a_holiday_is_warned_of(caplog, monkeypatch):
     """One instrument's bar on a Saturday makes it a day of the calendar: all others lack it."""
-    monkeypatch.setattr(outcomes.logger, "warning", logging.getLogger("seen").warning)
+    monkeypatch.setattr(known.logger, "warning", logging.getLogger("seen").warning)
     walk = np.linspace(10, 12, 9)
     missing = {(name, 5) for name in "ABC"}
     table, days = table_of(dict.fromkeys("ABCD", walk), missing)

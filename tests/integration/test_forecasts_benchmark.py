@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,8 @@ def test_every_market_has_every_method_at_every_horizon(result):
     rows = pd.DataFrame(found["markets"]["one"]["rows"])
     assert set(rows["horizon"]) == {"1", "all"}
     methods = set(rows["method"])
-    assert {"kronos", "kronos_spread", "ewma", "garch_calibrated", "har", "oracle_scale"} < methods
+    assert {"kronos", "kronos_calibrated", "ewma", "garch_calibrated", "har"} < methods
+    assert "oracle_scale" in methods
     kinds = rows.set_index("method")["kind"].to_dict()
     assert kinds["kronos"] == "forecast"
     assert kinds["garch"] == "baseline"
@@ -70,7 +72,12 @@ def test_every_market_has_every_method_at_every_horizon(result):
     assert "## two" in printed
     assert "one, bar 1; best baseline:" in printed
     assert "| kronos |" in printed
-    assert found["markets"]["one"]["notes"]["test"]["windows"] == 24
+    notes = found["markets"]["one"]["notes"]
+    assert notes["test"]["windows"] == 24
+    fitted = notes["paths"]["fitted"]["kronos_calibrated"]
+    assert "up to 2020-08-1" in fitted, "to the end of valid, with the horizon in it"
+    assert f"kronos_calibrated: {fitted}" in printed
+    assert rows.set_index("method").loc["kronos_calibrated", "coverage_90"].notna().all()
 
 
 def test_no_bar_after_the_last_day_is_read(result):
@@ -82,7 +89,7 @@ def test_no_bar_after_the_last_day_is_read(result):
 def test_a_method_from_paths_is_added_in_one_place(benchmark, folder, monkeypatch):
     """Paths that are what came, spread evenly: dependent ones are scored by the empirical CRPS."""
 
-    def methods(source, model, valid, test):
+    def methods(source, model, test):
         ends = test.outcomes.closes
         factors = 1 + 0.01 * np.linspace(-1, 1, 19)[:, None]
         return [
@@ -100,6 +107,30 @@ def test_a_method_from_paths_is_added_in_one_place(benchmark, folder, monkeypatc
     rows = pd.DataFrame(json.loads((folder / "own.json").read_text())["markets"]["one"]["rows"])
     crps = rows[rows["horizon"] == "1"].set_index("method")["crps"]
     assert crps["known"] < 0.5 * crps.drop("known").min()
+
+
+def test_the_calibration_that_ships_is_judged_too(benchmark, folder, tmp_path):
+    """One fitted on daily bars beside the weights; of other weights it is not taken."""
+    model = benchmark.KronosModel("nano", show_progress=False)
+    market = benchmark.Market(
+        "one.parquet", ("2020-07-01", "2020-08-14"), ("2020-08-17", "2020-10-30")
+    )
+    source = benchmark.source_of(folder / "one.parquet", market, 25, 2)
+    windows = benchmark.sample_windows(benchmark.known_windows(source, "test")[0], 24, 0)
+    outcomes = benchmark.outcomes_of(source, windows, 20)
+    closes = benchmark.draw_closes(model.predictor, source, windows, model.sampling, 0)
+    model.save_pretrained(str(tmp_path))
+    sample = benchmark.sample_of(model.predictor, source, "before", model.sampling, drawn=0)
+    shipped = benchmark.fit_calibration(model.predictor, [sample], model.sampling)
+    shipped.save(tmp_path / "predictor" / "calibration.json")
+    ours = benchmark.KronosModel(str(tmp_path), show_progress=False)
+    test = benchmark.Part(windows, outcomes, closes)
+    found = {one.name: one for one in benchmark.path_methods(source, ours, test)}
+    assert set(found) == {"kronos", "kronos_calibrated", "kronos_shipped"}
+    assert found["kronos_shipped"].dependent
+    replace(shipped, checkpoint="0-0").save(tmp_path / "predictor" / "calibration.json")
+    names = [one.name for one in benchmark.path_methods(source, ours, test)]
+    assert names == ["kronos", "kronos_calibrated"]
 
 
 @pytest.mark.parametrize(

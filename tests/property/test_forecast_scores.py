@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos_qlib.evaluation.forecasts.baseline_distributions import VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import VolatilityWalk
 from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
 from kronos_qlib.evaluation.forecasts.energy import energy_score
 from kronos_qlib.evaluation.forecasts.risk import coverage_tests, fissler_ziegel, kupiec_ratio

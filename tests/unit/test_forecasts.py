@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from kronos_qlib.errors import BarDataError, ConfigError, UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+)
 from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day
 from kronos_qlib.evaluation.forecasts.distributions import (
     Outcomes,
@@ -25,7 +34,6 @@ from kronos_qlib.evaluation.forecasts.forecast_figures import (
 )
 from kronos_qlib.evaluation.forecasts.forecast_tables import (
     CALIBRATED,
-    CONFORMAL,
     KRONOS,
     LOSSES,
     PAIRS,
@@ -35,7 +43,6 @@ from kronos_qlib.evaluation.forecasts.forecast_tables import (
     pit_table,
     score_table,
 )
-from kronos_qlib.evaluation.forecasts.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
 
 
 def outcomes_from(past, closes, start="2024-01-01"):
@@ -160,25 +167,6 @@ def test_crps_does_not_depend_on_the_number_of_paths():
         drawn = 1 + rng.normal(0, 0.02, (30_000, paths, 1))
         found = PathDistribution(drawn, np.ones(30_000)).crps(came).mean()
         assert found == pytest.approx(true, rel=0.02)
-
-
-@pytest.mark.parametrize(("factor", "centre"), [(0.6, 1.0), (1.7, 1.0), (1.3, 0.2)])
-def test_crps_of_scaled_paths_is_that_of_one_path_not_of_what_they_share(factor, centre):
-    """Scaled around their own median, paths repel or attract each other."""
-    rng = np.random.default_rng(3)
-    windows, paths = 40_000, 20
-    drawn = rng.normal(0, 0.02 / factor, (windows, paths))
-    middle = np.median(drawn, axis=1, keepdims=True)
-    scaled = centre * middle + factor * (drawn - middle)
-    came = rng.normal(0, 0.02, (windows, 1))
-    strangers = np.mean([np.abs(scaled - np.roll(scaled, by, 0)).mean() for by in (1, 2, 3)])
-    true = np.abs(scaled - came).mean() - strangers / 2
-    closes, last = 1 + scaled[:, :, None], np.ones(windows)
-    with_share = PathDistribution(closes, last, np.array([factor]), np.array([centre]))
-    with_share = with_share.crps(came).mean()
-    without = PathDistribution(closes, last).crps(came).mean()
-    assert with_share == pytest.approx(true, rel=0.008)
-    assert abs(without / true - 1) > 0.012
 
 
 def test_ranks_of_exchangeable_paths_are_even():
@@ -338,18 +326,29 @@ def test_a_difference_is_told_with_its_error_and_its_sign():
 # Everything together.
 
 
+def widened(paths, last_close, factor=2.0):
+    """Quantiles of a normal as wide as `factor` times the paths', in the order of the paths."""
+    logs = np.log(paths / last_close[:, None, None])
+    count = paths.shape[1]
+    even = norm.ppf((np.arange(count) + 0.5) / count)[None, :, None]
+    ranks = logs.argsort(axis=1).argsort(axis=1)
+    quantiles = factor * logs.std(axis=1, keepdims=True) * even
+    return last_close[:, None, None] * np.exp(np.take_along_axis(quantiles, ranks, axis=1))
+
+
 @pytest.fixture(scope="module")
 def judged():
-    valid = simulated(10, too_sure=2.0)
-    test = simulated(11, too_sure=2.0, start="2024-06-03")
-    return judge(*test, *valid, levels=(0.5, 0.9)), valid, test
+    _, valid = simulated(10)
+    paths, test = simulated(11, too_sure=2.0, start="2024-06-03")
+    calibrated = widened(paths, test.last_close)
+    return judge(paths, calibrated, test, valid, levels=(0.5, 0.9)), valid, (paths, test)
 
 
-def test_calibration_mends_paths_that_are_too_sure(judged):
+def test_calibrated_paths_are_judged_beside_those_that_are_too_sure(judged):
     found, _, _ = judged
     coverage = found.coverage["coverage"]
     assert coverage[KRONOS, 0.9, ALL] < 0.65
-    for name in (CALIBRATED, CONFORMAL, WALK):
+    for name in (CALIBRATED, WALK):
         assert coverage[name, 0.9, ALL] == pytest.approx(0.9, abs=0.03)
     scores = found.scores.loc[("crps", ALL)]
     assert scores[CALIBRATED] < 0.97 * scores[KRONOS]
@@ -357,13 +356,24 @@ def test_calibration_mends_paths_that_are_too_sure(judged):
     assert found.pit.loc[(KRONOS, ALL), "spread"] > 1.5
 
 
-def test_nothing_of_the_reported_segment_reaches_the_calibration(judged):
-    found, (valid_paths, valid), (paths, outcomes) = judged
+def test_calibrated_paths_are_scored_as_quantiles_and_not_as_draws(judged):
+    """The fair estimator would flatter them: quantiles lie further apart than draws."""
+    found, _, (paths, outcomes) = judged
+    calibrated = widened(paths, outcomes.last_close)
+    one = PathDistribution(calibrated, outcomes.last_close, stratified=True)
+    expected = losses_of(one, outcomes, (0.5, 0.9))["crps"]
+    expected = by_day(expected, outcomes).mean()["1"]
+    assert found.scores.loc[("crps", "1"), CALIBRATED] == pytest.approx(expected)
+    fair = PathDistribution(calibrated, outcomes.last_close).crps(outcomes.returns)
+    assert by_day(fair, outcomes).mean()["1"] < expected
+
+
+def test_nothing_of_the_reported_segment_reaches_the_baselines(judged):
+    found, valid, (paths, outcomes) = judged
     closes = outcomes.closes * np.array([1.0, 1.1, 1.2])
     later = Outcomes(outcomes.times, outcomes.past, closes, outcomes.until)
-    again = judge(paths, later, valid_paths, valid, levels=(0.5, 0.9))
-    assert again.calibration == found.calibration
-    assert (again.conformal.offsets == found.conformal.offsets).all()
+    calibrated = widened(paths, outcomes.last_close)
+    again = judge(paths, calibrated, later, valid, levels=(0.5, 0.9))
     assert (again.walk_factors == found.walk_factors).all()
     assert again.scores.loc[("crps", ALL), KRONOS] != found.scores.loc[("crps", ALL), KRONOS]
 
@@ -373,7 +383,8 @@ def test_metrics_have_a_name_for_everything_and_are_finite(judged):
     metrics = found.metrics()
     assert metrics["crps"] == found.scores.loc[("crps", ALL), KRONOS]
     assert metrics["crps_historical_volatility"] == found.scores.loc[("crps", ALL), WALK]
-    assert metrics["coverage_90_conformal"] == found.coverage.loc[(CONFORMAL, 0.9, ALL), "coverage"]
+    expected = found.coverage.loc[(CALIBRATED, 0.9, ALL), "coverage"]
+    assert metrics["coverage_90_calibrated"] == expected
     expected = found.differences.loc[(CALIBRATED, WALK_CALIBRATED, "crps", ALL), "t"]
     assert metrics["crps_calibrated_t_historical_volatility_calibrated"] == expected
     assert metrics["crps_calibrated_skill"] > 0
@@ -385,7 +396,8 @@ def test_every_pair_has_every_loss_on_every_bar():
         simulated(seed, days=14, names=3, paths=19, start=start, older=100)
         for seed, start in ((10, "2024-01-01"), (11, "2024-06-03"))
     )
-    found = judge(*test, *valid, levels=(0.5,))
+    paths, outcomes = test
+    found = judge(paths, widened(paths, outcomes.last_close), outcomes, valid[1], levels=(0.5,))
     assert len(found.differences) == len(PAIRS) * len(LOSSES) * 4
     assert not found.differences.isna().any(axis=None)
     for name in ("ewma", "garch", "har"):
@@ -406,7 +418,7 @@ def test_baselines_that_could_not_be_made_are_named(judged):
 
 def test_the_figures_show_the_tables(judged, tmp_path):
     found, _, (paths, outcomes) = judged
-    calibrated = found.calibrated(paths, outcomes.last_close)
+    calibrated = widened(paths, outcomes.last_close)
     examples = [
         (f"N{n}", outcomes.past[n], paths[n], calibrated[n], outcomes.closes[n]) for n in range(3)
     ]

@@ -9,7 +9,10 @@ import scoringrules
 from scipy.stats import norm, t
 
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
 from kronos_qlib.evaluation.forecasts.day_means import ALL
 from kronos_qlib.evaluation.forecasts.distributions import (
     Outcomes,

@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
 from kronos_qlib.evaluation.forecasts.distributions import Outcomes, PathDistribution
 from kronos_qlib.evaluation.forecasts.risk import (
     coverage_tests,

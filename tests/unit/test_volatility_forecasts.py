@@ -10,8 +10,7 @@ import pytest
 
 from kronos_qlib.errors import BarDataError, MissingDependencyError
 from kronos_qlib.evaluation.forecasts import volatility_forecasts
-from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
-from kronos_qlib.evaluation.forecasts.named_baselines import (
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
     EWMA,
     EWMA_CALIBRATED,
     GARCH,
@@ -22,7 +21,7 @@ from kronos_qlib.evaluation.forecasts.named_baselines import (
     WALK,
     Baselines,
 )
-from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
+from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import (
     LogRangeHar,
     ewma,
     fit_garch,
@@ -30,6 +29,7 @@ from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
     log_variance,
     realised,
 )
+from kronos_qlib.evaluation.forecasts.distributions import STILL, Outcomes
 from kronos_qlib.schema import CLOSE, OPEN
 
 STEPS = 150

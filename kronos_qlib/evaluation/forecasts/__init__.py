@@ -1,1 +1,1 @@
-"""How good sampled paths are as forecasts, and their calibration."""
+"""How good sampled paths are as forecasts, beside baselines."""

@@ -193,14 +193,9 @@ class PathDistribution:
     """(N, P, H) in money."""
     last_close: Floats
     """(N,) in money."""
-    factors: Floats | None = None
-    centres: Floats | None = None
-    """(H,) that a `Calibration` has scaled the spread and the median of these paths by: their own
-    median, which they share. Paths with a factor above 1 lie further apart than independent ones
-    spread as wide, and the fair estimator would flatter them (20 paths scaled by 1.7: by 1.7 %).
-    """
     stratified: bool = False
-    """The closes of a bar are equidistant quantiles, at (p - 1/2) / P, not independent draws."""
+    """The closes of a bar are equidistant quantiles, at (p - 1/2) / P, not independent draws: so
+    calibrated paths are."""
 
     def __post_init__(self) -> None:
         shape = self.closes.shape
@@ -212,11 +207,6 @@ class PathDistribution:
         if shape[1] < 2:
             raise ConfigError(
                 "one path is no distribution: draw 2 at least, 19 for a 90 % interval"
-            )
-        if self.stratified and (self.factors is not None or self.centres is not None):
-            raise ConfigError(
-                "factors and centres correct CRPS for paths that were independent before they "
-                "were scaled; stratified paths need none"
             )
         check_positive(self.closes, "a path's close")
         check_positive(self.last_close, "a last close")
@@ -238,25 +228,11 @@ class PathDistribution:
         fair = scoring_rules().crps_ensemble(
             returns, self.returns, estimator="pwm", sorted_ensemble=True, backend="numpy"
         )
-        if self.factors is None and not self.stratified:
+        if not self.stratified:
             return np.asarray(fair)
         spread = np.abs(self.returns - returns[..., None]).mean(axis=-1) - fair
         # (P - 1) / P of the fair spread is the empirical one.
-        less = 1 / self.returns.shape[-1] if self.stratified else 1 - self._independence
-        return np.asarray(fair + less * spread)
-
-    @property
-    def _independence(self) -> Floats:
-        """(H,) mean difference of independent paths over that of scaled ones of one window.
-
-        With median m, x' = k x + d m, where d = centre - k. Of normal x with variance 1 the
-        median's is about pi / 2P and its covariance with each x is 1 / P: x' has the variance
-        k^2 + (2 k d + pi / 2 d^2) / P, while the difference of two of them has 2 k^2.
-        """
-        assert self.factors is not None
-        apart = (1 if self.centres is None else self.centres) - self.factors
-        more = (2 * self.factors * apart + np.pi / 2 * apart**2) / self.returns.shape[-1]
-        return np.asarray(np.sqrt(1 + more / self.factors**2))
+        return np.asarray(fair + spread / self.returns.shape[-1])
 
     def quantile(self, level: float) -> Floats:
         """(N, H) quantiles over paths, in returns; see `sample_quantile`."""

@@ -18,14 +18,14 @@ from kronos_qlib.evaluation.figures import (
     dress_percent,
     new_figure,
 )
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+)
 from kronos_qlib.evaluation.forecasts.day_means import ALL
 from kronos_qlib.evaluation.forecasts.distributions import sample_quantile, tail_levels
-from kronos_qlib.evaluation.forecasts.forecast_tables import (
-    CALIBRATED,
-    CONFORMAL,
-    KRONOS,
-)
-from kronos_qlib.evaluation.forecasts.named_baselines import LAST_PRICE, WALK, WALK_CALIBRATED
+from kronos_qlib.evaluation.forecasts.forecast_tables import CALIBRATED, KRONOS
 from kronos_qlib.markup import figure_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ Floats = npt.NDArray[np.float64]
 LOOKS: dict[str, dict[str, Any]] = {
     KRONOS: {"label": "Kronos", "color": BEFORE_COST, "linestyle": "--"},
     CALIBRATED: {"label": "Kronos, calibrated", "color": STRATEGY, "linewidth": 1.9},
-    CONFORMAL: {"label": "Kronos, conformal", "color": "#009E73", "linestyle": "-."},
     LAST_PRICE: {"label": "Last price", "color": "black", "linestyle": ":"},
     WALK: {"label": "Historical volatility", "color": BENCHMARK, "linestyle": "--"},
     WALK_CALIBRATED: {"label": "Historical volatility, calibrated", "color": FALL},
@@ -96,7 +95,7 @@ def coverage_figure(coverage: pd.DataFrame, title: str) -> Figure:
     figure = new_figure(title, height=4.4)
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
     for axes, level in zip(panels, levels, strict=True):
-        for name in (WALK, WALK_CALIBRATED, KRONOS, CALIBRATED, CONFORMAL):
+        for name in (WALK, WALK_CALIBRATED, KRONOS, CALIBRATED):
             rows = _bars_only(coverage.xs((name, level), level=("forecaster", "level")))
             look = _look(name)
             axes.plot(rows.index, rows["coverage"], **look)
@@ -181,18 +180,22 @@ def fan_figure(
         ahead = np.arange(len(came) + 1)
         axes.plot(np.arange(1 - len(seen), 1), seen, color=BENCHMARK, linewidth=1.2, label="Seen")
 
-        def ends(paths: Floats, level: float, start: float = float(seen[-1])) -> list[Floats]:
-            tails = [sample_quantile(paths.T, tail) for tail in tail_levels(level)]
+        def ends(
+            paths: Floats, level: float, stratified: bool, start: float = float(seen[-1])
+        ) -> list[Floats]:
+            tails = [
+                sample_quantile(paths.T, tail, stratified=stratified) for tail in tail_levels(level)
+            ]
             return [np.concatenate(([start], tail)) for tail in tails]
 
         for place, level in enumerate(sorted(levels, reverse=True)):
             shade = SHADES[min(place, len(SHADES) - 1)]
             label = f"{level:.0%}, calibrated"
             axes.fill_between(
-                ahead, *ends(calibrated, level), color=shade, linewidth=0, label=label
+                ahead, *ends(calibrated, level, True), color=shade, linewidth=0, label=label
             )
         widest = max(levels)
-        for place, end in enumerate(ends(raw, widest)):
+        for place, end in enumerate(ends(raw, widest, False)):
             once = "_" * place  # the legend leaves out what begins with it
             label = f"{once}{widest:.0%}, as drawn"
             axes.plot(ahead, end, color=STRATEGY, linestyle="--", linewidth=0.9, label=label)

@@ -19,7 +19,15 @@ import pandas as pd
 from scipy.stats import kstest
 
 from kronos_qlib.errors import UndefinedMetricError
-from kronos_qlib.evaluation.forecasts.calibration import Calibration, ConformalIntervals
+from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
+    EWMA_CALIBRATED,
+    GARCH_CALIBRATED,
+    HAR_CALIBRATED,
+    LAST_PRICE,
+    WALK,
+    WALK_CALIBRATED,
+    Baselines,
+)
 from kronos_qlib.evaluation.forecasts.day_means import ALL, by_day, horizons, label_days
 from kronos_qlib.evaluation.forecasts.distributions import (
     LEVELS,
@@ -30,15 +38,6 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     losses_of,
 )
 from kronos_qlib.evaluation.forecasts.method_table import method_table
-from kronos_qlib.evaluation.forecasts.named_baselines import (
-    EWMA_CALIBRATED,
-    GARCH_CALIBRATED,
-    HAR_CALIBRATED,
-    LAST_PRICE,
-    WALK,
-    WALK_CALIBRATED,
-    Baselines,
-)
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference, varies
 
 Floats = npt.NDArray[np.float64]
@@ -46,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 LOSSES = ("crps", "pinball", "mae", "mse", "volatility_mae")
 """Means over windows, the smaller the better: what differences are reported of."""
 
-KRONOS, CALIBRATED, CONFORMAL = "kronos", "kronos_calibrated", "kronos_conformal"
+KRONOS, CALIBRATED = "kronos", "kronos_calibrated"
 PAIRS = (
     (KRONOS, LAST_PRICE),
     (KRONOS, WALK),
@@ -72,8 +71,6 @@ class ForecastQuality:
     pit: pd.DataFrame
     methods: pd.DataFrame
     """By horizon and method everything beside the best baseline: see `method_table`."""
-    calibration: Calibration
-    conformal: ConformalIntervals
     baselines: Baselines
 
     @property
@@ -81,20 +78,14 @@ class ForecastQuality:
         """(H,) that the historical volatility was multiplied by to calibrate it."""
         return self.baselines.fitted[WALK_CALIBRATED].scale
 
-    def calibrated(self, closes: Floats, last_close: Floats) -> Floats:
-        """Paths (N, P, H) with their spread set right, in money."""
-        return np.asarray(self.calibration.apply(closes, last_close), dtype=np.float64)
-
     def metrics(self) -> dict[str, float]:
         """The means over the horizon under names such as crps, crps_calibrated, crps_last_price.
 
-        A measure's name with what it is of: nothing for Kronos, `calibrated`, `conformal`, or the
-        baseline. Of CRPS also, against each baseline, `crps_skill_...` and `crps_t_...`: the t of
-        the difference, below 0 where Kronos is better. What is not defined is left out.
+        A measure's name with what it is of: nothing for Kronos, `calibrated`, or the baseline. Of
+        CRPS also, against each baseline, `crps_skill_...` and `crps_t_...`: the t of the
+        difference, below 0 where Kronos is better. What is not defined is left out.
         """
-        found = {"spread_factor": float(np.mean(self.calibration.factors))}
-        if self.calibration.centres is not None:
-            found["centre_factor"] = float(np.mean(self.calibration.centres))
+        found: dict[str, float] = {}
         for measure, values in _of_all_bars(self.scores).items():
             found |= {f"{measure}{_suffix(name)}": value for name, value in values.items()}
         for (name, level), row in _of_all_bars(self.coverage).items():
@@ -114,44 +105,34 @@ class ForecastQuality:
 
 def judge(
     closes: Floats,
+    calibrated: Floats,
     outcomes: Outcomes,
-    earlier_closes: Floats,
     earlier: Outcomes,
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
-    calibrate_centre: bool = False,
 ) -> ForecastQuality:
-    """Measure paths as they are and calibrated on an earlier segment, beside the baselines.
+    """Measure paths as drawn and as calibrated on an earlier segment, beside the baselines.
 
-    The volatility models are calibrated on the same windows, by factors and degrees of freedom:
+    The volatility models are calibrated too, by factors and degrees of freedom fitted on `earlier`:
     what calibrated paths are to be compared with. See `Baselines`, also for what is left out where
     outcomes have no history.
 
     Args:
-        closes: (N, P, H) of paths, in money, and in outcomes what came: what is reported.
-        earlier_closes, earlier: the same of the segment that calibration is fitted on.
+        closes: (N, P, H) of paths as drawn, independent of each other, in money.
+        calibrated: (N, P, H) of the same, calibrated: the quantiles of a distribution at each bar.
+        outcomes: what came: what is reported.
+        earlier: what came of windows of the segment that the baselines are fitted on.
         levels: central intervals.
         seed: of ranks within ties.
-        calibrate_centre: fit a factor on the paths' median too, see `Calibration.fit`.
 
     Raises:
         BarDataError, ConfigError, UndefinedMetricError: as the parts raise them.
     """
-    calibration = Calibration.fit(
-        earlier_closes, earlier.last_close, earlier.closes, centre=calibrate_centre
-    )
-    conformal = ConformalIntervals.fit(earlier_closes, earlier.last_close, earlier.closes, levels)
     baselines = Baselines.of_windows(outcomes, earlier)
     last_close = outcomes.last_close
-    calibrated = np.asarray(calibration.apply(closes, last_close), dtype=np.float64)
     distributions: dict[str, Distribution] = {
         KRONOS: PathDistribution(closes, last_close),
-        CALIBRATED: PathDistribution(
-            calibrated,
-            last_close,
-            np.array(calibration.factors),
-            None if calibration.centres is None else np.array(calibration.centres),
-        ),
+        CALIBRATED: PathDistribution(calibrated, last_close, stratified=True),
         **baselines.of,
         **baselines.bounds,
     }
@@ -160,11 +141,6 @@ def judge(
         name: {level: interval(one, level) for level in levels}
         for name, one in distributions.items()
     }
-    intervals[CONFORMAL] = {}
-    for level in levels:
-        low, high = conformal.apply(closes, last_close, level)
-        start = last_close[:, None]
-        intervals[CONFORMAL][level] = (low / start - 1, high / start - 1)
     rng = np.random.default_rng(seed)
     return ForecastQuality(
         scores=score_table(losses, outcomes),
@@ -183,8 +159,6 @@ def judge(
             levels=levels,
             seed=seed,
         ),
-        calibration=calibration,
-        conformal=conformal,
         baselines=baselines,
     )
 

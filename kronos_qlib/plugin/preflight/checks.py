@@ -354,6 +354,10 @@ def _resume(run: PlannedRun) -> Iterator[str]:
 
 
 def _checkpoints(run: PlannedRun) -> Iterator[str]:
+    from kronos_qlib.calibration.calibration import Calibration
+    from kronos_qlib.inference.options import AUTO
+    from kronos_qlib.plugin.model import FIT
+
     for model in run.models:
         lacking: set[str] = set()
         for role, name, revision in halves_of(model):
@@ -369,6 +373,8 @@ def _checkpoints(run: PlannedRun) -> Iterator[str]:
             yield from found
         if head := model.get("alpha_head"):
             yield from _problems(_check_head, head)
+        if (file := model.get("calibration")) not in (None, AUTO, FIT):
+            yield from _problems(Calibration.load, str(file))
 
 
 def _check_head(path: Any) -> None:

@@ -8,6 +8,7 @@ Qlib's pickle alone.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from qlib.config import C
 
+from kronos_qlib.calibration.calibration import FILE as CALIBRATION_FILE
+from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.errors import MissingArtifactError, printable
 from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.baselines import BaselineModel
 from kronos_qlib.plugin.blend import BlendModel
-from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.model import FIT, KronosModel
 
 FOLDER = "weights"
 """Where a run keeps them."""
@@ -56,6 +59,9 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
         for part, data in model.trained_weights.items():
             files[f"{prefix}{part}.safetensors"] = data
             state["weights"][part] = f"{prefix}{part}.safetensors"
+        if model.calibration == FIT and model.kept_calibration is not None:
+            state["calibration"] = f"{prefix}{CALIBRATION_FILE}"
+            files[state["calibration"]] = _calibration_bytes(model.kept_calibration)
     elif type(model) is BlendModel:
         state["members"] = [
             _state_of(member, f"{prefix}{place}_", files)
@@ -81,7 +87,7 @@ def needs_state(model: object) -> bool:
     if isinstance(model, BlendModel):
         return any(map(needs_state, model.members.values()))
     if isinstance(model, KronosModel):
-        return not model.training.is_zero_shot
+        return not model.training.is_zero_shot or model.calibration == FIT
     return not isinstance(model, BaselineModel)
 
 
@@ -107,6 +113,8 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
             model.fingerprints = {
                 str(part): str(digest) for part, digest in state["fingerprints"].items()
             }
+            if "calibration" in state:
+                model.kept_calibration = _calibration_from(read[state["calibration"]])
         elif isinstance(model, BlendModel):
             for member, its in zip(model.members.values(), state["members"], strict=True):
                 restore(member, its, read)
@@ -121,6 +129,18 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
         raise MissingArtifactError(
             f"{STATE} does not hold a {kind}: {type(problem).__name__} {cause_of(problem)}"
         ) from problem
+
+
+def _calibration_bytes(calibration: Calibration) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        calibration.save(Path(folder, CALIBRATION_FILE))
+        return Path(folder, CALIBRATION_FILE).read_bytes()
+
+
+def _calibration_from(data: bytes) -> Calibration:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, CALIBRATION_FILE).write_bytes(data)
+        return Calibration.load(Path(folder, CALIBRATION_FILE))
 
 
 def _numbers(state: Mapping[str, Any], name: str) -> Any:

@@ -15,7 +15,7 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
-from kronos_qlib.evaluation.forecasts.volatility_forecasts import GARCH_SECONDS
+from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import GARCH_SECONDS
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.evaluation.forecasts.baseline_distributions import LastPrice, VolatilityWalk
-from kronos_qlib.evaluation.forecasts.distributions import Distribution, Floats, Outcomes
-from kronos_qlib.evaluation.forecasts.volatility_forecasts import (
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
+    LastPrice,
+    VolatilityWalk,
+)
+from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import (
     LogRangeHar,
     VolatilityForecast,
     ewma,
     garch,
     realised,
 )
+from kronos_qlib.evaluation.forecasts.distributions import Distribution, Floats, Outcomes
 
 LAST_PRICE, WALK, EWMA, GARCH, HAR = (
     "last_price",

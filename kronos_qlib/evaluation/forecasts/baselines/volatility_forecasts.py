@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.evaluation.forecasts.baseline_distributions import VolatilityWalk
+from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import VolatilityWalk
 from kronos_qlib.evaluation.forecasts.distributions import STILL, Floats, Outcomes
 from kronos_qlib.extras import require
 from kronos_qlib.schema import CLOSE, OPEN

@@ -1,0 +1,1 @@
+"""Forecasts that need no network: the last price, and walks with a forecast volatility."""
