@@ -44,7 +44,7 @@ SECTIONS = {
 FOREIGN = {"make", "mlflow", "pip", "python3", "qrun", "source", "torchrun", "accelerate"}
 """Programs that are named and not run here."""
 PRINTED = {
-    "README.md": ("paths of 10 bars", "uncalibrated", "Name: score"),
+    "README.md": ("paths of 10 bars", "calibrated on A-shares", "Name: score"),
     "docs/how-to/forecast.md": ("close", "<Forecast SYM0001: 100 paths of 10 bars"),
     "docs/how-to/finetune.md": ("Name: score",),
 }
