@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from kronos_qlib.calibration.student import student_crps
 from kronos_qlib.settings import check_number, require
@@ -67,6 +66,9 @@ class PathTerms:
             log_scale: (N, H) of past volatility. dof: of its t.
             days: (N,) of the windows' last bars.
         """
+        # Here: scipy adds filters of warnings, and importing the networks changes no global state.
+        from scipy.optimize import minimize
+
         mean, spread = _moments(paths)
         usual = (spread - log_scale).mean(axis=0)
         apart = spread - log_scale - usual

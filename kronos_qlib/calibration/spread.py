@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from kronos_qlib.calibration.student import student_crps
 from kronos_qlib.errors import BarDataError
@@ -133,6 +132,9 @@ class SpreadModel:
         Raises:
             ConfigError: there are too few windows for the parameters.
         """
+        # Here: scipy adds filters of warnings, and importing the networks changes no global state.
+        from scipy.optimize import minimize
+
         windows, horizon = returns.shape
         count = 3 + 2 * len(known.names) + 1
         needed = windows_needed(len(known.names))

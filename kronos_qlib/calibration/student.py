@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import beta, stdtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +28,9 @@ def student_crps(z: Floats, dof: float) -> tuple[Floats, Floats]:
         Jordan, Krueger and Lerch, "Evaluating probabilistic forecasts with scoringRules", Journal
         of Statistical Software 90 (2019), appendix A.
     """
+    # Here: scipy adds filters of warnings, and importing the networks changes no global state.
+    from scipy.special import beta, stdtr
+
     below = 2 * stdtr(dof, z) - 1
     density = np.exp(-(dof + 1) / 2 * np.log1p(z * z / dof)) / (np.sqrt(dof) * beta(0.5, dof / 2))
     constant = 2 * np.sqrt(dof) / (dof - 1) * beta(0.5, dof - 0.5) / beta(0.5, dof / 2) ** 2
@@ -45,4 +47,7 @@ def student_quantiles(count: int, dof: float) -> Floats:
         Bröcker, "Evaluating raw ensembles with the continuous ranked probability score", QJRMS 138
         (2012).
     """
+    # Here: scipy adds filters of warnings, and importing the networks changes no global state.
+    from scipy.special import stdtrit
+
     return np.asarray(stdtrit(dof, (np.arange(count) + 0.5) / count))

@@ -179,7 +179,12 @@ def calibration_on(
     repair: Iterable[str] = (),
     **reading: Any,
 ) -> Calibration:
-    """A calibration on the past of a file or frame of bars; see `KronosPredictor.calibrate`."""
+    """A calibration on the past of a file or frame of bars; see `KronosPredictor.calibrate`.
+
+    Raises:
+        BarDataError: bars cannot be read, or are too few: says how many windows are needed.
+        ConfigError: a setting cannot work.
+    """
     if not LEAST_BARS <= lookback <= predictor.max_context:
         raise ConfigError(
             f"lookback must lie in {LEAST_BARS} to {predictor.max_context}, the bars that the "

@@ -146,6 +146,10 @@ def sort_out(
 ) -> list[Chosen]:
     """What each of N series takes: whatever else is in a batch decides nothing of it.
 
+    Args:
+        bars, stamps: (N, L, 6) and (N, L, 5) seen.
+        names: what errors call a series.
+
     Raises:
         ConfigError: a series cannot be calibrated, and a calibration was asked for by name.
     """
