@@ -20,6 +20,7 @@ from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.lookahead import check_lookahead
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.runs.kept_models import needs_state, restore, write_model
+from kronos_qlib.schema import CLOSE
 
 pytestmark = pytest.mark.integration
 
@@ -84,6 +85,37 @@ def test_expected_returns_still_rank_and_the_spread_is_another(signals, drawn, b
     assert apart["calibrated"] < 0.2
     assert apart["calibrated"] < apart["drawn"]
     assert not np.allclose(signals["expected_shortfall@0.1"], drawn["expected_shortfall@0.1"])
+
+
+def test_without_one_scores_are_of_the_closes_as_they_were_drawn(source):
+    """The default: bit for bit the paper's score, whatever calibration ships with the weights."""
+    model = model_of()
+    assert model.calibration is None
+    day = ("2020-06-15", "2020-06-15")
+    windows = source.windows(day)
+    bars, stamps = windows.seen()
+    paths = model.predictor.paths(
+        bars, stamps, source.future_stamps(windows), HORIZON, sampling=model.sampling, seed=0,
+        keys=[f"{name} {moment.isoformat()}" for moment, name in windows.index], coherent=False,
+    )  # fmt: skip
+    closes = paths[..., CLOSE].astype(np.float64)
+    expected = closes.mean(axis=(1, 2)) / windows.last_close - 1
+    found = model.predict(source, day).reindex(windows.index)
+    assert (found.to_numpy() == expected).all()
+
+
+def test_an_ensemble_is_calibrated_by_past_volatility_alone(source):
+    """Pooled paths are like none of those that their terms would have been fitted on."""
+    signals = {"keep": [*KEPT], "ensemble": {"temperatures": [0.8, 1.0]}}
+    model = model_of(calibration="fit", signals=signals)
+    model.fit(source)
+    fit = model.kept_calibration.fits["day"]
+    assert fit.paths is None
+    assert fit.market is not None
+    found = model.signals(source, DAYS)
+    drawn = model_of(signals=signals).signals(source, DAYS)
+    assert not np.allclose(found["volatility"], drawn["volatility"])
+    assert found["score"].corr(drawn["score"], method="spearman") > 0.95
 
 
 def test_a_day_has_the_same_signals_whatever_others_are_asked_for(fitted, source, signals):

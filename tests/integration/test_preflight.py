@@ -114,6 +114,8 @@ def test_a_run_that_can_work_is_let_go_and_leaves_nothing(config, tmp_path, capl
         ("task.model.kwargs.checkpoint", "empty", r"config.json is missing.*holds nothing"),
         ("task.model.kwargs.tokenizer", "smal", r"no tokenizer at 'smal'"),
         ("task.model.kwargs.alpha_head", "empty", r"alpha_head empty holds no config.json"),
+        ("task.model.kwargs.calibration", "none.json", r"none.json holds no calibration"),
+        ("task.model.kwargs.calibration", "file", r"file holds no calibration"),
         ("task.model.kwargs.resume_folder", "file", r"resume_folder .*file is no folder; name"),
         ("task.model.kwargs.resume_folder", "file/in", r"resume_folder .*file is no folder; name"),
         ("qlib_init.exp_manager.kwargs.uri", "sqlite:///file/a.db", r"MLflow store.*is no folder"),
