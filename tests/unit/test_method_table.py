@@ -167,11 +167,6 @@ def test_their_ranks_are_even_and_their_intervals_cover():
     assert inside.mean() == pytest.approx(0.9, abs=0.01)
 
 
-def test_stratified_paths_take_no_correction_for_scaled_draws():
-    with pytest.raises(ConfigError, match="stratified paths need none"):
-        PathDistribution(np.ones((1, 2, 1)), np.ones(1), np.ones(1), stratified=True)
-
-
 # QLIKE.
 
 
