@@ -199,7 +199,9 @@ def test_what_cannot_work_is_said_before_the_work(source, tmp_path):
         model_of(calibration="some.json", training={"predictor": {"epochs": 1}})
 
 
-def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(fitted, bars, tmp_path):
+def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(
+    fitted, bars, tmp_path, monkeypatch
+):
     """An open of 0 has no logarithm; whether that is an error depends on what was asked for."""
     faulty = bars.copy()
     where = (faulty["symbol"] == "SYM0003") & (faulty["date"] == "2020-06-10")
@@ -213,8 +215,13 @@ def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(fitted, ba
     with pytest.raises(BarDataError, match=r"SYM0003 at 2020-06-10.*a price is not positive"):
         fitted.predict(source)
     fitted.save_pretrained(str(tmp_path))
+    warned = []
+    monkeypatch.setattr(model_module.logger, "warning", warned.append)
     found = model_of(str(tmp_path), calibration="auto").signals(source)
     assert np.isfinite(found).all(axis=None)
+    seen = found.xs("SYM0003", level="instrument").index >= pd.Timestamp("2020-06-10")
+    expected = f"paths of {seen.sum()} of {len(found)} windows are as drawn, not calibrated: "
+    assert [each for each in warned if expected in each and "a price is not positive" in each]
     before = found.xs(pd.Timestamp("2020-06-09"))["volatility"]
     after = found.xs(pd.Timestamp("2020-06-10"))["volatility"]
     others = before.index != "SYM0003"
