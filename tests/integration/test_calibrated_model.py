@@ -20,6 +20,7 @@ from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.lookahead import check_lookahead
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.runs.kept_models import needs_state, restore, write_model
+from kronos_qlib.plugin.workflows.estimate import Counts, Rates, _of_model
 from kronos_qlib.schema import CLOSE
 
 pytestmark = pytest.mark.integration
@@ -169,6 +170,16 @@ def test_saved_weights_have_theirs_beside_them(fitted, source, signals, drawn, t
     for act in ("fit", "predict"):
         with pytest.raises(CheckpointError, match="was fitted on other weights"):
             getattr(model_of(str(tmp_path), calibration=str(file)), act)(source)
+
+
+def test_the_estimate_of_a_run_counts_what_calibrating_draws():
+    counts, rates = Counts({"valid": 300, "test": 50}, 10), Rates(read=0.1, path=0.01)
+    parts = {
+        how: {part.what: part.seconds for part in _of_model(model, counts, lambda _: rates)}
+        for how, model in (("fit", model_of(calibration="fit")), ("none", model_of()))
+    }
+    assert parts["fit"].pop("calibrating") == pytest.approx(300 * 20 * 0.01)
+    assert parts["fit"] == parts["none"]
 
 
 def test_what_cannot_work_is_said_before_the_work(source, tmp_path):
