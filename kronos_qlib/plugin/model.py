@@ -337,28 +337,46 @@ class KronosModel(ModelFT):
         frame = pd.DataFrame(index=windows.index)
         from_paths = [name for name in names if name != ALPHA]
         if from_paths:
-            calibration = self._path_calibration(windows)
-            frame = signals_from_paths(
-                self.predictor,
-                source,
-                windows,
-                self.sampling,
-                from_paths,
-                self.seed,
-                self.signal_settings.ensemble,
-                self.show_progress,
-                calibration,
-            )
-            if calibration is not None and calibration.left_out:
-                reasons = [f"{many} since {why}" for why, many in calibration.left_out.items()]
-                logger.warning(
-                    f"paths of {calibration.left_out.total()} of {len(windows)} windows are as "
-                    f"drawn, not calibrated: {some_of(reasons)}"
-                )
+            frame = self.signals_of(source, windows, from_paths)
         if ALPHA in names:
             assert self.head is not None
             frame[ALPHA] = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
         return frame[names]
+
+    def signals_of(
+        self, source: WindowDataset, windows: Windows, names: Sequence[str]
+    ) -> pd.DataFrame:
+        """Signals from the paths of windows, by this model's sampling, ensemble and calibration.
+
+        Args:
+            windows: of `source`, by time.
+            names: of `signals.paths.SIGNALS`.
+
+        Returns:
+            (N, names) float64 on the windows' index.
+
+        Raises:
+            As `predict`.
+        """
+        calibration = self._path_calibration(windows)
+        frame = signals_from_paths(
+            self.predictor,
+            source,
+            windows,
+            self.sampling,
+            names,
+            self.seed,
+            self.signal_settings.ensemble,
+            self.show_progress,
+            calibration,
+        )
+        if calibration is not None and calibration.left_out:
+            reasons = [f"{many} since {why}" for why, many in calibration.left_out.items()]
+            logger.warning(
+                f"paths of {calibration.left_out.total()} of {len(windows)} windows are as "
+                f"drawn, not calibrated: {some_of(reasons)}"
+            )
+        return frame
 
     def _shaped(
         self, source: WindowDataset, windows: list[Windows], parts: list[pd.Series]
