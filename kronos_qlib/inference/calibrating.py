@@ -82,7 +82,7 @@ def sample_of(
     them, and the others are cut.
 
     Args:
-        windows, drawn: at most so many.
+        windows, drawn: how many at most.
         drawn_from: paths are drawn for windows that end from then on; None: for all. A checkpoint's
             paths say more of the years it was trained on than they will of others.
         least: windows that must be there before any path is drawn.
