@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import ConfigError
 
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--horizon", type=int, default=10, help="bars to come (%(default)s)")
     parser.add_argument("--first", metavar="DAY", help="first bar that is forecast")
     parser.add_argument("--last", metavar="DAY", help="last one; no later bar is used")
-    parser.add_argument("--windows", type=int, default=10_000, help="at most so many (%(default)s)")
+    parser.add_argument(
+        "--windows", type=int, default=10_000, help="to fit on, at most (%(default)s)"
+    )
     parser.add_argument(
         "--drawn",
         type=int,
@@ -96,10 +98,7 @@ def _check_target(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() != ".json":
         raise ConfigError(f"--out {out}: expected a name ending in .json")
     check_apart(out, arguments.source)
-    if out.exists() and not arguments.overwrite:
-        raise ConfigError(f"{out} exists; name another file or say --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder to write {out.name} in")
+    check_output(out, arguments.overwrite)
 
 
 def _fits(found: Calibration) -> list[str]:
