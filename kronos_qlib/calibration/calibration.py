@@ -337,12 +337,6 @@ class Calibration:
         result[..., VOLUME] = paths[..., VOLUME]
         return result
 
-    def without_paths(self) -> Calibration:
-        """The same for paths drawn in any way: their spread and mean add nothing."""
-        return replace(
-            self, fits={kind: replace(one, paths=None) for kind, one in self.fits.items()}
-        )
-
     def save(self, path: str | Path) -> None:
         """Write it as JSON, atomically."""
         with replacing(Path(path)) as written:

@@ -21,7 +21,7 @@ from kronos_qlib.evaluation.forecasts.distributions import (
     sample_quantile,
 )
 from kronos_qlib.evaluation.forecasts.energy import energy_score
-from kronos_qlib.evaluation.forecasts.method_table import market_table, method_table
+from kronos_qlib.evaluation.forecasts.method_table import method_table
 
 # Energy.
 
@@ -269,18 +269,6 @@ def test_values_at_risk_are_of_single_bars_and_energy_of_all(table):
     assert np.isnan(table.loc[(ALL, "sees"), "var_5"])
     assert np.isnan(table.loc[("1", "sees"), "energy"])
     assert (table.loc[ALL, "energy"] > 0).all()
-
-
-def test_markets_stand_one_below_the_other():
-    found = market_table(
-        {name: world(seed, days=30, horizon=1) for seed, name in enumerate("ab")},
-        baselines=("blind",),
-        bounds=("sees",),
-        bars=(1,),
-    )
-    assert found.index.names == ["market", "horizon", "method"]
-    assert len(found) == 2 * 2 * 3
-    assert found.loc[("b", "1", "sees"), "kind"] == "bound"
 
 
 def test_names_that_are_no_methods_are_refused():

@@ -141,22 +141,6 @@ def method_table(
     return table
 
 
-def market_table(
-    markets: Mapping[str, tuple[Mapping[str, Distribution], Outcomes]], **settings: Any
-) -> pd.DataFrame:
-    """`method_table` of each market, on (market, horizon, method).
-
-    Args:
-        markets: by name, methods and what came.
-        settings: of `method_table`.
-    """
-    tables = {
-        market: method_table(methods, outcomes, **settings)
-        for market, (methods, outcomes) in markets.items()
-    }
-    return pd.concat(tables, names=["market"])
-
-
 def _kind(name: str, baselines: Collection[str], bounds: Collection[str]) -> str:
     if name in bounds:
         return "bound"
