@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
@@ -12,8 +12,6 @@ from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pandas as pd
 
     from kronos_qlib.data.calendar.stamps import Ahead
@@ -376,22 +374,25 @@ def _summary(
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
         f"to the last of them, {_drawn(found)}, "
-        f"{_is_calibrated(found)}: {_spread(found.returns())}",
+        f"{_is_calibrated(found)}: {_spread(found)}",
     ]
     return "\n".join(lines)
 
 
-def _spread(moves: npt.NDArray[np.floating[Any]]) -> str:
+def _spread(found: Forecast) -> str:
     """Returns of the paths in words: no quantile that their number does not support."""
-    import numpy as np
-
+    moves = found.returns()
     if len(moves) == 1:
-        return f"{moves[0]:+.2%}, one draw of many that could be"
-    share = f"mean {moves.mean():+.2%}, {(moves > 0).mean():.0%} of the paths up"
+        return f"{_percent(moves[0])}, one draw of many that could be"
+    share = f"mean {_percent(moves.mean())}, {(moves > 0).mean():.0%} of the paths up"
+    closes = found.quantiles((0.05, 0.5, 0.95))["close"].iloc[-1]
+    low, middle, high = map(_percent, closes / found.last_close - 1)
     if len(moves) < PATHS_FOR_A_BAND:
-        return (
-            f"median {np.median(moves):+.2%}, lowest {moves.min():+.2%}, highest "
-            f"{moves.max():+.2%}, {share}"
-        )
-    low, middle, high = (f"{value:+.2%}" for value in np.quantile(moves, (0.05, 0.5, 0.95)))
+        lowest, highest = _percent(moves.min()), _percent(moves.max())
+        return f"median {middle}, lowest {lowest}, highest {highest}, {share}"
     return f"median {middle}, 90 % of the paths within {low} and {high}, {share}"
+
+
+def _percent(share: float) -> str:
+    """Signed, to the hundredth; what rounds to nothing is not below it."""
+    return f"{round(share, 4) + 0.0:+.2%}"

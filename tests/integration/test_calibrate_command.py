@@ -94,6 +94,22 @@ def test_a_forecast_by_a_file_is_calibrated_and_says_so(folder, tmp_path, capsys
     assert table["close"].to_numpy() == pytest.approx(last, rel=1e-4)
 
 
+def test_the_printed_line_agrees_with_the_table_and_has_no_zero_below_zero(
+    folder, tmp_path, capsys
+):
+    """The mean was printed as "-0.00%"; the band of few paths was narrower than it said."""
+    out = tmp_path / "f.csv"
+    for paths in ("20", "100"):
+        more = ["--paths", paths, "--calibration", str(folder / "mine.json"), "--overwrite"]
+        assert main(ask(folder, out, *more)) == 0
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert "-0.00%" not in line and "mean +0.00%" in line
+        bars = pd.read_csv(folder / "bars.csv")
+        last = bars.loc[bars["symbol"] == "SYM0001", "close"].iloc[-1]
+        low, high = pd.read_csv(out)[["close_q0.05", "close_q0.95"]].iloc[-1] / last - 1
+        assert f"within {low:+.2%} and {high:+.2%}" in line
+
+
 def test_what_lies_beside_the_weights_is_taken(folder, tmp_path, capsys):
     weights = KronosPredictor.from_pretrained("nano", device="cpu").save_pretrained(tmp_path / "w")
     beside = weights / "predictor" / FILE
