@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_qlib.cli.parsers import describe
+from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
 from kronos_qlib.errors import ConfigError
 
@@ -96,10 +96,7 @@ def _check_target(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() != ".json":
         raise ConfigError(f"--out {out}: expected a name ending in .json")
     check_apart(out, arguments.source)
-    if out.exists() and not arguments.overwrite:
-        raise ConfigError(f"{out} exists; name another file or say --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder to write {out.name} in")
+    check_output(out, arguments.overwrite)
 
 
 def _fits(found: Calibration) -> list[str]:

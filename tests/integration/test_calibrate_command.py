@@ -134,6 +134,7 @@ def test_a_file_that_does_not_fit_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "f.csv"
     for more, message in (
         (["--calibration", str(folder / "no.json")], "no.json holds no calibration"),
+        (["--calibration", str(folder)], "is a folder, not the file of a calibration"),
         ([*mine, "--lookback", "22"], "mine.json cannot be used: SYM0001: 22 bars were seen"),
         ([*mine, "--paths", "1"], "mine.json cannot be used: one path has no spread"),
         ([*mine, "--temperature", "0"], "mine.json cannot be used: at temperature 0"),
@@ -146,11 +147,14 @@ def test_a_file_that_does_not_fit_is_refused(folder, tmp_path, capsys):
 
 def test_what_cannot_be_calibrated_says_so_in_a_line(folder, tmp_path, capsys):
     bars, out = str(folder / "bars.csv"), str(tmp_path / "c.json")
+    (tmp_path / "d.json").mkdir()
     few = ["--lookback", "40", "--last", "2020-03-20"]
     for more, code, message in (
         (["--out", str(tmp_path / "c.csv")], 2, "expected a name ending in .json"),
         (["--out", str(folder / "mine.json")], 2, "exists; name another file or say --overwrite"),
         (["--out", str(tmp_path / "no" / "c.json")], 2, "is no folder to write c.json in"),
+        (["--out", str(tmp_path / "d.json"), "--overwrite"], 2, "is a folder; name a file"),
+        (["--out", out, "--windows", "1"], 2, "windows must be at least 220, got 1"),
         (["--out", out, "--lookback", "10"], 2, "lookback must lie in 23 to 100"),
         (["--out", out, "--lookback", "40", "--last", "soon"], 2, "is a date or time, got 'soon'"),
         (["--out", out, *few], 1, "a calibration is fitted on 220 at least"),
