@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,7 @@ def forecast(arguments: argparse.Namespace) -> None:
     ).savefig(picture)
     if arguments.calibration != NONE:
         notes = (*notes, found.calibration)  # on what, or why not
+    notes = (*notes, *_beyond_paths(found, levels))
     for note in (*notes, *ahead.doubts):
         print(f"note: {note}")
     rule = arguments.exchange or arguments.freq or ahead.rule
@@ -179,6 +181,21 @@ def _is_calibrated(found: Forecast) -> str:
     """The mark of the printed line, the column `calibration` and the picture: drawn paths are known
     to be too bold."""
     return "calibrated" if found.is_calibrated else "uncalibrated"
+
+
+def _beyond_paths(found: Forecast, levels: list[float]) -> list[str]:
+    """A note on quantiles of calibrated paths that lie beyond the outermost of them."""
+    paths = len(found.paths)
+    needed = {level: 0.5 / min(level, 1 - level) for level in levels if 0 < level < 1}
+    beyond = [level for level, least in needed.items() if least > paths + 1e-9]
+    if not found.is_calibrated or not beyond:
+        return []
+    least = ceil(max(needed[level] for level in beyond) - 1e-9)
+    names = ", ".join(f"{level:g}" for level in beyond)
+    return [
+        f"quantiles {names} lie beyond the outermost of {paths} paths, which stands in their "
+        f"place: draw {least} (--paths)"
+    ]
 
 
 def _levels(arguments: argparse.Namespace) -> list[float]:

@@ -205,6 +205,11 @@ def _left_out(chosen: Chosen, reason: str, name: str) -> Chosen:
 def _automatic(
     own: Calibration | None, folder: Path | None, checkpoint: Callable[[], str]
 ) -> Chosen:
+    if own is not None and not isinstance(own, Calibration):
+        raise ConfigError(
+            f"KronosPredictor.calibration is a Calibration or None, got {own!r}; Calibration.load "
+            "reads a file"
+        )
     if own is not None:
         return _fitting(Chosen(own), "the predictor's calibration", checkpoint)
     path = None if folder is None else folder / FILE

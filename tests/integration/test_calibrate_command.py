@@ -110,6 +110,33 @@ def test_the_printed_line_agrees_with_the_table_and_has_no_zero_below_zero(
         assert f"within {low:+.2%} and {high:+.2%}" in line
 
 
+def test_a_quantile_that_few_paths_do_not_have_is_said_to_be_none(folder, tmp_path, capsys):
+    """The 95 % quantile of two calibrated paths was a number between them."""
+    more = ["--calibration", str(folder / "mine.json"), "--overwrite", "--paths"]
+    out = tmp_path / "f.csv"
+    assert main(ask(folder, out, *more, "9")) == 0
+    said = capsys.readouterr().out
+    assert "note: quantiles 0.05, 0.95 lie beyond the outermost of 9 paths" in said
+    assert "place: draw 10 (--paths)" in said
+    for paths in (["10"], ["2", "--quantiles", "0.25", "0", "1"], ["2", "--calibration", "none"]):
+        assert main(ask(folder, out, *more, *paths)) == 0
+        assert "lie beyond" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """Minutes of drawing ended in "PermissionError: .c.json.4f8cd234.lock"."""
+    monkeypatch.setattr("kronos_qlib.cli.parsers.os.access", lambda *_: False)
+    bars = str(folder / "bars.csv")
+    for asked, name in (
+        (["calibrate", bars, "--out", str(tmp_path / "c.json")], "c.json"),
+        (["forecast", bars, "--out", str(tmp_path / "f.csv")], "f.csv"),
+    ):
+        assert main(asked) == 2
+        assert f"is read-only: {name} cannot be written there" in capsys.readouterr().err
+
+
 def test_what_lies_beside_the_weights_is_taken(folder, tmp_path, capsys):
     weights = KronosPredictor.from_pretrained("nano", device="cpu").save_pretrained(tmp_path / "w")
     beside = weights / "predictor" / FILE

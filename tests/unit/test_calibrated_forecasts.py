@@ -281,6 +281,12 @@ def test_what_is_no_calibration_is_refused(forecaster, frames, wrong):
         draw(forecaster, frames[:1], calibration=wrong)
 
 
+def test_the_predictors_own_is_a_calibration(forecaster, frames):
+    forecaster.calibration = "mine.json"
+    with pytest.raises(ConfigError, match=r"is a Calibration or None, got 'mine\.json'"):
+        draw(forecaster, frames)
+
+
 def test_a_file_that_is_none_is_refused_by_name(forecaster, frames, tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.json holds no calibration"):
         draw(forecaster, frames[:1], calibration=tmp_path / "absent.json")
