@@ -67,6 +67,7 @@ from kronos_qlib import WindowDataset
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import MAX_MOVE
+from kronos_qlib.data.windows.known import known_windows, sample_windows
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.evaluation.forecasts.baselines.baseline_distributions import (
     LastPrice,
@@ -86,7 +87,7 @@ from kronos_qlib.evaluation.forecasts.path_measures import (
     squared_correlation,
 )
 from kronos_qlib.inference.sampling import SamplingConfig
-from kronos_qlib.pipeline.outcomes import draw_closes, known_windows, outcomes_of, sample_windows
+from kronos_qlib.pipeline.outcomes import draw_closes, outcomes_of
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.schema import CLOSE, HIGH, LOW, OPEN, VOLUME
 

@@ -107,7 +107,7 @@ def windows_of(bars: pd.DataFrame, stretch: Stretch, lookback: int, min_bars: in
 
 
 def evenly(windows: Windows, most: int) -> Windows:
-    """At most so many, evenly spaced."""
+    """At most `most` of the windows, evenly spaced."""
     places = np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(np.int64)
     return windows.take(places)
 

@@ -40,7 +40,7 @@ OPEN, HIGH, LOW = (PRICE_COLUMNS.index(name) for name in ("open", "high", "low")
 
 
 def are_prices(values: npt.NDArray[Any]) -> bool:
-    """Whether all are positive and finite."""
+    """Whether all values, an array of any shape, are positive and finite."""
     return bool(((values > 0) & (values < np.inf)).all())
 
 

@@ -44,7 +44,7 @@ SMALL = 1e-8
 
 
 def windows_needed(regressors: int) -> int:
-    """Windows that a spread with so many regressors is fitted on, at least."""
+    """The fewest windows that a spread with this many regressors is fitted on."""
     return WINDOWS_EACH * (3 + 2 * regressors + 1)
 
 

@@ -41,7 +41,7 @@ def student_crps(z: Floats, dof: float) -> tuple[Floats, Floats]:
 def student_quantiles(count: int, dof: float) -> Floats:
     """(count,) quantiles of a standard t at (i - 1/2) / count, in increasing order.
 
-    As draws they have the least CRPS that so many equal weights can have.
+    As draws they have the least CRPS that `count` equal weights can have.
 
     Source:
         Bröcker, "Evaluating raw ensembles with the continuous ranked probability score", QJRMS 138

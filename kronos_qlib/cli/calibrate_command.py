@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--horizon", type=int, default=10, help="bars to come (%(default)s)")
     parser.add_argument("--first", metavar="DAY", help="first bar that is forecast")
     parser.add_argument("--last", metavar="DAY", help="last one; no later bar is used")
-    parser.add_argument("--windows", type=int, default=10_000, help="at most so many (%(default)s)")
+    parser.add_argument(
+        "--windows", type=int, default=10_000, help="to fit on, at most (%(default)s)"
+    )
     parser.add_argument(
         "--drawn",
         type=int,

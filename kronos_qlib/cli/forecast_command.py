@@ -177,7 +177,7 @@ def _calibration(arguments: argparse.Namespace) -> str | Path | None:
     return {AUTO: AUTO, NONE: None}.get(asked, Path(asked))
 
 
-def _is_calibrated(found: Forecast) -> str:
+def _mark(found: Forecast) -> str:
     """The mark of the printed line, the column `calibration` and the picture: drawn paths are known
     to be too bold."""
     return "calibrated" if found.is_calibrated else "uncalibrated"
@@ -356,7 +356,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
     if len(found.paths) > 1:
         table["prob_up"] = (found.paths[:, :, CLOSE] > found.last_close).mean(axis=0)
     table.insert(0, "symbol", found.name)
-    table.insert(2, "calibration", _is_calibrated(found))
+    table.insert(2, "calibration", _mark(found))
     table.insert(3, "anchored", found.anchored)
     return table
 
@@ -364,7 +364,7 @@ def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:
 def _title(found: Forecast, arguments: argparse.Namespace) -> str:
     return (
         f"{found.name}: {arguments.horizon} bars ahead, {_drawn(found)} of {arguments.model}, "
-        f"{_is_calibrated(found)}"
+        f"{_mark(found)}"
     )
 
 
@@ -391,7 +391,7 @@ def _summary(
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
         f"to the last of them, {_drawn(found)}, "
-        f"{_is_calibrated(found)}: {_spread(found)}",
+        f"{_mark(found)}: {_spread(found)}",
     ]
     return "\n".join(lines)
 

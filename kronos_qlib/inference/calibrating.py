@@ -41,6 +41,8 @@ DRAWN = 1_000
 FEW_DRAWN = 300
 """The same of `KronosPredictor.calibrate`: minutes on a CPU, with the largest published weights."""
 PATHS = 20
+READING = ("symbol", "columns", "encoding", "delimiter", "zone", "date_order", "decimal")
+"""Of `WindowDataset.from_file`, what says how bars are read; the others are settings of windows."""
 AT_ONCE = 500
 """Windows whose paths are held in memory with all six columns."""
 
@@ -80,7 +82,7 @@ def sample_of(
     are those shorter than half of them, and the others are cut.
 
     Args:
-        windows, drawn: at most so many.
+        windows, drawn: how many at most.
         drawn_from: paths are drawn for windows that end from then on; None: for all. A checkpoint's
             paths say more of the years it was trained on than they will of others.
         least: windows that must be there before any path is drawn.
@@ -211,12 +213,13 @@ def calibration_on(
         raise ConfigError(f"windows must be at least {LEAST_WINDOWS}, got {windows}")
     if last is not None:
         # Reading looks at all bars, such as at whether volume is known: later ones are cut first.
-        read = read_bars(bars, as_is=True, **reading)
+        how = {key: reading.pop(key) for key in READING if key in reading}
+        read = read_bars(bars, as_is=True, **how)
         for note in read.notes:
             logger.info(note)
         dates = read.bars["date"]
         newest = last_instant(last, np.unique(dates.to_numpy()))
-        bars, reading = read.bars[dates <= newest], {}
+        bars = read.bars[dates <= newest]
         if not len(bars):
             raise BarDataError(f"no bar lies at or before {last}")
     source = WindowDataset.from_file(

@@ -407,7 +407,7 @@ class KronosPredictor:
             horizon: bars ahead; farther ones, forecast later, grow with the square root of time.
             first, last: of the bars to forecast, both inclusive; None: as far as bars go. No bar
                 after `last` is used, whatever the file holds.
-            windows: at most so many, evenly spaced in time; 220 at least must be there.
+            windows: how many at most, evenly spaced in time; 220 at least must be there.
             drawn: windows of them that paths are drawn for, to learn whether their spread and mean
                 say anything that past volatility does not; 0: none, which takes seconds.
             sampling: how; None: as `predict_paths` does. Of forecasts drawn in another way only

@@ -5,8 +5,9 @@ Shape letters: N windows, P paths, H bars of the horizon.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.inference.calibrating import checkpoint_of, settings_of
+from kronos_qlib.inference.calibrating import AT_ONCE, checkpoint_of, settings_of
 from kronos_qlib.inference.choice import Chosen, choose
 from kronos_qlib.inference.options import AUTO
 from kronos_qlib.inference.sampling import SamplingConfig
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Bars = npt.NDArray[np.floating[Any]]
-
-AT_ONCE = 500
-"""Windows whose paths are held in memory with all six columns."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class PathCalibration:
     calibration: Calibration
     where_possible: bool = False
     """Leave a window's paths as they are where it cannot be calibrated; else it is an error."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Windows whose paths were left as they are, by reason; `apply` counts them."""
 
     def apply(
         self,
@@ -77,7 +77,9 @@ class PathCalibration:
                     paths[one], bars[one], stamps[one], ahead[one], settings, states[one],
                     keep_centre=True,
                 )  # fmt: skip
-            elif not self.where_possible:
+            elif self.where_possible:
+                self.left_out[reason] += 1
+            else:
                 moment, name = windows.index[place]
                 raise BarDataError(
                     f"{name} at {moment}: its paths cannot be calibrated: {reason}; score without "

@@ -16,6 +16,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.evaluation.forecasts.distributions import Outcomes
+from kronos_qlib.inference.calibrating import AT_ONCE
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.scoring import draw_paths
 from kronos_qlib.schema import CLOSE
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-AT_ONCE = 500
-"""Windows whose paths are held in memory with all six columns."""
 HISTORY_BARS = 1000
 """Bars before a forecast that baselines are estimated on: four years of days."""
 

@@ -13,9 +13,9 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.pipeline.scoring import contexts_of, signals_from_paths
+from kronos_qlib.pipeline.scoring import contexts_of
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.signals.paths import check_signals
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
@@ -44,12 +44,13 @@ class KronosFeatureDataset(KronosDataset):
             training before. Nothing is trained here, since LightGBM would learn from features of
             days that the network has seen the end of.
         embeddings: whether to add the context vector.
-        signals: names of `signals.paths.SIGNALS`, drawn with the model's own sampling, seed and
-            ensemble.
+        signals: names of `signals.paths.SIGNALS`, drawn with the model's own sampling, seed,
+            ensemble and calibration.
         others: of `KronosDataset`.
 
     Raises:
-        ConfigError: nothing is added, a signal is unknown, or the model is to be trained.
+        ConfigError: nothing is added, a signal is unknown, or the model is to be trained or
+            calibrated.
     """
 
     def __init__(
@@ -74,6 +75,11 @@ class KronosFeatureDataset(KronosDataset):
             raise ConfigError(
                 "KronosFeatureDataset trains nothing: leave `training` out of its model, and name "
                 "a saved folder as its checkpoint for a finetuned one"
+            )
+        if self.model.calibration == FIT and self.model.kept_calibration is None:
+            raise ConfigError(
+                f"KronosFeatureDataset fits nothing: its model has calibration: {FIT}; say auto, "
+                "or name a file of kronos-qlib calibrate"
             )
         super().__init__(handler=handler, segments=segments, **others)
 
@@ -141,16 +147,7 @@ class KronosFeatureDataset(KronosDataset):
             place = contexts.shape[1]
             table[:, :place] = contexts
         if self.signals:
-            table[:, place:] = signals_from_paths(
-                self.model.predictor,
-                source,
-                windows,
-                self.model.sampling,
-                self.signals,
-                self.model.seed,
-                self.model.signal_settings.ensemble,
-                show,
-            )
+            table[:, place:] = self.model.signals_of(source, windows, self.signals)
         for day in windows.moments():
             table[day] = standardised_over_day(table[day])
         return pd.DataFrame(table, index=windows.index, columns=self.columns)

@@ -20,7 +20,7 @@ from kronos_qlib.data.windows.known import known_windows
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
-from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError
+from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, some_of
 from kronos_qlib.extras import check_extra
 from kronos_qlib.inference.calibrating import (
     DRAWN,
@@ -225,8 +225,11 @@ class KronosModel(ModelFT):
         """Train the stages asked for from the checkpoint's weights; nothing when zero-shot.
 
         Raises:
-            ConfigError: a reweighter is given, which no stage uses; or `signals` asks for more
-                bars than the data set's windows have.
+            BarDataError: `calibration` is "fit", and "valid" has too few windows for one.
+            CheckpointError: the file `calibration` is of other weights.
+            ConfigError: a reweighter is given, which no stage uses; `signals` asks for more bars
+                than the data set's windows have; or `calibration` is "fit", and there is no segment
+                "valid" or its windows are too short.
             MissingDependencyError: it trains adapters, and the extra "train" is not installed.
             TrainingError: a segment has no windows, or a loss is not finite.
         """
@@ -255,6 +258,7 @@ class KronosModel(ModelFT):
 
         Raises:
             ConfigError: no training is configured.
+            Otherwise as `fit`.
         """
         if self.training.is_zero_shot:
             raise ConfigError("finetune needs the setting `training`, this model is zero-shot")
@@ -281,9 +285,11 @@ class KronosModel(ModelFT):
             day's ranking, in units of its own.
 
         Raises:
-            BarDataError: the segment has no complete window, or a window's bars allow no return
-                (names instrument and date).
+            BarDataError: the segment has no complete window, or a window's bars allow no return or
+                none of the calibration asked for (names instrument and date).
             CalendarError: the calendar does not reach a horizon past the segment (paths only).
+            CheckpointError: the file `calibration` is of other weights.
+            ConfigError: `calibration` is "fit", and `fit` was not called.
         """
         return self._frame(dataset, segment, keep=())["score"]
 
@@ -331,21 +337,46 @@ class KronosModel(ModelFT):
         frame = pd.DataFrame(index=windows.index)
         from_paths = [name for name in names if name != ALPHA]
         if from_paths:
-            frame = signals_from_paths(
-                self.predictor,
-                source,
-                windows,
-                self.sampling,
-                from_paths,
-                self.seed,
-                self.signal_settings.ensemble,
-                self.show_progress,
-                self._path_calibration(windows),
-            )
+            frame = self.signals_of(source, windows, from_paths)
         if ALPHA in names:
             assert self.head is not None
             frame[ALPHA] = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
         return frame[names]
+
+    def signals_of(
+        self, source: WindowDataset, windows: Windows, names: Sequence[str]
+    ) -> pd.DataFrame:
+        """Signals from the paths of windows, by this model's sampling, ensemble and calibration.
+
+        Args:
+            windows: of `source`, by time.
+            names: of `signals.paths.SIGNALS`.
+
+        Returns:
+            (N, names) float64 on the windows' index.
+
+        Raises:
+            As `predict`.
+        """
+        calibration = self._path_calibration(windows)
+        frame = signals_from_paths(
+            self.predictor,
+            source,
+            windows,
+            self.sampling,
+            names,
+            self.seed,
+            self.signal_settings.ensemble,
+            self.show_progress,
+            calibration,
+        )
+        if calibration is not None and calibration.left_out:
+            reasons = [f"{many} since {why}" for why, many in calibration.left_out.items()]
+            logger.warning(
+                f"paths of {calibration.left_out.total()} of {len(windows)} windows are as "
+                f"drawn, not calibrated: {some_of(reasons)}"
+            )
+        return frame
 
     def _shaped(
         self, source: WindowDataset, windows: list[Windows], parts: list[pd.Series]

@@ -20,6 +20,7 @@ from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.lookahead import check_lookahead
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.runs.kept_models import needs_state, restore, write_model
+from kronos_qlib.plugin.workflows.estimate import Counts, Rates, _of_model
 from kronos_qlib.schema import CLOSE
 
 pytestmark = pytest.mark.integration
@@ -171,6 +172,16 @@ def test_saved_weights_have_theirs_beside_them(fitted, source, signals, drawn, t
             getattr(model_of(str(tmp_path), calibration=str(file)), act)(source)
 
 
+def test_the_estimate_of_a_run_counts_what_calibrating_draws():
+    counts, rates = Counts({"valid": 300, "test": 50}, 10), Rates(read=0.1, path=0.01)
+    parts = {
+        how: {part.what: part.seconds for part in _of_model(model, counts, lambda _: rates)}
+        for how, model in (("fit", model_of(calibration="fit")), ("none", model_of()))
+    }
+    assert parts["fit"].pop("calibrating") == pytest.approx(300 * 20 * 0.01)
+    assert parts["fit"] == parts["none"]
+
+
 def test_what_cannot_work_is_said_before_the_work(source, tmp_path):
     no_valid = WindowDataset(
         table=source.table, segments={"test": SEGMENTS["test"]}, lookback=LOOKBACK, horizon=HORIZON
@@ -199,7 +210,9 @@ def test_what_cannot_work_is_said_before_the_work(source, tmp_path):
         model_of(calibration="some.json", training={"predictor": {"epochs": 1}})
 
 
-def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(fitted, bars, tmp_path):
+def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(
+    fitted, bars, tmp_path, monkeypatch
+):
     """An open of 0 has no logarithm; whether that is an error depends on what was asked for."""
     faulty = bars.copy()
     where = (faulty["symbol"] == "SYM0003") & (faulty["date"] == "2020-06-10")
@@ -213,8 +226,13 @@ def test_windows_that_cannot_be_calibrated_are_named_or_left_as_drawn(fitted, ba
     with pytest.raises(BarDataError, match=r"SYM0003 at 2020-06-10.*a price is not positive"):
         fitted.predict(source)
     fitted.save_pretrained(str(tmp_path))
+    warned = []
+    monkeypatch.setattr(model_module.logger, "warning", warned.append)
     found = model_of(str(tmp_path), calibration="auto").signals(source)
     assert np.isfinite(found).all(axis=None)
+    seen = found.xs("SYM0003", level="instrument").index >= pd.Timestamp("2020-06-10")
+    expected = f"paths of {seen.sum()} of {len(found)} windows are as drawn, not calibrated: "
+    assert [each for each in warned if expected in each and "a price is not positive" in each]
     before = found.xs(pd.Timestamp("2020-06-09"))["volatility"]
     after = found.xs(pd.Timestamp("2020-06-10"))["volatility"]
     others = before.index != "SYM0003"

@@ -9,11 +9,11 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
+import qlib
 from qlib.data.cache import H
 
 from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, KronosError
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.faults import likely_names
 from kronos_qlib.plugin.provider.reader import read_calendar, read_spans, read_table
 
@@ -48,10 +48,18 @@ def make_bars(names=NAMES, days=DAYS, seed=0):
     return pd.concat(tables, ignore_index=True)
 
 
+def open_folder(folder):
+    """As a user does, by one path for all frequencies: messages name what else it holds."""
+    qlib.init(
+        provider_uri=str(folder), region="cn", clear_mem_cache=True, skip_if_reg=False, kernels=1
+    )
+    H.clear()
+
+
 @pytest.fixture
 def folder(tmp_path, dump_folder):
     dump_folder(tmp_path / "q", make_bars())
-    open_provider(tmp_path / "q", region="cn")
+    open_folder(tmp_path / "q")
     return tmp_path / "q"
 
 
@@ -336,13 +344,13 @@ def test_a_frequency_that_the_folder_lacks_names_those_it_has(folder):
 
 
 def test_a_folder_that_is_none_says_so(folder, tmp_path):
-    open_provider(tmp_path / "nowhere", region="cn")
+    open_folder(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"there is no Qlib folder .*nowhere"):
         read_calendar()
     (tmp_path / "nowhere").mkdir()
     with pytest.raises(ConfigError, match=r"nowhere is no Qlib folder: it has no calendars/; name"):
         read_spans("all")
-    open_provider(folder, region="cn")
+    open_folder(folder)
     folder.rename(folder.with_name(".q.0123abcd.old"))
     with pytest.raises(ConfigError, match=r"a conversion that was killed put it aside as .*\.old"):
         read_calendar()

@@ -426,6 +426,29 @@ def test_a_linear_model_scores_what_has_every_feature(features, run):
     assert scores[~lacking].groupby(level="datetime").nunique().min() > 1
 
 
+def test_features_are_of_calibrated_paths_where_the_model_says_so(provider):
+    """The model's setting was accepted, and its signals as features were of paths as drawn."""
+    names = ["volatility", "prob_up"]
+    found = {}
+    for how in (None, "auto"):
+        model = model_of(calibration=how, sampling={"paths": 12, "temperature": 1.0})
+        one = dataset_of(
+            provider, TABLE, KronosFeatureDataset, model=model, signals=names, embeddings=False,
+            lookback=23,
+        )  # fmt: skip
+        found[how] = one.prepare(SEGMENTS["test"], col_set="feature")[one.columns].dropna()
+        ranks = model.signals_of(one.source, one.source.windows("test"), names)
+        ranks = ranks["volatility"].groupby(level="datetime").rank().sort_index()
+        ours = found[how]["KRONOS_volatility"].groupby(level="datetime").rank().sort_index()
+        assert ours.corr(ranks) == pytest.approx(1)
+    assert found[None].index.equals(found["auto"].index)
+    assert not np.allclose(found[None], found["auto"])
+    with pytest.raises(ConfigError, match="KronosFeatureDataset fits nothing"):
+        dataset_of(
+            provider, TABLE, KronosFeatureDataset, model=model_of(calibration="fit"), signals=names
+        )
+
+
 def test_features_are_computed_once_and_travel_without_their_numbers(features, monkeypatch):
     first = features.prepare("test", col_set="feature")
     features.config(dump_all=False, recursive=True)  # as Qlib does before it saves one

@@ -296,10 +296,12 @@ def test_paths_drawn_otherwise_take_past_volatility_alone(forecaster, calibratio
     """What paths add was learned of paths of one temperature."""
     terms = Fit.of([sample_with_paths()]).paths
     fit = replace(calibration.fits["day"], paths=replace(terms, spread=0.8, centre=0.5))
-    told = replace(calibration, fits={"day": fit})
-    same = [draw(forecaster, frames[:1], calibration=one)[0] for one in (told, calibration)]
+    weighed = replace(calibration, fits={"day": fit})
+    same = [draw(forecaster, frames[:1], calibration=one)[0] for one in (weighed, calibration)]
     assert not np.allclose(same[0].paths, same[1].paths)
-    other = [draw(forecaster, frames[:1], T=0.7, calibration=one)[0] for one in (told, calibration)]
+    other = [
+        draw(forecaster, frames[:1], T=0.7, calibration=one)[0] for one in (weighed, calibration)
+    ]
     np.testing.assert_array_equal(other[0].paths, other[1].paths)
 
 
@@ -466,6 +468,17 @@ def test_too_few_bars_are_refused_before_any_path_is_drawn(forecaster, bars, mon
 def test_settings_of_calibrating_that_cannot_work_are_refused(forecaster, bars, wrong, message):
     with pytest.raises(ConfigError, match=message):
         forecaster.calibrate(bars, **{**QUICK, **wrong})
+
+
+@pytest.mark.parametrize("last", [None, LAST])
+def test_settings_of_windows_are_taken_whatever_the_last_bar(forecaster, bars, last):
+    """With `last` they met the reader of files, which knows none: a TypeError."""
+    how = {"last": last, "drawn": 0, **QUICK}
+    assert forecaster.calibrate(bars, min_bars=25, **how).fits["day"].own.windows == 300
+    with pytest.raises(ConfigError, match="min_bars"):
+        forecaster.calibrate(bars, min_bars=99, **how)
+    with pytest.raises(ConfigError, match="has no setting 'min_bar'"):
+        forecaster.calibrate(bars, min_bar=25, **how)
 
 
 def test_calibrating_without_paths_draws_none(forecaster, bars, monkeypatch, caplog):

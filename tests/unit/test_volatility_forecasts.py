@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kronos_qlib.errors import BarDataError, MissingDependencyError
-from kronos_qlib.evaluation.forecasts import volatility_forecasts
+from kronos_qlib.evaluation.forecasts.baselines import volatility_forecasts
 from kronos_qlib.evaluation.forecasts.baselines.named_baselines import (
     EWMA,
     EWMA_CALIBRATED,

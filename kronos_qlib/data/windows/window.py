@@ -138,7 +138,7 @@ class Windows:
         return replace(self, ends=self.ends[which], lengths=lengths, dropped={})
 
     def cut(self, lookback: int) -> Windows:
-        """All of them, with at most so many bars seen: the newest.
+        """The same windows with at most `lookback` bars seen: the newest.
 
         Raises:
             BarDataError: `lookback` is not from 2 to the windows' own.

@@ -23,7 +23,8 @@ def energy_score(paths: Floats, came: Floats, *, is_fair: bool = True) -> Floats
     Args:
         paths: (N, P, H), such as log returns from the last close. came: (N, H) likewise.
         is_fair: divide the distances by P (P - 1), for independent draws: the expectation does not
-            depend on P. False: by P^2, for paths that stand for a distribution.
+            depend on P. False: by P^2, for paths that stand for a distribution. Of quantiles at
+            each bar in the order of drawn paths that is too high, by 0.6 % with 50 paths of a walk.
 
     Raises:
         BarDataError: shapes do not agree, or there are fewer than 2 paths.

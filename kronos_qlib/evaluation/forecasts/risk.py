@@ -89,7 +89,7 @@ def coverage_tests(
 
     Kupiec, is the share of failures the level: his likelihood ratio, of as many independent trials
     as would give the share the error that it has, share (1 - share) / error^2, since windows of a
-    day are worth less than so many. The error, and with it Student's distribution in place of a
+    day are worth less than they are. The error, and with it Student's distribution in place of a
     normal one, is `daily_mean`'s. Where no day differs, as when nothing failed, there is no error
     and a label of days is a trial.
 

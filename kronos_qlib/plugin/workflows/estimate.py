@@ -16,8 +16,10 @@ from qlib.utils import init_instance_by_config
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import GARCH_SECONDS
+from kronos_qlib.inference.calibrating import DRAWN
+from kronos_qlib.inference.calibrating import PATHS as CALIBRATION_PATHS
 from kronos_qlib.plugin.features import KronosFeatureDataset
-from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 
 PROBE_SECONDS = 0.4
@@ -224,6 +226,9 @@ def _of_model(model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rate
             epochs = training.alpha.epochs
             windows = train * epochs * TRAINED_AS_READ + valid * (epochs + 1)
             parts.append(Part("training", windows * rates.read))
+    if model.calibration == FIT and not model.signal_settings.ensemble:
+        drawn = min(DRAWN, valid) * max(model.sampling.paths, CALIBRATION_PATHS)
+        parts.append(Part("calibrating", drawn * rates.path))
     has_head = training.alpha is not None or bool(model.alpha_head)
     if has_head and model.signal_settings.keep is None:
         parts.append(Part("scores", counts.of("test") * rates.read))
