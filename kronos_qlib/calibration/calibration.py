@@ -40,6 +40,7 @@ DAY, INTRADAY = "day", "intraday"
 KINDS = (DAY, INTRADAY)
 """Bars of a day or longer, and shorter ones: their volatility behaves differently."""
 CLOCK = slice(TIME_FIELDS.index("minute"), TIME_FIELDS.index("hour") + 1)
+DATE = slice(TIME_FIELDS.index("day"), TIME_FIELDS.index("month") + 1)
 OWN = ESTIMATES[1:]
 """Regressors of a window's own bars."""
 MOST_SCALE = 10.0
@@ -349,6 +350,8 @@ class Calibration:
         Raises:
             ConfigError: the file is missing or holds something else; names it.
         """
+        if Path(path).is_dir():
+            raise ConfigError(f"{printable(str(path))} is a folder, not the file of a calibration")
         try:
             found = read_object(Path(path))
             fits = {kind: _fit_of(one) for kind, one in _mapping(found, "fits").items()}
@@ -358,9 +361,15 @@ class Calibration:
 
 
 def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
-    """(N,) kind of the bars with these stamps (N, L, 5): of `KINDS`."""
-    clock = stamps[..., CLOCK]
-    is_intraday = (clock != clock[:, :1]).any(axis=(1, 2))
+    """(N,) kind of the bars with these stamps (N, L, 5): of `KINDS`.
+
+    Shorter than a day is what has two times in a row on one day: a daily bar may close earlier
+    before a holiday, and in UTC an hour later in winter.
+    """
+    former, latter = stamps[:, :-1], stamps[:, 1:]
+    is_same_day = (former[..., DATE] == latter[..., DATE]).all(axis=2)
+    is_other_time = (former[..., CLOCK] != latter[..., CLOCK]).any(axis=2)
+    is_intraday = (is_same_day & is_other_time).any(axis=1)
     return np.where(is_intraday, INTRADAY, DAY)
 
 

@@ -44,6 +44,15 @@ def are_prices(values: npt.NDArray[Any]) -> bool:
     return bool(((values > 0) & (values < np.inf)).all())
 
 
+def stood_still(bars: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N,) whether no price of (N, L, at least 4) bars moved as far back as estimates look.
+
+    Such a past, of a halted name or a dead pair, says nothing of how far the next move goes.
+    """
+    newest = bars[:, -max(*CLOSES, *RANGES) - 1 :, : len(PRICE_COLUMNS)]
+    return np.asarray((newest == bars[:, -1:, CLOSE, None]).all(axis=(1, 2)))
+
+
 def bar_variances(prices: Floats) -> Floats:
     """(..., T - 1) variance of the log price over each bar but the first, from its range.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
@@ -12,8 +13,6 @@ from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
 from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pandas as pd
 
     from kronos_qlib.data.calendar.stamps import Ahead
@@ -165,6 +164,7 @@ def forecast(arguments: argparse.Namespace) -> None:
     ).savefig(picture)
     if arguments.calibration != NONE:
         notes = (*notes, found.calibration)  # on what, or why not
+    notes = (*notes, *_beyond_paths(found, levels))
     for note in (*notes, *ahead.doubts):
         print(f"note: {note}")
     rule = arguments.exchange or arguments.freq or ahead.rule
@@ -181,6 +181,21 @@ def _mark(found: Forecast) -> str:
     """The mark of the printed line, the column `calibration` and the picture: drawn paths are known
     to be too bold."""
     return "calibrated" if found.is_calibrated else "uncalibrated"
+
+
+def _beyond_paths(found: Forecast, levels: list[float]) -> list[str]:
+    """A note on quantiles of calibrated paths that lie beyond the outermost of them."""
+    paths = len(found.paths)
+    needed = {level: 0.5 / min(level, 1 - level) for level in levels if 0 < level < 1}
+    beyond = [level for level, least in needed.items() if least > paths + 1e-9]
+    if not found.is_calibrated or not beyond:
+        return []
+    least = ceil(max(needed[level] for level in beyond) - 1e-9)
+    names = ", ".join(f"{level:g}" for level in beyond)
+    return [
+        f"quantiles {names} lie beyond the outermost of {paths} paths, which stands in their "
+        f"place: draw {least} (--paths)"
+    ]
 
 
 def _levels(arguments: argparse.Namespace) -> list[float]:
@@ -376,22 +391,25 @@ def _summary(
         f"{arguments.horizon} bars to come, {show_span(ahead)}, by {rule}",
         f"return from {found.last_close:.6g} ({'anchored' if found.anchored else 'not anchored'}) "
         f"to the last of them, {_drawn(found)}, "
-        f"{_mark(found)}: {_spread(found.returns())}",
+        f"{_mark(found)}: {_spread(found)}",
     ]
     return "\n".join(lines)
 
 
-def _spread(moves: npt.NDArray[np.floating[Any]]) -> str:
+def _spread(found: Forecast) -> str:
     """Returns of the paths in words: no quantile that their number does not support."""
-    import numpy as np
-
+    moves = found.returns()
     if len(moves) == 1:
-        return f"{moves[0]:+.2%}, one draw of many that could be"
-    share = f"mean {moves.mean():+.2%}, {(moves > 0).mean():.0%} of the paths up"
+        return f"{_percent(moves[0])}, one draw of many that could be"
+    share = f"mean {_percent(moves.mean())}, {(moves > 0).mean():.0%} of the paths up"
+    closes = found.quantiles((0.05, 0.5, 0.95))["close"].iloc[-1]
+    low, middle, high = map(_percent, closes / found.last_close - 1)
     if len(moves) < PATHS_FOR_A_BAND:
-        return (
-            f"median {np.median(moves):+.2%}, lowest {moves.min():+.2%}, highest "
-            f"{moves.max():+.2%}, {share}"
-        )
-    low, middle, high = (f"{value:+.2%}" for value in np.quantile(moves, (0.05, 0.5, 0.95)))
+        lowest, highest = _percent(moves.min()), _percent(moves.max())
+        return f"median {middle}, lowest {lowest}, highest {highest}, {share}"
     return f"median {middle}, 90 % of the paths within {low} and {high}, {share}"
+
+
+def _percent(share: float) -> str:
+    """Signed, to the hundredth; what rounds to nothing is not below it."""
+    return f"{round(share, 4) + 0.0:+.2%}"

@@ -89,7 +89,7 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
 
 
 def check_output(target: Path, overwrite: bool | None = None) -> None:
-    """Refuse a file to write that is there, or whose folder is not.
+    """Refuse a file to write that is there or a folder, or whose folder is missing or read-only.
 
     Args:
         overwrite: whether it may be replaced; None where the command has no --overwrite.
@@ -97,11 +97,15 @@ def check_output(target: Path, overwrite: bool | None = None) -> None:
     Raises:
         ConfigError: names the file or the folder.
     """
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; name a file")
     if target.exists() and not overwrite:
         way = "" if overwrite is None else " or say --overwrite"
         raise ConfigError(f"{target} exists; name another file{way}")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no folder to write {target.name} in")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"{target.parent} is read-only: {target.name} cannot be written there")
 
 
 def run_script(

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kronos_qlib.calibration.calibration import LEAST_WINDOWS, Calibration, Fit, Sample, kinds_of
 from kronos_qlib.calibration.market_state import states_of
-from kronos_qlib.calibration.past_volatility import LEAST_BARS
+from kronos_qlib.calibration.past_volatility import LEAST_BARS, stood_still
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.known import known_windows, sample_windows, times_ahead
@@ -78,8 +78,8 @@ def sample_of(
     """Windows of a segment whose future has come, with paths for some of them.
 
     Both are evenly spaced in time, drawn among a moment's instruments. Windows with a price that
-    is not positive are left out; of windows of several lengths so are those shorter than half of
-    them, and the others are cut.
+    is not positive, or whose prices stood still, are left out; of windows of several lengths so
+    are those shorter than half of them, and the others are cut.
 
     Args:
         windows, drawn: how many at most.
@@ -108,7 +108,10 @@ def sample_of(
     is_priced = (bars[..., : len(PRICE_COLUMNS)] > 0).all(axis=(1, 2))
     if not is_priced.any():
         raise BarDataError(f"{segment}: no window has positive prices throughout")
-    chosen, bars = chosen.take(np.flatnonzero(is_priced)), bars[is_priced]
+    is_good = is_priced & ~stood_still(bars[:, : chosen.lookback])
+    if not is_good.any():
+        raise BarDataError(f"{segment}: no price of any window has moved")
+    chosen, bars = chosen.take(np.flatnonzero(is_good)), bars[is_good]
     if len(chosen) < least:
         raise BarDataError(
             f"{len(chosen)} windows of {source.lookback} bars seen and {source.horizon} that came "
@@ -206,6 +209,8 @@ def calibration_on(
             f"lookback must lie in {LEAST_BARS} to {predictor.max_context}, the bars that the "
             f"predictor sees at once, got {lookback}"
         )
+    if windows < LEAST_WINDOWS:
+        raise ConfigError(f"windows must be at least {LEAST_WINDOWS}, got {windows}")
     if last is not None:
         # Reading looks at all bars, such as at whether volume is known: later ones are cut first.
         how = {key: reading.pop(key) for key in READING if key in reading}

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.calibration.calibration import FILE, Calibration
+from kronos_qlib.calibration.past_volatility import stood_still
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.options import AUTO, CalibrationChoice, Request
 from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.markup import one_line
+from kronos_qlib.schema import CLOSE
 from kronos_qlib.strict_json import is_file
 
 Floats = npt.NDArray[np.float32]
@@ -27,6 +30,9 @@ CALIBRATED, UNCALIBRATED = "calibrated", "uncalibrated"
 BYTES_A_BAR = 250
 """Working memory of `Calibration.apply` for each bar of a path, and of the past: numbers of 8
 bytes, and copies of them."""
+
+LEAST_COINCIDENCES = 5
+"""Bars that agree with those of the first path before all paths are called the same."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Chosen:
         """What a result says of it."""
         if self.calibration is None:
             return uncalibrated(self.reason)
-        about = f" on {self.calibration.about}" if self.calibration.about else ""
+        about = one_line(self.calibration.about)  # out of a file, which a stranger may have written
+        about = f" on {about}" if about else ""
         return f"{CALIBRATED}{about}, until {self.calibration.until}"
 
     def without(self, reason: str) -> Chosen:
@@ -154,21 +161,55 @@ def sort_out(
         ConfigError: a series cannot be calibrated, and a calibration was asked for by name.
     """
     calibration = chosen.calibration
-    if calibration is None or not len(bars) or calibration.reason_against(bars, stamps) is None:
+    if calibration is None or not len(bars):
+        return [chosen] * len(bars)
+    still = stood_still(bars)
+    if calibration.reason_against(bars, stamps) is None and not still.any():
         return [chosen] * len(bars)
     found = []
     for place in range(len(bars)):
         one = slice(place, place + 1)
         reason = calibration.reason_against(bars[one], stamps[one])
-        if reason is not None and chosen.required:
-            reason = f"{names(place)}: {reason}"
-        found.append(chosen if reason is None else chosen.without(reason))
+        if reason is None and still[place]:
+            reason = "no price has moved, which says nothing of how far the next move goes"
+        found.append(chosen if reason is None else _left_out(chosen, reason, names(place)))
     return found
+
+
+def check_drawn(taken: list[Chosen], paths: Floats, names: Callable[[int], str]) -> list[Chosen]:
+    """Leave out, or refuse, a calibration of paths that are all the same: they have no order.
+
+    Two paths of a bar or two may agree by accident, and are left alone.
+
+    Args:
+        taken: of N series. paths: (N, P, H, 6) as drawn. names: as of `sort_out`.
+
+    Raises:
+        ConfigError: a calibration was asked for by name.
+    """
+    found = list(taken)
+    if (paths.shape[1] - 1) * paths.shape[2] < LEAST_COINCIDENCES:
+        return found
+    for place, chosen in enumerate(taken):
+        closes = paths[place, ..., CLOSE]
+        if chosen.calibration is not None and (closes == closes[0]).all():
+            reason = "every path drawn is the same; raise temperature, top_k or top_p"
+            found[place] = _left_out(chosen, reason, names(place))
+    return found
+
+
+def _left_out(chosen: Chosen, reason: str, name: str) -> Chosen:
+    return chosen.without(f"{name}: {reason}" if chosen.required else reason)
 
 
 def _automatic(
     own: Calibration | None, folder: Path | None, checkpoint: Callable[[], str]
 ) -> Chosen:
+    if own is not None and not isinstance(own, Calibration):
+        raise ConfigError(
+            f"KronosPredictor.calibration is a Calibration or None, got {own!r}; Calibration.load "
+            "reads a file"
+        )
     if own is not None:
         return _fitting(Chosen(own), "the predictor's calibration", checkpoint)
     path = None if folder is None else folder / FILE

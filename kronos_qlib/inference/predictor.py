@@ -30,7 +30,14 @@ from kronos_qlib.inference.calibrating import (
     calibration_on,
     checkpoint_of,
 )
-from kronos_qlib.inference.choice import UNCALIBRATED, Chosen, check_request, choose, sort_out
+from kronos_qlib.inference.choice import (
+    UNCALIBRATED,
+    Chosen,
+    check_drawn,
+    check_request,
+    choose,
+    sort_out,
+)
 from kronos_qlib.inference.devices import pick_device, pick_dtype
 from kronos_qlib.inference.forecast import PRICES, Forecast, make_coherent
 from kronos_qlib.inference.frames import series_of_frames, warn_of_doubts, whole
@@ -360,6 +367,7 @@ class KronosPredictor:
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
         _run(draw, plan, plan.batches(len(x), how.paths), "forecasting", request.verbose)
+        taken = check_drawn(taken, result, lambda series: _name(series, keys))
         can = np.flatnonzero([one.calibration is not None for one in taken])
         if len(can) == len(x):
             chosen.apply(result, x, x_stamp, y_stamp, how, self.memory_mb)

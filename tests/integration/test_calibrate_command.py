@@ -94,6 +94,49 @@ def test_a_forecast_by_a_file_is_calibrated_and_says_so(folder, tmp_path, capsys
     assert table["close"].to_numpy() == pytest.approx(last, rel=1e-4)
 
 
+def test_the_printed_line_agrees_with_the_table_and_has_no_zero_below_zero(
+    folder, tmp_path, capsys
+):
+    """The mean was printed as "-0.00%"; the band of few paths was narrower than it said."""
+    out = tmp_path / "f.csv"
+    for paths in ("20", "100"):
+        more = ["--paths", paths, "--calibration", str(folder / "mine.json"), "--overwrite"]
+        assert main(ask(folder, out, *more)) == 0
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert "-0.00%" not in line and "mean +0.00%" in line
+        bars = pd.read_csv(folder / "bars.csv")
+        last = bars.loc[bars["symbol"] == "SYM0001", "close"].iloc[-1]
+        low, high = pd.read_csv(out)[["close_q0.05", "close_q0.95"]].iloc[-1] / last - 1
+        assert f"within {low:+.2%} and {high:+.2%}" in line
+
+
+def test_a_quantile_that_few_paths_do_not_have_is_said_to_be_none(folder, tmp_path, capsys):
+    """The 95 % quantile of two calibrated paths was a number between them."""
+    more = ["--calibration", str(folder / "mine.json"), "--overwrite", "--paths"]
+    out = tmp_path / "f.csv"
+    assert main(ask(folder, out, *more, "9")) == 0
+    said = capsys.readouterr().out
+    assert "note: quantiles 0.05, 0.95 lie beyond the outermost of 9 paths" in said
+    assert "place: draw 10 (--paths)" in said
+    for paths in (["10"], ["2", "--quantiles", "0.25", "0", "1"], ["2", "--calibration", "none"]):
+        assert main(ask(folder, out, *more, *paths)) == 0
+        assert "lie beyond" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """Minutes of drawing ended in "PermissionError: .c.json.4f8cd234.lock"."""
+    monkeypatch.setattr("kronos_qlib.cli.parsers.os.access", lambda *_: False)
+    bars = str(folder / "bars.csv")
+    for asked, name in (
+        (["calibrate", bars, "--out", str(tmp_path / "c.json")], "c.json"),
+        (["forecast", bars, "--out", str(tmp_path / "f.csv")], "f.csv"),
+    ):
+        assert main(asked) == 2
+        assert f"is read-only: {name} cannot be written there" in capsys.readouterr().err
+
+
 def test_what_lies_beside_the_weights_is_taken(folder, tmp_path, capsys):
     weights = KronosPredictor.from_pretrained("nano", device="cpu").save_pretrained(tmp_path / "w")
     beside = weights / "predictor" / FILE
@@ -118,6 +161,7 @@ def test_a_file_that_does_not_fit_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "f.csv"
     for more, message in (
         (["--calibration", str(folder / "no.json")], "no.json holds no calibration"),
+        (["--calibration", str(folder)], "is a folder, not the file of a calibration"),
         ([*mine, "--lookback", "22"], "mine.json cannot be used: SYM0001: 22 bars were seen"),
         ([*mine, "--paths", "1"], "mine.json cannot be used: one path has no spread"),
         ([*mine, "--temperature", "0"], "mine.json cannot be used: at temperature 0"),
@@ -130,11 +174,14 @@ def test_a_file_that_does_not_fit_is_refused(folder, tmp_path, capsys):
 
 def test_what_cannot_be_calibrated_says_so_in_a_line(folder, tmp_path, capsys):
     bars, out = str(folder / "bars.csv"), str(tmp_path / "c.json")
+    (tmp_path / "d.json").mkdir()
     few = ["--lookback", "40", "--last", "2020-03-20"]
     for more, code, message in (
         (["--out", str(tmp_path / "c.csv")], 2, "expected a name ending in .json"),
         (["--out", str(folder / "mine.json")], 2, "exists; name another file or say --overwrite"),
         (["--out", str(tmp_path / "no" / "c.json")], 2, "is no folder to write c.json in"),
+        (["--out", str(tmp_path / "d.json"), "--overwrite"], 2, "is a folder; name a file"),
+        (["--out", out, "--windows", "1"], 2, "windows must be at least 220, got 1"),
         (["--out", out, "--lookback", "10"], 2, "lookback must lie in 23 to 100"),
         (["--out", out, "--lookback", "40", "--last", "soon"], 2, "is a date or time, got 'soon'"),
         (["--out", out, *few], 1, "a calibration is fitted on 220 at least"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from calibration_markets import (
     GARCH_KEEP,
@@ -31,6 +32,7 @@ from kronos_qlib.calibration.path_terms import PathTerms
 from kronos_qlib.calibration.season import Season
 from kronos_qlib.calibration.spread import SpreadModel
 from kronos_qlib.calibration.student import student_crps
+from kronos_qlib.data.calendar.stamps import stamps_of
 from kronos_qlib.errors import BarDataError, ConfigError
 
 HORIZON = 4
@@ -155,6 +157,18 @@ def test_each_kind_of_bars_takes_its_own_fit():
     assert daily_only.reason_against(*daily[1:3]) is None
     with pytest.raises(BarDataError, match="not fitted on intraday bars"):
         daily_only.apply(*hourly)
+
+
+@pytest.mark.parametrize("hours", [(16, 13), (4, 5)])
+def test_daily_bars_that_close_at_two_hours_are_daily(hours):
+    """Half days, or UTC times of a zone with summer time, made daily bars intraday ones."""
+    days = pd.bdate_range("2024-02-15", periods=40)
+    times = days + pd.to_timedelta(np.where(np.arange(40) < 20, *hours), unit="h")
+    assert kinds_of(stamps_of(times.to_numpy()[None])).tolist() == [DAY]
+    yearly = pd.to_datetime([f"{year}-12-31 16:00" for year in range(1980, 2010)])
+    assert kinds_of(stamps_of(yearly.to_numpy()[None])).tolist() == [DAY]
+    twice = pd.date_range("2024-02-15", periods=40, freq="12h")
+    assert kinds_of(stamps_of(twice.to_numpy()[None])).tolist() == [INTRADAY]
 
 
 def test_no_windows_give_none():

@@ -22,7 +22,7 @@ from kronos_qlib.inference.calibrating import (
 )
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import SamplingConfig
-from kronos_qlib.schema import BAR_COLUMNS
+from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 
 DAYS = pd.bdate_range("2020-01-01", periods=120)
 END = str(DAYS[89].date())
@@ -132,6 +132,18 @@ def test_windows_with_a_price_that_is_not_positive_are_left_out(predictor, bars)
     source.table.values[:, 2] = -1
     with pytest.raises(BarDataError, match="no window has positive prices"):
         sample(predictor, source)
+
+
+def test_windows_whose_prices_stood_still_are_left_out(predictor, bars):
+    """A halted name's windows, without any volatility, decided half of a calibration."""
+    halted = bars.copy()
+    halted[0, :, : len(PRICE_COLUMNS)] = 10
+    found = sample(predictor, source_of(halted), windows=10**6, drawn=0)
+    whole = sample(predictor, source_of(bars), windows=10**6, drawn=0)
+    assert len(found.bars) == len(whole.bars) * (len(bars) - 1) / len(bars)
+    halted[..., : len(PRICE_COLUMNS)] = 10
+    with pytest.raises(BarDataError, match="no price of any window has moved"):
+        sample(predictor, source_of(halted))
 
 
 def test_windows_of_several_lengths_are_cut_to_what_half_of_them_have(predictor, bars):

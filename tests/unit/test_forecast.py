@@ -294,3 +294,12 @@ def test_a_forecast_says_what_it_is():
 def test_shapes_of_a_forecast_must_agree(shape, times, message):
     with pytest.raises(BarDataError, match=message):
         Forecast(np.zeros(shape, np.float32), times, 1.0, "M")
+
+
+def test_calibrated_paths_are_read_as_the_quantiles_that_they_are():
+    """Four of them stand at 1/8, 3/8, 5/8 and 7/8 of a distribution, not at 0 and 1."""
+    paths = np.zeros((4, 1, 6), dtype=np.float32)
+    paths[..., CLOSE] = np.array([[8], [9], [11], [12]])
+    found = Forecast(paths, DAYS[:1], 10.0, calibration="calibrated, until 2020-01-01")
+    table = found.quantiles([0.05, 0.125, 0.5, 0.625, 0.95])["close"]
+    np.testing.assert_allclose(table, [[8, 8, 10, 11, 12]], rtol=1e-6)
