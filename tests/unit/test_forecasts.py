@@ -284,6 +284,18 @@ def test_scores_stand_side_by_side():
     assert table["volatility_r2", "2"] == pytest.approx(expected)
 
 
+def test_bars_of_the_horizon_stand_in_their_order():
+    """The last price has no QLIKE; pandas then sorted the rows, 1, 10, 2, and figures ran back."""
+    _, outcomes = simulated(2, horizon=11)
+    walk = losses_of(VolatilityWalk.of(outcomes), outcomes, (0.5,))
+    last = losses_of(LastPrice(*outcomes.returns.shape), outcomes, (0.5,))
+    last.pop("qlike", None)
+    table = score_table({"walk": walk, "last": last}, outcomes)
+    expected = [*map(str, range(1, 12)), ALL]
+    for measure in ("crps", "qlike", "volatility_r2"):
+        assert table.loc[measure].index.tolist() == expected
+
+
 def test_volatility_without_variance_is_nothing_to_explain():
     outcomes = outcomes_from([[10, 10]] * 3, [[11], [11], [11]])
     with pytest.raises(UndefinedMetricError, match="same in every window"):

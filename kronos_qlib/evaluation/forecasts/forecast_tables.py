@@ -189,7 +189,10 @@ def score_table(losses: Mapping[str, Mapping[str, Floats]], outcomes: Outcomes) 
             )
         means["volatility_r2"] = 1 - means.pop("volatility_mse") / varied
         columns[name] = pd.concat(means, names=["measure", "horizon"])
-    return pd.DataFrame(columns)
+    # A forecaster may lack a measure; pandas would then sort the bars as texts: 1, 10, 2.
+    rows = dict.fromkeys(row for column in columns.values() for row in column.index)
+    order = pd.MultiIndex.from_tuples(rows, names=["measure", "horizon"])
+    return pd.DataFrame(columns).reindex(order)
 
 
 def coverage_table(
