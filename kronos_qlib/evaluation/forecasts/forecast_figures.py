@@ -102,8 +102,8 @@ def coverage_figure(coverage: pd.DataFrame, title: str) -> Figure:
             if name in (KRONOS, CALIBRATED):
                 axes.fill_between(
                     rows.index,
-                    rows["low"],
-                    rows["high"],
+                    rows["low"].clip(0, 1),  # a share
+                    rows["high"].clip(0, 1),
                     color=look["color"],
                     alpha=0.18,
                     linewidth=0,
