@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -92,13 +93,8 @@ def _draw_wealth(axes: Axes, report: pd.DataFrame) -> None:
         "Strategy, before cost": (report["return"], BEFORE_COST, "--", 1.1),
         "Benchmark": (report["bench"], BENCHMARK, "-", 1.2),
     }
-    for name, (returns, color, style, width) in lines.items():
-        grown = (1 + returns).cumprod() - 1
-        label = f"{name} ({grown.iloc[-1]:+.1%})"
-        axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
-    axes.axhline(0, color="black", linewidth=0.6)
+    _draw_growth(axes, {name: (1 + line[0], *line[1:]) for name, line in lines.items()})
     axes.set_ylabel("Compounded return")
-    small_legend(axes)
 
 
 def _draw_excess(axes: Axes, report: pd.DataFrame) -> None:
@@ -107,12 +103,18 @@ def _draw_excess(axes: Axes, report: pd.DataFrame) -> None:
         "After cost": (net_returns(report), STRATEGY, "-", 1.5),
         "Before cost": (report["return"], BEFORE_COST, "--", 1.1),
     }
-    for name, (returns, color, style, width) in lines.items():
-        grown = ((1 + returns) / (1 + report["bench"])).cumprod() - 1
+    against = 1 + report["bench"]
+    _draw_growth(axes, {name: ((1 + line[0]) / against, *line[1:]) for name, line in lines.items()})
+    axes.set_ylabel("Against the benchmark")
+
+
+def _draw_growth(axes: Axes, lines: Mapping[str, tuple[pd.Series[float], str, str, float]]) -> None:
+    """Daily growth factors by name, with colour, style and width, compounded."""
+    for name, (growth, color, style, width) in lines.items():
+        grown = growth.cumprod() - 1
         label = f"{name} ({grown.iloc[-1]:+.1%})"
         axes.plot(grown.index, grown, color=color, linestyle=style, linewidth=width, label=label)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel("Against the benchmark")
     small_legend(axes)
 
 
