@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import mlflow
 import numpy as np
@@ -13,6 +15,14 @@ from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.plugin.provider.writer import write_provider
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of benchmarks/ by its name, once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

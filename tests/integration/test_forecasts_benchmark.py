@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
@@ -23,10 +22,8 @@ FEW = ["--windows", "24", "--paths", "19", "--lookback", "25", "--horizon", "2"]
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("forecasts")
+def benchmark(load_benchmark):
+    return load_benchmark("forecasts")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,8 @@ bits there than the walk with its true numbers.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,13 +34,8 @@ SPREAD = np.array([0.008, 0.02, 0.05, 0.05, 0.4, 0.004])
 
 
 @pytest.fixture(scope="module")
-def likelihood():
-    spec = importlib.util.spec_from_file_location("benchmarks_likelihood", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look there for their annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def likelihood(load_benchmark):
+    return load_benchmark("likelihood")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +29,8 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def paper():
-    spec = importlib.util.spec_from_file_location("benchmarks_paper", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look there for their annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def paper(load_benchmark):
+    return load_benchmark("paper")
 
 
 @pytest.fixture(scope="module")
