@@ -39,6 +39,10 @@ FLOOR = 0.05
 OPEN, HIGH, LOW = (PRICE_COLUMNS.index(name) for name in ("open", "high", "low"))
 
 
+STOOD_STILL = "no price has moved, which says nothing of how far the next move goes"
+"""Why a window that `stood_still` finds is not calibrated."""
+
+
 def are_prices(values: npt.NDArray[Any]) -> bool:
     """Whether all values, an array of any shape, are positive and finite."""
     return bool(((values > 0) & (values < np.inf)).all())

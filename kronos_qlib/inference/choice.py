@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.calibration.calibration import FILE, Calibration
-from kronos_qlib.calibration.past_volatility import stood_still
+from kronos_qlib.calibration.past_volatility import STOOD_STILL, stood_still
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.options import AUTO, CalibrationChoice, Request
@@ -171,7 +171,7 @@ def sort_out(
         one = slice(place, place + 1)
         reason = calibration.reason_against(bars[one], stamps[one])
         if reason is None and still[place]:
-            reason = "no price has moved, which says nothing of how far the next move goes"
+            reason = STOOD_STILL
         found.append(chosen if reason is None else _left_out(chosen, reason, names(place)))
     return found
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.calibration.market_state import states_of
+from kronos_qlib.calibration.past_volatility import STOOD_STILL, stood_still
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError
@@ -64,7 +65,9 @@ class PathCalibration:
             BarDataError: a window cannot be calibrated; names instrument and date.
         """
         bars, stamps = windows.seen()
-        if self.calibration.reason_against(bars, stamps) is None:
+        # One halted name must not fail a run, nor be called certain where it can be left out.
+        still = stood_still(bars) & self.where_possible
+        if self.calibration.reason_against(bars, stamps) is None and not still.any():
             return self.calibration.apply(
                 paths, bars, stamps, ahead, settings, states, keep_centre=True
             )
@@ -72,6 +75,8 @@ class PathCalibration:
         for place in range(len(bars)):
             one = slice(place, place + 1)
             reason = self.calibration.reason_against(bars[one], stamps[one])
+            if reason is None and still[place]:
+                reason = STOOD_STILL
             if reason is None:
                 result[one] = self.calibration.apply(
                     paths[one], bars[one], stamps[one], ahead[one], settings, states[one],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from kronos_qlib.calibration.calibration import Calibration, Fit, Sample
+from kronos_qlib.calibration.past_volatility import STOOD_STILL
 from kronos_qlib.calibration.path_terms import PathTerms
+from kronos_qlib.pipeline.calibrated_paths import PathCalibration
 from kronos_qlib.schema import CLOSE
 
 WINDOWS, LOOKBACK, PATHS, HORIZON = 240, 30, 15, 3
@@ -80,3 +84,18 @@ def test_a_centre_that_earned_something_gives_way_to_the_paths_own(known, calibr
         kept = one.apply(paths, bars, stamps, ahead, how, keep_centre=True)
         whole = (kept[..., CLOSE] / bars[:, None, -1:, CLOSE]).mean(axis=1)
         np.testing.assert_allclose(whole, expected**10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("where_possible", [True, False])
+def test_a_halted_name_stays_as_drawn_only_where_it_may_be_left_out(
+    known, calibration, where_possible
+):
+    """Its past would make a forecast without any width: `auto` leaves it out, and counts it."""
+    bars, stamps, ahead, paths, _ = (part[:3].copy() for part in known)
+    bars[1, :, :4] = 10.0
+    windows = SimpleNamespace(seen=lambda: (bars, stamps))
+    one = PathCalibration(calibration, where_possible)
+    found = one.apply(paths, windows, ahead, {}, np.zeros((3, 2)))
+    assert (found[1] == paths[1]).all() == where_possible
+    assert (found[[0, 2]] != paths[[0, 2]]).any()
+    assert dict(one.left_out) == ({STOOD_STILL: 1} if where_possible else {})
