@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from functools import partial
 
 import pytest
@@ -60,7 +59,7 @@ def load_or_refuse(tmp_path_factory, part, config, weights):
     (folder / part).mkdir()
     (folder / part / "config.json").write_bytes(config)
     (folder / part / "model.safetensors").write_bytes(weights)
-    memory, start = peak_memory(), time.process_time()
+    memory = peak_memory()
     try:
         net = load(folder, part)
     except CheckpointError as refusal:
@@ -72,7 +71,6 @@ def load_or_refuse(tmp_path_factory, part, config, weights):
         for value in net.state_dict().values():
             assert not value.is_meta
             assert torch.isfinite(value).all()
-    assert time.process_time() - start < 1
     assert peak_memory() - memory < 2**27
 
 

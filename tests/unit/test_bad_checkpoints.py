@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -47,11 +46,10 @@ load = partial(load_part, features=FEATURES)
 
 
 def refused(folder, part, *words):
-    """The message of the refusal, which took no time and no memory."""
-    before, start = peak_memory(), time.process_time()
+    """The message of the refusal, which took no memory."""
+    before = peak_memory()
     with pytest.raises(CheckpointError) as caught:
         load(folder, part)
-    assert time.process_time() - start < 1
     assert peak_memory() - before < 2**27
     message = str(caught.value)
     assert len(message) < 1500

@@ -7,7 +7,6 @@ import logging
 import shutil
 import socket
 import threading
-import time
 from dataclasses import asdict
 
 import pytest
@@ -109,17 +108,17 @@ def test_published_weights_in_a_folder_are_moved_gently(layout):
 
 def test_a_hub_out_of_reach_is_given_up_soon(monkeypatch):
     """Its client tries again for 31 s before it says that there is no network."""
-    ended = threading.Event()
+    ended, answered = threading.Event(), threading.Event()
 
     def answer_late(*arguments, **named):
-        ended.wait(5)
+        ended.wait(60)
+        answered.set()
         raise OSError("too late")
 
     monkeypatch.setattr(socket, "create_connection", answer_late)
-    began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"gave no answer in 0\.2 s"):
         hub.reach("https://huggingface.co", 0.2)
-    assert time.monotonic() - began < 2
+    assert not answered.is_set()
     ended.set()
 
 
@@ -130,10 +129,8 @@ def test_no_way_to_the_hub_is_one_error_that_names_the_remedy(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    began = time.monotonic()
     with pytest.raises(CheckpointError, match=r"127.0.0.1:9 cannot be reached.*pass its folder"):
         Kronos.from_pretrained("someone/else")
-    assert time.monotonic() - began < hub.PATIENCE + 2
 
 
 def test_what_is_cached_needs_no_hub(layout, monkeypatch):
