@@ -40,9 +40,14 @@ DAY, INTRADAY = "day", "intraday"
 KINDS = (DAY, INTRADAY)
 """Bars of a day or longer, and shorter ones: their volatility behaves differently."""
 CLOCK = slice(TIME_FIELDS.index("minute"), TIME_FIELDS.index("hour") + 1)
+MINUTE, HOUR, WEEKDAY = (TIME_FIELDS.index(name) for name in ("minute", "hour", "weekday"))
 DATE = slice(TIME_FIELDS.index("day"), TIME_FIELDS.index("month") + 1)
 OWN = ESTIMATES[1:]
 """Regressors of a window's own bars."""
+MOST_STEP = 7 * 24 * 60
+"""Minutes between bars, beyond which all are alike: time fields name no year."""
+LIKE_STEP = 1.5
+"""Bars whose step differs by less than this factor are of the same step."""
 MOST_SCALE = 10.0
 """Of a log return; a window whose past says more is capped."""
 MOST_MOVE = 30.0
@@ -130,8 +135,17 @@ class Fit:
     season: Season | None = None
     """Of markets that trade around the clock."""
     paths: PathTerms | None = None
+    steps: tuple[int, ...] | None = None
+    """Minutes between the bars that it was fitted on, as of `steps_of`, ascending."""
 
     def __post_init__(self) -> None:
+        is_known = isinstance(self.steps, tuple) and all(
+            type(step) is int and 0 < step <= MOST_STEP for step in self.steps
+        )
+        require(
+            self.steps is None or (is_known and sorted({*self.steps}) == [*self.steps] != []),
+            f"steps must be ascending minutes from 1 to {MOST_STEP}, got {short_repr(self.steps)}",
+        )
         parts = {
             "own": (self.own, SpreadModel, OWN),
             "market": (self.market, SpreadModel, (*OWN, *MARKET)),
@@ -183,7 +197,8 @@ class Fit:
         if parts:
             paths, came, scale, days = (np.concatenate(part) for part in zip(*parts, strict=True))
             terms = PathTerms.fit(paths, came, scale, own.dof, days)
-        return cls(own, market, season, terms)
+        steps = np.unique(np.concatenate([steps_of(sample.stamps) for sample in samples]))
+        return cls(own, market, season, terms, tuple(steps.tolist()))
 
     def marginals(
         self,
@@ -271,6 +286,22 @@ class Calibration:
         if missing:
             return f"it was not fitted on {' and '.join(sorted(missing))} bars"
         return None
+
+    def unlike_steps(self, stamps: Stamps) -> npt.NDArray[np.int64]:
+        """(N,) minutes between the bars of windows (N, L, 5) where none such were fitted on, or 0.
+
+        Volatility scales much alike, so it is used on them, but nothing was checked there.
+        """
+        found = steps_of(stamps)
+        kinds = kinds_of(stamps)
+        unlike = np.zeros_like(found)
+        for kind, fit in self.fits.items():
+            if fit.steps is None:
+                continue
+            ratio = found[:, None] / np.array(fit.steps)
+            is_like = ((ratio < LIKE_STEP) & (ratio > 1 / LIKE_STEP)).any(axis=1)
+            unlike[(kinds == kind) & ~is_like] = found[(kinds == kind) & ~is_like]
+        return unlike
 
     def apply(
         self,
@@ -373,6 +404,21 @@ def kinds_of(stamps: Stamps) -> npt.NDArray[np.str_]:
     return np.where(is_intraday, INTRADAY, DAY)
 
 
+def steps_of(stamps: Stamps) -> npt.NDArray[np.int64]:
+    """(N,) median minutes between the bars with these stamps (N, L, 5), a week at most.
+
+    A daily bar over a weekend counts three days and is no median; of weekly bars the weekday and
+    the time stay, and of longer ones nobody knows the year: both are `MOST_STEP`.
+    """
+    fields = stamps.astype(np.int64)
+    minutes = fields[..., WEEKDAY] * 24 * 60 + fields[..., HOUR] * 60 + fields[..., MINUTE]
+    gaps = np.diff(minutes, axis=1) % MOST_STEP
+    gaps[gaps == 0] = MOST_STEP
+    found = np.median(gaps, axis=1).astype(np.int64)
+    is_long = (kinds_of(stamps) == DAY) & (found > LIKE_STEP * 24 * 60)
+    return np.where(is_long, MOST_STEP, found)
+
+
 def _in_order(log_paths: Floats, centre: Floats, log_scale: Floats, dof: float) -> Floats:
     """(N, P, H) quantiles of each marginal, in the order of the paths at that bar.
 
@@ -449,8 +495,8 @@ def _fit_of(found: Any) -> Fit:
     kinds = {"own": SpreadModel, "market": SpreadModel, "season": Season, "paths": PathTerms}
 
     def part(name: str, values: Any) -> Any:
-        if values is None or name not in kinds or not isinstance(values, Mapping):
-            return values  # what is wrong, the fit says
+        if name not in kinds or not isinstance(values, Mapping):
+            return _frozen(values)  # what is wrong, the fit says
         return from_mapping(kinds[name], {key: _frozen(one) for key, one in values.items()}, name)
 
     require(isinstance(found, Mapping), f"a fit must be a mapping, got {short_repr(found)}")

@@ -6,14 +6,15 @@ Shape letters: N series, L bars seen, P paths, H bars of the horizon.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.calibration.calibration import FILE, Calibration
+from kronos_qlib.calibration.calibration import FILE, MOST_STEP, Calibration
 from kronos_qlib.calibration.past_volatility import STOOD_STILL, stood_still
+from kronos_qlib.data.calendar.time_text import duration
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.options import AUTO, CalibrationChoice, Request
@@ -43,6 +44,8 @@ class Chosen:
     """None: paths stay as drawn."""
     reason: str = ""
     """Why there is none."""
+    note: str = ""
+    """What else is to be known of it; empty: nothing."""
     required: str = ""
     """What was asked for by name, which must work; empty where it is left out if it cannot."""
 
@@ -53,7 +56,8 @@ class Chosen:
             return uncalibrated(self.reason)
         about = one_line(self.calibration.about)  # out of a file, which a stranger may have written
         about = f" on {about}" if about else ""
-        return f"{CALIBRATED}{about}, until {self.calibration.until}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{CALIBRATED}{about}, until {self.calibration.until}{note}"
 
     def without(self, reason: str) -> Chosen:
         """The same left out.
@@ -163,8 +167,8 @@ def sort_out(
     calibration = chosen.calibration
     if calibration is None or not len(bars):
         return [chosen] * len(bars)
-    still = stood_still(bars)
-    if calibration.reason_against(bars, stamps) is None and not still.any():
+    still, steps = stood_still(bars), calibration.unlike_steps(stamps)
+    if calibration.reason_against(bars, stamps) is None and not (still | (steps > 0)).any():
         return [chosen] * len(bars)
     found = []
     for place in range(len(bars)):
@@ -172,8 +176,27 @@ def sort_out(
         reason = calibration.reason_against(bars[one], stamps[one])
         if reason is None and still[place]:
             reason = STOOD_STILL
-        found.append(chosen if reason is None else _left_out(chosen, reason, names(place)))
+        if reason is None:
+            found.append(replace(chosen, note=_step_note(calibration, int(steps[place]))))
+        else:
+            found.append(_left_out(chosen, reason, names(place)))
     return found
+
+
+def _step_note(calibration: Calibration, step: int) -> str:
+    if not step:
+        return ""
+    known = sorted({one for fit in calibration.fits.values() for one in fit.steps or ()})
+    fitted = " and ".join(_step_text(one) for one in known)
+    return (
+        f"fitted on bars of {fitted}, these are of {_step_text(step)}, where its bands were not "
+        "checked: KronosPredictor.calibrate fits one on such bars"
+    )
+
+
+def _step_text(minutes: int) -> str:
+    text = duration(np.timedelta64(minutes, "m"))
+    return f"{text} or longer" if minutes == MOST_STEP else text
 
 
 def check_drawn(taken: list[Chosen], paths: Floats, names: Callable[[int], str]) -> list[Chosen]:

@@ -80,6 +80,7 @@ def whole():
         spread((*OWN, *MARKET)),
         Season((0.1,) * 24),
         PathTerms(0.1, 0.2, (0.3, 0.4), 50),
+        (60, 1440),
     )
     return Calibration({DAY: fit, INTRADAY: fit}, "a-b", {"top_p": 0.9}, "2024-03-01", "a test")
 
@@ -137,7 +138,7 @@ def test_every_field_of_another_type_is_refused(saved, tmp_path):
 
 def test_every_field_that_is_missing_or_null_is_refused(saved, tmp_path):
     _, found = saved
-    optional = {"market", "season", "paths", "about", DAY, INTRADAY, "top_p"}
+    optional = {"market", "season", "paths", "steps", "about", DAY, INTRADAY, "top_p"}
     for place in places(found):
         broken = copy.deepcopy(found)
         holder_of(broken, place)[place[-1]] = None
@@ -145,7 +146,7 @@ def test_every_field_that_is_missing_or_null_is_refused(saved, tmp_path):
             refuses(tmp_path, broken)
         broken = copy.deepcopy(found)
         del holder_of(broken, place)[place[-1]]
-        if place[-1] not in optional and place[-2:-1] != ("usual",):
+        if place[-1] not in optional and place[-2:-1] not in {("usual",), ("steps",)}:
             refuses(tmp_path, broken)
 
 

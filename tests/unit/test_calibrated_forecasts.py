@@ -218,6 +218,16 @@ def test_one_series_that_cannot_be_calibrated_leaves_the_others_alone(
         draw(forecaster, mixed[:2], warn=False, calibration=calibration, keys=["AAA", "BBB"])
 
 
+def test_a_forecast_says_that_no_such_bars_were_fitted_on(forecaster, calibration, frames):
+    """Weekly bars were called calibrated without a word, and their bands were too narrow."""
+    weekly = frames[1].assign(date=pd.date_range("2020-01-03", periods=LOOKBACK, freq="W-FRI"))
+    forecaster.calibration = calibration
+    found = draw(forecaster, [frames[0], weekly], warn=False, freq=None)
+    assert [one.is_calibrated for one in found] == [True, True]
+    assert "not checked" not in found[0].calibration
+    assert "fitted on bars of 1 day, these are of 7 days or longer" in found[1].calibration
+
+
 def test_paths_that_agree_by_accident_are_calibrated(calibration):
     """Two paths of one bar often draw the same token; that is no setting to be refused."""
     chosen = Chosen(calibration, required="x")

@@ -26,6 +26,7 @@ from kronos_qlib.calibration.calibration import (
     Fit,
     Sample,
     kinds_of,
+    steps_of,
 )
 from kronos_qlib.calibration.market_state import MARKET
 from kronos_qlib.calibration.path_terms import PathTerms
@@ -373,3 +374,41 @@ def test_constant_volatility_is_level_with_the_true_model():
     true = np.broadcast_to(np.log(0.02 * np.sqrt(np.arange(1, 6))), future.returns.shape)
     best = crps_of(true, future.returns, 150.0)
     assert (crps_of(log_scale, future.returns, dof) <= 1.01 * best).all()
+
+
+@pytest.mark.parametrize(
+    ("dates", "minutes"),
+    [
+        (pd.bdate_range("2024-01-02 15:00", periods=40), 1440),
+        (pd.bdate_range("2024-01-02", periods=40)[::2], 7 * 1440),
+        (pd.date_range("2024-01-02", periods=40, freq="D"), 1440),
+        (pd.date_range("2024-01-05", periods=40, freq="W-FRI"), 7 * 1440),
+        (pd.date_range("2024-01-31", periods=40, freq="ME"), 7 * 1440),
+        (pd.date_range("2024-01-02", periods=40, freq="h"), 60),
+        (pd.date_range("2024-01-02", periods=40, freq="4h"), 240),
+        (pd.date_range("2024-01-02", periods=40, freq="5min"), 5),
+    ],
+)
+def test_a_step_is_the_median_and_a_week_or_more_are_alike(dates, minutes):
+    stamps = stamps_of(pd.DatetimeIndex(dates))[None]
+    assert steps_of(stamps).tolist() == [minutes]
+
+
+def test_bars_of_a_step_that_was_not_fitted_are_named():
+    """Weekly bars were called calibrated as daily ones are, where nothing had been checked."""
+    fitted = a_calibration(fits={DAY: replace(a_fit(), steps=(1440,))})
+    weekly = stamps_of(pd.date_range("2024-01-05", periods=40, freq="W-FRI"))
+    daily = stamps_of(pd.bdate_range("2024-01-02", periods=40))
+    assert fitted.unlike_steps(np.stack((daily, weekly, daily))).tolist() == [0, 7 * 1440, 0]
+    unknown = a_calibration(fits={DAY: a_fit()})
+    assert unknown.unlike_steps(weekly[None]).tolist() == [0]
+
+
+def test_a_fit_names_its_steps(garch):
+    assert garch[0].steps == (1440,)
+
+
+@pytest.mark.parametrize("steps", [[60], (), (0,), (60.0,), (True,), (20_000,), (60, 5), (60, 60)])
+def test_steps_are_minutes(steps):
+    with pytest.raises(ConfigError, match="steps must be ascending minutes"):
+        replace(a_fit(), steps=steps)
