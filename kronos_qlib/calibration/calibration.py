@@ -19,8 +19,10 @@ from kronos_qlib.calibration.market_state import MARKET
 from kronos_qlib.calibration.past_volatility import (
     ESTIMATES,
     LEAST_BARS,
+    STOOD_STILL,
     are_prices,
     log_volatilities,
+    stood_still,
 )
 from kronos_qlib.calibration.path_terms import PathTerms
 from kronos_qlib.calibration.season import Season, has_all_hours
@@ -273,19 +275,29 @@ class Calibration:
                 f"sampling has {short_repr(name)}: {short_repr(value)}, expected a number",
             )
 
-    def reason_against(self, bars: Bars, stamps: Stamps) -> str | None:
-        """Why windows, (N, L, 6) bars and (N, L, 5) stamps, cannot be calibrated; None if they can.
+    def reasons_against(
+        self, bars: Bars, stamps: Stamps, refuse_still: bool = False
+    ) -> list[str | None]:
+        """Why each of N windows cannot be calibrated; None for one that can.
 
-        Of several reasons the first.
+        Args:
+            bars, stamps: (N, L, 6) and (N, L, 5) seen.
+            refuse_still: prices that stood still are a reason too. They can be calibrated, to next
+                to no width.
         """
         if bars.shape[1] < LEAST_BARS:
-            return f"{bars.shape[1]} bars were seen, and volatility takes {LEAST_BARS}"
-        if not are_prices(bars[..., : len(PRICE_COLUMNS)]):
-            return "a price is not positive and finite"
-        missing = set(np.unique(kinds_of(stamps)).tolist()) - set(self.fits)
-        if missing:
-            return f"it was not fitted on {' and '.join(sorted(missing))} bars"
-        return None
+            reason = f"{bars.shape[1]} bars were seen, and volatility takes {LEAST_BARS}"
+            return [reason] * len(bars)
+        found: list[str | None] = [None] * len(bars)
+        if refuse_still:
+            _say(found, stood_still(bars), STOOD_STILL)
+        kinds = kinds_of(stamps)
+        for kind in sorted(set(KINDS) - set(self.fits)):
+            _say(found, kinds == kind, f"it was not fitted on {kind} bars")
+        prices = bars[..., : len(PRICE_COLUMNS)]
+        is_priced = np.asarray(((prices > 0) & (prices < np.inf)).all(axis=(1, 2)))
+        _say(found, ~is_priced, "a price is not positive and finite")
+        return found
 
     def unlike_steps(self, stamps: Stamps) -> npt.NDArray[np.int64]:
         """(N,) minutes between the bars of windows (N, L, 5) where none such were fitted on, or 0.
@@ -344,7 +356,8 @@ class Calibration:
                 f"stamps ahead {ahead.shape}"
                 + ("" if market is None else f", states of the market {market.shape}")
             )
-        if (reason := self.reason_against(bars, stamps)) is not None:
+        reason = next(filter(None, self.reasons_against(bars, stamps)), None)
+        if reason is not None:
             raise BarDataError(f"no calibration: {reason}")
         closes = paths[..., CLOSE].astype(np.float64)
         if not are_prices(closes):
@@ -417,6 +430,11 @@ def steps_of(stamps: Stamps) -> npt.NDArray[np.int64]:
     found = np.median(gaps, axis=1).astype(np.int64)
     is_long = (kinds_of(stamps) == DAY) & (found > LIKE_STEP * 24 * 60)
     return np.where(is_long, MOST_STEP, found)
+
+
+def _say(reasons: list[str | None], which: npt.NDArray[np.bool_], reason: str) -> None:
+    for place in np.flatnonzero(which).tolist():
+        reasons[place] = reason
 
 
 def _in_order(log_paths: Floats, centre: Floats, log_scale: Floats, dof: float) -> Floats:

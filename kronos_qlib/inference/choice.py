@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kronos_qlib.calibration.calibration import FILE, MOST_STEP, Calibration
-from kronos_qlib.calibration.past_volatility import STOOD_STILL, stood_still
 from kronos_qlib.data.calendar.time_text import duration
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.inference.calibrating import settings_of
@@ -167,20 +166,14 @@ def sort_out(
     calibration = chosen.calibration
     if calibration is None or not len(bars):
         return [chosen] * len(bars)
-    still, steps = stood_still(bars), calibration.unlike_steps(stamps)
-    if calibration.reason_against(bars, stamps) is None and not (still | (steps > 0)).any():
-        return [chosen] * len(bars)
-    found = []
-    for place in range(len(bars)):
-        one = slice(place, place + 1)
-        reason = calibration.reason_against(bars[one], stamps[one])
-        if reason is None and still[place]:
-            reason = STOOD_STILL
-        if reason is None:
-            found.append(replace(chosen, note=_step_note(calibration, int(steps[place]))))
-        else:
-            found.append(_left_out(chosen, reason, names(place)))
-    return found
+    reasons = calibration.reasons_against(bars, stamps, refuse_still=True)
+    steps = calibration.unlike_steps(stamps).tolist()
+    return [
+        _left_out(chosen, reason, names(place))
+        if reason is not None
+        else replace(chosen, note=_step_note(calibration, step))
+        for place, (reason, step) in enumerate(zip(reasons, steps, strict=True))
+    ]
 
 
 def _step_note(calibration: Calibration, step: int) -> str:

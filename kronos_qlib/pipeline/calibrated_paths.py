@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.calibration.market_state import states_of
-from kronos_qlib.calibration.past_volatility import STOOD_STILL, stood_still
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError
@@ -66,30 +65,24 @@ class PathCalibration:
         """
         bars, stamps = windows.seen()
         # One halted name must not fail a run, nor be called certain where it can be left out.
-        still = stood_still(bars) & self.where_possible
-        if self.calibration.reason_against(bars, stamps) is None and not still.any():
-            return self.calibration.apply(
-                paths, bars, stamps, ahead, settings, states, keep_centre=True
-            )
-        result = np.array(paths)
-        for place in range(len(bars)):
-            one = slice(place, place + 1)
-            reason = self.calibration.reason_against(bars[one], stamps[one])
-            if reason is None and still[place]:
-                reason = STOOD_STILL
+        reasons = self.calibration.reasons_against(bars, stamps, refuse_still=self.where_possible)
+        for place, reason in enumerate(reasons):
             if reason is None:
-                result[one] = self.calibration.apply(
-                    paths[one], bars[one], stamps[one], ahead[one], settings, states[one],
-                    keep_centre=True,
-                )  # fmt: skip
-            elif self.where_possible:
-                self.left_out[reason] += 1
-            else:
+                continue
+            if not self.where_possible:
                 moment, name = windows.index[place]
                 raise BarDataError(
                     f"{name} at {moment}: its paths cannot be calibrated: {reason}; score without "
                     "`calibration`, or leave such bars out"
                 )
+            self.left_out[reason] += 1
+        can = np.flatnonzero([reason is None for reason in reasons])
+        result = np.array(paths)
+        if len(can):
+            result[can] = self.calibration.apply(
+                paths[can], bars[can], stamps[can], ahead[can], settings, states[can],
+                keep_centre=True,
+            )  # fmt: skip
         return result
 
 

@@ -155,7 +155,7 @@ def test_each_kind_of_bars_takes_its_own_fit():
     assert (both[:6] == calibration.apply(*daily)).all()
     assert (both[6:] == calibration.apply(*hourly)).all()
     daily_only = a_calibration(fits={DAY: a_fit()})
-    assert daily_only.reason_against(*daily[1:3]) is None
+    assert daily_only.reasons_against(*daily[1:3]) == [None] * len(daily[1])
     with pytest.raises(BarDataError, match="not fitted on intraday bars"):
         daily_only.apply(*hourly)
 
@@ -195,7 +195,9 @@ def test_bars_and_paths_that_are_no_prices_are_refused(bad):
     broken = bars.copy()
     broken[3, 10, 1] = bad
     calibration = a_calibration()
-    assert "positive" in calibration.reason_against(broken, stamps)
+    found = calibration.reasons_against(broken, stamps)
+    assert "positive" in next(filter(None, found))
+    assert found.count(None) == len(found) - 1
     with pytest.raises(BarDataError, match="positive"):
         calibration.apply(drawn, broken, stamps, ahead)
     drawn[2, 1, 0, 3] = bad
