@@ -37,12 +37,20 @@ class AlphaHead(nn.Module):
         context_width: columns that are made of the context; 0 leaves it out.
         hidden: width of the hidden layer.
         dropout: share of both inputs and of the hidden layer left out in training.
+        columns: names of those of the features, the last ones, that a handler gives.
     """
 
     def __init__(
-        self, d_model: int, features: int, context_width: int, hidden: int, dropout: float
+        self,
+        d_model: int,
+        features: int,
+        context_width: int,
+        hidden: int,
+        dropout: float,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.columns = tuple(columns)
         sizes = (d_model, features, context_width, hidden, dropout)
         self.settings = dict(zip(SIZES, sizes, strict=True))
         self.narrow = nn.Linear(d_model, context_width) if context_width else None
@@ -54,9 +62,10 @@ class AlphaHead(nn.Module):
         """Write `config.json` and `model.safetensors` into the folder `path`.
 
         Args:
-            names: of the features, in their order.
+            names: of the features that the windows give, in their order; the head's own columns
+                follow.
         """
-        config = {**self.settings, "names": list(names)}
+        config = {**self.settings, "names": [*names, *self.columns]}
         return checkpoint.replace_files(path, config, weights.to_bytes(self))
 
     @classmethod
@@ -65,7 +74,8 @@ class AlphaHead(nn.Module):
 
         Args:
             d_model: width of the predictor's context.
-            names: of the features that it will be given.
+            names: of the features that the windows give. What the head has seen beyond these
+                are its `columns`.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the other, or the head is
@@ -77,21 +87,22 @@ class AlphaHead(nn.Module):
             config = from_mapping(HeadConfig, read_object(file), where=str(file))
         except ConfigError as bad:
             raise CheckpointConfigError(str(bad)) from bad
-        if list(config.names) != list(names):
+        if list(config.names[: len(names)]) != list(names):
             raise CheckpointError(f"{folder} was trained on other features than this version has")
         if config.d_model != d_model:
             raise CheckpointError(
                 f"{folder} reads contexts of width {config.d_model}, the predictor's have "
                 f"{d_model}: load it with the predictor that it was trained on"
             )
-        if config.features != len(names):
+        if config.features != len(config.names):
             raise CheckpointConfigError(
-                f"{file}: features is {config.features}, there are {len(names)} names"
+                f"{file}: features is {config.features}, there are {len(config.names)} names"
             )
         source = folder / checkpoint.WEIGHTS_FILE
         with weights.opened(source) as (data, header):
             with torch.device("meta"):
-                head = cls(**{name: getattr(config, name) for name in SIZES})
+                sizes = {name: getattr(config, name) for name in SIZES}
+                head = cls(**sizes, columns=config.names[len(names) :])
             weights.fill(head, data, header, source)
         return head.eval()
 

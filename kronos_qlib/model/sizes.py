@@ -154,3 +154,29 @@ class HeadConfig:
             and all(isinstance(name, str) for name in self.names),
             f"names must be a list of names, got {short_repr(self.names)}",
         )
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Sizes of a `GRUReader`, key for key its `config.json`."""
+
+    hidden: int = 64
+    """Width of its state."""
+    layers: int = 2
+    dropout: float = 0.0
+    """Share of the states between layers left out in training."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, "hidden", most=MAX_WIDTH)
+        check_whole(self, "layers", most=MAX_LAYERS)
+        check_dropouts(self, "dropout")
+        size = 6 * self.layers * self.hidden**2
+        require(
+            size <= MAX_PARAMETERS,
+            f"layers and hidden make a network of {size:.1e} parameters, at most "
+            f"{MAX_PARAMETERS:.1e} are built",
+        )
+        require(
+            self.layers > 1 or self.dropout == 0,
+            f"dropout {self.dropout} lies between layers, and there is one: leave it at 0",
+        )

@@ -22,10 +22,13 @@ from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 from kronos_qlib.signals.signal_settings import EnsembleConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha_head import AlphaHead
+    from kronos_qlib.training.alpha import AlphaNet
 
 Scores = npt.NDArray[np.float64]
 
@@ -251,12 +254,17 @@ def scores_from_bars(
 
 
 def scores_from_alpha(
-    predictor: KronosPredictor, head: AlphaHead, windows: Windows, show_progress: bool = False
+    predictor: KronosPredictor,
+    head: AlphaHead,
+    windows: Windows,
+    show_progress: bool = False,
+    columns: npt.NDArray[np.float32] | None = None,
 ) -> Scores:
     """What an alpha head says of each window among its day's: no return, a place in a ranking.
 
     Args:
         windows: by time. Those of a day are compared with each other.
+        columns: (N, C) values of the head's `columns`, NaN where they are not known.
 
     Returns:
         (N,) in the head's own units.
@@ -272,10 +280,39 @@ def scores_from_alpha(
         contexts = np.zeros((len(one), 0), dtype=np.float32)
         if head.narrow is not None:
             contexts = contexts_of(predictor, one)
-        inputs = (contexts, day_features(one))
+        inputs = (contexts, day_features(one, None if columns is None else columns[day]))
         with torch.inference_mode():
             found = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
         scores[day] = found.float().cpu().numpy()
+    return scores
+
+
+def scores_from_gru(
+    net: AlphaNet,
+    windows: Windows,
+    device: torch.device,
+    show_progress: bool = False,
+    columns: npt.NDArray[np.float32] | None = None,
+) -> Scores:
+    """The same of a head on a GRU: see `scores_from_alpha`.
+
+    Args:
+        net: a head, and a GRU in the predictor's place.
+        device: scored on.
+    """
+    import torch
+
+    from kronos_qlib.training.alpha import AlphaSegment, AlphaStep, day_features
+
+    step = AlphaStep(net.to(device).eval(), None)
+    features = day_features(windows, columns)
+    unknown = np.full(len(windows), np.nan, dtype=np.float32)
+    segment = AlphaSegment(windows, features, unknown, unknown, windows.moments())
+    scores = np.empty(len(windows), dtype=np.float64)
+    for day in progress(segment.days, "GRU", unit="day", show=show_progress):
+        with torch.inference_mode():
+            found = step.scores(segment.batch(np.arange(day.start, day.stop), device))
+        scores[day] = found.cpu().numpy()
     return scores
 
 

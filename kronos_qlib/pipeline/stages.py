@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.segments import order_problems, places_of
 from kronos_qlib.data.windows.window_dataset import describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
@@ -19,13 +20,16 @@ from kronos_qlib.settings import from_mapping
 from kronos_qlib.training.stage_settings import PRESETS, AlphaConfig, TrainingConfig
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha_head import AlphaHead
-    from kronos_qlib.training.alpha import AlphaSegment
+    from kronos_qlib.model.sizes import GRUConfig
+    from kronos_qlib.training.alpha import AlphaNet, AlphaSegment
     from kronos_qlib.training.resume import RunStore
 
 logger = logging.getLogger(__name__)
@@ -59,6 +63,8 @@ class PlainLog:
     def figure(self, figure: Figure, name: str) -> None:
         """Figures are not kept."""
 
+
+AT_MEDIAN = "windows without a value, which take the median of their day: "
 
 WINDOW_SETTINGS = ("lookback", "horizon", "min_bars", "max_age_days", "label", "spans")
 """Fields of a `WindowDataset` that decide which windows there are."""
@@ -170,7 +176,17 @@ def run_stages(
         predictor.tokenizer.to(predictor.device)
     result = StagesResult()
     log = PlainLog() if log is None else log
-    work = _Work(predictor, source, result, show_progress, resume, processes, log_every, log)
+    work = _Work(
+        predictor=predictor,
+        source=source,
+        device=predictor.device,
+        result=result,
+        show_progress=show_progress,
+        resume=resume,
+        processes=processes,
+        log_every=log_every,
+        log=log,
+    )
     if stages.predictor is not None:
         _train_tokens(stages, work)
     if stages.alpha is not None:
@@ -178,8 +194,8 @@ def run_stages(
     return result
 
 
-def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
-    """A new head for this predictor, its first weights decided by the seed."""
+def make_head(config: AlphaConfig, width: int) -> AlphaHead:
+    """A new head for contexts of this width, its first weights decided by the seed."""
     import torch
 
     from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
@@ -188,11 +204,12 @@ def make_head(config: AlphaConfig, predictor: KronosPredictor) -> AlphaHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return AlphaHead(
-            predictor.model.config.d_model,
-            len(SCALE_FEATURES),
+            width,
+            len(SCALE_FEATURES) + len(config.features),
             config.context_width,
             config.hidden,
             config.dropout,
+            config.features,
         )
 
 
@@ -210,12 +227,12 @@ class Resume:
         return RunStore(self.folder / stage, signature, self.every)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What every stage is given."""
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What every stage is given, whatever network it trains."""
 
-    predictor: KronosPredictor
     source: WindowDataset
+    device: torch.device
     result: StagesResult
     show_progress: bool
     resume: Resume | None
@@ -223,21 +240,22 @@ class _Work:
     log_every: int
     log: StageLog
 
+    def identity(self, net: Any) -> dict[str, str]:
+        """Of the networks that a run is made of."""
+        from kronos_qlib.model.checkpoints.pretrained import fingerprint
+
+        return {"device": self.device.type, "weights": fingerprint(net)}
+
     def signature(self, net: Any, config: Stage) -> dict[str, str]:
         """What a run must share with one that was stopped, to go on from its states."""
-        from kronos_qlib.model.checkpoints.pretrained import fingerprint
         from kronos_qlib.training.loop import STATE
 
         table, source = self.source.table, self.source
         windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
-        halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
             "kind of state": STATE,
             "settings": repr(config),
-            # How a frozen backbone's contexts are read, and whose random numbers they are.
-            "device": f"{self.predictor.device.type} {self.predictor.dtype}",
-            "context": str(self.predictor.max_context),
-            "weights": " ".join(map(fingerprint, halves)),
+            **self.identity(net),
             "bars": table.checksums,
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
             "windows": hashlib.sha256(windows.encode()).hexdigest(),
@@ -265,9 +283,13 @@ class _Work:
         training, validation = parts
         store = None
         if self.resume is not None:
-            store = self.resume.store(name, **self.signature(step.net, config))
+            signature = self.signature(step.net, config)
+            if getattr(config, "features", ()):  # which the bars' own digest does not cover
+                both = b"".join(part.features.tobytes() for part in parts)
+                signature["features"] = hashlib.sha256(both).hexdigest()
+            store = self.resume.store(name, **signature)
         settings: dict[str, Any] = {
-            "device": self.predictor.device,
+            "device": self.device,
             "show_progress": self.show_progress,
             "on_epoch": log_epoch,
             "on_steps": log_steps,
@@ -286,6 +308,25 @@ class _Work:
         )
         self.log.figure(figure, f"training/{name}.png")
         return report.last
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work(_Training):
+    """What the stages of a Kronos are given."""
+
+    predictor: KronosPredictor
+
+    def identity(self, net: Any) -> dict[str, str]:
+        """Of the networks that a run is made of, and how they read a window."""
+        from kronos_qlib.model.checkpoints.pretrained import fingerprint
+
+        halves = (net, self.predictor.model, self.predictor.tokenizer)
+        return {
+            # How a frozen backbone's contexts are read, and whose random numbers they are.
+            "device": f"{self.device.type} {self.predictor.dtype}",
+            "context": str(self.predictor.max_context),
+            "weights": " ".join(map(fingerprint, halves)),
+        }
 
 
 def _train_tokens(stages: StagesConfig, work: _Work) -> None:
@@ -343,7 +384,7 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> No
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
             f"{predictor.max_context}; shorten it, or keep the backbone frozen"
         )
-    head = make_head(config, predictor) if head is None else head
+    head = make_head(config, predictor.model.config.d_model) if head is None else head
     segments = _alpha_segments(config, work)
     backbone = predictor.model
     net = AlphaNet(head, None if is_frozen else backbone)
@@ -362,21 +403,78 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> No
         result.last["predictor"] = to_bytes(last.predictor)
 
 
+def train_gru(
+    config: AlphaConfig,
+    sizes: GRUConfig,
+    source: WindowDataset,
+    device: torch.device,
+    *,
+    show_progress: bool = False,
+    resume: Resume | None = None,
+    log_every: int = 20,
+    log: StageLog | None = None,
+) -> tuple[AlphaNet, StagesResult]:
+    """A head on a GRU's state in the place of Kronos' context, both learned from the labels.
+
+    Days, features, loss and early choice are those of an alpha head.
+
+    Args:
+        config: of an alpha head; what it says of a backbone is not used.
+        device: trained on.
+        resume, log_every, log: as of `run_stages`.
+
+    Returns:
+        The network in evaluation mode, and its history and weights: "gru" and "alpha".
+
+    Raises:
+        ConfigError, BarDataError, TrainingError: as of `run_stages`.
+    """
+    from kronos_qlib.model.checkpoints.weights import to_bytes
+    from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaStep
+
+    check_trainable(StagesConfig(alpha=config), source)
+    result = StagesResult()
+    work = _Training(
+        source=source,
+        device=device,
+        result=result,
+        show_progress=show_progress,
+        resume=resume,
+        processes=1,
+        log_every=log_every,
+        log=PlainLog() if log is None else log,
+    )
+    segments = [_labelled_segment(name, config, work) for name in ("train", "valid")]
+    net = make_gru(config, sizes)
+    work.run("gru", AlphaStep(net, None, ALPHA_LOSSES[config.loss]), segments, config)
+    result.head = net.head
+    assert net.predictor is not None
+    result.weights = {"gru": to_bytes(net.predictor), "alpha": to_bytes(net.head)}
+    return net.eval(), result
+
+
+def make_gru(config: AlphaConfig, sizes: GRUConfig) -> AlphaNet:
+    """A new GRU and a head on its state, their first weights decided by the seed."""
+    import torch
+
+    from kronos_qlib.model.gru_reader import GRUReader
+    from kronos_qlib.training.alpha import AlphaNet
+
+    head = make_head(config, sizes.hidden)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AlphaNet(head, GRUReader(sizes))
+
+
 def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
     """What an alpha head learns from and is judged by, with contexts where those stay."""
     from kronos_qlib.training.alpha import AlphaSegment, check_days
 
-    predictor, source = work.predictor, work.source
+    predictor = work.predictor
     segments = []
     for name in ("train", "valid"):
-        windows = source.labelled_windows(name)
-        segment = AlphaSegment.of(windows, source.label)
-        check_days(segment, name)  # before contexts are read, which takes minutes
-        work.log.message(
-            f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
-            f"{int(np.isfinite(segment.returns).sum())} of known label"
-            f"{describe_dropped(windows.dropped)}"
-        )
+        segment = _labelled_segment(name, config, work)
+        windows = segment.windows
         if config.backbone == "frozen" and config.context_width:
             contexts = contexts_of(predictor, windows, work.show_progress)
             segment = replace(segment, contexts=contexts)
@@ -384,6 +482,59 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
             segment = replace(segment, contexts=np.zeros((len(windows), 0), dtype=np.float32))
         segments.append(segment)
     return segments
+
+
+def _labelled_segment(name: str, config: AlphaConfig, work: _Training) -> AlphaSegment:
+    """Windows of known label, and what is compared over their days; no context."""
+    from kronos_qlib.training.alpha import AlphaSegment, check_days
+
+    source, windows = work.source, work.source.labelled_windows(name)
+    columns = source.feature_values(windows, config.features)
+    if note := describe_unknown(columns, config.features, name):
+        work.log.message(f"alpha, {name}: {note}")
+    segment = AlphaSegment.of(windows, source.label, columns=columns)
+    check_days(segment, name)  # before contexts are read, which takes minutes
+    work.log.message(
+        f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
+        f"{int(np.isfinite(segment.returns).sum())} of known label"
+        f"{describe_dropped(windows.dropped)}"
+    )
+    return segment
+
+
+def columns_to_score(source: WindowDataset, windows: Windows, names: Sequence[str]) -> Floats:
+    """(N, F) columns of windows that a head will score, NaN where not known; the log counts them.
+
+    Raises:
+        ConfigError: a column is not to be had.
+    """
+    columns = source.feature_values(windows, names)
+    if np.isnan(columns).any():
+        unknown = np.isnan(columns).mean(axis=0)
+        told = [f"{names[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
+        logger.warning("features: %s%s", AT_MEDIAN, ", ".join(told))
+    return columns
+
+
+def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str:
+    """Which columns lack values, for the log; "" where none does.
+
+    Args:
+        columns: (N, F) of windows, NaN where a value is not known.
+
+    Raises:
+        BarDataError: a column has no value at all.
+    """
+    if not len(columns) or not len(names):
+        return ""
+    unknown = np.isnan(columns).mean(axis=0)
+    if (unknown == 1).any():
+        raise BarDataError(
+            f"features: {names[int(unknown.argmax())]} has no value for any of {len(columns)} "
+            f"windows of {segment}: leave it out, or look at where it comes from"
+        )
+    told = [f"{names[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
+    return f"{AT_MEDIAN}{', '.join(told)}" if told else ""
 
 
 def check_segments(source: WindowDataset) -> None:
@@ -419,6 +570,7 @@ def check_trainable(stages: StagesConfig, source: WindowDataset) -> None:
     if stages.predictor is not None or stages.tokenizer is not None:
         asked.append((source.training_windows, source.horizon, "bars"))
     if stages.alpha is not None:
+        source.check_features(stages.alpha.features)
         asked.append((source.labelled_windows, source.label.ahead, "bars of its label"))
     for name, use in (("train", "train on"), ("valid", "judge by")):
         for find, ahead, what in asked:

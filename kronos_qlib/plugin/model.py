@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,11 @@ from kronos_qlib.pipeline.stages import (
     Resume,
     StagesConfig,
     check_trainable,
+    columns_to_score,
     make_head,
     run_stages,
 )
-from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
 from kronos_qlib.settings import from_mapping
@@ -340,7 +342,10 @@ class KronosModel(ModelFT):
             frame = self.signals_of(source, windows, from_paths)
         if ALPHA in names:
             assert self.head is not None
-            frame[ALPHA] = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
+            columns = columns_to_score(source, windows, self.head.columns)
+            frame[ALPHA] = scores_from_alpha(
+                self.predictor, self.head, windows, self.show_progress, columns
+            )
         return frame[names]
 
     def signals_of(
@@ -602,11 +607,17 @@ class KronosModel(ModelFT):
         width = self.predictor.model.config.d_model
         if self.alpha_head:
             head = AlphaHead.from_pretrained(self.alpha_head, width, SCALE_FEATURES)
+            asked = self.training.alpha.features if self.training.alpha else head.columns
+            if tuple(asked) != head.columns:
+                raise ConfigError(
+                    f"training.alpha.features are {', '.join(asked) or 'none'}, and the head in "
+                    f"{self.alpha_head} reads {', '.join(head.columns) or 'none'}: name the same"
+                )
             if "alpha" not in self.trained_weights:
                 return head
         else:
             assert self.training.alpha is not None
-            head = make_head(self.training.alpha, self.predictor)
+            head = make_head(self.training.alpha, width)
         data = self.trained_weights["alpha"]
         fill_from_bytes(head, data, "the trained alpha head in the pickle")
         return head.eval()
@@ -689,13 +700,4 @@ class KronosModel(ModelFT):
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
 
 
-def _source_of(dataset: object) -> WindowDataset:
-    """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone."""
-    if isinstance(dataset, KronosDataset):
-        return dataset.source
-    if isinstance(dataset, WindowDataset):
-        return dataset
-    raise ConfigError(
-        "KronosModel reads windows of bars from a KronosDataset or a WindowDataset, got "
-        f"{type(dataset).__name__}; KronosDataset takes any handler, Alpha158 among them"
-    )
+_source_of = partial(source_of, reader="KronosModel")

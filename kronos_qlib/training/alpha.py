@@ -23,6 +23,7 @@ from kronos_qlib.data.windows.scale_features import scale_features, standardised
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
 from kronos_qlib.model.alpha_head import AlphaHead
+from kronos_qlib.model.gru_reader import GRUReader
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import shuffled
@@ -100,8 +101,8 @@ class AlphaBatch:
 class AlphaSegment:
     """A segment's windows, the features that a head sees beside the context, and its targets.
 
-    windows: (N,) by time. features: (N, F) standardised over each day. returns: (N,) the label as
-    it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
+    windows: (N,) by time. features: (N, F) standardised over each day, the scale's and then the
+    columns that a handler gave. returns: (N,) the label as it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
     contexts: (N, D) embedded beforehand, when the backbone is frozen.
     """
 
@@ -113,8 +114,14 @@ class AlphaSegment:
     contexts: Floats | None = None
 
     @classmethod
-    def of(cls, windows: Windows, label: Label, contexts: Floats | None = None) -> AlphaSegment:
-        """From windows by time, labels known or not; `contexts` are theirs."""
+    def of(
+        cls,
+        windows: Windows,
+        label: Label,
+        contexts: Floats | None = None,
+        columns: Floats | None = None,
+    ) -> AlphaSegment:
+        """From windows by time, labels known or not; `contexts` and `columns` are theirs."""
         returns = label.of(windows)
         target = np.full(len(windows), np.nan, dtype=np.float32)
         days = []
@@ -123,7 +130,7 @@ class AlphaSegment:
             if len(known) >= LEAST_WINDOWS:
                 target[known] = standardised_over_day(returns[known, None])[:, 0]
                 days.append(day)
-        return cls(windows, day_features(windows), returns, target, days, contexts)
+        return cls(windows, day_features(windows, columns), returns, target, days, contexts)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -182,8 +189,11 @@ class AlphaSegment:
         )
 
 
-def day_features(windows: Windows) -> Floats:
+def day_features(windows: Windows, columns: Floats | None = None) -> Floats:
     """(N, F) scale features of windows by time, each standardised over its day.
+
+    Args:
+        columns: (N, C) that follow them, standardised alike; NaN takes the median of its day.
 
     Raises:
         BarDataError: names a window whose bars have no logarithm.
@@ -204,7 +214,12 @@ def day_features(windows: Windows) -> Floats:
                 "(data_prep/check_bars.py lists them)"
             )
         features[day] = standardised_over_day(features[day])
-    return features
+    if columns is None or not columns.shape[1]:
+        return features
+    ranks = np.empty(columns.shape, dtype=np.float32)
+    for day in windows.moments():
+        ranks[day] = standardised_over_day(columns[day])
+    return np.concatenate((features, ranks), axis=1)
 
 
 class DaySampler:
@@ -234,9 +249,9 @@ class DaySampler:
 
 
 class AlphaNet(nn.Module):
-    """A head, and the predictor whose context it reads, where that is trained with it."""
+    """A head, and the predictor or GRU whose context it reads, where that is trained with it."""
 
-    def __init__(self, head: AlphaHead, predictor: Kronos | None = None) -> None:
+    def __init__(self, head: AlphaHead, predictor: Kronos | GRUReader | None = None) -> None:
         super().__init__()
         self.head = head
         self.predictor = predictor
@@ -244,18 +259,24 @@ class AlphaNet(nn.Module):
 
 @dataclass(frozen=True)
 class AlphaStep:
-    """Trains a head, with or without the backbone, on whole days."""
+    """Trains a head, with or without the backbone, on whole days.
+
+    A GRU in the backbone's place needs no tokenizer.
+    """
 
     net: AlphaNet
-    tokenizer: KronosTokenizer
+    tokenizer: KronosTokenizer | None
     criterion: Callable[[Tensor, Tensor], Tensor] = ic_loss
     needs_whole_batch = True  # a day's correlation is no mean over windows
 
     def __post_init__(self) -> None:
-        self.tokenizer.eval()
+        if self.tokenizer is not None:
+            self.tokenizer.eval()
 
     def groups(self, config: AlphaConfig) -> list[dict[str, Any]]:
-        """The optimizer's: the head, and a backbone at its own rate."""
+        """The optimizer's: the head, and a pretrained backbone at its own rate."""
+        if isinstance(self.net.predictor, GRUReader):
+            return [{"params": list(self.net.parameters())}]
         backbone = self.net.predictor.parameters() if self.net.predictor else ()
         trained = [weight for weight in backbone if weight.requires_grad]
         groups: list[dict[str, Any]] = [{"params": list(self.net.head.parameters())}]
@@ -289,11 +310,15 @@ class AlphaStep:
 
     def _read(self, batch: AlphaBatch) -> Tensor:
         """(b, D) contexts, a few windows at a time, so that only these are kept of a whole day."""
-        net, z, stamps = self.net.predictor, batch.z, batch.stamps
+        net, tokenizer, z, stamps = self.net.predictor, self.tokenizer, batch.z, batch.stamps
         assert net is not None and z is not None and stamps is not None
+        if isinstance(net, GRUReader):
+            context: Tensor = net(z, stamps, batch.lengths)
+            return context.to(batch.features.dtype)
+        assert tokenizer is not None
 
         def read(z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
-            s1, s2 = encode_exactly(self.tokenizer, z)
+            s1, s2 = encode_exactly(tokenizer, z)
             context = net.read(s1, s2, stamps)
             return context[torch.arange(len(z), device=z.device), lengths - 1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from kronos_qlib.settings import (
     check_choice,
     check_dropouts,
     check_known,
+    check_names,
     check_number,
     check_whole,
     require,
@@ -143,6 +144,10 @@ class AlphaConfig:
     """The adapters' output is scaled by lora_alpha / lora_rank."""
     context_width: int = 16
     """Columns made of the context; 0 leaves it out, and the head sees the scale alone."""
+    features: Sequence[str] = ()
+    """Columns beside context and scale: names of the handler's features, of Alpha158's, or Qlib
+    expressions, such as "$pe". Each is ranked over the day; a window without a value takes the
+    median of its day, and nothing else is made up. Later bars are refused."""
     hidden: int = 64
     """Width of the hidden layer."""
     dropout: float = 0.0
@@ -172,6 +177,7 @@ class AlphaConfig:
     """Of new weights, the order of days, windows and dropout."""
 
     def __post_init__(self) -> None:
+        check_names(self, "features")
         check_whole(self, "epochs", "hidden", "lora_rank")
         check_whole(self, "seed", "context_width", least=0)
         for name in ("patience", "validation_days"):

@@ -100,7 +100,8 @@ def _nearest(folder: Path) -> Path:
 
 def resume_folders(run: PlannedRun) -> list[Path]:
     """Folders in which the run's models keep states of their training."""
-    named = (model.get("resume_folder") for model in run.models)
+    resumable = run.settings_of("KronosModel", "GRUModel")
+    named = (model.get("resume_folder") for model in resumable)
     return [Path(str(each)).expanduser().absolute() for each in named if each]
 
 
