@@ -412,8 +412,11 @@ class Bench:
 
     def place(self, row: str, seed: int) -> Path:
         words = "".join(letter if letter.isalnum() else "_" for letter in row)
-        return self.work / "rows" / f"{words}-{hashlib.sha256(row.encode()).hexdigest()[:6]}" / str(
-            seed
+        return (
+            self.work
+            / "rows"
+            / f"{words}-{hashlib.sha256(row.encode()).hexdigest()[:6]}"
+            / str(seed)
         )
 
 
@@ -563,7 +566,9 @@ def show(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     parts = [format_rows([header, *lines])]
     if apart:
-        parts.append(format_rows([["Rank IC of", "less that of", "mean", "95 %", "t", "p"], *apart]))
+        parts.append(
+            format_rows([["Rank IC of", "less that of", "mean", "95 %", "t", "p"], *apart])
+        )
     return "\n\n".join(parts)
 
 

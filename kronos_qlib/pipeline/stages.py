@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from kronos_qlib.data.windows.faulty_bars import Floats
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import order_problems, places_of
 from kronos_qlib.data.windows.window_dataset import describe_dropped, no_windows
 from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
-from kronos_qlib.pipeline.scoring import contexts_of
+from kronos_qlib.model.sizes import HeadConfig
+from kronos_qlib.pipeline.contexts import contexts_of, stored_contexts
 from kronos_qlib.settings import from_mapping
 from kronos_qlib.training.stage_settings import PRESETS, AlphaConfig, TrainingConfig
 
@@ -24,12 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from kronos_qlib.data.windows.label import Label
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha_head import AlphaHead
+    from kronos_qlib.model.alpha_head import Head
     from kronos_qlib.model.sizes import GRUConfig
-    from kronos_qlib.training.alpha import AlphaNet, AlphaSegment
+    from kronos_qlib.model.transformer import Kronos
+    from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, Contexts
     from kronos_qlib.training.resume import RunStore
 
 logger = logging.getLogger(__name__)
@@ -99,6 +105,11 @@ class StagesConfig:
             raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
         if self.tokenizer is not None and self.tokenizer.shift_dates:
             raise ConfigError("shift_dates belongs to training.predictor: no tokenizer reads dates")
+        if self.alpha is not None and self.alpha.initial == "random" and self.predictor is not None:
+            raise ConfigError(
+                "training.alpha.initial random would throw away what training.predictor learned; "
+                "leave one of them out"
+            )
         if self.tokenizer is not None and self.predictor is None:
             raise ConfigError(
                 "training.tokenizer without training.predictor would leave a predictor that reads "
@@ -126,13 +137,14 @@ class StagesResult:
     weights: safetensors files by name: "tokenizer", "predictor", "alpha".
     last: the same of the last epoch, whichever was the best.
     history: losses of each stage, a row per epoch.
-    head: the alpha head, where one was trained.
+    head: the alpha head, where one was trained; of several seeds the ensemble, whose members'
+        histories are "alpha_0", "alpha_1" and so on, and whose own is a row of "alpha".
     """
 
     weights: dict[str, bytes] = field(default_factory=dict)
     last: dict[str, bytes] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    head: AlphaHead | None = None
+    head: Head | None = None
 
 
 def run_stages(
@@ -140,12 +152,13 @@ def run_stages(
     predictor: KronosPredictor,
     source: WindowDataset,
     *,
-    head: AlphaHead | None = None,
+    head: Head | None = None,
     show_progress: bool = False,
     resume: Resume | None = None,
     processes: int = 1,
     log_every: int = 20,
     log: StageLog | None = None,
+    contexts_folder: Path | None = None,
 ) -> StagesResult:
     """Train in place what is asked for.
 
@@ -157,9 +170,11 @@ def run_stages(
         processes: that share every batch, begun here; 1 where torchrun did it.
         log_every: steps from one row of the log to the next.
         log: where it reports to; None: `PlainLog`.
+        contexts_folder: where a frozen backbone's contexts are found, and kept; None: neither.
 
     Raises:
-        ConfigError: segments overlap, or windows are longer than the network knows.
+        ConfigError: segments overlap, or windows are longer than the network knows, or an alpha
+            head to go on from has other options.
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
     from kronos_qlib.training.distributed import is_launched, join_processes
@@ -186,6 +201,7 @@ def run_stages(
         processes=processes,
         log_every=log_every,
         log=log,
+        contexts_folder=contexts_folder,
     )
     if stages.predictor is not None:
         _train_tokens(stages, work)
@@ -194,23 +210,64 @@ def run_stages(
     return result
 
 
-def make_head(config: AlphaConfig, width: int) -> AlphaHead:
-    """A new head for contexts of this width, its first weights decided by the seed."""
+def make_head(config: AlphaConfig, predictor: KronosPredictor) -> Head:
+    """A new head for this predictor, its first weights decided by the seed; of several an ensemble.
+
+    Raises:
+        ConfigError: the predictor has no such layers.
+    """
+    config.context.check_layers(predictor.model.config.n_layers)
+    return new_head(config, predictor.model.config.d_model)
+
+
+def new_head(config: AlphaConfig, width: int) -> Head:
+    """The same for contexts of this width, whatever network they are of."""
     import torch
 
-    from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
-    from kronos_qlib.model.alpha_head import AlphaHead
+    from kronos_qlib.model.alpha_head import AlphaEnsemble, AlphaHead
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return AlphaHead(
-            width,
-            len(SCALE_FEATURES) + len(config.features),
-            config.context_width,
-            config.hidden,
-            config.dropout,
-            config.features,
-        )
+    how = head_config(config, width)
+    heads = []
+    for number in range(config.seeds):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + number)
+            heads.append(AlphaHead(**{key: getattr(how, key) for key in HEAD_FIELDS}))
+    return AlphaEnsemble(heads) if len(heads) > 1 else heads[0]
+
+
+def head_names(config: AlphaConfig) -> tuple[str, ...]:
+    """Names of the columns that a head sees beside contexts."""
+    return (*SCALE_FEATURES, *config.features)
+
+
+def columns_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a head's `names` that a handler gives."""
+    return tuple(names[len(SCALE_FEATURES) :])
+
+
+def head_config(config: AlphaConfig, width: int) -> HeadConfig:
+    """Sizes and options of the head that is trained, on contexts of this width."""
+    names = head_names(config)
+    return HeadConfig(
+        d_model=width,
+        features=len(names),
+        context_width=config.context_width,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        names=names,
+        linear_path=config.linear_path,
+        attention=config.attention,
+        market=len(SCALE_FEATURES) if config.attention else 0,
+        outputs=config.outputs,
+        seeds=config.seeds,
+        context=config.context,
+    )
+
+
+HEAD_FIELDS = tuple(field.name for field in fields(HeadConfig) if field.name != "seeds")
+"""Arguments of one head."""
+HEAD_OPTIONS = ("linear_path", "attention", "outputs", "seeds", "context")
+"""Of a head to go on from, what must be as the settings say."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +372,7 @@ class _Work(_Training):
     """What the stages of a Kronos are given."""
 
     predictor: KronosPredictor
+    contexts_folder: Path | None = None
 
     def identity(self, net: Any) -> dict[str, str]:
         """Of the networks that a run is made of, and how they read a window."""
@@ -372,10 +430,11 @@ def _train_half(
     work.result.weights[name] = to_bytes(step.net)
 
 
-def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> None:
+def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
+    from kronos_qlib.model.alpha_head import AlphaEnsemble
     from kronos_qlib.model.checkpoints.weights import to_bytes
     from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
-    from kronos_qlib.training.lora import adapters, frozen, merged_copy
+    from kronos_qlib.training.hardware import threads_for
 
     predictor, source, result = work.predictor, work.source, work.result
     is_frozen = config.backbone == "frozen"
@@ -384,23 +443,129 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: AlphaHead | None) -> No
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
             f"{predictor.max_context}; shorten it, or keep the backbone frozen"
         )
-    head = make_head(config, predictor.model.config.d_model) if head is None else head
+    if config.context.bars > source.lookback:
+        raise ConfigError(
+            f"training.alpha.context.bars is {config.context.bars}, a window has "
+            f"{source.lookback}: lower it, or raise the data set's lookback"
+        )
+    is_new = head is None
+    begins_anew = is_new and config.initial == "random"
+    if head is None:
+        if begins_anew:
+            _begin_anew(predictor.model, config.seed)
+        head = make_head(config, predictor)
+    else:
+        _check_options(head, head_config(config, predictor.model.config.d_model))
     segments = _alpha_segments(config, work)
+    if is_new:
+        days = [day.start for day in segments[0].days]
+        for member in head.members:
+            member.fit_market(_states_of(segments[0], days))
     backbone = predictor.model
-    net = AlphaNet(head, None if is_frozen else backbone)
-    step = AlphaStep(net, predictor.tokenizer, ALPHA_LOSSES[config.loss])
+    with ExitStack() as stack:
+        if is_frozen and predictor.device.type == "cpu":
+            largest = max(day.stop - day.start for part in segments for day in part.days)
+            width = head.config.context.parts * head.config.d_model + head.config.features
+            stack.enter_context(threads_for(largest * width))
+        last = []
+        for number, member in enumerate(head.members):
+            name = "alpha" if config.seeds == 1 else f"alpha_{number}"
+            own = replace(config, seed=config.seed + number, seeds=1)
+            net = AlphaNet(member, None if is_frozen else backbone)
+            last.append(_train_member(name, own, net, segments, work))
+        if isinstance(head, AlphaEnsemble):
+            step = AlphaStep(AlphaNet(head), predictor.tokenizer, ALPHA_LOSSES[config.loss])
+            judged = segments[1].to_judge_by(config)
+            row = step.validate(judged, config, predictor.device)
+            values = ", ".join(f"{key} {value:.4f}" for key, value in row.items())
+            work.log.message(f"alpha, {config.seeds} seeds together: {values}")
+            work.log.metrics({f"alpha.{key}": value for key, value in row.items()}, config.epochs)
+            result.history["alpha"] = [{"epoch": float(config.epochs), **row}]
+    result.head = head
+    heads = [one.head for one in last]
+    result.weights["alpha"] = to_bytes(head)
+    result.last["alpha"] = to_bytes(heads[0] if len(heads) == 1 else AlphaEnsemble(heads))
+    if not is_frozen or begins_anew:
+        result.weights["predictor"] = to_bytes(backbone)
+        result.last["predictor"] = to_bytes(backbone if is_frozen else last[0].predictor)
+
+
+def _train_member(
+    name: str, config: AlphaConfig, net: AlphaNet, segments: Sequence[AlphaSegment], work: _Work
+) -> Any:
+    """One head, alone or with the backbone; a copy of both as after the last epoch."""
+    from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaStep
+    from kronos_qlib.training.lora import adapters, frozen, merged_copy
+
+    backbone = work.predictor.model
+    step = AlphaStep(net, work.predictor.tokenizer, ALPHA_LOSSES[config.loss])
     rank = config.lora_rank if config.backbone == "lora" else None
     # The context is read before the heads of s1 and s2: they learn nothing here.
     with (
         frozen(backbone.head, backbone.dep_layer),
         adapters(backbone, rank, config.lora_alpha, config.seed),
     ):
-        last: Any = merged_copy(net, work.run("alpha", step, segments, config))
-    result.head = head
-    result.weights["alpha"], result.last["alpha"] = to_bytes(head), to_bytes(last.head)
-    if not is_frozen:
-        result.weights["predictor"] = to_bytes(backbone)
-        result.last["predictor"] = to_bytes(last.predictor)
+        return merged_copy(net, work.run(name, step, segments, config))
+
+
+def _begin_anew(net: Kronos, seed: int) -> None:
+    """Give a predictor the weights of a new one."""
+    import torch
+
+    from kronos_qlib.model.transformer import Kronos
+
+    if net.replaced:
+        raise ConfigError(
+            f"initial random makes the published parts, and this predictor has another "
+            f"{', '.join(net.replaced)}; begin with a predictor of the published parts"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = Kronos(**asdict(net.config))
+    net.load_state_dict(new.state_dict())
+
+
+def _check_options(head: Head, asked: HeadConfig) -> None:
+    differ = [key for key in HEAD_OPTIONS if getattr(head.config, key) != getattr(asked, key)]
+    if differ:
+        shown = ", ".join(
+            f"{key} {getattr(head.config, key)} (asked for: {getattr(asked, key)})"
+            for key in differ
+        )
+        raise ConfigError(
+            f"the alpha head to train on has {shown}; set training.alpha as it was, or begin "
+            "without it"
+        )
+
+
+def _states_of(segment: AlphaSegment, places: Sequence[int]) -> Tensor:
+    """(days, M) the market's states of the moments at these places."""
+    import torch
+
+    assert segment.market is not None and segment.states is not None
+    return torch.from_numpy(segment.market[segment.states[list(places)]])
+
+
+def labels_of(config: AlphaConfig, source: WindowDataset) -> tuple[list[Label], int]:
+    """What is learned: the data set's own label, then that of the other horizons.
+
+    Returns:
+        The labels, and after how many times of the calendar all are known.
+
+    Raises:
+        ConfigError: the horizons lack the label's own, or it has no others.
+    """
+    label = source.label
+    if config.horizons is None:
+        return [label], label.ahead
+    others = [label.over(bars) for bars in config.horizons if bars != label.bars]
+    if label.bars not in config.horizons:
+        raise ConfigError(
+            f"training.alpha.horizons {list(config.horizons)} lack the label's own, "
+            f"{label.bars}: the score is what is said of it; add it"
+        )
+    labels = [label, *others]
+    return labels, max(one.ahead for one in labels)
 
 
 def train_gru(
@@ -444,8 +609,10 @@ def train_gru(
         log_every=log_every,
         log=PlainLog() if log is None else log,
     )
-    segments = [_labelled_segment(name, config, work) for name in ("train", "valid")]
+    segments = _labelled_segments(config, work)
     net = make_gru(config, sizes)
+    train = segments[0]
+    net.head.fit_market(_states_of(train, [day.start for day in train.days]))
     work.run("gru", AlphaStep(net, None, ALPHA_LOSSES[config.loss]), segments, config)
     result.head = net.head
     assert net.predictor is not None
@@ -460,7 +627,7 @@ def make_gru(config: AlphaConfig, sizes: GRUConfig) -> AlphaNet:
     from kronos_qlib.model.gru_reader import GRUReader
     from kronos_qlib.training.alpha import AlphaNet
 
-    head = make_head(config, sizes.hidden)
+    head = new_head(config, sizes.hidden)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return AlphaNet(head, GRUReader(sizes))
@@ -468,52 +635,71 @@ def make_gru(config: AlphaConfig, sizes: GRUConfig) -> AlphaNet:
 
 def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
     """What an alpha head learns from and is judged by, with contexts where those stay."""
-    from kronos_qlib.training.alpha import AlphaSegment, check_days
+    from kronos_qlib.training.alpha import with_day_tokens
 
     predictor = work.predictor
     segments = []
-    for name in ("train", "valid"):
-        segment = _labelled_segment(name, config, work)
+    for place, segment in enumerate(_labelled_segments(config, work)):
         windows = segment.windows
-        if config.backbone == "frozen" and config.context_width:
-            contexts = contexts_of(predictor, windows, work.show_progress)
-            segment = replace(segment, contexts=contexts)
-        elif config.backbone == "frozen":  # the head looks at none
+        if config.backbone != "frozen":
+            epochs = config.epochs + place  # of validation one more
+            segment = with_day_tokens(
+                segment, predictor.tokenizer, config, epochs, predictor.device, work.show_progress
+            )
+        elif config.context_width:
+            segment = replace(segment, contexts=_contexts_of(config, windows, work))
+        else:  # the head looks at none
             segment = replace(segment, contexts=np.zeros((len(windows), 0), dtype=np.float32))
         segments.append(segment)
     return segments
 
 
-def _labelled_segment(name: str, config: AlphaConfig, work: _Training) -> AlphaSegment:
-    """Windows of known label, and what is compared over their days; no context."""
-    from kronos_qlib.training.alpha import AlphaSegment, check_days
+def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegment]:
+    """Windows of train and valid, and what is compared and learned over their days; no context."""
+    from kronos_qlib.training.alpha import AlphaSegment, check_days, day_features
 
-    source, windows = work.source, work.source.labelled_windows(name)
-    columns = source.feature_values(windows, config.features)
-    if note := describe_unknown(columns, config.features, name):
-        work.log.message(f"alpha, {name}: {note}")
-    segment = AlphaSegment.of(windows, source.label, columns=columns)
-    check_days(segment, name)  # before contexts are read, which takes minutes
-    work.log.message(
-        f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
-        f"{int(np.isfinite(segment.returns).sum())} of known label"
-        f"{describe_dropped(windows.dropped)}"
-    )
-    return segment
+    source = work.source
+    [label, *others], ahead = labels_of(config, source)
+    segments = []
+    for name in ("train", "valid"):
+        windows = source.labelled_windows(name, ahead)
+        columns = source.feature_values(windows, config.features)
+        if note := describe_unknown(columns, config.features, name):
+            work.log.message(f"alpha, {name}: {note}")
+        features = day_features(windows, columns) if config.features else None
+        segment = AlphaSegment.of(windows, label, features=features, others=others)
+        if name == "train":
+            segment = segment.without_extremes(config.drop_extremes)
+        check_days(segment, name)  # before contexts are read, which takes minutes
+        work.log.message(
+            f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
+            f"{int(np.isfinite(segment.returns).sum())} of known label"
+            f"{describe_dropped(windows.dropped)}"
+        )
+        segments.append(segment)
+    return segments
 
 
-def columns_to_score(source: WindowDataset, windows: Windows, names: Sequence[str]) -> Floats:
-    """(N, F) columns of windows that a head will score, NaN where not known; the log counts them.
+def features_to_score(
+    source: WindowDataset, windows: Windows, names: Sequence[str]
+) -> Floats | None:
+    """(N, F) what a head of these `names` sees beside contexts; None where that is the scale alone.
+
+    A column's values that are not known are counted in the log.
 
     Raises:
         ConfigError: a column is not to be had.
     """
-    columns = source.feature_values(windows, names)
+    from kronos_qlib.training.alpha import day_features
+
+    if not (asked := columns_of(names)):
+        return None
+    columns = source.feature_values(windows, asked)
     if np.isnan(columns).any():
         unknown = np.isnan(columns).mean(axis=0)
-        told = [f"{names[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
+        told = [f"{asked[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
         logger.warning("features: %s%s", AT_MEDIAN, ", ".join(told))
-    return columns
+    return day_features(windows, columns)
 
 
 def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str:
@@ -535,6 +721,15 @@ def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str
         )
     told = [f"{names[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
     return f"{AT_MEDIAN}{', '.join(told)}" if told else ""
+
+
+def _contexts_of(config: AlphaConfig, windows: Windows, work: _Work) -> Contexts:
+    shown, report = work.show_progress, work.log.message
+    if work.contexts_folder is None:
+        return contexts_of(work.predictor, windows, shown, pooling=config.context, report=report)
+    return stored_contexts(
+        work.predictor, windows, work.contexts_folder, shown, pooling=config.context, report=report
+    )
 
 
 def check_segments(source: WindowDataset) -> None:
@@ -566,12 +761,14 @@ def check_trainable(stages: StagesConfig, source: WindowDataset) -> None:
             needs and what the bars have.
     """
     check_segments(source)
-    asked = []
+    asked: list[tuple[Callable[[str], Windows], int, str]] = []
     if stages.predictor is not None or stages.tokenizer is not None:
         asked.append((source.training_windows, source.horizon, "bars"))
     if stages.alpha is not None:
         source.check_features(stages.alpha.features)
-        asked.append((source.labelled_windows, source.label.ahead, "bars of its label"))
+        ahead = labels_of(stages.alpha, source)[1]
+        labelled = partial(source.labelled_windows, ahead=ahead)
+        asked.append((labelled, ahead, "bars of its label"))
     for name, use in (("train", "train on"), ("valid", "judge by")):
         for find, ahead, what in asked:
             found = find(name)

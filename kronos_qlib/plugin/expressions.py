@@ -96,7 +96,11 @@ def check_no_later_bars(expression: str, what: str) -> None:
     """
     shown = printable(expression)[:200]
     for node in ast.walk(_parsed(expression)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SHIFTS:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in SHIFTS
+        ):
             given = [*node.args[1:2], *(one.value for one in node.keywords if one.arg == "N")]
             if not given or not _is_whole(given[0]):
                 raise ConfigError(

@@ -133,9 +133,7 @@ def scores_out_of_fold(
     Raises:
         ConfigError: there are too few days, or the model does not learn from tables.
     """
-    table = dataset.prepare(
-        "train", col_set=["feature", "label"], data_key=DataHandlerLP.DK_L
-    )
+    table = dataset.prepare("train", col_set=["feature", "label"], data_key=DataHandlerLP.DK_L)
     raw = dataset.prepare("train", col_set="feature", data_key=DataHandlerLP.DK_I)
     days = np.unique(raw.index.get_level_values("datetime"))
     parts = []
@@ -143,7 +141,9 @@ def scores_out_of_fold(
         logger.info(f"residuals: fold {number} of {folds}, {len(learned)} days to learn from")
         fold = _Fold(dataset, table, raw, scored, learned)
         model = make()
-        quiet = {"verbose_eval": 0} if "verbose_eval" in inspect.signature(model.fit).parameters else {}
+        quiet = (
+            {"verbose_eval": 0} if "verbose_eval" in inspect.signature(model.fit).parameters else {}
+        )
         try:
             model.fit(fold, **quiet)
             found = model.predict(fold, FOLD)
@@ -156,9 +156,7 @@ def scores_out_of_fold(
     return pd.concat(parts).sort_index()
 
 
-def split_days(
-    days: Any, folds: int, ahead: int
-) -> Iterator[tuple[Any, Any]]:
+def split_days(days: Any, folds: int, ahead: int) -> Iterator[tuple[Any, Any]]:
     """Days to score, and those to learn from, of each fold in time.
 
     Args:

@@ -13,6 +13,7 @@ from qlib.data.dataset.loader import QlibDataLoader, StaticDataLoader
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, LookaheadError
+from kronos_qlib.pipeline.stages import columns_of
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import check_lookahead, open_provider
@@ -68,7 +69,9 @@ def provider(bars, news, tmp_path_factory):
 
 def dataset_of(folder: Path, handler=None, **others) -> KronosDataset:
     open_provider(folder)
-    return KronosDataset(handler or KronosHandler(), SEGMENTS, lookback=LOOKBACK, horizon=3, **others)
+    return KronosDataset(
+        handler or KronosHandler(), SEGMENTS, lookback=LOOKBACK, horizon=3, **others
+    )
 
 
 def model_of(features, **alpha) -> KronosModel:
@@ -142,7 +145,7 @@ def test_a_head_keeps_the_names_of_its_columns(fitted, provider, tmp_path):
     fitted.save_pretrained(str(tmp_path / "saved"))
     again = KronosModel("nano", alpha_head=str(tmp_path / "saved" / "alpha"), device="cpu",
                         show_progress=False)  # fmt: skip
-    assert again.head.columns == (NEWS, "KMID")
+    assert columns_of(again.head.names) == (NEWS, "KMID")
     assert again.predict(dataset).equals(scores)
     assert pickle.loads(pickle.dumps(fitted)).predict(dataset).equals(scores)
     other = KronosModel("nano", alpha_head=str(tmp_path / "saved" / "alpha"), device="cpu",
@@ -234,8 +237,9 @@ def test_features_are_a_list_of_names(features, message):
 def test_a_head_without_its_columns_is_no_file_of_another_version(tmp_path):
     from kronos_qlib.model.alpha_head import AlphaHead
 
-    head = AlphaHead(4, 3, 2, 4, 0.0, ["NEWS"])
-    head.save_pretrained(tmp_path, ["amount", "return_5"])
-    assert AlphaHead.from_pretrained(tmp_path, 4, ["amount", "return_5"]).columns == ("NEWS",)
+    head = AlphaHead(4, 3, 2, 4, 0.0, names=["amount", "return_5", "NEWS"])
+    head.save_pretrained(tmp_path)
+    again = AlphaHead.from_pretrained(tmp_path, 4, ["amount", "return_5"])
+    assert again.names == ("amount", "return_5", "NEWS")
     with pytest.raises(CheckpointError, match="other features than this version has"):
         AlphaHead.from_pretrained(tmp_path, 4, ["amount", "volatility_5"])

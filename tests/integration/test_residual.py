@@ -165,7 +165,11 @@ def test_a_blend_trains_its_head_on_what_the_trees_leave(dataset):
     [
         ([GRU, LIGHTGBM], {"of": "forest"}, "'forest' is no member of the blend: gru, trees"),
         ([MOMENTUM, LIGHTGBM], {"of": "trees"}, "a BaselineModel cannot"),
-        ([GRU, LIGHTGBM], {"of": "trees", "folds": 1}, "folds must be a whole number of at least 2"),
+        (
+            [GRU, LIGHTGBM],
+            {"of": "trees", "folds": 1},
+            "folds must be a whole number of at least 2",
+        ),
         ([GRU, LIGHTGBM], {"by": "trees"}, "residual has no setting 'by'"),
     ],
 )

@@ -204,14 +204,19 @@ class WindowDataset:
             self.table, horizon=self.horizon, first=first, last=last, **self._which()
         )
 
-    def labelled_windows(self, segment: Segment = "train") -> Windows:
+    def labelled_windows(self, segment: Segment = "train", ahead: int | None = None) -> Windows:
         """Windows to learn or to judge a signal by: those whose label is known in the segment.
 
         Without its last days, whose labels are the returns of days after it: the purge.
+
+        Args:
+            ahead: times of the calendar until all is known that is learned of a window; None: as
+                the label has it.
         """
         first, last = self.bounds(segment)
+        ahead = self.label.ahead if ahead is None else ahead
         return windows_to_score(
-            self.table, first=first, last=last, leave_out=self.label.ahead, **self._which()
+            self.table, first=first, last=last, leave_out=ahead, **self._which()
         )
 
     def check_features(self, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_drop
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.pipeline.scoring import scores_from_gru
-from kronos_qlib.pipeline.stages import Resume, columns_to_score, make_gru, train_gru
+from kronos_qlib.pipeline.stages import Resume, features_to_score, make_gru, train_gru
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 logger = get_module_logger(__name__)
 
-OF_BACKBONE = ("backbone", "backbone_learning_rate", "lora_rank", "lora_alpha")
+OF_BACKBONE = (
+    "backbone",
+    "backbone_learning_rate",
+    "lora_rank",
+    "lora_alpha",
+    "context",
+    "initial",
+    "seeds",
+)
 """Settings of an alpha head that are of a pretrained network, and of no GRU."""
 
 
@@ -154,9 +162,9 @@ class GRUModel(Model):
         logger.info(f"{len(windows)} windows to score{describe_dropped(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
-        columns = columns_to_score(source, windows, net.head.columns)
+        features = features_to_score(source, windows, net.head.names)
         scores = scores_from_gru(
-            net, windows, pick_device(self.device), self.show_progress, columns
+            net, windows, pick_device(self.device), self.show_progress, features
         )
         return pd.Series(scores, index=windows.index, name="score").sort_index()
 
@@ -169,7 +177,7 @@ class GRUModel(Model):
         reader = self.net.predictor
         assert reader is not None
         reader.save_pretrained(Path(path) / "gru")
-        self.net.head.save_pretrained(Path(path) / "alpha", SCALE_FEATURES)
+        self.net.head.save_pretrained(Path(path) / "alpha")
 
     def _load(self) -> AlphaNet:
         from kronos_qlib.model.alpha_head import AlphaHead

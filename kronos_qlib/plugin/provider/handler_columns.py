@@ -22,6 +22,8 @@ from kronos_qlib.schema import BAR_COLUMNS
 
 FEATURE = "feature"
 """The group of a handler's columns that models learn from; Qlib's name."""
+
+
 @cache
 def alpha158_expressions() -> Mapping[str, str]:
     """Alpha158's columns by name, as Qlib's own handler has them."""
@@ -143,4 +145,6 @@ def _written_in(loader: object) -> dict[str, str]:
 
 def _are_made_anew(handler: DataHandler) -> bool:
     """Whether processors may add or rename columns, so that the loader's names are not all."""
-    return bool(getattr(handler, "infer_processors", ()) or getattr(handler, "shared_processors", ()))
+    return bool(
+        getattr(handler, "infer_processors", ()) or getattr(handler, "shared_processors", ())
+    )
