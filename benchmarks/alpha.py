@@ -12,15 +12,15 @@ Rows, each trained from every seed of --seeds:
 - gru: `GRUModel`, the same windows, features, days, loss and early choice as the head's.
 - head: an alpha head on nano's context; head without context: the same head on the scale alone.
 - of --settings, a YAML file of a name and a mapping each: {alpha: fields of AlphaConfig}, {gru:
-  settings of GRUModel}, {lightgbm: settings of LGBModel}, {blend: [rows]}, {residual: {of: lightgbm,
-  folds: 5}, alpha or gru: ...}, which learns what LightGBM leaves. A name that is there already is
-  replaced. Settings of `alpha` and `gru.training` are laid over those of the usual row.
+  settings of GRUModel}, {lightgbm: settings of LGBModel}, {blend: [rows]}, or {residual: {of:
+  lightgbm, folds: 5}, alpha or gru: ...}, which learns what LightGBM leaves. A name that is there
+  already is replaced. Settings of `gru` are laid over those of the usual row.
 - blends: means of percentiles within the day, in equal parts, of seeds with each other.
 
-Columns: mean daily Rank IC, the mean over seeds of each day, with three intervals of 95 % over days:
-`daily_mean`'s, Newey and West's, and of a stationary bootstrap (benchmarks/intervals.py compares
+Columns: mean daily Rank IC, the mean over seeds of each day, with three intervals of 95 % over
+days: `daily_mean`'s, Newey and West's, and of a stationary bootstrap (benchmarks/intervals.py compares
 them: the second and third are too narrow, and asked for). ICIR: the mean over the deviation of a
-day. Seeds: the lowest and highest seed's. Together: the Rank IC of the mean percentile of all seeds.
+day. Seeds: the lowest and highest seed's. Together: Rank IC of the mean percentile of all seeds.
 Turnover: share of the best tenth that is new each day. Excess and IR: of Qlib's TopK-dropout
 backtest (50 names, 5 replaced a day, limits of 9.5 %), after 10 basis points of the money traded on
 either side, over the mean of all names of the day, per year, mean over seeds; t of the daily
@@ -131,7 +131,6 @@ MARKETS = {
         least_share=0.05,  # Saturdays of one to four bars, a fault of the file
     ),
 }
-HEAD: dict[str, Any] = {}
 GRU: dict[str, Any] = {
     "hidden": 64,
     # Read bar by bar: a sample of each day, or an epoch takes as long as all of the head's.
@@ -284,7 +283,7 @@ class Bench:
             known |= {"residual": {"folds": residual.folds, "of": of}}
         if "gru" in how:
             return {**known, "gru": merged(merged(GRU, how["gru"]), {"training": {"seed": seed}})}
-        alpha = merged(HEAD, {**how["alpha"], "seed": seed})
+        alpha = {**how["alpha"], "seed": seed}
         return {**known, "alpha": alpha, "checkpoint": self.checkpoint}
 
     def model(self, settings: Mapping[str, Any]) -> Any:
@@ -566,9 +565,8 @@ def show(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     parts = [format_rows([header, *lines])]
     if apart:
-        parts.append(
-            format_rows([["Rank IC of", "less that of", "mean", "95 %", "t", "p"], *apart])
-        )
+        heading = ["Rank IC of", "less that of", "mean", "95 %", "t", "p"]
+        parts.append(format_rows([heading, *apart]))
     return "\n\n".join(parts)
 
 

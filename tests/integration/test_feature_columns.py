@@ -41,7 +41,7 @@ def bars():
 
 @pytest.fixture(scope="module")
 def news(bars):
-    """What is known at each close and foretells the label, on (datetime, instrument); gaps in it."""
+    """What is known at each close, on (datetime, instrument), and foretells the label; gaps too."""
     closes = bars.pivot(index="date", columns="symbol", values="close")
     label = (closes.shift(-2) / closes.shift(-1) - 1).stack(future_stack=True)
     rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_a_head_keeps_the_names_of_its_columns(fitted, provider, tmp_path):
     assert pickle.loads(pickle.dumps(fitted)).predict(dataset).equals(scores)
     other = KronosModel("nano", alpha_head=str(tmp_path / "saved" / "alpha"), device="cpu",
                         training={"alpha": {**QUICK, "features": ["KMID"]}})  # fmt: skip
-    with pytest.raises(ConfigError, match="the head in .* reads \\$news, KMID: name the same"):
+    with pytest.raises(ConfigError, match=r"the head in .* reads \$news, KMID: name the same"):
         other.predict(dataset)
 
 
@@ -189,7 +189,7 @@ def test_a_handlers_own_column_of_later_bars_is_refused(provider):
                                          ["AHEAD", "BODY"])})  # fmt: skip
     columns = HandlerColumns(DataHandlerLP("all", data_loader=loader, learn_processors=[]))
     columns.check(["BODY"])
-    with pytest.raises(ConfigError, match="the handler's AHEAD: .* reads 3 bars after its own"):
+    with pytest.raises(ConfigError, match=r"the handler's AHEAD: .* reads 3 bars after its own"):
         columns.check(["AHEAD"])
 
 

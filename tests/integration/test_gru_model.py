@@ -174,7 +174,7 @@ def test_it_says_what_it_needs(provider):
     dataset = dataset_of(provider)
     with pytest.raises(ConfigError, match="GRUModel has no weights yet: call `fit`"):
         model_of().predict(dataset)
-    with pytest.raises(ConfigError, match="GRUModel reads windows .* got dict"):
+    with pytest.raises(ConfigError, match=r"GRUModel reads windows .* got dict"):
         model_of().fit({})
     with pytest.raises(ConfigError, match="does not use a reweighter"):
         model_of().fit(dataset, reweighter=1)

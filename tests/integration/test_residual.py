@@ -180,5 +180,5 @@ def test_a_residual_that_cannot_work_is_refused(members, residual, message):
 
 def test_a_model_of_windows_leaves_no_table(dataset):
     blend = BlendModel([GRU, {**GRU, "name": "other"}], residual={"of": "other"})
-    with pytest.raises(ConfigError, match="residual.of is a model of tables, as LightGBM"):
+    with pytest.raises(ConfigError, match=r"residual\.of is a model of tables, as LightGBM"):
         blend.fit(dataset)

@@ -1,4 +1,4 @@
-"""GRUModel: a plain GRU trained by day like Kronos' alpha head, the rival that a backbone must beat."""
+"""GRUModel: a plain GRU trained by day as an alpha head is, the rival that Kronos must beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns beside the bars, for an alpha head: a handler's features, Alpha158's, Qlib expressions."""
+"""Columns beside the bars: a handler's features, Alpha158's, and Qlib expressions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HandlerColumns:
         if name in BAR_COLUMNS:
             raise ConfigError(
                 f"features: {name!r} is in the windows already; its level, which later splits "
-                f"have moved, is no column to rank by: give an expression, as ${name}/Ref(${name},1)"
+                f"have moved, is no column to rank by: give an expression, ${name} / Ref(${name}, 1)"
             )
         kind = type(self.handler).__name__
         near = get_close_matches(name, [*(made or ()), *known], n=1)
