@@ -18,8 +18,8 @@ Rows, each trained from every seed of --seeds:
 - blends: means of percentiles within the day, in equal parts, of seeds with each other.
 
 Columns: mean daily Rank IC, the mean over seeds of each day, with three intervals of 95 % over
-days: `daily_mean`'s, Newey and West's, and of a stationary bootstrap (benchmarks/intervals.py compares
-them: the second and third are too narrow, and asked for). ICIR: the mean over the deviation of a
+days: `daily_mean`'s, Newey and West's, and a stationary bootstrap's (benchmarks/intervals.py
+compares them: the second and third are too narrow, and asked for). ICIR: the mean over the deviation of a
 day. Seeds: the lowest and highest seed's. Together: Rank IC of the mean percentile of all seeds.
 Turnover: share of the best tenth that is new each day. Excess and IR: of Qlib's TopK-dropout
 backtest (50 names, 5 replaced a day, limits of 9.5 %), after 10 basis points of the money traded on

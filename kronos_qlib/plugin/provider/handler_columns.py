@@ -90,7 +90,7 @@ class HandlerColumns:
         if name in BAR_COLUMNS:
             raise ConfigError(
                 f"features: {name!r} is in the windows already; its level, which later splits "
-                f"have moved, is no column to rank by: give an expression, ${name} / Ref(${name}, 1)"
+                f"have moved, is no column to rank by: write ${name} / Ref(${name}, 1)"
             )
         kind = type(self.handler).__name__
         near = get_close_matches(name, [*(made or ()), *known], n=1)
