@@ -318,6 +318,9 @@ def scores_from_gru(
     Args:
         net: a head, and a GRU in the predictor's place.
         device: scored on.
+
+    Returns:
+        (N,) in the head's own units.
     """
     import torch
 

@@ -163,7 +163,7 @@ def test_workflows_of_the_demo_market_run_on_equal_terms():
             "kronos_lightgbm",
             "kronos_zero_shot",
             "gru",
-        )  # fmt: skip
+        )
     )
     for other in others:
         assert other["task"]["backtest"] == one["task"]["backtest"]
