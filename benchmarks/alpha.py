@@ -47,8 +47,10 @@ import argparse
 import hashlib
 import json
 import pickle
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -341,7 +343,7 @@ class Bench:
         log(f"{row}, seed {seed}: training")
         self.open("valid")
         began, model = time.perf_counter(), self.model(settings)
-        with metrics_dropped():
+        with metrics_dropped(), redirect_stdout(sys.stderr):  # what LightGBM prints is no table
             if "lightgbm" in settings:
                 model.fit(self.table_dataset("train", "valid"), verbose_eval=0)
             else:
@@ -365,13 +367,14 @@ class Bench:
             log(f"{residual.of}, seed {seed}: scores of {residual.folds} folds")
             self.open("valid")
             ahead = ExpressionLabel(NEXT_DAY_RETURN).ahead
-            scores = scores_out_of_fold(
-                lambda: self.model(settings["of"]),
-                fitted,
-                self.table_dataset("train", "valid"),
-                residual.folds,
-                ahead,
-            )
+            with metrics_dropped(), redirect_stdout(sys.stderr):
+                scores = scores_out_of_fold(
+                    lambda: self.model(settings["of"]),
+                    fitted,
+                    self.table_dataset("train", "valid"),
+                    residual.folds,
+                    ahead,
+                )
             scores.rename("score").to_frame().to_parquet(path)
             keep(path, settings)
         return pd.read_parquet(path)["score"]
