@@ -38,6 +38,8 @@ class GRUReader(nn.Module):
         layers a usual baseline on daily bars, as Qlib's own.
     """
 
+    largest: Tensor
+
     def __init__(self, config: GRUConfig) -> None:
         super().__init__()
         self.config = config
@@ -56,7 +58,8 @@ class GRUReader(nn.Module):
         times = stamps.to(z.dtype) / self.largest - 0.5
         inputs = torch.cat((z, times), dim=-1)
         parts = []
-        for bars, seen in zip(inputs.split(CHUNK), lengths.split(CHUNK), strict=True):
+        for begin in range(0, len(inputs), CHUNK):
+            bars, seen = inputs[begin : begin + CHUNK], lengths[begin : begin + CHUNK]
             states, _ = self.gru(bars)
             parts.append(states[torch.arange(len(bars), device=z.device), seen - 1])
         return torch.cat(parts)

@@ -612,7 +612,8 @@ def train_gru(
     segments = _labelled_segments(config, work)
     net = make_gru(config, sizes)
     train = segments[0]
-    net.head.fit_market(_states_of(train, [day.start for day in train.days]))
+    for member in net.head.members:
+        member.fit_market(_states_of(train, [day.start for day in train.days]))
     work.run("gru", AlphaStep(net, None, ALPHA_LOSSES[config.loss]), segments, config)
     result.head = net.head
     assert net.predictor is not None
@@ -697,7 +698,7 @@ def features_to_score(
     columns = source.feature_values(windows, asked)
     if np.isnan(columns).any():
         unknown = np.isnan(columns).mean(axis=0)
-        told = [f"{asked[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
+        told = [f"{name} {share:.1%}" for name, share in zip(asked, unknown, strict=True) if share]
         logger.warning("features: %s%s", AT_MEDIAN, ", ".join(told))
     return day_features(windows, columns)
 
@@ -719,7 +720,7 @@ def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str
             f"features: {names[int(unknown.argmax())]} has no value for any of {len(columns)} "
             f"windows of {segment}: leave it out, or look at where it comes from"
         )
-    told = [f"{names[place]} {unknown[place]:.1%}" for place in np.flatnonzero(unknown)]
+    told = [f"{name} {share:.1%}" for name, share in zip(names, unknown, strict=True) if share]
     return f"{AT_MEDIAN}{', '.join(told)}" if told else ""
 
 
