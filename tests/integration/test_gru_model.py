@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.plugin.baselines import BaselineModel, GRUModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import check_lookahead, open_provider
+from kronos_qlib.plugin.preflight.planned_run import PlannedRun
+from kronos_qlib.plugin.preflight.run_outputs import resume_folders
 from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.runs.kept_models import FOLDER, STATE, needs_state, restore, write_model
+from kronos_qlib.plugin.runs.known_tasks import check_known
+from kronos_qlib.plugin.workflows.estimate import estimate
 
 pytestmark = pytest.mark.integration
 
@@ -184,3 +190,39 @@ def test_a_baseline_takes_windows_without_qlib(provider):
     source = dataset_of(provider).source
     scores = BaselineModel("momentum", bars=5, skip=0).predict(source)
     assert len(scores) == len(source.windows("test"))
+
+
+def test_a_run_keeps_it_in_plain_files(fitted, provider, tmp_path):
+    """As `kronos-qlib score` rebuilds it: nothing is unpickled."""
+    dataset = dataset_of(provider)
+    write_model(fitted, tmp_path)
+    state = json.loads((tmp_path / STATE).read_text(encoding="utf-8"))
+    files = {path.name: path.read_bytes() for path in (tmp_path / FOLDER).iterdir()}
+    again = model_of()
+    assert needs_state(again)
+    restore(again, state["model"], files)
+    assert again.predict(dataset).equals(fitted.predict(dataset))
+    assert not needs_state(model_of(weights=str(tmp_path)))
+    check_known({"model": {"class": "GRUModel", "module_path": "kronos_qlib.plugin.baselines"}})
+
+
+def test_its_time_is_estimated_from_what_it_reads(provider):
+    source = dataset_of(provider).source
+    found = {name: source.windows(name) for name in SEGMENTS}
+
+    def seconds(**training) -> float:
+        parts = estimate({}, model_of(training), {}, source, found)
+        return next(part.seconds for part in parts if part.what == "training")
+
+    assert seconds(epochs=40) > 4 * seconds(epochs=2)
+    assert seconds(epochs=40, windows_per_day=5) < seconds(epochs=40)
+    parts = estimate({}, model_of(weights="saved"), {}, source, found)
+    assert {part.what for part in parts} == {"start, reports and backtest", "scores"}
+
+
+def test_its_folder_of_states_is_looked_at_before_a_run():
+    settings = {"class": "GRUModel", "kwargs": {"resume_folder": "states"}}
+    blend = {"class": "BlendModel", "kwargs": {"members": [settings, {"class": "LGBModel"}]}}
+    for model in (settings, blend):
+        found = resume_folders(PlannedRun({}, {"model": model}, None))
+        assert [folder.name for folder in found] == ["states"]
