@@ -304,7 +304,7 @@ def test_the_loss_of_several_horizons_is_their_mean_over_known_labels(windows, m
             if known.sum() >= 5:
                 losses.append(ic_loss(scores[known, column], torch.from_numpy(target[known])))
         assert float(step.losses(batch)["loss"].detach()) == pytest.approx(
-            float(torch.stack(losses).mean()), rel=1e-6
+            float(torch.stack(losses).mean().detach()), rel=1e-6
         )
         assert torch.equal(step.scores(batch), scores[:, 0])
     assert len(losses) == 1, "of the last day only the next return is known"
