@@ -152,9 +152,7 @@ def test_every_option_is_in_the_pickle_and_in_the_folder(fitted_with_all, provid
     day = scores.index.get_level_values("datetime").unique()[30]
     alone = again.predict(dataset, (day, day))
     assert alone.equals(scores[scores.index.get_level_values("datetime") == day])
-    with pytest.raises(
-        ConfigError, match=r"to train on has attention 8 \(asked for: 0\), outputs 3"
-    ):
+    with pytest.raises(ConfigError, match=r"train on has .*attention 8 \(asked for: 0\)"):
         other = KronosModel(**saved, training={"alpha": {"seeds": 2}}, device="cpu")
         other.fit(dataset)
     with pytest.raises(ConfigError, match="alpha_head was trained on other weights than those"):
