@@ -38,6 +38,6 @@ def finetune(arguments: argparse.Namespace) -> None:
             best = min(rows, key=lambda row: row["valid_loss"])
             print(
                 f"{stage}: validation loss {rows[0]['valid_loss']:.5f} before, lowest "
-                f"{best['valid_loss']:.5f} after epoch {best['epoch']:.0f} of {len(rows) - 1}"
+                f"{best['valid_loss']:.5f} after epoch {best['epoch']:.0f} of {rows[-1]['epoch']:.0f}"
             )
         print(f"saved in {arguments.out}")

@@ -215,8 +215,10 @@ def test_members_are_what_each_seed_gives_alone(predictor, source):
         for name, value in alone.head.state_dict().items():
             assert torch.equal(value, member.state_dict()[name]), name
         assert together.history[f"alpha_{number}"] == alone.history["alpha"]
-    [row] = together.history["alpha"]
-    assert {"valid_loss", "valid_ic", "valid_rank_ic"} < row.keys()
+    before, after = together.history["alpha"]
+    assert (before["epoch"], after["epoch"]) == (0, 2)
+    assert {"valid_loss", "valid_ic", "valid_rank_ic"} < after.keys()
+    assert before["valid_loss"] != after["valid_loss"]
 
 
 def test_a_head_with_other_options_is_not_trained_on(predictor, source):
