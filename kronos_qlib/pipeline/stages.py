@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha_head import Head
+    from kronos_qlib.model.alpha_head import AlphaEnsemble, Head
     from kronos_qlib.model.sizes import GRUConfig
     from kronos_qlib.model.transformer import Kronos
     from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, Contexts
@@ -138,7 +138,8 @@ class StagesResult:
     last: the same of the last epoch, whichever was the best.
     history: losses of each stage, a row per epoch.
     head: the alpha head, where one was trained; of several seeds the ensemble, whose members'
-        histories are "alpha_0", "alpha_1" and so on, and whose own is a row of "alpha".
+        histories are "alpha_0", "alpha_1" and so on, and whose own, "alpha", has two rows: of new
+        members, and of the best of each.
     """
 
     weights: dict[str, bytes] = field(default_factory=dict)
@@ -433,7 +434,7 @@ def _train_half(
 def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
     from kronos_qlib.model.alpha_head import AlphaEnsemble
     from kronos_qlib.model.checkpoints.weights import to_bytes
-    from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
+    from kronos_qlib.training.alpha import AlphaNet
     from kronos_qlib.training.hardware import threads_for
 
     predictor, source, result = work.predictor, work.source, work.result
@@ -467,6 +468,8 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
             largest = max(day.stop - day.start for part in segments for day in part.days)
             width = head.config.context.parts * head.config.d_model + head.config.features
             stack.enter_context(threads_for(largest * width))
+        if isinstance(head, AlphaEnsemble):
+            _judge_together(head, 0, config, segments[1], work)
         last = []
         for number, member in enumerate(head.members):
             name = "alpha" if config.seeds == 1 else f"alpha_{number}"
@@ -474,13 +477,7 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
             net = AlphaNet(member, None if is_frozen else backbone)
             last.append(_train_member(name, own, net, segments, work))
         if isinstance(head, AlphaEnsemble):
-            step = AlphaStep(AlphaNet(head), predictor.tokenizer, ALPHA_LOSSES[config.loss])
-            judged = segments[1].to_judge_by(config)
-            row = step.validate(judged, config, predictor.device)
-            values = ", ".join(f"{key} {value:.4f}" for key, value in row.items())
-            work.log.message(f"alpha, {config.seeds} seeds together: {values}")
-            work.log.metrics({f"alpha.{key}": value for key, value in row.items()}, config.epochs)
-            result.history["alpha"] = [{"epoch": float(config.epochs), **row}]
+            _judge_together(head, config.epochs, config, segments[1], work)
     result.head = head
     heads = [one.head for one in last]
     result.weights["alpha"] = to_bytes(head)
@@ -488,6 +485,23 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
     if not is_frozen or begins_anew:
         result.weights["predictor"] = to_bytes(backbone)
         result.last["predictor"] = to_bytes(backbone if is_frozen else last[0].predictor)
+
+
+def _judge_together(
+    head: AlphaEnsemble, epoch: int, config: AlphaConfig, validation: AlphaSegment, work: _Work
+) -> None:
+    """Add a row of the ensemble's own to the history: before its members are trained, and after."""
+    from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaStep
+
+    device = work.predictor.device
+    step = AlphaStep(AlphaNet(head), work.predictor.tokenizer, ALPHA_LOSSES[config.loss])
+    head.to(device)
+    row = step.validate(validation.to_judge_by(config), config, device)
+    values = ", ".join(f"{key} {value:.4f}" for key, value in row.items())
+    when = "trained" if epoch else "new"
+    work.log.message(f"alpha, {config.seeds} seeds together, {when}: {values}")
+    work.log.metrics({f"alpha.{key}": value for key, value in row.items()}, epoch)
+    work.result.history.setdefault("alpha", []).append({"epoch": float(epoch), **row})
 
 
 def _train_member(

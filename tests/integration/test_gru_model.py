@@ -19,7 +19,7 @@ from kronos_qlib.plugin.baselines import BaselineModel, GRUModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import check_lookahead, open_provider
 from kronos_qlib.plugin.preflight.planned_run import PlannedRun
-from kronos_qlib.plugin.preflight.run_outputs import resume_folders
+from kronos_qlib.plugin.preflight.run_outputs import kept_folders
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.runs.kept_models import FOLDER, STATE, needs_state, restore, write_model
 from kronos_qlib.plugin.runs.known_tasks import check_known
@@ -224,5 +224,5 @@ def test_its_folder_of_states_is_looked_at_before_a_run():
     settings = {"class": "GRUModel", "kwargs": {"resume_folder": "states"}}
     blend = {"class": "BlendModel", "kwargs": {"members": [settings, {"class": "LGBModel"}]}}
     for model in (settings, blend):
-        found = resume_folders(PlannedRun({}, {"model": model}, None))
-        assert [folder.name for folder in found] == ["states"]
+        [(setting, folder)] = kept_folders(PlannedRun({}, {"model": model}, None))
+        assert (setting, folder.name) == ("resume_folder", "states")

@@ -215,8 +215,10 @@ def test_members_are_what_each_seed_gives_alone(predictor, source):
         for name, value in alone.head.state_dict().items():
             assert torch.equal(value, member.state_dict()[name]), name
         assert together.history[f"alpha_{number}"] == alone.history["alpha"]
-    [row] = together.history["alpha"]
-    assert {"valid_loss", "valid_ic", "valid_rank_ic"} < row.keys()
+    before, after = together.history["alpha"]
+    assert (before["epoch"], after["epoch"]) == (0, 2)
+    assert {"valid_loss", "valid_ic", "valid_rank_ic"} < after.keys()
+    assert before["valid_loss"] != after["valid_loss"]
 
 
 def test_a_head_with_other_options_is_not_trained_on(predictor, source):
@@ -304,7 +306,7 @@ def test_the_loss_of_several_horizons_is_their_mean_over_known_labels(windows, m
             if known.sum() >= 5:
                 losses.append(ic_loss(scores[known, column], torch.from_numpy(target[known])))
         assert float(step.losses(batch)["loss"].detach()) == pytest.approx(
-            float(torch.stack(losses).mean()), rel=1e-6
+            float(torch.stack(losses).mean().detach()), rel=1e-6
         )
         assert torch.equal(step.scores(batch), scores[:, 0])
     assert len(losses) == 1, "of the last day only the next return is known"

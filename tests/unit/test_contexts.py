@@ -18,6 +18,7 @@ from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.gather import gather
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.inference.packed import Reader
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.log import reported
 from kronos_qlib.model.sizes import ContextConfig
@@ -115,6 +116,17 @@ def test_pooled_contexts_are_means_of_the_networks_own(predictor, windows, pooli
             expected = torch.cat(parts).numpy()
             tolerance = 2e-3 if pooling.dtype == "float16" else 1e-4
             np.testing.assert_allclose(found[place], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_context_alone_has_the_bits_of_the_reader_that_draws_after_it(predictor, windows):
+    """What draws paths keeps keys for the s2 attention besides; contexts never needed them."""
+    bars, stamps = windows.take(slice(30, 40)).cut(6).seen()
+    packed = predictor._engine()
+    z = predictor._normalised(WindowScale.of(bars), bars)
+    with torch.inference_mode():
+        s1, s2 = packed.tokenizer.encode(z)
+        expected = Reader(packed.net, paths=1, steps=0).read(s1, s2, torch.from_numpy(stamps))
+    np.testing.assert_array_equal(predictor.embed(bars, stamps), expected.numpy())
 
 
 def test_a_backbone_that_is_trained_reads_what_a_frozen_one_does(predictor, windows):
