@@ -198,7 +198,7 @@ class AlphaHead(nn.Module):
         Args:
             context: (B, C) contexts, as `reads` says; (B, 0) where it reads none.
             features: (B, F), standardised over the day.
-            market: (M,) the day's market state, see `training.alpha.market_states`; needed where
+            market: (M,) the day's market state, see `training.alpha.day_inputs`; needed where
                 the head has an attention across names.
 
         Returns:

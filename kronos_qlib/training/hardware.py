@@ -46,8 +46,8 @@ VALUES_A_THREAD = 2**22
 def threads_for(values: int) -> Iterator[None]:
     """Within, torch uses no more threads than a batch of a small network has work for.
 
-    Threads that wait for each other at every small operation cost more than they bring: on two
-    cores with other work, a head's epoch took eight times as long on two threads as on one.
+    Threads that wait for each other at every small operation cost more than they bring, and many
+    times more where other work has the cores.
 
     Args:
         values: numbers in a batch.
