@@ -261,7 +261,10 @@ class Bench:
     def table_dataset(self, *names: str) -> DatasetH:
         """Alpha158's features and the label, on the open folder's rows of these segments."""
         segments = {name: self.segment(name, purged=True) for name in names}
-        frame = self.table(segments[names[0]][0], segments[names[-1]][1])
+        # One frame for training and validation, whose folder is the same.
+        spanned = ("test", "test") if names == ("test",) else ("train", "valid")
+        first, last = (self.segment(name, purged=True) for name in spanned)
+        frame = self.table(first[0], last[1])
         learned = self.workflow["dataset"]["kwargs"]["handler"]["kwargs"]["learn_processors"]
         loader = StaticDataLoader(frame)
         return DatasetH(DataHandlerLP(data_loader=loader, learn_processors=learned), segments)
