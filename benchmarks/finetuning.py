@@ -66,7 +66,7 @@ from qlib.data.cache import H
 from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import UndefinedMetricError
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean, paired_difference
-from kronos_qlib.pipeline.scoring import contexts_of
+from kronos_qlib.pipeline.contexts import contexts_of
 from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel

@@ -123,6 +123,21 @@ def check_choice(owner: object, *names: str) -> None:
         require(isinstance(value, bool), f"{name} must be true or false, got {short_repr(value)}")
 
 
+def check_names(owner: object, *names: str) -> None:
+    """Check that attributes of `owner` are lists of texts, each once; they are made tuples.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
+    for name in names:
+        values = getattr(owner, name)
+        is_list = isinstance(values, (list, tuple)) and all(isinstance(one, str) for one in values)
+        require(is_list, f"{name} must be a list of names, got {short_repr(values)}")
+        twice = [one for one in values if values.count(one) > 1]
+        require(not twice, f"{name} has {short_repr(twice[:1])} more than once")
+        object.__setattr__(owner, name, tuple(values))
+
+
 def check_known(owner: object, **known: Sequence[str]) -> None:
     """Check that attributes of `owner` are among their known values, given by name.
 

@@ -183,6 +183,11 @@ def _yaml(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_yaml(one) for one in value)}]"
+    if dataclasses.is_dataclass(value):
+        each = (
+            f"{one.name}: {_yaml(getattr(value, one.name))}" for one in dataclasses.fields(value)
+        )
+        return f"{{{', '.join(each)}}}"
     if isinstance(value, float):
         return ".inf" if math.isinf(value) else f"{value:g}" if abs(value) < 1e-3 else repr(value)
     return str(value)

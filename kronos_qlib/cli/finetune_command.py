@@ -36,8 +36,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     if process_rank() == 0:
         for stage, rows in history.items():
             best = min(rows, key=lambda row: row["valid_loss"])
+            epochs = rows[-1]["epoch"]
             print(
                 f"{stage}: validation loss {rows[0]['valid_loss']:.5f} before, lowest "
-                f"{best['valid_loss']:.5f} after epoch {best['epoch']:.0f} of {len(rows) - 1}"
+                f"{best['valid_loss']:.5f} after epoch {best['epoch']:.0f} of {epochs:.0f}"
             )
         print(f"saved in {arguments.out}")

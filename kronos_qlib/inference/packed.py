@@ -34,6 +34,7 @@ from kronos_qlib.model.layers import (
     TimeFeatures,
     TransformerBlock,
 )
+from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -328,6 +329,32 @@ class Reader:
         if self.rotate_s2:
             k = net.s2_turn(k, self.s2_store.length)
         (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
+
+
+def read_contexts(
+    net: PackedKronos, s1: Tensor, s2: Tensor, stamps: Tensor, pooling: ContextConfig
+) -> Tensor:
+    """What is read of windows' contexts; nothing is kept to draw from.
+
+    Args:
+        s1, s2: (B, T) int64. stamps: (B, T, 5) int64.
+
+    Returns:
+        (B, pooling.parts * D): the context after the last bar, then what `pooling` adds.
+    """
+    x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+    of_layers = []
+    for number, block in enumerate(net.blocks, 1):
+        x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+        if number in pooling.layers:
+            of_layers.append(normalised(x[:, -1], net.norm_eps).float())
+    newest = normalised(x[:, -pooling.bars :], net.norm_eps) * net.norm_weight
+    parts = [newest[:, -1].float()]
+    if pooling.bars > 1:
+        parts.append(newest.float().mean(dim=1))
+    if of_layers:
+        parts.append(torch.stack(of_layers).mean(dim=0))
+    return torch.cat(parts, dim=-1)
 
 
 def require_finite(values: Tensor, what: str) -> None:

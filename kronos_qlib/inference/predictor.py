@@ -49,11 +49,17 @@ from kronos_qlib.inference.options import (
     PathOptions,
     Request,
 )
-from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader, require_finite
+from kronos_qlib.inference.packed import (
+    PackedKronos,
+    PackedTokenizer,
+    read_contexts,
+    require_finite,
+)
 from kronos_qlib.inference.sampling import SamplingConfig, key_of, place_uniforms, uniforms_in
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoints.pretrained import check_pair
 from kronos_qlib.model.layers import TIME_TABLE_ROWS
+from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, TIME_FIELDS
@@ -504,33 +510,44 @@ class KronosPredictor:
         return plan_batches(sizes, series, sample_count, self.memory_mb, threads, stratified)
 
     def embed(
-        self, x: Floats, x_stamp: Stamps, keys: Sequence[str] | None = None, verbose: bool = False
+        self,
+        x: Floats,
+        x_stamp: Stamps,
+        keys: Sequence[str] | None = None,
+        verbose: bool = False,
+        pooling: ContextConfig | None = None,
     ) -> Floats:
         """The context vector, the embedding of the last bar, for use as features.
 
         Args:
             x, x_stamp: as in `paths`.
             keys: names of the series, for errors.
+            pooling: what is read beside it; None: nothing.
 
         Returns:
-            (series, d_model) float32.
+            (series, d_model) float32; with `pooling`, (series, pooling.parts * d_model), rounded
+            to its dtype.
 
         Raises:
             BarDataError: shapes do not agree, or a value is not finite.
+            ConfigError: the predictor has no such layer, or a context is too large for float16.
         """
+        pooling = pooling or ContextConfig()
+        pooling.check_layers(self.model.config.n_layers)
         x = _checked(x, x_stamp, keys)
-        result = np.empty((len(x), self.model.config.d_model), dtype=np.float32)
+        width = pooling.parts * self.model.config.d_model
+        result = np.empty((len(x), width), dtype=np.float32)
         if not len(x):
             return result
         x, stamps = self._seen(x, x_stamp)
         packed = self._engine()
 
         def read(rows: slice, _: slice) -> None:
-            result[rows] = self._embed(packed, x[rows], stamps[rows])
+            result[rows] = self._embed(packed, x[rows], stamps[rows], pooling)
 
         plan = self.plan(len(x), x.shape[1], 1, 1)
         _run(read, plan, plan.batches(len(x), 1), "embedding", verbose)
-        return result
+        return _rounded(result, pooling.dtype)
 
     @torch.inference_mode()
     def _forecast(
@@ -557,12 +574,14 @@ class KronosPredictor:
         return futures.reshape(len(bars), paths, horizon, -1)
 
     @torch.inference_mode()
-    def _embed(self, packed: Packed, bars: Floats, stamps: Stamps) -> Floats:
+    def _embed(
+        self, packed: Packed, bars: Floats, stamps: Stamps, pooling: ContextConfig
+    ) -> Floats:
         s1, s2 = packed.tokenizer.encode(self._normalised(WindowScale.of(bars), bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
-        newest = Reader(packed.net, paths=1, steps=0).read(s1, s2, moments)
+        newest = read_contexts(packed.net, s1, s2, moments, pooling)
         require_finite(newest, "contexts of the predictor")
-        return newest.float().cpu().numpy()
+        return newest.cpu().numpy()
 
     def _seen(self, x: Floats, stamps: Stamps) -> tuple[Floats, Stamps]:
         """The bars that the network attends to: what is normalised is what is seen."""
@@ -608,6 +627,20 @@ def _run(
     done = run_batches(work, batches, plan)
     for _ in progress(done, what, unit="batch", show=show, total=len(batches)):
         pass
+
+
+def _rounded(contexts: Floats, dtype: str) -> Floats:
+    """As float32 numbers that a narrower type holds."""
+    if dtype == "float32":
+        return contexts
+    with np.errstate(over="ignore"):
+        found = contexts.astype(dtype).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise ConfigError(
+            f"contexts of up to {np.abs(contexts).max():.3g} do not fit {dtype}: leave "
+            "context.dtype at float32"
+        )
+    return found
 
 
 def _checked(x: Floats, stamps: Stamps, keys: Sequence[str] | None) -> Floats:

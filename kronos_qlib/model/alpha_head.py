@@ -1,26 +1,81 @@
 """AlphaHead: from the embedding of a window's last bar to one number that ranks a day's shares.
 
-Shape letters: B windows of one day, D width of the context, F features.
+Shape letters: B windows of one day, D width of the context, C width of all contexts that are read,
+F features, M columns of the market's state, H horizons, L landmarks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError
 from kronos_qlib.model.checkpoints import pretrained as checkpoint
 from kronos_qlib.model.checkpoints import weights
-from kronos_qlib.model.sizes import HeadConfig
+from kronos_qlib.model.sizes import ATTENTION_HEADS, ContextConfig, HeadConfig
 from kronos_qlib.settings import from_mapping
 from kronos_qlib.strict_json import read_object
 
 TINY = 1e-6
-SIZES = ("d_model", "features", "context_width", "hidden", "dropout")
-"""Keys of a head's config.json beside the names of its features."""
+STATE_LIMIT = 3.0
+"""Deviations from the training days' mean at which a market's state is held: what lies farther out
+was never learned."""
+
+
+class AcrossNames(nn.Module):
+    """Attention among the shares of one day, through a few landmarks, gated by the market's state.
+
+    Landmarks attend to all shares, then each share attends to the landmarks: B * L products in
+    place of B * B, so 5,000 shares cost 5,000 times the landmarks. Its output map begins at zero,
+    so a new head scores as without it.
+
+    Source: induced set attention, Lee et al., "Set Transformer", arXiv 1810.00825; a gate by the
+    market, Li et al., "MASTER", arXiv 2312.15235.
+    """
+
+    market_level: Tensor
+    market_spread: Tensor
+
+    def __init__(self, hidden: int, landmarks: int, market: int) -> None:
+        super().__init__()
+        self.landmarks = nn.Parameter(torch.randn(landmarks, hidden) * hidden**-0.5)
+        self.to_keys, self.to_values = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.to_queries = nn.Linear(hidden, hidden)
+        self.gate = nn.Linear(market, hidden)
+        self.out = nn.Linear(hidden, hidden)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("market_level", torch.zeros(market))
+        self.register_buffer("market_spread", torch.ones(market))
+
+    def fit_market(self, states: Tensor) -> None:
+        """Take level and spread of the market's state from the training days, (days, M)."""
+        self.market_level.copy_(states.mean(dim=0))
+        self.market_spread.copy_(states.std(dim=0, correction=0))
+
+    def forward(self, x: Tensor, market: Tensor) -> Tensor:
+        """(B, hidden) of one whole day and its market's state (M,), to (B, hidden)."""
+        told = _attend(self.landmarks, self.to_keys(x), self.to_values(x))
+        mixed = _attend(self.to_queries(x), told, told)
+        state = (market - self.market_level) / (self.market_spread + TINY)
+        gate = torch.sigmoid(self.gate(state.clamp(-STATE_LIMIT, STATE_LIMIT)))
+        added: Tensor = self.out(gate * mixed)
+        return added
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(N, hidden) queries over (K, hidden) keys and values, in heads: (N, hidden)."""
+    q, k, v = (
+        part.view(len(part), ATTENTION_HEADS, -1).transpose(0, 1)[None] for part in (q, k, v)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed[0].transpose(0, 1).flatten(1)
 
 
 class AlphaHead(nn.Module):
@@ -30,79 +85,206 @@ class AlphaHead(nn.Module):
     narrow layer lies between the context and the rest, which would otherwise overfit: a context
     has many columns, and the days are few.
 
+    A score is a place among the day's windows: all of them are to be given at once.
+
     Args:
-        d_model: width of the context.
+        d_model: width of the predictor's context.
         features: columns beside it, standardised over the day (see
             `data.windows.scale_features`).
         context_width: columns that are made of the context; 0 leaves it out.
         hidden: width of the hidden layer.
         dropout: share of both inputs and of the hidden layer left out in training.
+        options: the other fields of `HeadConfig`.
+
+    Raises:
+        ConfigError: a size or an option cannot work.
     """
 
     def __init__(
-        self, d_model: int, features: int, context_width: int, hidden: int, dropout: float
+        self,
+        d_model: int,
+        features: int,
+        context_width: int,
+        hidden: int,
+        dropout: float,
+        **options: Any,
     ) -> None:
         super().__init__()
-        sizes = (d_model, features, context_width, hidden, dropout)
-        self.settings = dict(zip(SIZES, sizes, strict=True))
-        self.narrow = nn.Linear(d_model, context_width) if context_width else None
+        how = HeadConfig(d_model, features, context_width, hidden, dropout, **options)
+        if how.seeds != 1:
+            raise ConfigError(f"an AlphaHead is one network, got seeds={how.seeds}: AlphaEnsemble")
+        self.config = how
+        read = how.context.parts * d_model
+        self.narrow = nn.Linear(read, context_width) if context_width else None
         self.drop = nn.Dropout(dropout)
         self.inner = nn.Linear(context_width + features, hidden)
-        self.outer = nn.Linear(hidden, 1)
+        self.outer = nn.Linear(hidden, how.outputs)
+        self.direct = self.hidden_gate = self.across = None
+        if how.linear_path:
+            self.direct = nn.Linear(context_width + features, how.outputs)
+            # 0: a new head is linear, and takes in the hidden layer as far as that helps.
+            self.hidden_gate = nn.Parameter(torch.zeros(()))
+        if how.attention:
+            self.across = AcrossNames(hidden, how.attention, how.market)
 
-    def save_pretrained(self, path: str | Path, names: Sequence[str]) -> Path:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features, in their order."""
+        return tuple(self.config.names)
+
+    @property
+    def reads(self) -> ContextConfig | None:
+        """Which contexts it is to be given; None: none."""
+        return None if self.narrow is None else self.config.context
+
+    @property
+    def members(self) -> Sequence[AlphaHead]:
+        """The networks that it is made of."""
+        return (self,)
+
+    def save_pretrained(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`.
 
         Args:
-            names: of the features, in their order.
+            names: of the features, in their order; None: as it knows them.
         """
-        config = {**self.settings, "names": list(names)}
-        return checkpoint.replace_files(path, config, weights.to_bytes(self))
+        return _save(self, path, names)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, d_model: int, names: Sequence[str]) -> AlphaHead:
-        """Load what `save_pretrained` wrote, in evaluation mode.
+    def from_pretrained(
+        cls, path: str | Path, d_model: int, names: Sequence[str] | None = None
+    ) -> Head:
+        """Load what `save_pretrained` wrote, in evaluation mode: one network or an ensemble.
 
         Args:
             d_model: width of the predictor's context.
-            names: of the features that it will be given.
+            names: that those of its features must begin with, further ones being a handler's
+                columns; None: whatever it was trained on.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the other, or the head is
-                of another predictor's width, or of other features than this version has.
+                of another predictor's width, or of other features than these.
         """
         folder = checkpoint.folder_of(path)
         file = folder / checkpoint.CONFIG_FILE
+        values = read_object(file)
         try:
-            config = from_mapping(HeadConfig, read_object(file), where=str(file))
+            config = from_mapping(HeadConfig, values, where=str(file))
+            if "names" not in values:
+                raise ConfigError(f"{file} lacks names")
         except ConfigError as bad:
             raise CheckpointConfigError(str(bad)) from bad
-        if list(config.names) != list(names):
+        if names is not None and list(config.names[: len(names)]) != list(names):
             raise CheckpointError(f"{folder} was trained on other features than this version has")
         if config.d_model != d_model:
             raise CheckpointError(
                 f"{folder} reads contexts of width {config.d_model}, the predictor's have "
                 f"{d_model}: load it with the predictor that it was trained on"
             )
-        if config.features != len(names):
+        if config.features != len(config.names):
             raise CheckpointConfigError(
-                f"{file}: features is {config.features}, there are {len(names)} names"
+                f"{file}: features is {config.features}, there are {len(config.names)} names"
             )
         source = folder / checkpoint.WEIGHTS_FILE
         with weights.opened(source) as (data, header):
             with torch.device("meta"):
-                head = cls(**{name: getattr(config, name) for name in SIZES})
+                head = head_of(config)
             weights.fill(head, data, header, source)
         return head.eval()
 
-    def forward(self, context: Tensor, features: Tensor) -> Tensor:
-        """Scores of one day's windows: context (B, D) and features (B, F) to (B,)."""
+    def forward(self, context: Tensor, features: Tensor, market: Tensor | None = None) -> Tensor:
+        """Scores of one day's windows.
+
+        Args:
+            context: (B, C) contexts, as `reads` says; (B, 0) where it reads none.
+            features: (B, F), standardised over the day.
+            market: (M,) the day's market state, see `training.alpha.day_inputs`; needed where
+                the head has an attention across names.
+
+        Returns:
+            (B,) in units of its own.
+        """
+        return self.by_horizon(context, features, market)[:, 0]
+
+    def by_horizon(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+        """(B, H) scores of each horizon, the label's own first; arguments as of `forward`."""
         parts = [features]
         if self.narrow is not None:
             parts.insert(0, self.narrow(self.drop(compared(context))))
-        mixed = self.inner(self.drop(torch.cat(parts, dim=-1)))
-        out: Tensor = self.outer(self.drop(nn.functional.silu(mixed)))
-        return out.squeeze(-1)
+        given = self.drop(torch.cat(parts, dim=-1))
+        hidden = F.silu(self.inner(given))
+        if self.across is not None:
+            assert market is not None, "this head's attention has a gate by the market's state"
+            hidden = hidden + self.across(hidden, market)
+        out: Tensor = self.outer(self.drop(hidden))
+        if self.direct is not None and self.hidden_gate is not None:
+            out = self.direct(given) + self.hidden_gate * out
+        return out
+
+    def fit_market(self, states: Tensor) -> None:
+        """Take the scale of the market's state from the training days, (days, M)."""
+        if self.across is not None:
+            self.across.fit_market(states)
+
+
+class AlphaEnsemble(nn.Module):
+    """Heads that differ by their seeds alone, scored as one: the mean of standardised scores.
+
+    Args:
+        heads: two or more of one `HeadConfig`.
+
+    Raises:
+        ConfigError: they differ, or are fewer.
+    """
+
+    def __init__(self, heads: Sequence[AlphaHead]) -> None:
+        super().__init__()
+        if len(heads) < 2 or any(head.config != heads[0].config for head in heads):
+            raise ConfigError("an ensemble is of two or more heads of the same sizes and options")
+        self.heads = nn.ModuleList(heads)
+        self.config = replace(heads[0].config, seeds=len(heads))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features, in their order."""
+        return self.members[0].names
+
+    @property
+    def reads(self) -> ContextConfig | None:
+        """Which contexts it is to be given; None: none."""
+        return self.members[0].reads
+
+    @property
+    def members(self) -> Sequence[AlphaHead]:
+        """The networks that it is made of."""
+        return [head for head in self.heads if isinstance(head, AlphaHead)]
+
+    def save_pretrained(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
+        """As of `AlphaHead`: one folder."""
+        return _save(self, path, names)
+
+    def forward(self, context: Tensor, features: Tensor, market: Tensor | None = None) -> Tensor:
+        """(B,) the mean over members of their scores standardised over the day; see `AlphaHead`."""
+        each = torch.stack([head(context, features, market) for head in self.members], dim=1)
+        return compared(each.float()).mean(dim=1)
+
+
+Head = AlphaHead | AlphaEnsemble
+
+
+def head_of(config: HeadConfig) -> Head:
+    """A new head or ensemble of these sizes, its weights by torch's own generator."""
+    sizes = {
+        name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "seeds"
+    }
+    if config.seeds == 1:
+        return AlphaHead(**sizes)
+    return AlphaEnsemble([AlphaHead(**sizes) for _ in range(config.seeds)])
+
+
+def _save(head: Head, path: str | Path, names: Sequence[str] | None) -> Path:
+    config = head.config if names is None else replace(head.config, names=tuple(names))
+    return checkpoint.replace_files(path, config.written(), weights.to_bytes(head))
 
 
 def compared(context: Tensor) -> Tensor:

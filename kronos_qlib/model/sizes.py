@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 from kronos_qlib.errors import short_repr
 from kronos_qlib.settings import (
     check_choice,
     check_dropouts,
+    check_known,
     check_number,
     check_whole,
+    from_mapping,
     require,
 )
 
@@ -130,27 +132,182 @@ class PredictorConfig:
         )
 
 
+MOST_SEEDS = 100
+MOST_OUTPUTS = 64
+MOST_LANDMARKS = 1024
+ATTENTION_HEADS = 4
+"""Heads of the attention across the names of a day."""
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """What of a window's contexts is read, beside the one after its last bar."""
+
+    bars: int = 1
+    """Newest bars whose contexts' mean is read too, fewer where a window is shorter; 1: none."""
+    layers: Sequence[int] = ()
+    """Blocks of the predictor, from 1, the mean of whose outputs after the last bar is read too,
+    each divided by its root mean square."""
+    dtype: str = "float32"
+    """"float16" rounds every context to it, on disk, in training and in scoring: half the disk."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, "bars")
+        check_known(self, dtype=("float32", "float16"))
+        require(
+            isinstance(self.layers, (list, tuple))
+            and all(type(layer) is int and 1 <= layer <= MAX_LAYERS for layer in self.layers)
+            and len(set(self.layers)) == len(self.layers),
+            f"layers must be a list of blocks, each once, from 1, got {short_repr(self.layers)}",
+        )
+        object.__setattr__(self, "layers", tuple(sorted(self.layers)))
+
+    @property
+    def parts(self) -> int:
+        """Vectors of the predictor's width that are read of a window."""
+        return 1 + (self.bars > 1) + bool(self.layers)
+
+    def check_layers(self, blocks: int) -> None:
+        """Refuse blocks that a predictor has not.
+
+        Raises:
+            ConfigError: names them.
+        """
+        beyond = [layer for layer in self.layers if layer > blocks]
+        require(not beyond, f"context.layers names {beyond}, and the predictor has {blocks} blocks")
+
+
+LAST_ALONE = ContextConfig()
+"""The context after the last bar, as it is."""
+
+
+def as_context(value: object) -> ContextConfig:
+    """A `ContextConfig` from the mapping that a file has; None is the default.
+
+    Raises:
+        ConfigError: a key is unknown, or has a bad value.
+    """
+    if isinstance(value, ContextConfig):
+        return value
+    given: Mapping[str, object] = {} if value is None else value  # type: ignore[assignment]
+    return from_mapping(ContextConfig, given, where="context")
+
+
 @dataclass(frozen=True)
 class HeadConfig:
-    """Sizes of an `AlphaHead`, key for key its `config.json`."""
+    """Sizes of an `AlphaHead`, key for key its `config.json`; those with a default may lack."""
 
     d_model: int
-    """Width of the context it reads."""
+    """Width of the predictor's context."""
     features: int
     """Columns beside the context."""
     context_width: int
     """Columns made of the context; 0 leaves it out."""
     hidden: int
     dropout: float
-    names: Sequence[str]
+    names: Sequence[str] = ()
     """Of the features."""
+    linear_path: bool = False
+    """Whether a linear map of the inputs is added to a hidden layer that has a gate."""
+    attention: int = 0
+    """Landmarks of the attention across the names of a day; 0: none."""
+    market: int = 0
+    """Columns of the day's market state, by which that attention is gated; 0 without one."""
+    outputs: int = 1
+    """Horizons that it learns; the first one's is the score."""
+    seeds: int = 1
+    """Members of an ensemble."""
+    context: ContextConfig = LAST_ALONE
+    """Which contexts it reads."""
 
     def __post_init__(self) -> None:
         check_whole(self, "d_model", "hidden", most=MAX_WIDTH)
-        check_whole(self, "features", "context_width", least=0, most=MAX_WIDTH)
+        check_whole(self, "features", "context_width", "market", least=0, most=MAX_WIDTH)
+        check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
+        check_whole(self, "outputs", most=MOST_OUTPUTS)
+        check_whole(self, "seeds", most=MOST_SEEDS)
+        check_choice(self, "linear_path")
         check_dropouts(self, "dropout")
+        object.__setattr__(self, "context", as_context(self.context))
         require(
             isinstance(self.names, (list, tuple))
             and all(isinstance(name, str) for name in self.names),
             f"names must be a list of names, got {short_repr(self.names)}",
+        )
+        object.__setattr__(self, "names", tuple(self.names))
+        check_attention(self.attention, self.hidden)
+        require(
+            bool(self.market) == bool(self.attention),
+            f"market is {self.market} and attention {self.attention}: an attention across names "
+            "has a gate by the market's state, and nothing else reads that",
+        )
+        width = self.context_width + self.features
+        each = (
+            self.context.parts * self.d_model * self.context_width
+            + width * (self.hidden + self.outputs)
+            + self.hidden * (self.outputs + 5 * self.hidden + self.market + self.attention)
+        )
+        require(
+            each * self.seeds <= MAX_PARAMETERS,
+            f"d_model, features, context_width, hidden and seeds make a head of "
+            f"{each * self.seeds:.1e} parameters, at most {MAX_PARAMETERS:.1e} are built",
+        )
+
+    def written(self) -> dict[str, object]:
+        """What `config.json` has: options at their default are left out, as before there were."""
+        found: dict[str, object] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "context":
+                if value != LAST_ALONE:
+                    found["context"] = {
+                        "bars": value.bars, "layers": list(value.layers), "dtype": value.dtype
+                    }  # fmt: skip
+            elif field.name == "names":
+                found["names"] = list(value)
+            elif field.name in OLDEST or value != field.default:
+                found[field.name] = value
+        return found
+
+
+OLDEST = ("d_model", "features", "context_width", "hidden", "dropout")
+"""Keys that every head's file has, beside the names of its features."""
+
+
+def check_attention(landmarks: int, hidden: int) -> None:
+    """Refuse an attention whose heads do not divide the hidden layer.
+
+    Raises:
+        ConfigError: says by what it must divide.
+    """
+    require(
+        not landmarks or hidden % ATTENTION_HEADS == 0,
+        f"an attention of {ATTENTION_HEADS} heads needs a hidden width that these divide, got "
+        f"hidden {hidden}",
+    )
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Sizes of a `GRUReader`, key for key its `config.json`."""
+
+    hidden: int = 64
+    """Width of its state."""
+    layers: int = 2
+    dropout: float = 0.0
+    """Share of the states between layers left out in training."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, "hidden", most=MAX_WIDTH)
+        check_whole(self, "layers", most=MAX_LAYERS)
+        check_dropouts(self, "dropout")
+        size = 6 * self.layers * self.hidden**2
+        require(
+            size <= MAX_PARAMETERS,
+            f"layers and hidden make a network of {size:.1e} parameters, at most "
+            f"{MAX_PARAMETERS:.1e} are built",
+        )
+        require(
+            self.layers > 1 or self.dropout == 0,
+            f"dropout {self.dropout} lies between layers, and there is one: leave it at 0",
         )

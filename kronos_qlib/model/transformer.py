@@ -6,6 +6,7 @@ Shape letters: B windows, T bars, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from kronos_qlib.model.layers import (
     TransformerBlock,
     check_time_features,
 )
-from kronos_qlib.model.sizes import PredictorConfig
+from kronos_qlib.model.sizes import ContextConfig, PredictorConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 
 S2_HEADS = 4
@@ -268,14 +269,57 @@ class Kronos(checkpoint.Checkpointed):
 
     def read(self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None = None) -> Tensor:
         """The context after every bar: (B, T) int64 ids to (B, T, D)."""
+        *_, hidden = self._through_blocks(s1_ids, s2_ids, stamp)
+        context: Tensor = self.norm(hidden)
+        return context
+
+    def read_newest(
+        self,
+        s1_ids: Tensor,
+        s2_ids: Tensor,
+        stamp: Tensor,
+        lengths: Tensor,
+        pooling: ContextConfig,
+    ) -> Tensor:
+        """What is read of windows' contexts, with gradients; `inference.packed` has none.
+
+        Args:
+            s1_ids, s2_ids: (B, T) int64. stamp: (B, T, 5) int64.
+            lengths: (B,) int64, bars seen; those after them are padding.
+
+        Returns:
+            (B, pooling.parts * D): the context after the last bar, then what `pooling` adds.
+        """
+        row = torch.arange(len(s1_ids), device=s1_ids.device)
+        of_layers = []
+        hidden = s1_ids
+        for number, hidden in enumerate(self._through_blocks(s1_ids, s2_ids, stamp), 1):
+            if number in pooling.layers:
+                last = hidden[row, lengths - 1]
+                of_layers.append(F.rms_norm(last, last.shape[-1:], eps=self.norm.eps))
+        context = self.norm(hidden)
+        parts = [context[row, lengths - 1]]
+        if pooling.bars > 1:
+            places = torch.arange(context.shape[1], device=context.device)
+            places = places - lengths[:, None]  # -1 is a window's last bar
+            counted = ((places < 0) & (places >= -pooling.bars)).to(context.dtype)
+            total = (counted[:, None] @ context)[:, 0]
+            parts.append(total / counted.sum(dim=1, keepdim=True))
+        if of_layers:
+            parts.append(torch.stack(of_layers).mean(dim=0))
+        return torch.cat(parts, dim=-1)
+
+    def _through_blocks(
+        self, s1_ids: Tensor, s2_ids: Tensor, stamp: Tensor | None
+    ) -> Iterator[Tensor]:
+        """What comes out of each block, (B, T, D)."""
         hidden = self.embedding(s1_ids, s2_ids)
         if stamp is not None:
             hidden = hidden + self.time_emb(stamp).to(hidden.dtype)
         hidden = self.token_dropout(hidden)
         for block in self.transformer:
             hidden = block(hidden)
-        context: Tensor = self.norm(hidden)
-        return context
+            yield hidden
 
     def _s2_logits_in_training(self, context: Tensor, next_s1: Tensor) -> Tensor:
         # The published forward is not causal here in evaluation mode, so its validation loss

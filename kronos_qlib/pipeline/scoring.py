@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,18 +15,22 @@ from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
-from kronos_qlib.log import progress
+from kronos_qlib.log import progress, reported
 from kronos_qlib.pipeline.calibrated_paths import PathCalibration
+from kronos_qlib.pipeline.contexts import Report, contexts_of, stored_contexts
 from kronos_qlib.signals.past_bars import BROKEN, baseline_of, first_broken
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 from kronos_qlib.signals.signal_settings import EnsembleConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha_head import AlphaHead
+    from kronos_qlib.model.alpha_head import Head
+    from kronos_qlib.training.alpha import AlphaNet
 
 Scores = npt.NDArray[np.float64]
 
@@ -251,39 +256,81 @@ def scores_from_bars(
 
 
 def scores_from_alpha(
-    predictor: KronosPredictor, head: AlphaHead, windows: Windows, show_progress: bool = False
+    predictor: KronosPredictor,
+    head: Head,
+    windows: Windows,
+    show_progress: bool = False,
+    *,
+    contexts_folder: Path | None = None,
+    report: Report | None = None,
+    features: npt.NDArray[np.float32] | None = None,
 ) -> Scores:
     """What an alpha head says of each window among its day's: no return, a place in a ranking.
 
     Args:
-        windows: by time. Those of a day are compared with each other.
+        windows: by time. Those of a day are compared with each other, so all of a day are scored
+            at once, whatever the memory their contexts are read in.
+        contexts_folder: where contexts are found, and kept; None: neither. Scores are the same.
+        report: takes a line now and then.
+        features: (N, F) standardised over each day, as the head's `names`; None: `day_features`.
 
     Returns:
         (N,) in the head's own units.
     """
     import torch
 
-    from kronos_qlib.training.alpha import day_features
+    from kronos_qlib.training.alpha import day_inputs
 
     head = head.to(predictor.device).eval()
     scores = np.empty(len(windows), dtype=np.float64)
-    for day in progress(windows.moments(), "Kronos alpha", unit="day", show=show_progress):
+    stored = None
+    if head.reads is not None and contexts_folder is not None:
+        stored = stored_contexts(
+            predictor, windows, contexts_folder, show_progress, pooling=head.reads, report=report
+        )
+    days = windows.moments()
+    bar = progress(days, "Kronos alpha", unit="day", show=show_progress)
+    for day in reported(bar, "Kronos alpha", report, unit="day", total=len(days)):
         one = windows.take(day)
-        contexts = np.zeros((len(one), 0), dtype=np.float32)
-        if head.narrow is not None:
-            contexts = contexts_of(predictor, one)
-        inputs = (contexts, day_features(one))
+        if stored is not None:
+            contexts = stored[day]
+        elif head.reads is not None:
+            contexts = contexts_of(predictor, one, pooling=head.reads)
+        else:
+            contexts = np.zeros((len(one), 0), dtype=np.float32)
+        scale, [market] = day_inputs(one)
+        inputs = (contexts, scale if features is None else features[day], market)
         with torch.inference_mode():
             found = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
         scores[day] = found.float().cpu().numpy()
     return scores
 
 
-def contexts_of(
-    predictor: KronosPredictor, windows: Windows, show_progress: bool = False
-) -> npt.NDArray[np.float32]:
-    """(N, D) context vectors after each window's last bar; windows by time."""
-    contexts = np.empty((len(windows), predictor.model.config.d_model), dtype=np.float32)
-    for _, places, group in windows.by_day("Kronos contexts", show_progress):
-        contexts[places] = predictor.embed(*group.seen())
-    return contexts
+def scores_from_gru(
+    net: AlphaNet,
+    windows: Windows,
+    device: torch.device,
+    show_progress: bool = False,
+    features: npt.NDArray[np.float32] | None = None,
+) -> Scores:
+    """The same of a head on a GRU: see `scores_from_alpha`.
+
+    Args:
+        net: a head, and a GRU in the predictor's place.
+        device: scored on.
+
+    Returns:
+        (N,) in the head's own units.
+    """
+    import torch
+
+    from kronos_qlib.training.alpha import AlphaSegment, AlphaStep
+
+    step = AlphaStep(net.to(device).eval(), None)
+    segment = AlphaSegment.of(windows, None, features=features)
+    scores = np.empty(len(windows), dtype=np.float64)
+    for day in progress(windows.moments(), "GRU", unit="day", show=show_progress):
+        with torch.inference_mode():
+            found = step.scores(segment.batch(np.arange(day.start, day.stop), device))
+        scores[day] = found.cpu().numpy()
+    return scores

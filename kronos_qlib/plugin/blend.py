@@ -14,7 +14,11 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.qlib_internals import logged_under
+from kronos_qlib.plugin.baselines import GRUModel
+from kronos_qlib.plugin.dataset import source_of
+from kronos_qlib.plugin.qlib_internals import logged_under, metrics_dropped
+from kronos_qlib.plugin.residual import ResidualConfig, residual_source, scores_out_of_fold
+from kronos_qlib.settings import from_mapping
 
 logger = get_module_logger(__name__)
 
@@ -32,12 +36,20 @@ class BlendModel(Model):
             `name` (its class by default) and an optional `dataset`, the config of a data set of its
             own; without one it is given the blend's.
         weights: one a member, above 0; None weighs all alike.
+        residual: fields of `ResidualConfig`: the other members, each a `KronosModel` with an alpha
+            head or a `GRUModel`, are not trained on the label but on what the member `of` leaves of
+            its ranks, by scores of models that have not learned of those days.
     """
 
     _datasets: dict[str, Any] | None = None
+    # Of a pickle that is older than the settings.
+    residual: ResidualConfig | None = None
 
     def __init__(
-        self, members: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None
+        self,
+        members: Sequence[Mapping[str, Any]],
+        weights: Sequence[float] | None = None,
+        residual: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(members) < 2:
@@ -50,6 +62,7 @@ class BlendModel(Model):
             )
         self.members: dict[str, Model] = {}
         self.dataset_configs: dict[str, Mapping[str, Any]] = {}
+        self.model_configs: dict[str, Mapping[str, Any]] = {}
         for member in members:
             config = {key: value for key, value in member.items() if key in MODEL_KEYS}
             strange = sorted(set(member) - {*MODEL_KEYS, "name", "dataset"})
@@ -62,17 +75,62 @@ class BlendModel(Model):
             if name in self.members or name == "score":
                 raise ConfigError(f"two members of a blend are called {name!r}; give them names")
             self.members[name] = init_instance_by_config(config, accept_types=Model)
+            self.model_configs[name] = config
             if "dataset" in member:
                 self.dataset_configs[name] = member["dataset"]
         self.weights = dict(zip(self.members, map(float, weights), strict=True))
+        self.residual = None
+        if residual is not None:
+            self.residual = from_mapping(ResidualConfig, residual, where="residual")
+            self._check_residual(self.residual)
 
     def fit(self, dataset: Any, reweighter: object = None) -> None:
-        """Fit each member on its data set; what it logs is under its name in MLflow."""
-        for name, model in self.members.items():
+        """Fit each member on its data set; what it logs is under its name in MLflow.
+
+        Raises:
+            ConfigError: residuals are asked for, and a data set has no windows or no table.
+        """
+        residual = self.residual
+        order = [*self.members]
+        if residual is not None:  # which the others learn from
+            order.sort(key=lambda name: name != residual.of)
+        scores = None
+        for name in order:
+            model, data = self.members[name], self._dataset_of(name, dataset)
             logger.info(f"blend: fitting {name}")
             with logged_under(name):
                 fit = auto_filter_kwargs(model.fit)
-                fit(self._dataset_of(name, dataset), reweighter=reweighter)
+                if residual is not None and name != residual.of:
+                    if scores is None:
+                        scores = self._scores_to_leave(residual, dataset, data)
+                    data = residual_source(source_of(data, reader=name), scores)
+                fit(data, reweighter=reweighter)
+
+    def _scores_to_leave(self, residual: ResidualConfig, dataset: Any, other: Any) -> pd.Series:
+        """Of the member that the others are to complete, out of fold."""
+        config = self.model_configs[residual.of]
+        with metrics_dropped():  # of models that are made to score a fold, and forgotten
+            return scores_out_of_fold(
+                lambda: init_instance_by_config(config, accept_types=Model),
+                self.members[residual.of],
+                self._dataset_of(residual.of, dataset),
+                residual.folds,
+                source_of(other, reader="a member of the blend").label.ahead,
+            )
+
+    def _check_residual(self, residual: ResidualConfig) -> None:
+        if residual.of not in self.members:
+            raise ConfigError(
+                f"residual.of {residual.of!r} is no member of the blend: {', '.join(self.members)}"
+            )
+        for name, model in self.members.items():
+            alpha = getattr(getattr(model, "training", None), "alpha", None)
+            if name != residual.of and not isinstance(model, GRUModel) and alpha is None:
+                raise ConfigError(
+                    f"residual: {name} would learn what {residual.of} leaves, and a "
+                    f"{type(model).__name__} cannot: take a KronosModel with training.alpha, or a "
+                    "GRUModel"
+                )
 
     def predict(self, dataset: Any, segment: Segment = "test") -> pd.Series:
         """The blend's score.

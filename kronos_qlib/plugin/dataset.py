@@ -29,6 +29,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
+from kronos_qlib.plugin.provider.handler_columns import HandlerColumns
 from kronos_qlib.plugin.provider.reader import (
     STORED,
     read_calendar,
@@ -343,6 +344,7 @@ class KronosDataset(DatasetH):
                 self.bar_handler.freq,
                 from_bars=self.bar_handler.fields["close"] == STORED["close"],
             ),
+            features=HandlerColumns(self.handler, self.bar_handler.freq),
             calendar=self.bar_handler.calendar,
             beyond_calendar=self.beyond_calendar,
         )
@@ -406,6 +408,25 @@ def _no_missing_attributes() -> Iterator[None]:
         yield
     except AttributeError as missing:
         raise ConfigError(f"Qlib storage cannot be read: {missing}") from missing
+
+
+def source_of(dataset: object, reader: str) -> WindowDataset:
+    """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone.
+
+    Args:
+        reader: the model that asks, for the error.
+
+    Raises:
+        ConfigError: it is a data set of another kind.
+    """
+    if isinstance(dataset, KronosDataset):
+        return dataset.source
+    if isinstance(dataset, WindowDataset):
+        return dataset
+    raise ConfigError(
+        f"{reader} reads windows of bars from a KronosDataset or a WindowDataset, got "
+        f"{type(dataset).__name__}; KronosDataset takes any handler, Alpha158 among them"
+    )
 
 
 def whole_day(end: Any, freq: str) -> Any:

@@ -85,6 +85,36 @@ def reach_of(expression: str) -> Reach:
     return Reach(min(ahead[0], FURTHEST), min(ahead[-1], FURTHEST)) if ahead else Reach(0, 0)
 
 
+def check_no_later_bars(expression: str, what: str) -> None:
+    """Refuse an expression that reads a bar after its own, or of which that cannot be told.
+
+    Args:
+        what: it is, for the error.
+
+    Raises:
+        ConfigError: names the expression and how far ahead it reads.
+    """
+    shown = printable(expression)[:200]
+    for node in ast.walk(_parsed(expression)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in SHIFTS
+        ):
+            given = [*node.args[1:2], *(one.value for one in node.keywords if one.arg == "N")]
+            if not given or not _is_whole(given[0]):
+                raise ConfigError(
+                    f"{what}: {shown} shifts by something else than a whole number as it stands: "
+                    "write Ref($close, 5), so that one can see that no later bar is read"
+                )
+    ahead = reach_of(expression).furthest
+    if ahead:
+        raise ConfigError(
+            f"{what}: {shown} reads {ahead} bar{'s' if ahead > 1 else ''} after its own, which "
+            "nobody knew at that close: a feature may look back alone, as Ref($close, 5) does"
+        )
+
+
 def _parsed(text: str) -> ast.Expression:
     # Python refuses numbers of 4,300 digits and more.
     short = re.sub(r"\d{10,}", str(FURTHEST), text.strip())
@@ -111,6 +141,13 @@ def _shifts(node: ast.AST, shift: int) -> Iterator[int]:
     else:
         for inner in ast.iter_child_nodes(node):
             yield from _shifts(inner, shift)
+
+
+def _is_whole(node: ast.AST) -> bool:
+    """Whether it is a whole number as it is written, with or without a sign."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        return _is_whole(node.operand)
+    return isinstance(node, ast.Constant) and type(node.value) is int
 
 
 def _whole(node: ast.AST) -> int:

@@ -13,7 +13,7 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.pipeline.scoring import contexts_of
+from kronos_qlib.pipeline.contexts import contexts_of
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.signals.paths import check_signals

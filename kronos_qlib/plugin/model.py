@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,12 @@ from kronos_qlib.pipeline.stages import (
     Resume,
     StagesConfig,
     check_trainable,
+    columns_of,
+    features_to_score,
     make_head,
     run_stages,
 )
-from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
 from kronos_qlib.settings import from_mapping
@@ -64,7 +67,7 @@ from kronos_qlib.signals.signal_settings import SignalsConfig
 if TYPE_CHECKING:
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.inference.predictor import KronosPredictor
-    from kronos_qlib.model.alpha_head import AlphaHead
+    from kronos_qlib.model.alpha_head import Head
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
 
@@ -120,6 +123,10 @@ class KronosModel(ModelFT):
             on a CPU too, whose cores torch's threads use. A script that sets it must have its entry
             under `if __name__ == "__main__"`, as Python's `multiprocessing` asks.
         log_every: training steps from one row in MLflow to the next.
+        contexts_folder: where the contexts that an alpha head reads of a frozen backbone are kept,
+            and found by later runs, on whatever segments: a file for each network and way of
+            reading, by digests of weights and bars. Any number of runs may share it. Remove it to
+            make room. None keeps nothing. Scores are the same with and without. No pickle has it.
         calibration: of the paths that signals are made of. None leaves them as drawn: a ranking
             needs the centre of each window's own paths and nothing of their width, and scores stay
             those of the paper. With one, probabilities, volatilities and shortfalls come from a
@@ -133,8 +140,9 @@ class KronosModel(ModelFT):
     # Qlib's pickle leaves out names that start with "_". A class attribute, so that it exists
     # after unpickling too.
     _predictor: KronosPredictor | None = None
-    _head: AlphaHead | None = None
+    _head: Head | None = None
     _last_weights: Mapping[str, bytes] = MappingProxyType({})
+    _contexts_folder: str | None = None
     # Of a pickle that is older than the settings.
     signal_settings = SignalsConfig()
     calibration: str | None = None
@@ -162,6 +170,7 @@ class KronosModel(ModelFT):
         log_every: int = 20,
         signals: Mapping[str, Any] | None = None,
         calibration: str | None = None,
+        contexts_folder: str | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -183,6 +192,7 @@ class KronosModel(ModelFT):
         self.memory_mb = memory_mb
         self.resume_folder = resume_folder
         self.resume_every = resume_every
+        self._contexts_folder = contexts_folder
         if resume_every < 1:
             raise ConfigError(f"resume_every must be at least 1 step, got {resume_every}")
         for name in ("n_processes", "log_every"):
@@ -194,6 +204,11 @@ class KronosModel(ModelFT):
             raise ConfigError(
                 "from_scratch makes a new tokenizer too: give training.tokenizer, or name a "
                 "`tokenizer` to keep"
+            )
+        if alpha_head and self.training.alpha and self.training.alpha.initial == "random":
+            raise ConfigError(
+                "alpha_head was trained on other weights than those that training.alpha.initial "
+                "random begins with; leave one of them out"
             )
         self.keeps_tokenizer = tokenizer is not None
         self.trained_weights: dict[str, bytes] = {}
@@ -215,7 +230,7 @@ class KronosModel(ModelFT):
         return self._predictor
 
     @property
-    def head(self) -> AlphaHead | None:
+    def head(self) -> Head | None:
         """The alpha head, where one was trained or named."""
         if self._head is None and ("alpha" in self.trained_weights or self.alpha_head):
             self._head = self._load_head()
@@ -340,7 +355,15 @@ class KronosModel(ModelFT):
             frame = self.signals_of(source, windows, from_paths)
         if ALPHA in names:
             assert self.head is not None
-            frame[ALPHA] = scores_from_alpha(self.predictor, self.head, windows, self.show_progress)
+            frame[ALPHA] = scores_from_alpha(
+                self.predictor,
+                self.head,
+                windows,
+                self.show_progress,
+                contexts_folder=self._folder_of(self._contexts_folder),
+                report=logger.info,
+                features=features_to_score(source, windows, self.head.names),
+            )
         return frame[names]
 
     def signals_of(
@@ -440,7 +463,10 @@ class KronosModel(ModelFT):
         return (
             how.tokenizer is not None
             or how.predictor is not None
-            or (how.alpha is not None and how.alpha.backbone != "frozen")
+            or (
+                how.alpha is not None
+                and (how.alpha.backbone != "frozen" or how.alpha.initial == "random")
+            )
         )
 
     def _check_calibration(self, source: WindowDataset) -> None:
@@ -555,7 +581,7 @@ class KronosModel(ModelFT):
         """
         self.predictor.save_pretrained(path)
         if self.head is not None:
-            self.head.save_pretrained(Path(path) / "alpha", SCALE_FEATURES)
+            self.head.save_pretrained(Path(path) / "alpha")
         if self._last_weights:
             self._with_weights(self._last_weights).save_pretrained(str(Path(path) / "last"))
 
@@ -580,6 +606,7 @@ class KronosModel(ModelFT):
                 processes=self.n_processes,
                 log_every=self.log_every,
                 log=ActiveRunLog(),
+                contexts_folder=self._folder_of(self._contexts_folder),
             )
         except BaseException:
             # Half trained in place: what is kept is what was trained before.
@@ -591,17 +618,27 @@ class KronosModel(ModelFT):
         self._head = result.head or self._head
 
     def _resume(self) -> Resume | None:
-        if self.resume_folder is None:
-            return None
-        return Resume(Path(self.resume_folder).expanduser().absolute(), self.resume_every)
+        folder = self._folder_of(self.resume_folder)
+        return None if folder is None else Resume(folder, self.resume_every)
 
-    def _load_head(self) -> AlphaHead:
+    @staticmethod
+    def _folder_of(name: str | None) -> Path | None:
+        return None if name is None else Path(name).expanduser().absolute()
+
+    def _load_head(self) -> Head:
         from kronos_qlib.model.alpha_head import AlphaHead
         from kronos_qlib.model.checkpoints.weights import fill_from_bytes
 
         width = self.predictor.model.config.d_model
         if self.alpha_head:
             head = AlphaHead.from_pretrained(self.alpha_head, width, SCALE_FEATURES)
+            columns = columns_of(head.names)
+            asked = tuple(self.training.alpha.features) if self.training.alpha else columns
+            if asked != columns:
+                raise ConfigError(
+                    f"training.alpha.features are {', '.join(asked) or 'none'}, and the head in "
+                    f"{self.alpha_head} reads {', '.join(columns) or 'none'}: name the same"
+                )
             if "alpha" not in self.trained_weights:
                 return head
         else:
@@ -689,13 +726,4 @@ class KronosModel(ModelFT):
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
 
 
-def _source_of(dataset: object) -> WindowDataset:
-    """What the windows come from: a Qlib dataset's side that knows no Qlib, or that alone."""
-    if isinstance(dataset, KronosDataset):
-        return dataset.source
-    if isinstance(dataset, WindowDataset):
-        return dataset
-    raise ConfigError(
-        "KronosModel reads windows of bars from a KronosDataset or a WindowDataset, got "
-        f"{type(dataset).__name__}; KronosDataset takes any handler, Alpha158 among them"
-    )
+_source_of = partial(source_of, reader="KronosModel")

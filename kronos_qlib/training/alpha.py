@@ -1,13 +1,14 @@
 """The alpha head's side of training: whole days as batches, and losses on what is traded.
 
-Shape letters: N windows of a segment, B windows of a day, T bars, F features, D context.
+Shape letters: N windows of a segment, B windows of a day, T bars, F features, C contexts that are
+read, H horizons, M columns of the market's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,24 @@ from torch import Tensor, nn
 from kronos_qlib.data.windows.faulty_bars import Floats, Ints
 from kronos_qlib.data.windows.gather import WindowBatch, gather
 from kronos_qlib.data.windows.label import Label
-from kronos_qlib.data.windows.scale_features import scale_features, standardised_over_day
+from kronos_qlib.data.windows.scale_features import (
+    SCALE_FEATURES,
+    scale_features,
+    standardised_over_day,
+)
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
-from kronos_qlib.model.alpha_head import AlphaHead
+from kronos_qlib.model.alpha_head import AlphaHead, Head
+from kronos_qlib.model.gru_reader import GRUReader
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
-from kronos_qlib.training.batches import shuffled
+from kronos_qlib.training.batches import (
+    MOST_TOKEN_BYTES,
+    Segment,
+    shuffled,
+    token_bytes,
+    with_tokens,
+)
 from kronos_qlib.training.distributed import Share
 from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
 from kronos_qlib.training.stage_settings import AlphaConfig
@@ -71,25 +83,40 @@ ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class Contexts(Protocol):
+    """Contexts (N, C) of windows, in memory or on disk."""
+
+    def __getitem__(self, which: Any) -> Floats:
+        """(B, C) float32 of the chosen windows, by places or a slice."""
+
+
 @dataclass(frozen=True)
 class AlphaBatch:
     """One day's windows, ready for a loss.
 
     features: (B, F) float32, standardised over the whole day.
-    target: (B,) float32, the label's rank over the whole day, standardised.
-    context: (B, D) float32, embedded beforehand; None where the backbone reads `z` itself.
+    target: (B,) float32, the label's rank over the whole day, standardised; NaN where it has none.
+    known: (B,) bool, which have one; None where all have.
+    others: (B, H - 1) float32, the same over other horizons; None without any.
+    market: (M,) float32, the market's state that day.
+    context: (B, C) float32, embedded beforehand; None where the backbone reads `z` itself.
     z, stamps: (b, T, 6) and (b, T, 5), as of `TrainingBatch`, of this process' own windows; None
         beside a context.
     lengths: (b,) int64, bars seen.
+    tokens: s1 and s2, (b, T) int64 each, where they were made beforehand.
     share: which of the B windows those b are; None where they are all.
     """
 
     features: Tensor
     target: Tensor
+    known: Tensor | None
+    others: Tensor | None
+    market: Tensor
     context: Tensor | None
     z: Tensor | None
     stamps: Tensor | None
     lengths: Tensor
+    tokens: tuple[Tensor, Tensor] | None = None
     share: Share | None = None
 
     def __len__(self) -> int:
@@ -102,7 +129,9 @@ class AlphaSegment:
 
     windows: (N,) by time. features: (N, F) standardised over each day. returns: (N,) the label as
     it is, NaN where unknown. target: (N,) its standardised rank. days: those with enough labels.
-    contexts: (N, D) embedded beforehand, when the backbone is frozen.
+    contexts: (N, C) embedded beforehand, when the backbone is frozen. others: (N, H - 1) as
+    `target`, of other horizons. market: (moments, M) the market's states; states: (N,) which of
+    them is each window's. tokens: s1 and s2, (N, T) each, where a backbone reads windows anew.
     """
 
     windows: Windows
@@ -110,27 +139,78 @@ class AlphaSegment:
     returns: Floats
     target: Floats
     days: list[slice]
-    contexts: Floats | None = None
+    contexts: Contexts | None = None
+    others: Floats | None = None
+    market: Floats | None = None
+    states: Ints | None = None
+    tokens: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     @classmethod
-    def of(cls, windows: Windows, label: Label, contexts: Floats | None = None) -> AlphaSegment:
-        """From windows by time, labels known or not; `contexts` are theirs."""
-        returns = label.of(windows)
-        target = np.full(len(windows), np.nan, dtype=np.float32)
-        days = []
-        for day in windows.moments():
-            known = day.start + np.flatnonzero(np.isfinite(returns[day]))
-            if len(known) >= LEAST_WINDOWS:
-                target[known] = standardised_over_day(returns[known, None])[:, 0]
-                days.append(day)
-        return cls(windows, day_features(windows), returns, target, days, contexts)
+    def of(
+        cls,
+        windows: Windows,
+        label: Label | None,
+        contexts: Contexts | None = None,
+        *,
+        features: Floats | None = None,
+        others: Sequence[Label] = (),
+    ) -> AlphaSegment:
+        """From windows by time, labels known or not; `contexts` are theirs.
+
+        Args:
+            label: None of windows that are scored alone.
+            features: (N, F) standardised over each day; None: `day_features`.
+            others: labels that are learned beside the first, which is the one that counts.
+        """
+        moments = windows.moments()
+        scale, market = day_inputs(windows)
+        returns = np.full(len(windows), np.nan, dtype=np.float32)
+        if label is not None:
+            returns = label.of(windows)
+        target, days = _ranked(returns, moments)
+        beside = [_ranked(other.of(windows), moments)[0] for other in others]
+        return cls(
+            windows,
+            scale if features is None else features,
+            returns,
+            target,
+            days,
+            contexts,
+            np.stack(beside, axis=1) if beside else None,
+            market,
+            np.repeat(np.arange(len(moments)), [day.stop - day.start for day in moments]),
+        )
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def sampler(self, config: AlphaConfig) -> DaySampler:
         """Its days as a stage is set to take them."""
-        return DaySampler(self, seed=config.seed, windows_per_day=config.windows_per_day)
+        return DaySampler(
+            self,
+            seed=config.seed,
+            windows_per_day=config.windows_per_day,
+            whole=config.attention > 0,
+        )
+
+    def without_extremes(self, share: float) -> AlphaSegment:
+        """Without the targets of those windows of each day that lie at either end of its labels.
+
+        Their other inputs stay: a day is as it was for the names that are left. Days that keep too
+        few targets are left out.
+
+        Args:
+            share: of the day's labels, at either end; at most the whole number below it.
+        """
+        if not share:
+            return self
+        target = _without_ends(self.target, self.days, share)
+        others = self.others
+        if others is not None:
+            columns = [_without_ends(column, self.days, share) for column in others.T]
+            others = np.stack(columns, axis=1)
+        kept = [day for day in self.days if np.isfinite(target[day]).sum() >= LEAST_WINDOWS]
+        return replace(self, target=target, others=others, days=kept)
 
     def to_judge_by(self, config: AlphaConfig) -> AlphaSegment:
         """At most `validation_days` of its days, evenly spaced: always the same ones."""
@@ -162,40 +242,98 @@ class AlphaSegment:
             return torch.from_numpy(values).to(device)
 
         own = which if share is None else which[share.rows]
+        known = np.isfinite(self.target[which])
         lengths = np.full(len(own), self.windows.lookback, dtype=np.int64)
         if self.windows.lengths is not None:
             lengths = self.windows.lengths[own].astype(np.int64)
-        context = z = stamps = None
+        context = z = stamps = tokens = None
         if self.contexts is not None:
             context = tensor(self.contexts[which])
         else:
             filled = gather(self.windows, own, out=out)
             z, stamps = tensor(filled.z), tensor(filled.stamps)
+            if self.tokens is not None:
+                s1, s2 = (tensor(ids[own].astype(np.int64)) for ids in self.tokens)
+                tokens = (s1, s2)
         return AlphaBatch(
             features=tensor(self.features[which]),
             target=tensor(self.target[which]),
+            known=None if known.all() else tensor(known),
+            others=None if self.others is None else tensor(self.others[which]),
+            market=tensor(self._market_of(which)),
             context=context,
             z=z,
             stamps=stamps,
             lengths=tensor(lengths),
+            tokens=tokens,
             share=share,
         )
 
+    def _market_of(self, which: Ints) -> Floats:
+        if self.market is None or self.states is None or not len(which):
+            return np.empty(0, dtype=np.float32)
+        state: Floats = self.market[self.states[which[0]]]
+        return state
 
-def day_features(windows: Windows) -> Floats:
+
+def _ranked(returns: Floats, moments: Sequence[slice]) -> tuple[Floats, list[slice]]:
+    """(N,) standardised ranks of a label over each day, and the days that have enough of it."""
+    target = np.full(len(returns), np.nan, dtype=np.float32)
+    days = []
+    for day in moments:
+        known = day.start + np.flatnonzero(np.isfinite(returns[day]))
+        if len(known) >= LEAST_WINDOWS:
+            target[known] = standardised_over_day(returns[known, None])[:, 0]
+            days.append(day)
+    return target, days
+
+
+def _without_ends(target: Floats, days: Sequence[slice], share: float) -> Floats:
+    """(N,) targets, NaN at either end of each day."""
+    found = target.copy()
+    for day in days:
+        known = day.start + np.flatnonzero(np.isfinite(target[day]))
+        many = int(share * len(known))
+        order = known[np.argsort(target[known], kind="stable")]
+        found[order[:many]] = found[order[len(order) - many :]] = np.nan
+    return found
+
+
+def day_features(windows: Windows, columns: Floats | None = None) -> Floats:
     """(N, F) scale features of windows by time, each standardised over its day.
+
+    Args:
+        columns: (N, C) that follow them, standardised alike; NaN takes the median of its day.
 
     Raises:
         BarDataError: names a window whose bars have no logarithm.
     """
-    features = np.empty((len(windows), 0), dtype=np.float32)
-    for number, day in enumerate(windows.moments()):
+    features = day_inputs(windows)[0]
+    if columns is None or not columns.shape[1]:
+        return features
+    ranks = np.empty(columns.shape, dtype=np.float32)
+    for day in windows.moments():
+        ranks[day] = standardised_over_day(columns[day])
+    return np.concatenate((features, ranks), axis=1)
+
+
+def day_inputs(windows: Windows) -> tuple[Floats, Floats]:
+    """What a head sees of windows by time, beside contexts.
+
+    Returns:
+        (N, F) scale features, each standardised over its day; and (moments, M) the market's state:
+        the mean of each scale feature, as it is, over the windows of its moment.
+
+    Raises:
+        BarDataError: names a window whose bars have no logarithm.
+    """
+    days = windows.moments()
+    features = np.empty((len(windows), len(SCALE_FEATURES)), dtype=np.float32)
+    market = np.empty((len(days), len(SCALE_FEATURES)), dtype=np.float32)
+    for number, day in enumerate(days):
         one = windows.take(day)
-        raw = [(which, scale_features(group.bars(slice(None)))) for which, group in one.by_length()]
-        if not number:
-            features = np.empty((len(windows), raw[0][1].shape[1]), dtype=np.float32)
-        for which, values in raw:
-            features[day.start + which] = values
+        for which, group in one.by_length():
+            features[day.start + which] = scale_features(group.bars(slice(None)))
         broken = np.flatnonzero(~np.isfinite(features[day]).all(axis=1))
         if len(broken):  # one would spoil the ranks of all
             raise BarDataError(
@@ -203,17 +341,28 @@ def day_features(windows: Windows) -> Floats:
                 f"0, lies in the window ({len(broken)} such windows that day); repair the bars "
                 "(data_prep/check_bars.py lists them)"
             )
+        market[number] = features[day].mean(axis=0, dtype=np.float64)
         features[day] = standardised_over_day(features[day])
-    return features
+    return features, market
 
 
 class DaySampler:
-    """Every day once per epoch, whole or as a sample of its windows, in one order per seed."""
+    """Every day once per epoch, whole or as a sample of its windows, in one order per seed.
+
+    Args:
+        whole: of each day all windows, those without a target too; else those that have one.
+    """
 
     def __init__(
-        self, segment: AlphaSegment, *, seed: int, windows_per_day: int | None = None
+        self,
+        segment: AlphaSegment,
+        *,
+        seed: int,
+        windows_per_day: int | None = None,
+        whole: bool = False,
     ) -> None:
         self.segment, self.seed, self.windows_per_day = segment, seed, windows_per_day
+        self.whole = whole
         sizes = [day.stop - day.start for day in segment.days]
         self.largest = min(max(sizes, default=0), windows_per_day or len(segment))
 
@@ -222,11 +371,13 @@ class DaySampler:
         return len(self.segment.days)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Ints]:
-        """The labelled windows of each day, (B,) places among the segment's, after `start` days."""
+        """The windows of each day, (B,) places among the segment's, after `start` days."""
         days = shuffled(len(self), self.seed, number)[start:]
         for place in days.tolist():
             day = self.segment.days[place]
             which = day.start + np.flatnonzero(np.isfinite(self.segment.target[day]))
+            if self.whole:
+                which = np.arange(day.start, day.stop)
             if self.windows_per_day is not None and len(which) > self.windows_per_day:
                 rng = np.random.default_rng((self.seed, number, place))
                 which = np.sort(rng.choice(which, self.windows_per_day, replace=False))
@@ -234,9 +385,9 @@ class DaySampler:
 
 
 class AlphaNet(nn.Module):
-    """A head, and the predictor whose context it reads, where that is trained with it."""
+    """A head, and the predictor or GRU whose context it reads, where that is trained with it."""
 
-    def __init__(self, head: AlphaHead, predictor: Kronos | None = None) -> None:
+    def __init__(self, head: Head, predictor: Kronos | GRUReader | None = None) -> None:
         super().__init__()
         self.head = head
         self.predictor = predictor
@@ -244,18 +395,24 @@ class AlphaNet(nn.Module):
 
 @dataclass(frozen=True)
 class AlphaStep:
-    """Trains a head, with or without the backbone, on whole days."""
+    """Trains a head, with or without the backbone, on whole days.
+
+    A GRU in the backbone's place needs no tokenizer.
+    """
 
     net: AlphaNet
-    tokenizer: KronosTokenizer
+    tokenizer: KronosTokenizer | None
     criterion: Callable[[Tensor, Tensor], Tensor] = ic_loss
     needs_whole_batch = True  # a day's correlation is no mean over windows
 
     def __post_init__(self) -> None:
-        self.tokenizer.eval()
+        if self.tokenizer is not None:
+            self.tokenizer.eval()
 
     def groups(self, config: AlphaConfig) -> list[dict[str, Any]]:
-        """The optimizer's: the head, and a backbone at its own rate."""
+        """The optimizer's: the head, and a pretrained backbone at its own rate."""
+        if isinstance(self.net.predictor, GRUReader):
+            return [{"params": list(self.net.parameters())}]
         backbone = self.net.predictor.parameters() if self.net.predictor else ()
         trained = [weight for weight in backbone if weight.requires_grad]
         groups: list[dict[str, Any]] = [{"params": list(self.net.head.parameters())}]
@@ -270,9 +427,28 @@ class AlphaStep:
     def losses(self, batch: AlphaBatch, pieces: int = 1) -> Losses:
         """The loss of one whole day, () float, whatever the process; see `Step`.
 
+        Of several horizons it is the mean, over those of which enough labels are known that day.
         Contexts are read a few windows at a time by themselves: `pieces` is always 1.
         """
-        return {"loss": self.criterion(self.scores(batch), batch.target)}
+        if batch.others is None:
+            return {"loss": self._loss(self.scores(batch), batch.target, batch.known)}
+        share = batch.share or Share(len(batch))
+        head = self.net.head
+        assert isinstance(head, AlphaHead), "members of an ensemble are trained one by one"
+        scores = head.by_horizon(self._context(batch, share), batch.features, batch.market)
+        scores = share.gather(scores[share.rows].float())
+        found = [self._loss(scores[:, 0], batch.target, batch.known)]
+        for place, target in enumerate(batch.others.T, 1):
+            known = torch.isfinite(target)
+            if int(known.sum()) >= LEAST_WINDOWS:
+                found.append(self._loss(scores[:, place], target, known))
+        return {"loss": torch.stack(found).mean()}
+
+    def _loss(self, scores: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+        """Of the windows that have a target."""
+        if known is not None:
+            scores, target = scores[known], target[known]
+        return self.criterion(scores, target)
 
     def scores(self, batch: AlphaBatch) -> Tensor:
         """(B,) float32 of one day's windows; a correlation takes no fewer digits.
@@ -281,25 +457,39 @@ class AlphaStep:
         and scores its own windows.
         """
         share = batch.share or Share(len(batch))
-        context = batch.context
-        if context is None:
-            context = share.gather(self._read(batch))
-        scores: Tensor = self.net.head(context, batch.features)
+        scores: Tensor = self.net.head(self._context(batch, share), batch.features, batch.market)
         return share.gather(scores[share.rows].float())
 
+    def _context(self, batch: AlphaBatch, share: Share) -> Tensor:
+        """(B, C) of all processes' windows."""
+        return share.gather(self._read(batch)) if batch.context is None else batch.context
+
     def _read(self, batch: AlphaBatch) -> Tensor:
-        """(b, D) contexts, a few windows at a time, so that only these are kept of a whole day."""
-        net, z, stamps = self.net.predictor, batch.z, batch.stamps
+        """(b, C) contexts, a few windows at a time, so that only these are kept of a whole day."""
+        net, tokenizer, z, stamps = self.net.predictor, self.tokenizer, batch.z, batch.stamps
         assert net is not None and z is not None and stamps is not None
-
-        def read(z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
-            s1, s2 = encode_exactly(self.tokenizer, z)
-            context = net.read(s1, s2, stamps)
-            return context[torch.arange(len(z), device=z.device), lengths - 1]
-
+        if isinstance(net, GRUReader):
+            context: Tensor = net(z, stamps, batch.lengths)
+            return context.to(batch.features.dtype)
+        assert tokenizer is not None
+        pooling = self.net.head.config.context
         few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
         pieces = -(-len(z) // few)
-        return in_pieces(read, z, stamps, batch.lengths, pieces=pieces).to(batch.features.dtype)
+
+        def encode(z: Tensor) -> Tensor:
+            return torch.stack(encode_exactly(tokenizer, z), dim=-1)
+
+        if batch.tokens is None:  # once: not again in the backward pass
+            with torch.no_grad():
+                s1, s2 = in_pieces(encode, z, pieces=pieces).unbind(dim=-1)
+        else:
+            s1, s2 = batch.tokens
+
+        def read(s1: Tensor, s2: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
+            return net.read_newest(s1, s2, stamps, lengths, pooling)
+
+        found = in_pieces(read, s1, s2, stamps, batch.lengths, pieces=pieces)
+        return found.to(batch.features.dtype)
 
     @torch.inference_mode()
     def validate(
@@ -314,7 +504,7 @@ class AlphaStep:
             batch = segment.batch(which, device, memory, Share.here(len(which)))
             scores = self.scores(batch)
             known = torch.isfinite(batch.target)
-            losses = {"loss": self.criterion(scores[known], batch.target[known])}
+            losses = {"loss": self._loss(scores, batch.target, batch.known)}
             check_finite(losses, segment.windows.take(which))
             loss = float(losses["loss"])
             kept = known.cpu().numpy()
@@ -323,6 +513,28 @@ class AlphaStep:
             )
         means = np.mean(rows, axis=0).tolist()
         return dict(zip(("valid_loss", "valid_ic", "valid_rank_ic"), means, strict=True))
+
+
+def with_day_tokens(
+    segment: AlphaSegment,
+    tokenizer: KronosTokenizer,
+    config: AlphaConfig,
+    epochs: int,
+    device: torch.device | str,
+    show_progress: bool = False,
+) -> AlphaSegment:
+    """The segment with all its windows' tokens, where a backbone would have them made more often.
+
+    Args:
+        epochs: passes over its days.
+    """
+    most = config.windows_per_day
+    sizes = [int(np.isfinite(segment.target[day]).sum()) for day in segment.days]
+    seen = epochs * sum(size if most is None else min(size, most) for size in sizes)
+    whole = Segment(segment.windows)
+    if seen <= len(segment) or token_bytes(whole, tokenizer) > MOST_TOKEN_BYTES:
+        return segment
+    return replace(segment, tokens=with_tokens(whole, tokenizer, device, show_progress).tokens)
 
 
 def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:

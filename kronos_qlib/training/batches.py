@@ -252,9 +252,13 @@ class EpochSampler:
 def is_worth_tokens(segment: Segment, tokenizer: KronosTokenizer, config: TrainingConfig) -> bool:
     """Whether windows repeat, so that making their tokens first is less work."""
     seen = config.epochs * min(len(segment), config.windows_per_epoch or len(segment))
+    return seen > len(segment) and token_bytes(segment, tokenizer) <= MOST_TOKEN_BYTES
+
+
+def token_bytes(segment: Segment, tokenizer: KronosTokenizer) -> int:
+    """Memory of the tokens of all its windows."""
     bars = segment.windows.lookback + segment.windows.ahead
-    size = 2 * len(segment) * bars * _token_type(tokenizer).itemsize
-    return seen > len(segment) and size <= MOST_TOKEN_BYTES
+    return 2 * len(segment) * bars * _token_type(tokenizer).itemsize
 
 
 def with_tokens(

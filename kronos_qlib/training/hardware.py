@@ -38,6 +38,28 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
     return kind
 
 
+VALUES_A_THREAD = 2**22
+"""Numbers of a batch that are worth a thread of their own in a small network."""
+
+
+@contextmanager
+def threads_for(values: int) -> Iterator[None]:
+    """Within, torch uses no more threads than a batch of a small network has work for.
+
+    Threads that wait for each other at every small operation cost more than they bring, and many
+    times more where other work has the cores.
+
+    Args:
+        values: numbers in a batch.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 1 + values // VALUES_A_THREAD))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Within, glibc keeps large blocks that are freed, for the next step to take.

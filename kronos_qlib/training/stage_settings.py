@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kronos_qlib.errors import short_repr
+from kronos_qlib.model.sizes import (
+    LAST_ALONE,
+    MOST_LANDMARKS,
+    MOST_OUTPUTS,
+    MOST_SEEDS,
+    ContextConfig,
+    as_context,
+    check_attention,
+)
 from kronos_qlib.settings import (
     check_choice,
     check_dropouts,
     check_known,
+    check_names,
     check_number,
     check_whole,
     require,
 )
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+MOST_EXTREMES = 0.4
+"""At either end of a day's labels; what is left in the middle says little."""
 
 
 def check_optimizer(config: TrainingConfig | AlphaConfig) -> None:
@@ -143,6 +156,10 @@ class AlphaConfig:
     """The adapters' output is scaled by lora_alpha / lora_rank."""
     context_width: int = 16
     """Columns made of the context; 0 leaves it out, and the head sees the scale alone."""
+    features: Sequence[str] = ()
+    """Columns beside context and scale: names of the handler's features, of Alpha158's, or Qlib
+    expressions, such as "$pe". Each is ranked over the day; a window without a value takes the
+    median of its day, and nothing else is made up. Later bars are refused."""
     hidden: int = 64
     """Width of the hidden layer."""
     dropout: float = 0.0
@@ -170,8 +187,30 @@ class AlphaConfig:
     """As of `TrainingConfig`."""
     seed: int = 0
     """Of new weights, the order of days, windows and dropout."""
+    seeds: int = 1
+    """Heads that are trained from as many seeds, `seed` and those after it, and scored as one: the
+    mean of their scores, each standardised over the day. More than one needs a frozen backbone."""
+    linear_path: bool = False
+    """A linear map of the inputs beside the hidden layer, which is multiplied by a learned gate
+    that begins at 0: a new head is linear."""
+    horizons: Sequence[int] | None = None
+    """Bars of the label's return, its own among them, that are learned together, such as [1, 2, 5,
+    10]; the score is what is said of its own. Segments are purged by the longest. None: its own."""
+    drop_extremes: float = 0.0
+    """Share of each day's windows, at either end of its labels, that training leaves out; those
+    that judge an epoch stay whole."""
+    context: ContextConfig = LAST_ALONE
+    """What is read of a window's contexts beside the last: fields of `ContextConfig`."""
+    attention: int = 0
+    """Landmarks of an attention across the names of a day, gated by the market's state: the means
+    over its names of all that the window's normalisation took away. A batch is then the whole day,
+    also of windows without a label. 0: none; 16 is a start."""
+    initial: str = "pretrained"
+    """"random" begins with new weights of the predictor, by `seed`, in place of the checkpoint's:
+    what the same network and budget give without pretraining. Its tokenizer stays."""
 
     def __post_init__(self) -> None:
+        check_names(self, "features")
         check_whole(self, "epochs", "hidden", "lora_rank")
         check_whole(self, "seed", "context_width", least=0)
         for name in ("patience", "validation_days"):
@@ -198,3 +237,46 @@ class AlphaConfig:
             self.backbone == "frozen" or self.context_width > 0,
             "context_width 0 leaves the context out: a trained backbone would learn nothing",
         )
+        self._check_options()
+
+    def _check_options(self) -> None:
+        check_whole(self, "seeds", most=MOST_SEEDS)
+        check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
+        check_choice(self, "linear_path")
+        check_number(self, "drop_extremes")
+        check_known(self, initial=("pretrained", "random"))
+        object.__setattr__(self, "context", as_context(self.context))
+        check_attention(self.attention, self.hidden)
+        require(
+            0 <= self.drop_extremes <= MOST_EXTREMES,
+            f"drop_extremes must lie in [0, {MOST_EXTREMES}], got {self.drop_extremes}: it is a "
+            "share at either end",
+        )
+        if self.horizons is not None:
+            require(
+                isinstance(self.horizons, (list, tuple))
+                and bool(self.horizons)
+                and all(type(bars) is int and bars >= 1 for bars in self.horizons)
+                and len(set(self.horizons)) == len(self.horizons) <= MOST_OUTPUTS,
+                f"horizons must be a list of bars, each once, from 1, got "
+                f"{short_repr(self.horizons)}",
+            )
+            object.__setattr__(self, "horizons", tuple(sorted(self.horizons)))
+        require(
+            self.seeds == 1 or self.backbone == "frozen",
+            f"seeds {self.seeds} would train as many backbones, and a model has one: keep the "
+            "backbone frozen, or take seeds 1",
+        )
+        require(
+            not self.attention or self.windows_per_day is None,
+            "attention compares all windows of a day with each other: leave windows_per_day out",
+        )
+        require(
+            self.context == LAST_ALONE or self.context_width > 0,
+            "context_width 0 leaves the context out: there is nothing for `context` to say",
+        )
+
+    @property
+    def outputs(self) -> int:
+        """Horizons that a head learns."""
+        return 1 if self.horizons is None else len(self.horizons)

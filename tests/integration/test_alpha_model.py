@@ -11,6 +11,7 @@ import pytest
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, TrainingError
+from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.model import KronosModel
@@ -94,6 +95,103 @@ def test_nothing_is_found_in_noise(tmp_path):
     model = model_of()
     model.fit(dataset)
     assert abs(t_of(daily_rank_ic(model.predict(dataset), dataset))) < 3
+
+
+EVERYTHING = {
+    "epochs": 4,
+    "hidden": 16,
+    "seeds": 2,
+    "linear_path": True,
+    "horizons": [1, 2, 5],
+    "drop_extremes": 0.05,
+    "context": {"bars": 5, "layers": [2, 3], "dtype": "float16"},
+    "attention": 8,
+}
+"""Every option at once: what each may know is the union."""
+
+
+@pytest.fixture(scope="module")
+def fitted_with_all(provider):
+    model = model_of({"alpha": EVERYTHING})
+    model.fit(dataset_of(provider))
+    return model
+
+
+def test_a_planted_effect_is_found_with_every_option(fitted_with_all, provider):
+    dataset = dataset_of(provider)
+    daily = daily_rank_ic(fitted_with_all.predict(dataset), dataset)
+    assert len(daily) > 150
+    assert t_of(daily) > 4
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_nothing_is_found_in_noise_with_every_option(tmp_path, seed):
+    """Pooled contexts, later horizons, extremes and the others of a day hold no future either."""
+    folder = tmp_path / "qlib"
+    write_provider(market(0.0, seed=seed), folder)
+    dataset = dataset_of(folder)
+    model = model_of({"alpha": EVERYTHING})
+    model.fit(dataset)
+    daily = daily_rank_ic(model.predict(dataset), dataset)
+    assert abs(t_of(daily)) < 3
+    assert daily.abs().mean() > 0.05, "scores are no constant"
+
+
+def test_every_option_is_in_the_pickle_and_in_the_folder(fitted_with_all, provider, tmp_path):
+    dataset = dataset_of(provider)
+    scores = fitted_with_all.predict(dataset)
+    assert pickle.loads(pickle.dumps(fitted_with_all)).predict(dataset).equals(scores)
+    fitted_with_all.save_pretrained(str(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "alpha").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    saved = {"checkpoint": str(tmp_path), "alpha_head": str(tmp_path / "alpha")}
+    again = KronosModel(**saved, device="cpu", show_progress=False)
+    assert again.predict(dataset).equals(scores)
+    day = scores.index.get_level_values("datetime").unique()[30]
+    alone = again.predict(dataset, (day, day))
+    assert alone.equals(scores[scores.index.get_level_values("datetime") == day])
+    with pytest.raises(ConfigError, match=r"train on has .*attention 8 \(asked for: 0\)"):
+        other = KronosModel(**saved, training={"alpha": {"seeds": 2}}, device="cpu")
+        other.fit(dataset)
+    with pytest.raises(ConfigError, match="alpha_head was trained on other weights than those"):
+        KronosModel(**saved, training={"alpha": {"initial": "random"}}, device="cpu")
+
+
+def test_contexts_in_a_folder_change_no_score(provider, tmp_path, monkeypatch):
+    """Read once for two heads and the scores of both; another run reads none at all."""
+    read = []
+    embed = KronosPredictor.embed
+
+    def counted(self, x, *args, **kwargs):
+        read.append(len(x))
+        return embed(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(KronosPredictor, "embed", counted)
+    segments = {**SEGMENTS, "train": ("2020-10-01", "2020-12-31")}
+    scores, counts = {}, {}
+    for name, folder, quick in (
+        ("none", None, {"hidden": 8}),
+        ("first", tmp_path / "contexts", {"hidden": 8}),
+        ("second", tmp_path / "contexts", {"hidden": 8}),
+        ("later labels", tmp_path / "contexts", {"hidden": 16, "horizons": [1, 5]}),
+    ):
+        read.clear()
+        dataset = dataset_of(provider, segments)
+        model = KronosModel(
+            training={"alpha": {"epochs": 1, **quick}},
+            device="cpu",
+            show_progress=False,
+            contexts_folder=None if folder is None else str(folder),
+        )
+        model.fit(dataset)
+        scores[name] = model.predict(dataset, ("2021-04-01", "2021-04-20"))
+        counts[name] = sum(read)
+    assert scores["none"].equals(scores["first"]) and scores["none"].equals(scores["second"])
+    assert counts["none"] == counts["first"] > 1000
+    assert counts["second"] == counts["later labels"] == 0
+    assert pickle.loads(pickle.dumps(model))._contexts_folder is None, "a path of this machine"
 
 
 def test_the_history_shows_what_was_chosen_by(fitted):

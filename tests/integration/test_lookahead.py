@@ -139,6 +139,51 @@ def scores_of_head(folder):
     return model.signals(dataset)
 
 
+OPTIONS = {
+    "pooled contexts": {"context": {"bars": 5, "layers": [2, 3]}},
+    "attention across names": {"attention": 4, "hidden": 16},
+    "horizons": {"horizons": [1, 2, 5], "drop_extremes": 0.05},
+    "all": {
+        "context": {"bars": 5, "layers": [2, 3], "dtype": "float16"},
+        "attention": 4,
+        "hidden": 16,
+        "horizons": [1, 2, 5],
+        "drop_extremes": 0.05,
+        "linear_path": True,
+        "seeds": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def shared_contexts(tmp_path_factory):
+    """One folder for all bars of a check: what is found there must be of the very same bars."""
+    return tmp_path_factory.mktemp("contexts")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_of_a_head_reads_later_bars(markets, option, shared_contexts):
+    """Contexts come from one folder, so a file of other bars would show too."""
+
+    def scores_of(folder):
+        handler = {"class": "KronosHandler", "module_path": "kronos_qlib.plugin.dataset"}
+        dataset = KronosDataset(
+            {**handler, "kwargs": {"label": LABEL}}, SEGMENTS, lookback=LOOKBACK, horizon=HORIZON
+        )
+        model = KronosModel(
+            training={"alpha": {"epochs": 2, **OPTIONS[option]}},
+            device="cpu",
+            show_progress=False,
+            contexts_folder=str(shared_contexts),
+        )
+        model.fit(dataset)
+        return model.signals(dataset)
+
+    report = check_lookahead(markets["day"], scores_of, MOMENTS[:1])
+    assert report.compared > 50
+    assert report.moved > 0.5
+
+
 @pytest.mark.parametrize("scores_of", [scores_of_trees(*FEATURES), scores_of_head])
 def test_models_that_are_trained_on_the_way_are_honest(markets, scores_of):
     report = check_lookahead(markets["day"], scores_of, MOMENTS)

@@ -117,6 +117,7 @@ def test_a_run_that_can_work_is_let_go_and_leaves_nothing(config, tmp_path, capl
         ("task.model.kwargs.calibration", "file", r"file holds no calibration"),
         ("task.model.kwargs.resume_folder", "file", r"resume_folder .*file is no folder; name"),
         ("task.model.kwargs.resume_folder", "file/in", r"resume_folder .*file is no folder; name"),
+        ("task.model.kwargs.contexts_folder", "file", r"contexts_folder .*file is no folder; name"),
         ("qlib_init.exp_manager.kwargs.uri", "sqlite:///file/a.db", r"MLflow store.*is no folder"),
         ("qlib_init.exp_manager.kwargs.uri", "sqlite:///empty", r"names a folder.*empty/mlflow.db"),
         ("qlib_init.exp_manager.kwargs.uri", "file:file", r"MLflow store file:file cannot be"),

@@ -76,6 +76,7 @@ RUNS = {
     "kronos": REDUCED,
     "kronos_zero_shot": REDUCED,
     "kronos_alpha": REDUCED,
+    "gru": REDUCED,
     "kronos_lightgbm": REDUCED,
     "kronos_5min": MINUTES,
 }
@@ -85,6 +86,7 @@ FROM_PATHS = ["score", *DEFAULT_SIGNALS]
 SIGNALS = dict.fromkeys(RUNS, FROM_PATHS) | {
     "lightgbm": ["score"],
     "kronos_alpha": ["score", "alpha"],
+    "gru": ["score"],
     "kronos_lightgbm": ["score", "lightgbm_kronos", "kronos_alpha"],
 }
 METRICS = (
@@ -154,7 +156,14 @@ def test_workflows_of_the_demo_market_run_on_equal_terms():
     """They repeat market, segments and strategy, or figures beside each other would not compare."""
     one, *others = (
         rendered(WORKFLOWS / f"workflow_{name}.yaml")
-        for name in ("kronos", "lightgbm", "kronos_alpha", "kronos_lightgbm", "kronos_zero_shot")
+        for name in (
+            "kronos",
+            "lightgbm",
+            "kronos_alpha",
+            "kronos_lightgbm",
+            "kronos_zero_shot",
+            "gru",
+        )
     )
     for other in others:
         assert other["task"]["backtest"] == one["task"]["backtest"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,17 @@ class Label(Protocol):
     @property
     def ahead(self) -> int:
         """Times of the calendar after the last bar seen until the label is known."""
+
+    @property
+    def bars(self) -> int | None:
+        """Bars that its return runs over, from close to close; None where it is no such return."""
+
+    def over(self, bars: int) -> Label:
+        """The same return over other bars, from the same close.
+
+        Raises:
+            ConfigError: it is no return from close to close.
+        """
 
     def of(self, windows: Windows) -> Floats:
         """(N,) float32; NaN where it is not known, or not yet."""
@@ -45,6 +56,10 @@ class ReturnLabel:
     def ahead(self) -> int:
         """Times of the calendar after the last bar seen until the return is known."""
         return self.delay + self.bars
+
+    def over(self, bars: int) -> ReturnLabel:
+        """The same return over other bars, from the same close."""
+        return replace(self, bars=bars)
 
     def of(self, windows: Windows) -> Floats:
         """(N,) float32 returns; NaN where the share has no bar at either moment."""

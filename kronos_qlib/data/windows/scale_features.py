@@ -98,7 +98,8 @@ def standardised_over_day(features: Floats) -> Floats:
     """Each feature's rank among one day's windows, spread evenly with mean 0 and deviation 1.
 
     Ranks, since amounts and levels have tails in which a mean and a deviation drown. What is the
-    same for all, or stands alone, becomes 0.
+    same for all, or stands alone, becomes 0, and so does a value that is not known (NaN): 0 is the
+    median of those that are, and no other value is made up.
 
     Args:
         features: (B, F) of the windows that end at one moment.
@@ -106,5 +107,9 @@ def standardised_over_day(features: Floats) -> Floats:
     Returns:
         (B, F) float32 between -sqrt(3) and sqrt(3).
     """
-    ranks = rankdata(features, axis=0) / (len(features) + 1) - 0.5
+    unknown = np.isnan(features)
+    known = len(features) - unknown.sum(axis=0)
+    ranks = rankdata(features, axis=0, nan_policy="omit" if unknown.any() else "propagate")
+    ranks = ranks / (known + 1) - 0.5
+    ranks[unknown] = 0
     return np.asarray(ranks * np.sqrt(12.0), dtype=np.float32)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import JUMP
 from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.find import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.windows.label import Label, ReturnLabel
 from kronos_qlib.data.windows.segments import (
@@ -37,6 +38,19 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import BarDataError, ConfigError
 
 logger = logging.getLogger(__name__)
+
+
+class FeatureColumns(Protocol):
+    """Numbers beside the bars, such as news or fundamentals, as they were known at each bar."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """
+        Raises:
+            ConfigError: a name is not to be had, or reads bars after its own.
+        """
+
+    def of(self, windows: Windows, names: Sequence[str]) -> Floats:
+        """(N, F) float32 of windows at their last bar; NaN where a value is not known."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +84,8 @@ class WindowDataset:
     """No window ends after it, nor does a horizon to train on; None: the bars'."""
     label: Label = field(default_factory=ReturnLabel)
     """What an alpha head learns to predict."""
+    features: FeatureColumns | None = None
+    """Where an alpha head's setting `features` finds its columns; None: there are none."""
     notes: tuple[str, ...] = ()
     """What was derived, assumed, left out, repaired or doubted when a file was read."""
     beyond_calendar: str = "error"
@@ -188,15 +204,48 @@ class WindowDataset:
             self.table, horizon=self.horizon, first=first, last=last, **self._which()
         )
 
-    def labelled_windows(self, segment: Segment = "train") -> Windows:
+    def labelled_windows(self, segment: Segment = "train", ahead: int | None = None) -> Windows:
         """Windows to learn or to judge a signal by: those whose label is known in the segment.
 
         Without its last days, whose labels are the returns of days after it: the purge.
+
+        Args:
+            ahead: times of the calendar until all is known that is learned of a window; None: as
+                the label has it.
         """
         first, last = self.bounds(segment)
+        ahead = self.label.ahead if ahead is None else ahead
         return windows_to_score(
-            self.table, first=first, last=last, leave_out=self.label.ahead, **self._which()
+            self.table, first=first, last=last, leave_out=ahead, **self._which()
         )
+
+    def check_features(self, names: Sequence[str]) -> None:
+        """Refuse columns for an alpha head that are not to be had.
+
+        Raises:
+            ConfigError: names the column.
+        """
+        if not names:
+            return
+        if self.features is None:
+            raise ConfigError(
+                f"features names {names[0]!r}, and these windows are of bars alone: a "
+                "KronosDataset reads a handler's columns and Qlib's expressions, and a "
+                "WindowDataset takes an object `features` that has them"
+            )
+        self.features.check(names)
+
+    def feature_values(self, windows: Windows, names: Sequence[str]) -> Floats:
+        """(N, F) float32 columns of windows, NaN where a value is not known.
+
+        Raises:
+            ConfigError: as of `check_features`.
+        """
+        if not names:
+            return np.empty((len(windows), 0), dtype=np.float32)
+        self.check_features(names)
+        assert self.features is not None
+        return self.features.of(windows, names)
 
     def _which(self) -> dict[str, Any]:
         """What decides, in any segment, which windows there are."""

@@ -32,8 +32,8 @@ from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.plugin.preflight.planned_run import PlannedData, PlannedRun
 from kronos_qlib.plugin.preflight.run_outputs import (
     halves_of,
+    kept_folders,
     outputs_of,
-    resume_folders,
     short_of_disk,
     why_unwritable,
 )
@@ -348,9 +348,9 @@ def _store(run: PlannedRun) -> Iterator[str]:
 
 
 def _resume(run: PlannedRun) -> Iterator[str]:
-    for folder in resume_folders(run):
+    for name, folder in kept_folders(run):
         if problem := why_unwritable(folder):
-            yield f"resume_folder {folder} cannot be written: {problem}; name another"
+            yield f"{name} {folder} cannot be written: {problem}; name another"
 
 
 def _checkpoints(run: PlannedRun) -> Iterator[str]:

@@ -153,10 +153,12 @@ class PlannedRun:
     @property
     def models(self) -> list[Mapping[str, Any]]:
         """The settings of every KronosModel, those of blends and of feature data sets too."""
+        return self.settings_of("KronosModel")
+
+    def settings_of(self, *classes: str) -> list[Mapping[str, Any]]:
+        """The settings of every model of these classes, wherever in the task it is."""
         configs = (*_walk(self.task.get("model")), *_walk(self.task.get("dataset")))
-        return [
-            mapping_of(each.get("kwargs")) for each in configs if class_of(each) == "KronosModel"
-        ]
+        return [mapping_of(each.get("kwargs")) for each in configs if class_of(each) in classes]
 
     @property
     def records(self) -> list[Mapping[str, Any]]:

@@ -98,10 +98,15 @@ def _nearest(folder: Path) -> Path:
     return next((each for each in (folder, *folder.parents) if each.exists()), folder)
 
 
-def resume_folders(run: PlannedRun) -> list[Path]:
-    """Folders in which the run's models keep states of their training."""
-    named = (model.get("resume_folder") for model in run.models)
-    return [Path(str(each)).expanduser().absolute() for each in named if each]
+KEPT_IN = ("resume_folder", "contexts_folder")
+"""Settings of a model that name folders in which it keeps states of its training, and contexts."""
+
+
+def kept_folders(run: PlannedRun) -> list[tuple[str, Path]]:
+    """Such folders of the run's models, and the setting that names each."""
+    models = run.settings_of("KronosModel", "GRUModel")
+    named = ((name, model.get(name)) for model in models for name in KEPT_IN)
+    return [(name, Path(str(each)).expanduser().absolute()) for name, each in named if each]
 
 
 def halves_of(model: Mapping[str, Any]) -> list[tuple[str, str, Any]]:

@@ -20,7 +20,7 @@ from kronos_qlib.calibration.calibration import FILE as CALIBRATION_FILE
 from kronos_qlib.calibration.calibration import Calibration
 from kronos_qlib.errors import MissingArtifactError, printable
 from kronos_qlib.markup import cause_of
-from kronos_qlib.plugin.baselines import BaselineModel
+from kronos_qlib.plugin.baselines import BaselineModel, GRUModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.model import FIT, KronosModel
 
@@ -28,7 +28,7 @@ FOLDER = "weights"
 """Where a run keeps them."""
 STATE = f"{FOLDER}/state.json"
 """Which files there are, and of what; and where the run's bars were."""
-PARTS = ("tokenizer", "predictor", "alpha")
+PARTS = ("tokenizer", "predictor", "gru", "alpha")
 
 
 def write_model(model: object, folder: Path) -> None:
@@ -53,12 +53,13 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
     """The state of a model; None for a class that is not kept here."""
     kind = type(model).__name__
     state: dict[str, Any] = {"class": kind}
-    if type(model) is KronosModel:
-        state["fingerprints"] = dict(model.fingerprints)
+    if type(model) in (KronosModel, GRUModel):
         state["weights"] = {}
         for part, data in model.trained_weights.items():
             files[f"{prefix}{part}.safetensors"] = data
             state["weights"][part] = f"{prefix}{part}.safetensors"
+    if type(model) is KronosModel:
+        state["fingerprints"] = dict(model.fingerprints)
         if model.calibration == FIT and model.kept_calibration is not None:
             state["calibration"] = f"{prefix}{CALIBRATION_FILE}"
             files[state["calibration"]] = _calibration_bytes(model.kept_calibration)
@@ -77,7 +78,7 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
         for name, value in (("coef", model.coef_), ("intercept", model.intercept_)):
             state[name] = np.asarray(value, dtype=np.float64).tolist()
             state[f"{name}_type"] = str(getattr(value, "dtype", "float"))
-    elif type(model) is not BaselineModel:
+    elif type(model) not in (GRUModel, BaselineModel):
         return None
     return state
 
@@ -88,6 +89,8 @@ def needs_state(model: object) -> bool:
         return any(map(needs_state, model.members.values()))
     if isinstance(model, KronosModel):
         return not model.training.is_zero_shot or model.calibration == FIT
+    if isinstance(model, GRUModel):
+        return model.weights is None
     return not isinstance(model, BaselineModel)
 
 
@@ -107,9 +110,10 @@ def restore(model: Any, state: Mapping[str, Any], read: Mapping[str, bytes]) -> 
             raise MissingArtifactError(
                 f"{STATE} is of a {printable(str(state['class']))}, the run's task of a {kind}"
             )
-        if isinstance(model, KronosModel):
+        if isinstance(model, (KronosModel, GRUModel)):
             kept = dict(state["weights"])
             model.trained_weights = {part: read[kept[part]] for part in PARTS if part in kept}
+        if isinstance(model, KronosModel):
             model.fingerprints = {
                 str(part): str(digest) for part, digest in state["fingerprints"].items()
             }

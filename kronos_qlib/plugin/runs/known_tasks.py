@@ -33,6 +33,7 @@ _PROCESSORS = (
 KNOWN: Mapping[str, str] = {
     "KronosModel": "kronos_qlib.plugin.model",
     "BaselineModel": "kronos_qlib.plugin.baselines",
+    "GRUModel": "kronos_qlib.plugin.baselines",
     "BlendModel": "kronos_qlib.plugin.blend",
     "LGBModel": "qlib.contrib.model.gbdt",
     "LinearModel": "qlib.contrib.model.linear",
@@ -52,7 +53,15 @@ KNOWN: Mapping[str, str] = {
 
 _MADE = ("model", "dataset", "handler", "data_loader")
 """Settings that are made into objects: Qlib takes a text there for a class, or unpickles a file."""
-_PATHS = ("checkpoint", "tokenizer", "alpha_head", "resume_folder", "file")
+_PATHS = (
+    "checkpoint",
+    "tokenizer",
+    "alpha_head",
+    "weights",
+    "resume_folder",
+    "contexts_folder",
+    "file",
+)
 
 
 def check_known(task: Mapping[str, Any]) -> None:

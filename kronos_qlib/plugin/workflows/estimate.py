@@ -18,14 +18,18 @@ from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.evaluation.forecasts.baselines.volatility_forecasts import GARCH_SECONDS
 from kronos_qlib.inference.calibrating import DRAWN
 from kronos_qlib.inference.calibrating import PATHS as CALIBRATION_PATHS
+from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
+from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 
 PROBE_SECONDS = 0.4
 """A probe that took less is repeated with more windows."""
 PROBE_WINDOWS = (4, 64)
 PASSES = 3
+GRU_TRAINED_AS_READ = 3.0
+"""A window that a GRU is trained on, in windows read: forward, and backward over all its bars."""
 TRAINED_AS_READ = 5.0
 """A window trained on costs as many read once: forward and backward over all its bars, for
 which reading the context has a forward pass without the heads."""
@@ -99,6 +103,8 @@ def estimate(
 
     for one in _models(model):
         parts += _of_model(one, counts, rates_of)
+        if isinstance(one, GRUModel) and counts.of(*counts.windows):
+            parts += _of_gru(one, counts, source.lookback)
     name = str(dataset.get("class"))
     if name == KronosFeatureDataset.__name__ and counts.of("train", "valid", "test"):
         kwargs = dataset.get("kwargs") or {}
@@ -204,6 +210,42 @@ def _models(model: Any) -> Iterator[Any]:
             yield from _models(member)
     else:
         yield model
+
+
+def _of_gru(model: GRUModel, counts: Counts, lookback: int) -> list[Part]:
+    rate = probe_gru(model, lookback)
+    config, parts = model.training, [Part("scores", counts.of("test") * rate)]
+    if model.weights is None:
+        # Windows and days bear a known proportion only where all names trade: a day has the mean.
+        each = counts.windows.get("test", 0) / max(1, counts.moments)
+        share = min(1.0, (config.windows_per_day or each) / max(1.0, each))
+        judged = counts.of("valid")
+        if config.validation_days is not None:
+            judged = min(judged, round(config.validation_days * each))
+        learned = counts.of("train") * share * config.epochs
+        seconds = (learned * GRU_TRAINED_AS_READ + judged * (config.epochs + 1)) * rate
+        parts.append(Part("training", seconds))
+    return parts
+
+
+def probe_gru(model: GRUModel, lookback: int) -> float:
+    """Seconds of a GRU of these sizes for one window, read on this machine."""
+    import torch
+
+    from kronos_qlib.inference.devices import pick_device
+    from kronos_qlib.model.gru_reader import GRUReader
+
+    device = pick_device(model.device)
+    net = GRUReader(model.sizes).to(device).eval()
+
+    def read(count: int) -> None:
+        z = torch.zeros(count, lookback, len(BAR_COLUMNS), device=device)
+        stamps = torch.zeros(count, lookback, len(TIME_FIELDS), dtype=torch.int64, device=device)
+        lengths = torch.full((count,), lookback, dtype=torch.int64, device=device)
+        with torch.inference_mode():
+            net(z, stamps, lengths).sum().item()
+
+    return _seconds_each(read)
 
 
 def _of_model(model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rates]) -> list[Part]:

@@ -12,11 +12,13 @@ import pandas as pd
 from kronos_qlib.data.windows.segments import describe_segments, first_instant
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
+from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.runs.about_run import model_name, universe_of
 from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
 from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate
 from kronos_qlib.plugin.workflows.workflow_file import Workflow
+from kronos_qlib.training.stage_settings import AlphaConfig
 
 ALL_MEAN = "MEAN"
 """The name that documentation gives to the mean of all names."""
@@ -101,6 +103,9 @@ def described_training(section: Mapping[str, Any]) -> str:
             f"{member.get('name', class_of(member))}: {described_training(member)}"
             for member in kwargs["members"]
         )
+    if class_of(section) == GRUModel.__name__:
+        epochs = value_at(kwargs, "training", "epochs") or AlphaConfig().epochs
+        return f"trains a GRU {epochs} epoch{'s' if epochs != 1 else ''}"
     if class_of(section) != KronosModel.__name__:
         return "trained on the segment train"
     stages = {stage: how for stage, how in (kwargs.get("training") or {}).items() if is_map(how)}

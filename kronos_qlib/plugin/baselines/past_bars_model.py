@@ -1,4 +1,4 @@
-"""Baselines and blends as Qlib models, so that one workflow, one report serve them and Kronos."""
+"""BaselineModel: a signal of past bars, such as momentum, as a Qlib model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from qlib.log import get_module_logger
 from qlib.model.base import Model
 
 from kronos_qlib.data.windows.segments import Segment
-from kronos_qlib.data.windows.window_dataset import no_windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.pipeline.scoring import scores_from_bars
-from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.signals.past_bars import (
     BASELINES,
     bars_needed,
@@ -37,11 +37,13 @@ class BaselineModel(Model):
         self.skip = skip
         baseline_of(kind, np.ones((1, 2, 6), dtype=np.float32), bars, skip)  # refuses early
 
-    def fit(self, dataset: KronosDataset, reweighter: object = None) -> None:
+    def fit(self, dataset: KronosDataset | WindowDataset, reweighter: object = None) -> None:
         """Nothing to learn."""
         logger.info(f"{self.kind}: {BASELINES[self.kind].definition}")
 
-    def predict(self, dataset: KronosDataset, segment: Segment = "test") -> pd.Series:
+    def predict(
+        self, dataset: KronosDataset | WindowDataset, segment: Segment = "test"
+    ) -> pd.Series:
         """The baseline of each window whose last bar lies in the segment.
 
         Returns:
@@ -51,11 +53,7 @@ class BaselineModel(Model):
             BarDataError: there is no window, or bars without a logarithm (names instrument, date).
             ConfigError: windows are shorter than what the baseline counts.
         """
-        if not isinstance(dataset, KronosDataset):
-            raise ConfigError(
-                f"BaselineModel reads windows from a KronosDataset, got {type(dataset).__name__}"
-            )
-        source = dataset.source
+        source = source_of(dataset, reader="BaselineModel")
         needed = bars_needed(self.kind, self.bars, self.skip)
         if source.lookback < needed:
             raise ConfigError(

@@ -1,0 +1,158 @@
+"""The benchmark of alpha heads and their rivals, on a simulated market: rows, records, resuming."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+
+pytestmark = pytest.mark.integration
+
+SEGMENTS = {
+    "train": ("2020-01-01", "2020-05-29"),
+    "valid": ("2020-06-01", "2020-07-15"),
+    "test": ("2020-07-16", "2020-09-04"),
+}
+FEW = {"num_leaves": 4, "num_threads": 1, "lambda_l1": 0.0, "lambda_l2": 1.0}
+ROWS = {
+    "lightgbm": {"lightgbm": FEW},
+    "gru": {"gru": {"hidden": 4, "training": {"epochs": 1, "hidden": 4}}},
+    "head": {"alpha": {"epochs": 1, "hidden": 8}},
+    "head without context": {"alpha": {"epochs": 1, "hidden": 8, "context_width": 0}},
+    "left": {"residual": {"of": "lightgbm", "folds": 2},
+             "alpha": {"epochs": 1, "hidden": 8, "context_width": 0}},
+    "lightgbm + left": {"blend": ["lightgbm", "left"]},
+}  # fmt: skip
+CHEAP = ["lightgbm", "head without context", "lightgbm + left", "left"]
+
+
+@pytest.fixture(scope="module")
+def benchmark(load_benchmark):
+    return load_benchmark("alpha")
+
+
+@pytest.fixture(scope="module")
+def run(benchmark, tmp_path_factory):
+    """Runs it in this process: what it printed and told, and its folder."""
+    folder = tmp_path_factory.mktemp("alpha")
+    bars = make_market(MarketConfig(instruments=14, sectors=2, years=0.7, effect=0.4, seed=3)).bars
+    bars.to_parquet(folder / "bars.parquet")
+    work = folder / "work"
+    with pytest.MonkeyPatch.context() as patched:
+        market = benchmark.Market("bars.parquet", SEGMENTS)
+        patched.setattr(benchmark, "MARKETS", {"small": market})
+
+        def run_it(*arguments, rows=ROWS, seeds=2):
+            own = folder / "own.yaml"
+            own.write_text(yaml.safe_dump(rows), encoding="utf-8")
+            where = ["--data", str(folder), "--market", "small", "--work", str(work)]
+            how = ["--settings", str(own), "--seeds", str(seeds), "--lookback", "20"]
+            printed, told = io.StringIO(), io.StringIO()
+            with redirect_stdout(printed), redirect_stderr(told):
+                assert benchmark.main([*where, *how, "--device", "cpu", *arguments]) == 0
+            return printed.getvalue(), told.getvalue()
+
+        yield run_it, work
+
+
+@pytest.fixture(scope="module")
+def chosen(run):
+    return run[0]("--choose", "--rows", *CHEAP)
+
+
+def made(told: str) -> list[str]:
+    return [line for line in told.splitlines() if ": training" in line or ": scoring" in line]
+
+
+def test_choosing_reads_no_bar_of_the_test(chosen, run):
+    printed, _ = chosen
+    assert "small, valid 2020-06-01 to 2020-07-15" in printed
+    assert "Settings tried on validation in work, blends too: 4." in printed
+    work = run[1]
+    assert not (work / "test").exists()
+    calendar = (work / "valid" / "qlib" / "calendars" / "day.txt").read_text().split()
+    assert calendar[-1] == "2020-07-15"
+    table = pd.read_csv(work / "valid_rows.csv").set_index("row")
+    assert set(table.index) == set(CHEAP)
+    assert table["days"].nunique() == table["pairs"].nunique() == 1
+    assert table.loc["lightgbm", "rank_ic"] > 0.05, "an effect is planted"
+    assert (table["low"] < table["rank_ic"]).all()
+    assert (table["rank_ic"] < table["bootstrap_high"]).all()
+    assert np.isfinite(table[["nw_low", "ir_net", "excess_net", "turnover"]]).all().all()
+    assert (table["excess_net"] < table["excess_gross"]).all()
+    differences = pd.read_csv(work / "valid_differences.csv")
+    assert ["left", "lightgbm"] in differences[["of", "less"]].to_numpy().tolist()
+
+
+def test_figures_are_those_of_the_scores_it_keeps(chosen, run):
+    work = run[1]
+    label = pd.read_parquet(work / "valid" / "labels.parquet")["label"]
+    places = {path.parent.parent.name.rsplit("-", 1)[0]: path.parent.parent
+              for path in work.glob("rows/*/0/valid.parquet")}  # fmt: skip
+    scores = {name: [pd.read_parquet(place / seed / "valid.parquet")["score"] for seed in "01"]
+              for name, place in places.items()}  # fmt: skip
+    both = pd.concat([one for each in scores.values() for one in each] + [label], axis=1).dropna()
+    daily = [
+        both.iloc[:, [place, -1]].groupby(level="datetime").apply(
+            lambda day: day.corr(method="spearman").iloc[0, 1]
+        )
+        for place in range(both.shape[1] - 1)
+    ]  # fmt: skip
+    table = pd.read_csv(work / "valid_rows.csv").set_index("row")
+    for number, name in enumerate(scores):
+        row = table.loc[name.replace("_", " ")]
+        own = [one.mean() for one in daily[2 * number : 2 * number + 2]]
+        assert row["rank_ic"] == pytest.approx(np.mean(own), abs=1e-6)
+        assert row["seed_low"] == pytest.approx(min(own), abs=1e-6)
+
+
+def test_what_was_made_is_used_again_and_other_settings_are_counted(chosen, run):
+    again, told = run[0]("--choose", "--rows", *CHEAP)
+    assert made(told) == []
+    assert again == chosen[0]
+    other = {**ROWS, "wider": {"alpha": {"epochs": 1, "hidden": 16, "context_width": 0}}}
+    printed, told = run[0]("--choose", "--no-backtest", "--rows", "wider", rows=other, seeds=1)
+    assert "blends too: 5." in printed
+    assert len(made(told)) == 2
+
+
+def test_the_test_is_read_once_and_said(chosen, run):
+    printed, told = run[0]("--test", "--rows", "lightgbm", "left", "--no-backtest")
+    assert not [line for line in made(told) if "training" in line], "models are validation's"
+    assert "The test was read 0 times before" in printed
+    again, _ = run[0]("--test", "--rows", "lightgbm", "left", "--no-backtest")
+    assert again == printed, "the same reading is no second one"
+    printed, _ = run[0]("--test", "--rows", "lightgbm", "--no-backtest")
+    assert "The test was read 1 times before" in printed
+    assert ": lightgbm, left" in printed
+    assert len(json.loads((run[1] / "test_read.json").read_text())) == 2
+
+
+def test_networks_are_rows_too(run):
+    """The GRU, and a head with context, whose contexts stay in the folder."""
+    printed, _ = run[0]("--choose", "--rows", "gru", "head", "--no-backtest", seeds=1)
+    assert "gru" in printed
+    assert any((run[1] / "contexts").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"one": {"alhpa": {}}}, "one: has one of lightgbm, gru, alpha, blend"),
+        ({"one": {"alpha": {}, "gru": {}}}, "one: has one of"),
+        ({"one": {"blend": ["nothing"]}}, "'nothing' is no row that can be blended"),
+        ({"one": {"alpha": {}, "residual": {"of": "gru"}}}, "'gru' is no row of LightGBM"),
+        ({"one": {"lightgbm": {}, "residual": {"of": "gru"}}}, "residual goes with alpha or gru"),
+        ({"one": 3}, "one: must be a mapping"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(run, rows, message):
+    with pytest.raises(SystemExit, match=message):
+        run[0]("--choose", rows={**ROWS, **rows})
