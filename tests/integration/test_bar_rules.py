@@ -313,7 +313,8 @@ def make_predictor() -> KronosPredictor:
     from kronos_qlib import Kronos, KronosTokenizer
 
     tokenizer = KronosTokenizer.from_pretrained("nano")
-    return KronosPredictor(Kronos.from_pretrained("nano"), tokenizer, device="cpu")
+    net = Kronos.from_pretrained("nano")
+    return KronosPredictor(net, tokenizer, device="cpu", max_context=100)
 
 
 def test_a_day_that_may_not_be_over_is_said_wherever_bars_are_read(tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_models_lists_what_is_here_and_what_is_not(tmp_path, monkeypatch, capsys
     assert main(["models"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
     assert list(rows) == ["nano", "mini", "small", "base"]
-    assert re.search(r"0\.8 M +100 bars +- +bundled", rows["nano"])
+    assert re.search(r"0\.8 M +256 bars +- +bundled", rows["nano"])
     assert re.search(
         r"24\.7 M +512 bars +901c26c1 +available +NeoQuasar/Kronos-small", rows["small"]
     )
@@ -182,7 +182,7 @@ def test_a_forecast_is_a_table_and_a_picture(csv, capsys):
     said = capsys.readouterr().out
     assert "date from '日期', open from '开盘'" in said
     assert "600001: 40 bars read, the last 20 seen, 2023-12-01 to 2023-12-28" in said
-    assert "nano sees 100 bars at once" in said
+    assert "nano sees 256 bars at once" in said
     assert "3 bars to come, 2023-12-29 to 2024-01-03, by XSHG" in said
     table = pd.read_csv(csv.with_name("forecast.csv"), dtype={"symbol": str})
     assert table["symbol"].unique().tolist() == ["600001"]
@@ -300,12 +300,12 @@ def test_a_lookback_beyond_the_context_is_cut_and_says_so(tmp_path, capsys):
         return pd.read_csv(out), capsys.readouterr()
 
     cut, (said, _) = run("cut.csv", "--lookback", "300")
-    assert "--lookback 300: the last 97 bars are taken, nano sees 100" in said
+    assert "--lookback 300: the last 253 bars are taken, nano sees 256" in said
     assert cut["close"].iloc[0] == pytest.approx(80.0, rel=0.02)
     usual, _ = run("usual.csv")
     pd.testing.assert_frame_equal(cut, usual)
     _, (said, _) = run("slid.csv", "--lookback", "300", "--slide")
-    assert "the last 100 bars are taken" in said
+    assert "the last 256 bars are taken" in said
     assert said.index("which is slow") < said.index("bars read")  # before the work
 
 

@@ -314,7 +314,7 @@ def test_settings_that_could_not_take_effect_are_refused(provider):
         model_of(training={"tokenizer": {"teacher_forcing": False}, "predictor": {}})
     with pytest.raises(ConfigError, match="shift_dates belongs to"):
         model_of(training={"tokenizer": {"shift_dates": True}, "predictor": {}})
-    with pytest.raises(ConfigError, match="max_context 300 is more than the 100 bars"):
+    with pytest.raises(ConfigError, match="max_context 300 is more than the 256 bars"):
         model_of(max_context=300).fit(dataset_of(provider))
 
 
@@ -374,11 +374,11 @@ def test_a_test_segment_beyond_the_bars_fails_before_training(provider):
 
 
 def test_windows_longer_than_the_network_knows_are_not_trained_on(provider):
-    """nano knows 100 bars: positions beyond would be trained, and cut off again when scoring."""
+    """Positions beyond its context would be trained, and cut off again when scoring."""
     dataset = dataset_of(provider)
     dataset.lookback = 110
     with pytest.raises(ConfigError, match="train 114 positions at once and the network attends"):
-        model_of(training=TRAINING).fit(dataset)
+        model_of(training=TRAINING, max_context=100).fit(dataset)
 
 
 def test_a_segment_without_windows_says_what_to_do(provider):

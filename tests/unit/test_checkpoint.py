@@ -102,13 +102,13 @@ def test_a_hub_id_keeps_its_pin_and_a_revision_overrides_it(folder, monkeypatch)
 
 
 def test_a_checkpoint_remembers_how_many_bars_it_saw(tmp_path):
-    """nano knows 100 bars; copied to a folder it must not pass for a network of 512."""
+    """nano knows 256 bars; copied to a folder it must not pass for a network of 512."""
     net = Kronos.from_pretrained("nano")
-    assert net.origin.max_context == 100
+    assert net.origin.max_context == 256
     again = Kronos.from_pretrained(net.save_pretrained(tmp_path))
-    assert again.origin.max_context == 100
+    assert again.origin.max_context == 256
     tokenizer = KronosTokenizer.from_pretrained("nano")
-    assert KronosPredictor(again, tokenizer, device="cpu").max_context == 100
+    assert KronosPredictor(again, tokenizer, device="cpu").max_context == 256
     assert KronosPredictor(again, tokenizer, device="cpu", max_context=60).max_context == 60
 
 
