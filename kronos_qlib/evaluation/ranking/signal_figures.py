@@ -196,7 +196,7 @@ def style_figure(
         )
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_ylabel("Rank correlation with the score")
-    axes.set_title(f"exposure by day, mean of {SMOOTHED_DAYS} times", loc="left", fontsize=9.5)
+    axes.set_title(f"exposure, moving mean of {SMOOTHED_DAYS} bars", loc="left", fontsize=9.5)
     dress_dates(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
     held, earned = below.subplots(1, 2)

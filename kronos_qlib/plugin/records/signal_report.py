@@ -61,7 +61,6 @@ from kronos_qlib.plugin.records.signal_rows import (
 from kronos_qlib.plugin.records.style_report import (
     STYLE_FILES,
     STYLE_METRICS,
-    return_expressions,
     sectors_of_task,
     style_report,
 )
@@ -112,6 +111,12 @@ SIGNAL_REPORT_METRICS = (
 )
 """What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
 among them: not every provider has what was traded."""
+
+
+def later_return(price: str, delay: int, bars: int) -> str:
+    """Qlib's expression of the return over some bars, from the price `delay` bars later."""
+    return f"Ref({price}, -{delay + bars}) / Ref({price}, -{delay}) - 1"
+
 
 FILES = (
     "summary.md",
@@ -200,6 +205,7 @@ class SignalReportRecord(ACRecordTemp):
         top: float = 0.1,
         price: str = "$close",
         baselines: Sequence[str] = tuple(BASELINES),
+        styles: Sequence[str] = tuple(STYLES),
         label_bars: int | None = None,
         cost_bp: float = 10.0,
         title: str | None = None,
@@ -214,6 +220,8 @@ class SignalReportRecord(ACRecordTemp):
             price: Qlib expression of what returns are taken of.
             baselines: what stands beside the score; none: []. They read whole bars, `$open` to
                 `$close` and volume.
+            styles: of `signals.past_bars.STYLES`, what the score may hold; none: []. They read the
+                same bars.
             label_bars: over which the label's return runs, so that neighbouring days overlap; None
                 reads the label's expression in the run's task, and takes Qlib's usual 1 where the
                 task has none.
@@ -232,11 +240,15 @@ class SignalReportRecord(ACRecordTemp):
         strange = [name for name in baselines if name not in BASELINES]
         if strange:
             raise ConfigError(f"baselines are {', '.join(BASELINES)}, got {', '.join(strange)}")
+        strange = [name for name in styles if name not in STYLES]
+        if strange:
+            raise ConfigError(f"styles are {', '.join(STYLES)}, got {', '.join(strange)}")
         self.horizons = tuple(sorted(set(horizons)))
         self.groups = groups
         self.top = top
         self.price = price
         self.baselines = tuple(baselines)
+        self.styles = tuple(styles)
         self.label_bars = label_bars
         self.cost_bp = cost_bp
         self.title = title
@@ -274,7 +286,8 @@ class SignalReportRecord(ACRecordTemp):
         self._refuse_short(daily, overlap)
         found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
         years = by_year(daily["rank_ic"], **how)
-        horizons = decay(score, self._later_returns(pred.index))
+        by_horizon, returns = self._later_returns(pred.index, overlap)
+        horizons = decay(score, by_horizon)
         parted = group_returns(score, labels, self.groups)
         groups = group_table(parted, **how)
         order = monotonicity(parted, seed=self.seed, **how)
@@ -318,8 +331,8 @@ class SignalReportRecord(ACRecordTemp):
         styles = style_report(
             title,
             score,
-            known[[name for name in STYLES if name in known]],
-            self._named_returns(pred.index, overlap),
+            known[[name for name in self.styles if name in known]],
+            returns,
             label_bars=overlap,
             top=1 / self.groups,
             cost_bp=self.cost_bp,
@@ -394,7 +407,8 @@ class SignalReportRecord(ACRecordTemp):
     def _from_bars(self, score: pd.Series[float]) -> pd.DataFrame:
         """Baselines and styles at the rows that have a score."""
         index = score[np.isfinite(score)].sort_index().index
-        return baselines_at(index, [*dict.fromkeys([*self.baselines, *STYLES])])
+        kinds = [*dict.fromkeys([*self.baselines, *self.styles])]
+        return baselines_at(index, kinds) if kinds else pd.DataFrame(index=index)
 
     def _beside_baselines(
         self, score: pd.Series[float], known: pd.DataFrame, labels: pd.DataFrame, **how: int
@@ -434,24 +448,27 @@ class SignalReportRecord(ACRecordTemp):
         )
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
 
-    def _later_returns(self, index: pd.Index) -> dict[int, pd.DataFrame]:
-        """By horizon, returns from the close of the bar after the score, days by names."""
-        expressions = [
-            f"Ref({self.price}, -{1 + horizon}) / Ref({self.price}, -1) - 1"
-            for horizon in self.horizons
-        ]
-        frame = features_at(index, expressions, frequency_of(index))
-        return {
-            horizon: to_wide(frame.iloc[:, place]) for place, horizon in enumerate(self.horizons)
-        }
+    def _later_returns(
+        self, index: pd.Index, overlap: int
+    ) -> tuple[dict[int, pd.DataFrame], dict[str, pd.DataFrame]]:
+        """Returns from the close of the bar after the score, days by names.
 
-    def _named_returns(self, index: pd.Index, overlap: int) -> dict[str, pd.DataFrame]:
-        """Those that `style_report` reads, days by names; each expression is computed once."""
-        asked = return_expressions(self.price, overlap)
-        each = list(dict.fromkeys(asked.values()))
+        By horizon, and by the names that `style_report` reads; Qlib is asked once for all.
+        """
+        by_horizon = {horizon: later_return(self.price, 1, horizon) for horizon in self.horizons}
+        named = {
+            "label": later_return(self.price, 1, overlap),
+            "label_delayed": later_return(self.price, 2, overlap),
+            "bar": later_return(self.price, 1, 1),
+            "bar_delayed": later_return(self.price, 2, 1),
+        }
+        each = list(dict.fromkeys([*by_horizon.values(), *named.values()]))
         frame = features_at(index, each, frequency_of(index))
         found = {text: to_wide(frame.iloc[:, place]) for place, text in enumerate(each)}
-        return {name: found[text] for name, text in asked.items()}
+        return (
+            {horizon: found[text] for horizon, text in by_horizon.items()},
+            {name: found[text] for name, text in named.items()},
+        )
 
     def _signal_table(
         self, pred: pd.DataFrame, labels: pd.DataFrame, **how: int

@@ -181,20 +181,6 @@ def sectors_of_task(task: Mapping[str, Any]) -> dict[str, str] | None:
     return read_sectors(str(settings["file"])) if settings.get("file") else None
 
 
-def return_expressions(price: str, label_bars: int) -> dict[str, str]:
-    """Qlib's expressions of the returns that `style_report` reads."""
-
-    def between(first: int, last: int) -> str:
-        return f"Ref({price}, -{last}) / Ref({price}, -{first}) - 1"
-
-    return {
-        "label": between(1, 1 + label_bars),
-        "label_delayed": between(2, 2 + label_bars),
-        "bar": between(1, 2),
-        "bar_delayed": between(2, 3),
-    }
-
-
 def _known(what: str, daily: pd.Series[float], **how: int) -> dict[str, float]:
     return or_unknown(what, summarise, daily, how={"horizon": 1, **how})
 
