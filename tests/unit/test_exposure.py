@@ -110,7 +110,7 @@ def test_a_state_of_the_market_is_known_at_its_close(seed, cut):
 def test_a_market_that_never_moves_is_in_its_middle():
     states = known_terciles(pd.Series(0.0, index=DAYS))
     assert states.iloc[LEAST_PAST:].eq("middle").all()
-    found = by_state(table(0).iloc[:, 0], states)
+    found = pd.DataFrame(by_state(table(0).iloc[:, 0], states)).T
     assert found.loc[["low", "high", "high less low"], "mean"].isna().all()
     assert found.loc["middle", "days"] == 60 - LEAST_PAST
 
@@ -121,11 +121,11 @@ def test_the_difference_of_states_is_that_of_their_means_and_finds_what_was_plan
     market = pd.Series(rng.normal(size=400), index=days)
     states = known_terciles(market)
     daily = pd.Series(rng.normal(0, 0.1, 400), index=days)
-    noise = by_state(daily, states)
+    noise = pd.DataFrame(by_state(daily, states)).T
     gap = noise.loc["high", "mean"] - noise.loc["low", "mean"]
     assert noise.loc["high less low", "mean"] == pytest.approx(gap)
     assert noise.loc["high less low", "low"] < 0 < noise.loc["high less low", "high"]
-    found = by_state(daily + 0.05 * (states == "high"), states)
+    found = pd.DataFrame(by_state(daily + 0.05 * (states == "high"), states)).T
     assert found.loc["high less low", "low"] > 0
     assert found.loc[list(STATES), "days"].sum() == states.notna().sum()
 

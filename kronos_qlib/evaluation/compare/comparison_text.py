@@ -171,7 +171,8 @@ def holding_rows(comparison: Comparison) -> list[list[str]]:
             if run not in held or name not in held[run].index:
                 cells.append(DASH)
                 continue
-            mean, low, high = held[run].loc[name, ["mean", "low", "high"]].tolist()
+            table = held[run]
+            mean, low, high = (float(table[end][name]) for end in ("mean", "low", "high"))
             cell = _written(mean, write)
             cells.append(cell if cell == DASH else f"{cell} ({_significance(low, high)})")
         rows.append([title, *cells])

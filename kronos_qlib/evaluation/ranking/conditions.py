@@ -44,7 +44,9 @@ def known_terciles(market: pd.Series[float]) -> pd.Series[Any]:
     return found
 
 
-def by_state(daily: pd.Series[float], states: pd.Series[Any], **how: int) -> pd.DataFrame:
+def by_state(
+    daily: pd.Series[float], states: pd.Series[Any], **how: int
+) -> dict[str, dict[str, float]]:
     """The mean of a daily series in each state of the market, and how much the outer two differ.
 
     Args:
@@ -53,8 +55,8 @@ def by_state(daily: pd.Series[float], states: pd.Series[Any], **how: int) -> pd.
         how: as of `information_coefficient.summarise`.
 
     Returns:
-        Rows STATES and "high less low", SUMMARY as columns; the mean alone, if that, where too
-        few days are in a state.
+        SUMMARY of each of STATES and of "high less low"; the mean alone, if that, where too few
+        days are in a state.
     """
     own = states.reindex(daily.index)
     rows = {}
@@ -62,7 +64,7 @@ def by_state(daily: pd.Series[float], states: pd.Series[Any], **how: int) -> pd.
         inside = daily[own == state]
         rows[state] = summarise_if_enough(inside, **how) if len(inside) else _unknown(inside)
     rows["high less low"] = _difference(daily, own, **how)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(SUMMARY))
+    return rows
 
 
 def _difference(daily: pd.Series[float], states: pd.Series[Any], **how: int) -> dict[str, float]:

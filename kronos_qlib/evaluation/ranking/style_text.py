@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import pandas as pd
-
 from kronos_qlib.errors import in_words
 from kronos_qlib.evaluation.ranking.exposure import REST, SECTOR, TOTAL
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL
@@ -14,7 +12,8 @@ from kronos_qlib.evaluation.text_table import DASH, format_rows
 
 WORTH_SAYING = 0.1
 """Rank correlation with a style below which a score is not called exposed to it."""
-ALL = "all days"
+Row = Mapping[str, float]
+"""SUMMARY of a daily series."""
 STATE_WORDS = {
     "trend": ("the market fell most", "it rose most"),
     "turbulence": ("it was calm", "it was turbulent"),
@@ -23,7 +22,10 @@ STATE_WORDS = {
 
 
 def style_page(
-    tables: Mapping[str, pd.DataFrame],
+    exposures: Mapping[str, Row],
+    parts: Mapping[str, Row],
+    conditions: Mapping[tuple[str, str], Row],
+    books: Mapping[tuple[str, str], Row],
     definitions: Mapping[str, str],
     *,
     left: float,
@@ -33,14 +35,14 @@ def style_page(
     """Sections of summary.md, as Markdown.
 
     Args:
-        tables: exposures, attribution, conditions, books; SUMMARY as columns.
+        exposures, parts: by style, and by part of the return.
+        conditions: by condition and state of the market, "" where there is one only.
+        books: by book, and "on time" or "a bar later".
         definitions: of the styles.
         left: share of the variance of the score's ranks that the styles leave.
         top: share of the names on a side of a book.
         cost_bp: basis points of the money traded.
     """
-    exposures, parts = tables["exposures"], tables["attribution"]
-    conditions, books = tables["conditions"], tables["books"]
     return "\n\n".join(
         [
             "## What the score holds",
@@ -50,7 +52,7 @@ def style_page(
             + (
                 "; of sector, the share of the variance of ranks between sectors beyond what "
                 "as many sectors without meaning would hold"
-                if SECTOR in exposures.index
+                if SECTOR in exposures
                 else ""
             )
             + ". Earned: of the return of a book that holds the day's ranks, 1 of money long and 1 "
@@ -75,21 +77,30 @@ def style_page(
 
 
 def _holding_sentences(
-    exposures: pd.DataFrame, parts: pd.DataFrame, conditions: pd.DataFrame, left: float
+    exposures: Mapping[str, Row],
+    parts: Mapping[str, Row],
+    conditions: Mapping[tuple[str, str], Row],
+    left: float,
 ) -> list[str]:
-    means = exposures["mean"].drop(SECTOR, errors="ignore").dropna()
+    known = {
+        name: row["mean"]
+        for name, row in exposures.items()
+        if name != SECTOR and math.isfinite(row["mean"])
+    }
     strong = [
         name
-        for name in means.abs().sort_values(ascending=False, kind="stable").index
-        if abs(means[name]) >= WORTH_SAYING and _significant(exposures.loc[name])
+        for name in sorted(known, key=lambda name: -abs(known[name]))
+        # One that is the same on all days has no interval, and needs none.
+        if abs(known[name]) >= WORTH_SAYING
+        and (math.isnan(exposures[name]["low"]) or _significant(exposures[name]))
     ]
     lines = []
     if strong:
         named = [
-            f"{'high' if means[name] > 0 else 'low'} {name} ({means[name]:+.2f})" for name in strong
+            f"{'high' if known[name] > 0 else 'low'} {name} ({known[name]:+.2f})" for name in strong
         ]
         lines.append(f"The score leans to {in_words(named)}: mean rank correlations by day.")
-    elif len(means):
+    elif known:
         lines.append(
             f"The score leans significantly to no style by a rank correlation of {WORTH_SAYING:g} "
             "or more."
@@ -98,7 +109,7 @@ def _holding_sentences(
         lines.append("No style is known of the score's names.")
     if math.isfinite(left):
         lines.append(f"The styles explain {1 - left:.0%} of its ranks' variance.")
-    rest = conditions.loc[("styles taken out", "")]
+    rest = conditions["styles taken out", ""]
     if math.isnan(rest["mean"]):
         lines.append("What they leave has no Rank IC: nothing is left, or on too few days.")
     else:
@@ -106,8 +117,8 @@ def _holding_sentences(
         lines.append(
             f"What they leave has a Rank IC of {rest['mean']:+.4f} ({_interval(rest)}), {word}."
         )
-    if len(parts) and math.isfinite(parts.loc[TOTAL, "mean"]):
-        total, own = parts.loc[TOTAL], parts.loc[REST]
+    if math.isfinite(parts[TOTAL]["mean"]):
+        total, own = parts[TOTAL], parts[REST]
         lines.append(
             f"Of {_bp(total['mean'])} a bar that its ranks earn before cost, "
             f"{_bp(total['mean'] - own['mean'])} come from styles and {_bp(own['mean'])} from the "
@@ -117,13 +128,13 @@ def _holding_sentences(
     return lines
 
 
-def _condition_sentences(conditions: pd.DataFrame) -> list[str]:
+def _condition_sentences(conditions: Mapping[tuple[str, str], Row]) -> list[str]:
     lines = []
     for measure, (low, high) in STATE_WORDS.items():
-        if (measure, "low") not in conditions.index:
+        if (measure, "low") not in conditions:
             continue
-        first, last = conditions.loc[(measure, "low")], conditions.loc[(measure, "high")]
-        apart = conditions.loc[(measure, "high less low")]
+        first, last = conditions[measure, "low"], conditions[measure, "high"]
+        apart = conditions[measure, "high less low"]
         if math.isnan(first["mean"]) or math.isnan(last["mean"]):
             lines.append(f"Days on which {low}, or {high}, are too few to say anything.")
             continue
@@ -132,8 +143,8 @@ def _condition_sentences(conditions: pd.DataFrame) -> list[str]:
             f"{last['mean']:+.4f}; the difference is {_judged(apart)}."
         )
     late, lost = (
-        conditions.loc[("a bar later", "")],
-        conditions.loc[("a bar later", "less on time")],
+        conditions["a bar later", ""],
+        conditions["a bar later", "less on time"],
     )
     if math.isnan(late["mean"]) or math.isnan(lost["mean"]):
         lines.append("What a delay of one bar costs is not known.")
@@ -145,17 +156,17 @@ def _condition_sentences(conditions: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _book_sentences(books: pd.DataFrame, top: float, cost_bp: float) -> list[str]:
+def _book_sentences(books: Mapping[tuple[str, str], Row], top: float, cost_bp: float) -> list[str]:
     lines = []
     for book, words in (
         ("long_only", f"The best {top:.0%} earn"),
         ("long_short", "The best less the worst earn"),
     ):
-        net, late = books.loc[(f"{book}_net", "on time")], books.loc[(f"{book}_net", "a bar later")]
+        net, late = books[f"{book}_net", "on time"], books[f"{book}_net", "a bar later"]
         if math.isnan(net["mean"]):
             lines.append(f"What {book.replace('_', ' ')} earns is not known.")
             continue
-        gross = books.loc[(book, "on time"), "mean"]
+        gross = books[book, "on time"]["mean"]
         over = " over the mean of all names" if book == "long_only" else ""
         lines.append(
             f"{words} {_bp(gross)} a bar{over} before cost and {_bp(net['mean'])} after it "
@@ -165,36 +176,34 @@ def _book_sentences(books: pd.DataFrame, top: float, cost_bp: float) -> list[str
     return lines
 
 
-def _exposure_table(exposures: pd.DataFrame, parts: pd.DataFrame) -> str:
+def _exposure_table(exposures: Mapping[str, Row], parts: Mapping[str, Row]) -> str:
     rows = [["", "exposure", f"{LEVEL:.0%} interval", "earned, bp a bar", f"{LEVEL:.0%} interval"]]
-    names = [*exposures.index, *[name for name in parts.index if name not in exposures.index]]
-    for name in names:
+    for name in dict.fromkeys([*exposures, *parts]):
         held = [DASH, DASH]
-        if name in exposures.index:
-            row = exposures.loc[name]
+        if name in exposures:
+            row = exposures[name]
             held = [_number(row["mean"], "{:+.3f}"), _interval(row, how="{:+.3f}")]
         earned = [DASH, DASH]
-        if name in parts.index:
-            row = parts.loc[name]
+        if name in parts:
+            row = parts[name]
             earned = [_number(row["mean"] * 1e4, "{:+.2f}"), _interval(row, 1e4, "{:+.2f}")]
         rows.append([str(name), *held, *earned])
     return format_rows(rows, markdown=True)
 
 
-def _condition_table(conditions: pd.DataFrame) -> str:
+def _condition_table(conditions: Mapping[tuple[str, str], Row]) -> str:
     rows = [["", "Rank IC", f"{LEVEL:.0%} interval", "t", "days"]]
-    for condition, state in conditions.index:
-        row = conditions.loc[(condition, state)]
+    for (condition, state), row in conditions.items():
         name = f"{condition}, {state}" if state else str(condition)
         t = _number(row["t"], "{:+.2f}")
         rows.append([name, _number(row["mean"]), _interval(row), t, f"{row['days']:.0f}"])
     return format_rows(rows, markdown=True)
 
 
-def _book_table(books: pd.DataFrame) -> str:
+def _book_table(books: Mapping[tuple[str, str], Row]) -> str:
     rows = [["", "bp a bar", f"{LEVEL:.0%} interval", "t", "a bar later", f"{LEVEL:.0%} interval"]]
-    for name in books.index.get_level_values(0).unique():
-        now, late = books.loc[(name, "on time")], books.loc[(name, "a bar later")]
+    for name in dict.fromkeys(book for book, _ in books):
+        now, late = books[name, "on time"], books[name, "a bar later"]
         if name.endswith("_traded"):
             traded = [_number(row["mean"], "{:.0%}") for row in (now, late)]
             rows.append([f"{_words(name)}, of the account", traded[0], DASH, DASH, traded[1], DASH])
@@ -211,17 +220,17 @@ def _words(book: str) -> str:
     return book.replace("_net", ", after cost").replace("_traded", ", traded").replace("_", " ")
 
 
-def _significant(row: pd.Series[float]) -> bool:
+def _significant(row: Row) -> bool:
     return bool(row["low"] > 0 or row["high"] < 0)
 
 
-def _judged(row: pd.Series[float]) -> str:
+def _judged(row: Row) -> str:
     if math.isnan(row["low"]):
         return "not tested: too few days"
     return "significant" if _significant(row) else "not significant"
 
 
-def _interval(row: pd.Series[float], times: float = 1.0, how: str = "{:+.4f}") -> str:
+def _interval(row: Row, times: float = 1.0, how: str = "{:+.4f}") -> str:
     if math.isnan(row["low"]):
         return DASH
     return f"{how.format(row['low'] * times)} to {how.format(row['high'] * times)}"

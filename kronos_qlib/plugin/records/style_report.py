@@ -22,7 +22,7 @@ from kronos_qlib.evaluation.ranking.information_coefficient import (
     summarise_if_enough,
 )
 from kronos_qlib.evaluation.ranking.signal_figures import style_figure
-from kronos_qlib.evaluation.ranking.style_text import style_page
+from kronos_qlib.evaluation.ranking.style_text import Row, style_page
 from kronos_qlib.plugin.records.signal_rows import or_unknown
 from kronos_qlib.plugin.task_sections import mapping_of, value_at
 from kronos_qlib.signals.past_bars import STYLES
@@ -102,10 +102,7 @@ def style_report(
     wide = {str(name): to_wide(styles[name]) for name in styles}
     held = daily_exposures(score, wide, sectors)
     parted = attribution(score, returns["bar"], wide, sectors)
-    exposures = {
-        str(name): or_unknown(f"the exposure to {name}", summarise, held[name], how={"horizon": 1})
-        for name in held
-    }
+    exposures = {str(name): summarise_if_enough(held[name]) for name in held}
     parts = {str(name): summarise_if_enough(parted.returns[name]) for name in parted.returns}
     daily = {
         "rank_ic": daily_ic(score, returns["label"])["rank_ic"],
@@ -126,9 +123,9 @@ def style_report(
         if style not in wide:
             continue
         market[measure] = known_terciles(wide[style].where(score.notna()).mean(axis=1))
-        for state, row in by_state(daily["rank_ic"], market[measure], **how).iterrows():
-            conditions[(measure, str(state))] = row.to_dict()
-    books = {}
+        for state, row in by_state(daily["rank_ic"], market[measure], **how).items():
+            conditions[(measure, state)] = row
+    books: dict[tuple[str, str], pd.Series[float]] = {}
     for late, name in ((False, "bar"), (True, "bar_delayed")):
         found = paper_books(score, returns[name], top=top, cost_bp=cost_bp)
         for column in found:
@@ -147,18 +144,21 @@ def style_report(
             "attributed": parted.returns,
             "rank_ic": pd.DataFrame(daily),
             "market": pd.DataFrame(market),
-            "book": pd.DataFrame({" ".join(key): series for key, series in books.items()}),
+            "book": pd.DataFrame({f"{book} {when}": it for (book, when), it in books.items()}),
         },
         axis=1,
     )
-    days.columns = [f"{one}.{other}" for one, other in days.columns]
+    days.columns = pd.Index([".".join(map(str, pair)) for pair in days.columns.to_flat_index()])
     return StyleReport(
         tables=tables,
         days=days.rename_axis("datetime"),
-        metrics=_metrics(tables, parted.left),
+        metrics=_metrics(exposures, parts, conditions, book_rows, parted.left),
         page=style_page(
-            tables,
-            {name: STYLES[name].definition for name in styles},
+            exposures,
+            parts,
+            conditions,
+            book_rows,
+            {name: STYLES[name].definition for name in wide},
             left=parted.left,
             top=top,
             cost_bp=cost_bp,
@@ -196,18 +196,26 @@ def _table(rows: Mapping[Any, Mapping[str, float]], names: list[str]) -> pd.Data
     return table
 
 
-def _metrics(tables: Mapping[str, pd.DataFrame], left: float) -> dict[str, float]:
-    conditions, books = tables["conditions"], tables["books"]
-    rows = {f"exposure.{name}": row for name, row in tables["exposures"].iterrows()}
-    rows |= {f"attributed.{name}": row for name, row in tables["attribution"].iterrows()}
+def _metrics(
+    exposures: Mapping[str, Row],
+    parts: Mapping[str, Row],
+    conditions: Mapping[tuple[str, str], Row],
+    books: Mapping[tuple[str, str], Row],
+    left: float,
+) -> dict[str, float]:
+    rows = {f"exposure.{name}": row for name, row in exposures.items()}
+    rows |= {f"attributed.{name}": row for name, row in parts.items()}
     rows |= {
-        "rank_ic.rest": conditions.loc[("styles taken out", "")],
-        "rank_ic.delayed": conditions.loc[("a bar later", "")],
-        "rank_ic.lost_by_delay": conditions.loc[("a bar later", "less on time")],
+        "rank_ic.rest": conditions["styles taken out", ""],
+        "rank_ic.delayed": conditions["a bar later", ""],
+        "rank_ic.lost_by_delay": conditions["a bar later", "less on time"],
     }
-    rows |= {f"{book}_net": books.loc[(f"{book}_net", "on time")] for book in BOOKS}
+    rows |= {f"{book}_net": books[f"{book}_net", "on time"] for book in BOOKS}
     found = {"rank_ic.not_styles": left}
     for name, row in rows.items():
-        found[name] = float(row["mean"])
-        found |= {f"{name}_{end}": float(row[end]) for end in ("low", "high")}
+        found |= {f"{name}{end}": row[column] for column, end in ENDS.items()}
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+ENDS = {"mean": "", "low": "_low", "high": "_high"}
+"""What of a summary is logged, and the end of its name."""
