@@ -314,14 +314,17 @@ def test_a_market_without_volume_has_the_styles_of_prices(
     label = label[label.index.get_level_values("datetime") >= "2020-06-01"]
     score = pd.DataFrame({"score": np.random.default_rng(0).normal(size=len(label))}, label.index)
     save_run(recorder, score, label)
-    SignalReportRecord(recorder, horizons=[1]).generate()
+    SignalReportRecord(recorder, horizons=[1], groups=4).generate()
     assert read_csv(recorder, "exposures").index.to_list() == ["volatility", "momentum", "reversal"]
     assert "size is unknown: the provider has neither $amount nor $volume" in caplog.text
     page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
     assert "nan" not in page and "not significant" in page
-    bare = SignalReportRecord(recorder, horizons=[1], baselines=[], styles=[])
+    # Eight names are too few for a regression on three styles: nothing is attributed.
+    assert read_csv(recorder, "attribution")["mean"].isna().all()
+    bare = SignalReportRecord(recorder, horizons=[1], groups=4, baselines=[], styles=[])
     bare.generate()
-    assert "size" not in read_csv(recorder, "attribution").index
+    parts = read_csv(recorder, "attribution")["mean"]
+    assert parts["rest"] == parts["total"] and list(parts.index) == ["total", "rest"]
     page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
     assert "No style is known" in page and "nan" not in page
 
@@ -335,6 +338,8 @@ def test_sectors_are_those_that_the_workflow_names(tmp_path):
     file = tmp_path / "sectors.csv"
     file.write_text("instrument,sector\nA,banks\n", encoding="utf-8")
     assert sectors_of_task(task({"file": str(file)})) == {"A": "banks"}
+    with pytest.raises(ConfigError, match="styles are size, volatility"):
+        SignalReportRecord(None, styles=["value"])
     with pytest.raises(ConfigError, match="no file of sectors"):
         sectors_of_task(task({"file": str(tmp_path / "none.csv")}))
 

@@ -37,10 +37,8 @@ def known_terciles(market: pd.Series[float]) -> pd.Series[Any]:
     past = market.expanding(min_periods=LEAST_PAST + 1)
     lower, upper = past.quantile(1 / 3), past.quantile(2 / 3)
     known = market.notna() & lower.notna()
-    found = pd.Series(np.nan, index=market.index, dtype=object)
-    found[known] = "middle"
-    found[known & (market < lower)] = "low"
-    found[known & (market > upper)] = "high"
+    thirds = np.where(market < lower, "low", np.where(market > upper, "high", "middle"))
+    found: pd.Series[Any] = pd.Series(thirds, index=market.index, dtype=object).where(known)
     return found
 
 

@@ -182,8 +182,8 @@ def style_figure(
         title: a line above the figure.
     """
     figure = new_figure(title, height=7.2)
-    over_time, below = figure.subfigures(2, 1, height_ratios=[1.1, 1.0])
-    axes = over_time.subplots()
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.1, 1.0])
+    axes = figure.add_subplot(grid[0, :])
     for place, name in enumerate(daily):
         smooth = daily[name].rolling(SMOOTHED_DAYS, min_periods=SMOOTHED_DAYS // 2).mean()
         axes.plot(
@@ -198,11 +198,16 @@ def style_figure(
     axes.set_ylabel("Rank correlation with the score")
     axes.set_title(f"exposure, moving mean of {SMOOTHED_DAYS} bars", loc="left", fontsize=9.5)
     dress_dates(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
-    held, earned = below.subplots(1, 2)
+    if len(daily.columns):
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
+    else:
+        axes.text(0.5, 0.5, "no style is known", ha="center", transform=axes.transAxes)
+    held = figure.add_subplot(grid[1, 0])
     _draw_rows(held, exposures[["mean", "low", "high"]], "Mean exposure, 95 % interval")
     _draw_rows(
-        earned, parts[["mean", "low", "high"]] * 1e4, "Earned before cost, bp a bar, 95 % interval"
+        figure.add_subplot(grid[1, 1]),
+        parts[["mean", "low", "high"]] * 1e4,
+        "Earned before cost, bp a bar, 95 % interval",
     )
     return figure
 
