@@ -204,7 +204,7 @@ class AlphaHead(nn.Module):
         Returns:
             (B,) in units of its own.
         """
-        return self.of_compared(self._compared(context), features, market)
+        return self.by_horizon(context, features, market)[:, 0]
 
     def by_horizon(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         """(B, H) scores of each horizon, the label's own first; arguments as of `forward`."""

@@ -20,7 +20,10 @@ from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError
 
 if TYPE_CHECKING:
-    from kronos_qlib.model.alpha_head import AlphaHead
+    from torch import Tensor
+
+    from kronos_qlib.model.alpha_head import Head
+    from kronos_qlib.model.sizes import ContextConfig
     from kronos_qlib.pipeline.head_inputs import HeadInputs
 
 Doubles = npt.NDArray[np.float64]
@@ -28,7 +31,8 @@ Row = tuple[str, str, float, float, float]
 """An input's name, and its row of `Contributions.table`."""
 
 CONTEXT, SCALE, COLUMN = KINDS = ("context", "scale", "column")
-"""Kinds of input: the backbone's embedding, what normalising a window takes away, any other."""
+"""Kinds of input: the backbone's embedding or a part of it, what normalising a window takes away,
+any other."""
 
 GRADIENT, SHAP = "gradient times input", "SHAP values"
 
@@ -42,11 +46,15 @@ class Contributions:
         day's scores, in the model's own units.
     rank, names: its place, 1 being the highest score (ties share their best), among how many.
     method: what `contribution` is: GRADIENT or SHAP.
-    table: a row for each input, on "input", the largest contribution first. `kind`, of KINDS.
+    table: a row for each input, on "input", the largest contribution first. `kind`, of KINDS; a
+        head that reads several contexts of a window has a row for each.
         `percentile`: share of the other names whose value is lower, ties counted half; NaN for the
         context, which is no one number, and where the value is not known. `contribution`: in the
         score's unit. `left_out`: score less the score that the name has with this input at the
         day's mean (of trees the day's median) and all others as they are.
+    market: how much farther above the day's mean the score is than it would be with the market's
+        state at its mean over the training days; None of a model that reads no such state. All
+        names have the same, so it is no row of the table: it is in what the others' rows say.
     """
 
     instrument: str
@@ -57,6 +65,7 @@ class Contributions:
     names: int
     method: str
     table: pd.DataFrame
+    market: float | None = None
 
     @property
     def rest(self) -> float:
@@ -94,19 +103,26 @@ class Trees(Protocol):
 
 
 def contributions_of_head(
-    head: AlphaHead, inputs: HeadInputs, names: Sequence[str], instrument: str
+    head: Head,
+    inputs: HeadInputs,
+    names: Sequence[str],
+    instrument: str,
+    known: npt.NDArray[np.bool_] | None = None,
 ) -> Contributions:
     """Gradient times input, and leaving each out, at one name of a day.
 
     The gradient is the score's by the name's own inputs, with the others' and the day's mean and
     deviation as they are; the input is counted from the day's mean. For a linear head these add up
-    to the score less the day's mean.
+    to the score less the day's mean. An ensemble's are the mean of its members', each in deviations
+    of that member's scores of the day, as its score is.
 
     Args:
-        head: in evaluation mode.
+        head: in evaluation mode; of several horizons the score, which is the first, is explained.
         inputs: of all of the day's windows.
         names: (B,) instruments, in the same order.
         instrument: of `names`.
+        known: (B, F) which features are of a known value; None: all. Others are at the day's median
+            and have no percentile.
 
     Raises:
         BarDataError: the instrument has no window that day.
@@ -120,44 +136,57 @@ def contributions_of_head(
     from kronos_qlib.model.alpha_head import compared
 
     place = _place(names, instrument)
-    device = next(head.parameters()).device
-    context, features = inputs.tensors(device)
-    reads_context = head.reads_context
+    context, features, market = inputs.tensors(next(head.parameters()).device)
+    score = head.with_day_held(context, features, market)
     with torch.enable_grad():
-        moved = (compared(context) if reads_context else context).requires_grad_(True)
-        seen = features.clone().requires_grad_(True)
-        scores = head.of_compared(moved, seen)
-        asked = (moved, seen) if reads_context else (seen,)
-        found = torch.autograd.grad(scores[place], asked, allow_unused=True)
-    gradients = [
+        moved = context if head.reads is None else compared(context)
+        moved, seen = moved.clone().requires_grad_(True), features.clone().requires_grad_(True)
+        scores = score(moved, seen, market)
+        found = torch.autograd.grad(scores[place], (moved, seen), allow_unused=True)
+    by_context, by_feature = (
         torch.zeros_like(one) if grad is None else grad
-        for one, grad in zip(asked, found, strict=True)
-    ]
-    own = scores[place].item()
-    seen, moved = seen.detach(), moved.detach()
+        for one, grad in zip((moved, seen), found, strict=True)
+    )
+    scores, moved, seen = scores.detach(), moved.detach(), seen.detach()
     mean = features.mean(dim=0)
     rows: list[Row] = []
 
-    def score_with(context: Any, features: Any) -> float:
+    def lost_without(context: Tensor, features: Tensor) -> float:
         with torch.inference_mode():
-            return float(head.of_compared(context, features)[place])
+            return float(scores[place] - score(context, features, market)[place])
 
-    if reads_context:
-        # The mean of contexts that are compared is 0: the input itself is the distance to it.
+    # The mean of contexts that are compared is 0: the input itself is the distance to it.
+    for name, columns in context_parts(head.reads, context.shape[1]).items():
         emptied = moved.clone()
-        emptied[place] = 0.0
-        added = float((gradients[0][place] * moved[place]).sum())
-        rows.append((CONTEXT, CONTEXT, np.nan, added, own - score_with(emptied, seen)))
-    parts = (gradients[-1][place] * (features[place] - mean)).tolist()
-    standing = _percentiles(inputs.features, place)
+        emptied[place, columns] = 0.0
+        added = float((by_context[place, columns] * moved[place, columns]).sum())
+        rows.append((name, CONTEXT, np.nan, added, lost_without(emptied, seen)))
+    parts = (by_feature[place] * (features[place] - mean)).tolist()
+    standing = _percentiles(
+        inputs.features if known is None else np.where(known, inputs.features, np.nan), place
+    )
     for column, name in enumerate(inputs.names):
         emptied = seen.clone()
         emptied[place, column] = mean[column]
         kind = SCALE if name in SCALE_FEATURES else COLUMN
-        without = own - score_with(moved, emptied)
+        without = lost_without(moved, emptied)
         rows.append((name, kind, float(standing[column]), parts[column], without))
-    values = scores.detach().cpu().numpy().astype(np.float64)
-    return _contributions(rows, values, place, instrument, GRADIENT)
+    of_market = None
+    if (usual := head.usual_market) is not None:
+        with torch.inference_mode():
+            otherwise = scores - score(moved, seen, usual)
+        of_market = float(otherwise[place] - otherwise.mean())
+    values = scores.cpu().numpy().astype(np.float64)
+    return _contributions(rows, values, place, instrument, GRADIENT, of_market)
+
+
+def context_parts(reads: ContextConfig | None, width: int) -> dict[str, slice]:
+    """Columns of contexts (B, width) by what they are of, each part of one width; {} of none."""
+    if reads is None:
+        return {}
+    each = width // reads.parts
+    names = [CONTEXT] if reads.parts == 1 else [f"{CONTEXT}: {name}" for name in reads.part_names]
+    return {name: slice(at * each, (at + 1) * each) for at, name in enumerate(names)}
 
 
 def contributions_of_trees(
@@ -211,7 +240,12 @@ def contributions_of_trees(
 
 
 def _contributions(
-    rows: Sequence[Row], scores: Doubles, place: int, instrument: str, method: str
+    rows: Sequence[Row],
+    scores: Doubles,
+    place: int,
+    instrument: str,
+    method: str,
+    market: float | None = None,
 ) -> Contributions:
     columns = ["input", "kind", "percentile", "contribution", "left_out"]
     table = pd.DataFrame(rows, columns=columns).set_index("input")
@@ -225,6 +259,7 @@ def _contributions(
         names=len(scores),
         method=method,
         table=table.iloc[largest],
+        market=market,
     )
 
 

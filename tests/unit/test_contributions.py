@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES, standardised_over_day
 from kronos_qlib.errors import BarDataError
-from kronos_qlib.model.alpha_head import AlphaHead, compared
+from kronos_qlib.model.alpha_head import AlphaEnsemble, AlphaHead, compared
+from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.pipeline.contributions import (
     COLUMN,
     CONTEXT,
@@ -22,33 +25,73 @@ from kronos_qlib.pipeline.contributions import (
 from kronos_qlib.pipeline.head_inputs import HeadInputs
 
 WIDTH = 6
+M = 3
+"""Columns of the market's state."""
+OPTIONS = [
+    {},
+    {"linear_path": True},
+    {"attention": 2},
+    {"outputs": 3},
+    {"seeds": 3},
+    {"seeds": 2, "attention": 3, "linear_path": True, "outputs": 2},
+]
+READINGS = [ContextConfig(), ContextConfig(bars=4), ContextConfig(bars=4, layers=(1, 2))]
 FEATURES = (*SCALE_FEATURES[:4], "earnings", "news")
 
 
-class LinearHead(AlphaHead):
-    """Weights on the inputs and nothing else."""
-
-    def of_compared(self, context: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        parts = [features] if self.narrow is None else [self.narrow(context), features]
-        return (torch.cat(parts, dim=-1) @ self.inner.weight.T).sum(-1)
-
-
-def head_of(kind=AlphaHead, context_width=3, seed=0):
+def head_of(context_width=3, seed=0, **options):
+    """A head whose every weight is drawn anew."""
     torch.manual_seed(seed)
-    return kind(WIDTH, len(FEATURES), context_width, 5, 0.1).eval()
+    if options.get("attention"):
+        options["market"] = M
+    sizes = (WIDTH, len(FEATURES), context_width, 8, 0.1)
+    heads = [AlphaHead(*sizes, **options) for _ in range(options.pop("seeds", 1))]
+    head = (AlphaEnsemble(heads) if len(heads) > 1 else heads[0]).eval()
+    for number, member in enumerate(heads):
+        member.fit_market(torch.randn(20, M, generator=torch.Generator().manual_seed(5)))
+        if member.across is not None:  # as if it had learned
+            torch.nn.init.normal_(member.across.out.weight)
+            torch.nn.init.normal_(member.across.gate.weight)
+        if member.hidden_gate is not None:
+            torch.nn.init.constant_(member.hidden_gate, 0.7)
+        with torch.no_grad():  # members whose scores are of other sizes
+            member.outer.weight *= 1 + 4 * number
+    return head
+
+
+def linear_head(context_width=3, seed=0, **options):
+    """One that is linear as a new head with `linear_path` is: its hidden layer's gate is shut."""
+    head = head_of(context_width, seed, linear_path=True, **options)
+    for number, member in enumerate(head.members):
+        torch.nn.init.zeros_(member.hidden_gate)
+        with torch.no_grad():
+            member.direct.weight *= 1 + 4 * number
+    return head
 
 
 def day_of(names=12, seed=0, width=WIDTH):
     rng = np.random.default_rng(seed)
     features = standardised_over_day(rng.normal(size=(names, len(FEATURES))).astype(np.float32))
     contexts = rng.normal(2.0, 3.0, size=(names, width)).astype(np.float32)
-    return HeadInputs(contexts, features, FEATURES), [f"S{place}" for place in range(names)]
+    market = rng.normal(size=M).astype(np.float32)
+    return HeadInputs(contexts, features, FEATURES, market), [f"S{place}" for place in range(names)]
 
 
-@given(st.integers(3, 30), st.integers(0, 5), st.sampled_from([0, 3]))
-def test_contributions_of_a_linear_head_sum_to_the_score_less_the_days_mean(names, seed, width):
-    head = head_of(LinearHead, width, seed)
-    inputs, instruments = day_of(names, seed)
+@settings(max_examples=30, deadline=None)
+@given(
+    names=st.integers(3, 30),
+    seed=st.integers(0, 5),
+    width=st.sampled_from([0, 3]),
+    seeds=st.integers(1, 3),
+    context=st.sampled_from(READINGS),
+    outputs=st.integers(1, 2),
+)
+def test_contributions_of_a_linear_head_sum_to_the_score_less_the_days_mean(
+    names, seed, width, seeds, context, outputs
+):
+    """An ensemble of linear heads too: each member's counted in its own deviations."""
+    head = linear_head(width, seed, seeds=seeds, context=context, outputs=outputs)
+    inputs, instruments = day_of(names, seed, WIDTH * context.parts)
     scores = head(*inputs.tensors()).detach().numpy()
     for place in (0, names - 1):
         found = contributions_of_head(head, inputs, instruments, instruments[place])
@@ -79,9 +122,9 @@ def test_each_kind_of_input_has_its_own_row():
 
 
 def test_gradients_are_those_of_finite_differences_and_the_day_stays_as_it_was():
-    head, (inputs, instruments) = head_of(), day_of()
+    head, (inputs, instruments) = head_of(linear_path=True), day_of()
     found = contributions_of_head(head, inputs, instruments, "S5").table
-    context, features = inputs.tensors()
+    context, features, _ = inputs.tensors()
     context, step = compared(context), 1e-3
 
     def moved(by, column=None):
@@ -99,11 +142,14 @@ def test_gradients_are_those_of_finite_differences_and_the_day_stays_as_it_was()
         assert found.loc[name, "contribution"] == pytest.approx(slope, abs=1e-4)
 
 
-def test_names_in_another_order_keep_their_contributions():
+@pytest.mark.parametrize("options", OPTIONS)
+def test_names_in_another_order_keep_their_contributions(options):
     """Rows are found by name: one off by a place would explain another share's score."""
-    head, (inputs, instruments) = head_of(), day_of()
+    head, (inputs, instruments) = head_of(**options), day_of()
     order = np.random.default_rng(1).permutation(len(instruments))
-    shuffled = HeadInputs(inputs.contexts[order], inputs.features[order], inputs.names)
+    shuffled = HeadInputs(
+        inputs.contexts[order], inputs.features[order], inputs.names, inputs.market
+    )
     renamed = [instruments[place] for place in order]
     assert renamed != instruments
     for name in instruments:
@@ -113,6 +159,88 @@ def test_names_in_another_order_keep_their_contributions():
         pd.testing.assert_frame_equal(
             one.table.sort_index(), other.table.sort_index(), rtol=1e-3, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("context", READINGS)
+def test_leaving_out_is_the_heads_own_score_with_that_input_at_the_days_mean(options, context):
+    """By hand: what the head says of the day, for whichever options, and one number changed."""
+    head = head_of(**options, context=context)
+    inputs, instruments = day_of(width=WIDTH * context.parts)
+    found = contributions_of_head(head, inputs, instruments, "S4")
+    market = inputs.tensors()[2] if head.usual_market is not None else None
+    kinds = found.by_kind()["inputs"]
+    assert kinds.to_dict() == {CONTEXT: context.parts, SCALE: 4, COLUMN: 2}
+
+    def scores_of(contexts, features):
+        """(members, B), of contexts that are compared."""
+        with torch.inference_mode():
+            each = [head.of_compared(contexts, features, market) for head in head.members]
+        return torch.stack(each).numpy()
+
+    contexts, features, _ = inputs.tensors()
+    contexts = compared(contexts)
+    before = scores_of(contexts, features)
+    scale = before.std(axis=1) if len(before) > 1 else np.ones(1)
+    level = before.mean(axis=1) if len(before) > 1 else np.zeros(1)
+    own = ((before[:, 4] - level) / scale).mean()
+    with torch.inference_mode():
+        assert head(*inputs.tensors())[4].item() == pytest.approx(own, abs=1e-5)
+    assert found.score == pytest.approx(own, abs=1e-5)
+    for name in ("news", SCALE_FEATURES[0]):
+        changed = features.clone()
+        changed[4, FEATURES.index(name)] = changed[:, FEATURES.index(name)].mean()
+        without = ((scores_of(contexts, changed)[:, 4] - level) / scale).mean()
+        assert found.table.loc[name, "left_out"] == pytest.approx(own - without, abs=1e-4)
+    rows = found.table.index[found.table["kind"] == CONTEXT]
+    parts = [CONTEXT] if context.parts == 1 else [f"context: {it}" for it in context.part_names]
+    assert sorted(rows) == sorted(parts)
+    for place, name in enumerate(parts):
+        changed = contexts.clone()
+        changed[4, place * WIDTH : (place + 1) * WIDTH] = 0
+        without = ((scores_of(changed, features)[:, 4] - level) / scale).mean()
+        assert found.table.loc[name, "left_out"] == pytest.approx(own - without, abs=1e-4)
+
+
+def test_an_ensembles_contributions_are_the_mean_of_its_members_in_their_own_deviations():
+    head, (inputs, instruments) = head_of(seeds=3), day_of()
+    whole = contributions_of_head(head, inputs, instruments, "S7").table
+    each = [contributions_of_head(one, inputs, instruments, "S7") for one in head.members]
+    deviations = [one.day_deviation for one in each]
+    assert max(deviations) > 2 * min(deviations), "else a plain mean would pass"
+    for column in ("contribution", "left_out"):
+        parts = [one.table[column] / one.day_deviation for one in each]
+        expected = pd.concat(parts, axis=1).mean(axis=1)
+        np.testing.assert_allclose(whole[column], expected[whole.index], rtol=1e-3, atol=1e-4)
+
+
+def test_the_market_moves_a_score_against_a_usual_day_and_is_no_row():
+    head, (inputs, instruments) = head_of(attention=2), day_of()
+    usual = head.usual_market
+    with torch.inference_mode():
+        contexts, features, market = inputs.tensors()
+        moved = (head(contexts, features, market) - head(contexts, features, usual)).numpy()
+    for place in (0, 6):
+        found = contributions_of_head(head, inputs, instruments, f"S{place}")
+        assert found.market == pytest.approx(moved[place] - moved.mean(), abs=1e-5)
+        assert set(found.table.index) == {CONTEXT, *FEATURES}
+        assert abs(found.market) > 1e-3
+    on_a_usual_day = replace(inputs, market=usual.numpy())
+    assert contributions_of_head(head, on_a_usual_day, instruments, "S0").market == 0
+    assert contributions_of_head(head_of(), inputs, instruments, "S0").market is None
+
+
+def test_a_value_that_is_not_known_has_no_percentile_and_counts_in_no_others():
+    inputs, instruments = day_of(names=5)
+    known = np.ones(inputs.features.shape, dtype=bool)
+    known[1, 4] = known[2, 5] = False
+    order = inputs.features[:, 5].argsort()
+    top = int(order[order != 2][-1])
+    found = contributions_of_head(head_of(), inputs, instruments, "S1", known).table
+    assert np.isnan(found.loc["earnings", "percentile"])
+    assert np.isfinite(found.loc[[SCALE_FEATURES[0], "news"], "percentile"]).all()
+    found = contributions_of_head(head_of(), inputs, instruments, f"S{top}", known).table
+    assert found.loc["news", "percentile"] == 1
 
 
 def test_an_input_that_is_the_same_for_all_adds_nothing():

@@ -15,10 +15,12 @@ from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.model.alpha_head import AlphaHead
-from kronos_qlib.pipeline.importance import input_groups, permutation_importance
+from kronos_qlib.model.alpha_head import AlphaEnsemble, AlphaHead
+from kronos_qlib.model.sizes import ContextConfig
+from kronos_qlib.pipeline.importance import Group, input_groups, permutation_importance
+from kronos_qlib.pipeline.scoring import scores_from_alpha
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training.alpha import day_features
+from kronos_qlib.training.alpha import correlations, day_features, day_inputs
 
 DAYS = pd.bdate_range("2024-01-01", periods=40)
 PLAIN = SimpleNamespace(device="cpu")
@@ -104,16 +106,18 @@ def test_the_context_is_a_group_and_columns_are(windows, tiny_pair):
     )
     assert list(found.table.index[:2]) == ["context", "scale features"]
     assert (found.drops["context"] != 0).any() and np.isnan(found.table["low"]).all()
-    groups = input_groups(["return_1", "earnings", "return_2", "news"], reads_context=True)
+    names, whole = ["return_1", "earnings", "return_2", "news"], slice(0, 16)
+    groups = input_groups(names, {"context": whole}, reads_market=True)
     assert groups == {
-        "context": (),
-        "scale features": (0, 2),
-        "scale: return": (0, 2),
-        "columns": (1, 3),
-        "column: earnings": (1,),
-        "column: news": (3,),
+        "context": Group(1, contexts=(whole,)),
+        "scale features": Group(2, features=(0, 2)),
+        "scale: return": Group(2, features=(0, 2)),
+        "columns": Group(2, features=(1, 3)),
+        "column: earnings": Group(1, features=(1,)),
+        "column: news": Group(1, features=(3,)),
+        "market": Group(1, market=True),
     }
-    assert input_groups([], reads_context=False) == {}
+    assert input_groups([]) == {}
 
 
 def test_what_cannot_be_measured_is_refused(windows):
@@ -126,3 +130,55 @@ def test_what_cannot_be_measured_is_refused(windows):
     for how in ({"shuffles": 0}, {"most_days": 0}):
         with pytest.raises(ConfigError, match="1 or more"):
             permutation_importance(PLAIN, reading("amount"), windows, Planted("amount"), **how)
+
+
+def test_a_heads_options_count_as_they_do_when_it_scores(windows, tiny_pair):
+    """Rank IC is that of the scores, whatever the head reads, and each input has its group."""
+    tokenizer, net = tiny_pair
+    predictor = KronosPredictor(net, tokenizer, "cpu", 32)
+    some = windows.take(
+        np.concatenate([np.arange(*day.indices(len(windows))) for day in windows.moments()[:4]])
+    )
+    names = (*SCALE_FEATURES, "earnings")
+    torch.manual_seed(0)
+    options = {
+        "names": names,
+        "attention": 2,
+        "market": len(SCALE_FEATURES),
+        "context": ContextConfig(bars=3, layers=(1,)),
+    }
+    heads = [AlphaHead(16, len(names), 3, 8, 0.0, **options) for _ in range(2)]
+    for head in heads:
+        torch.nn.init.normal_(head.across.out.weight)
+    head = AlphaEnsemble(heads).eval()
+    earnings = np.random.default_rng(3).normal(size=(len(some), 1)).astype(np.float32)
+    features, label = day_features(some, earnings), Planted("return_5")
+    how = {"features": features, "shuffles": 1}
+    found = permutation_importance(predictor, head, some, label, **how)
+    parts = ["context: last bar", "context: newest 3 bars", "context: layers 1"]
+    assert list(found.table.index[:5]) == ["context", *parts, "scale features"]
+    assert list(found.table.index[-3:]) == ["columns", "column: earnings", "market"]
+    assert found.table.loc["context", "inputs"] == 3 and found.table.loc["market", "inputs"] == 1
+    assert (found.drops.abs().max() > 0).all(), "every group is read"
+    scores = scores_from_alpha(predictor, head, some, features=features)
+    returns = label.of(some)
+    expected = [correlations(scores[day], returns[day])[1] for day in some.moments()]
+    np.testing.assert_allclose(found.rank_ic, expected, atol=1e-9)
+    one = permutation_importance(predictor, head, some, label, most_days=1, **how)
+    assert "market" not in one.table.index, "there is no other day to take one from"
+    with pytest.raises(ConfigError, match=r"other features .*earnings"):
+        permutation_importance(predictor, head, some, label)
+
+
+def test_a_market_that_is_the_same_every_day_has_nothing_to_lose(windows, monkeypatch):
+    def same(windows):
+        features, market = day_inputs(windows)
+        return features, np.zeros_like(market)
+
+    monkeypatch.setattr("kronos_qlib.training.alpha.day_inputs", same)
+    names, market = SCALE_FEATURES, len(SCALE_FEATURES)
+    torch.manual_seed(0)
+    head = AlphaHead(16, market, 0, 8, 0.0, names=names, attention=2, market=market).eval()
+    torch.nn.init.normal_(head.across.out.weight)
+    found = permutation_importance(PLAIN, head, windows, Planted("amount"), shuffles=2, most_days=4)
+    assert (found.drops["market"] == 0).all() and (found.drops["scale features"] != 0).any()

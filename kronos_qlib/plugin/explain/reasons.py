@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from qlib.data.dataset.handler import DataHandlerLP
 
@@ -21,7 +22,10 @@ from kronos_qlib.pipeline.contributions import (
     contributions_of_trees,
 )
 from kronos_qlib.pipeline.head_inputs import head_inputs
+from kronos_qlib.pipeline.stages import columns_of
+from kronos_qlib.plugin.baselines.gru_model import READS_BARS, GRUModel
 from kronos_qlib.plugin.blend import BlendModel
+from kronos_qlib.plugin.dataset import source_of
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import ALPHA, KronosModel
 
@@ -93,6 +97,11 @@ def reasons_of(model: Any, dataset: Any, instrument: str, day: pd.Timestamp) -> 
         own = model.dataset_of(name, dataset)
         parts[name] = explain(member, own, instrument, day)
         notes += _notes(member, None, parts[name])
+        if model.residual is not None and name != model.residual.of:
+            notes += (
+                f"{name} was trained on what {model.residual.of} leaves of the label, and its part "
+                "is of a score for that",
+            )
     total = sum(model.weights.values())
     weights = {name: weight / total for name, weight in model.weights.items()}
     return Reasons(instrument, day, score, place, len(scores), parts, weights, unexplained, notes)
@@ -108,19 +117,26 @@ def _way_of(model: Any) -> Any:
 
 
 def _why_not(model: Any) -> str:
+    if isinstance(model, GRUModel):
+        return READS_BARS
     if isinstance(model, KronosModel):
         return "the score is made of sampled paths, which have no inputs to part it among"
     return f"the score of a {type(model).__name__} is not parted among its inputs"
 
 
 def _of_head(model: KronosModel, dataset: Any, instrument: str, day: pd.Timestamp) -> Contributions:
-    windows = dataset.windows(slice(day, day))
+    source = source_of(dataset, reader="KronosModel")
+    windows = source.windows(slice(day, day))
+    windows = windows.take(np.flatnonzero(windows.times == day.to_datetime64()))
     assert model.head is not None
     head = model.head.to(model.predictor.device).eval()
+    how = model.how_head_reads(source, windows)
+    [(_, inputs)] = head_inputs(model.predictor, head, windows, **how)
+    known = np.ones(inputs.features.shape, dtype=bool)
+    if columns := columns_of(head.names):
+        known[:, -len(columns) :] = ~np.isnan(source.feature_values(windows, columns))
     names = windows.index.get_level_values("instrument").tolist()
-    return contributions_of_head(
-        head, head_inputs(model.predictor, head, windows), names, instrument
-    )
+    return contributions_of_head(head, inputs, names, instrument, known)
 
 
 def _of_trees(model: Any, dataset: Any, instrument: str, day: pd.Timestamp) -> Contributions:

@@ -77,6 +77,11 @@ def part_sentences(part: Contributions) -> str:
         lines.append(
             f"The head is not linear: {part.rest / unit:+.2f} is not parted among its inputs."
         )
+    if part.market is not None:
+        lines.append(
+            "The market's state, which all names share, moves it by "
+            f"{part.market / unit:+.2f} from where a usual day's would put it."
+        )
     agreement = part.agreement
     if math.isfinite(agreement):
         doubt = "" if agreement >= AGREED else ": inputs that say much the same share what they add"
@@ -127,7 +132,7 @@ def _standing(name: object, part: Contributions) -> str:
 
 def _kind(kind: str, inputs: int) -> str:
     if kind == "context":
-        return "Kronos' context"
+        return "Kronos' context" if inputs == 1 else f"{inputs} parts of Kronos' context"
     return f"{inputs} {'scale features' if kind == 'scale' else 'columns'}"
 
 

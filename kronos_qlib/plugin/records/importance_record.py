@@ -12,20 +12,23 @@ from kronos_qlib.errors import ConfigError, in_words
 from kronos_qlib.evaluation.ranking.signal_figures import interval_figure
 from kronos_qlib.evaluation.text_table import DASH, format_rows
 from kronos_qlib.markup import markdown
-from kronos_qlib.pipeline.importance import Importance, permutation_importance
+from kronos_qlib.pipeline.importance import MARKET_GROUP, Importance, permutation_importance
+from kronos_qlib.plugin.baselines.gru_model import READS_BARS, GRUModel
+from kronos_qlib.plugin.dataset import source_of
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records.artifacts import experiment_of, load_task, saved_files
 from kronos_qlib.plugin.task_sections import label_bars_of
 
 
 class ImportanceRecord(RecordTemp):
-    """Permutation importance of an alpha head's inputs: context, scale features, columns.
+    """Permutation importance of an alpha head's inputs: context, scale features, columns, market.
 
     Each group is shuffled among the names of a day, several times, and the drop of the day's Rank
-    IC is taken. Logs `importance.context`, `importance.scale_features`, `importance.columns`,
+    IC is taken; the market's state, which those names share, is another day's. Logs
+    `importance.context`, `importance.scale_features`, `importance.columns`, `importance.market`,
     those there are, each with `_low` and `_high`, and leaves in the folder `importance` of the run
-    summary.md, importance.csv, importance_days.parquet and importance.png, with the families of
-    scale features and each column too.
+    summary.md, importance.csv, importance_days.parquet and importance.png, with each part of the
+    context, the families of scale features and each column too.
     """
 
     artifact_path = "importance"
@@ -70,26 +73,33 @@ class ImportanceRecord(RecordTemp):
         """Shuffle, measure and keep.
 
         Raises:
-            ConfigError: the model is no KronosModel with an alpha head.
+            ConfigError: the model is no KronosModel with an alpha head, or the data set has no
+                windows or not all columns.
             BarDataError: the segment has no day with enough labels.
         """
         model = self.model
+        if isinstance(model, GRUModel):
+            raise ConfigError(
+                f"ImportanceRecord shuffles the inputs of a model, and {READS_BARS}: leave the record "
+                "out of its workflow"
+            )
         if not isinstance(model, KronosModel) or model.head is None:
             raise ConfigError(
                 "ImportanceRecord shuffles the inputs of an alpha head, and this run's "
                 f"{type(model).__name__} has none: leave the record out of its workflow"
             )
-        source = self.dataset.source
+        source = source_of(self.dataset, reader="ImportanceRecord")
+        windows = source.windows(self.segment)
         found = permutation_importance(
             model.predictor,
             model.head,
-            source.windows(self.segment),
+            windows,
             source.label,
             shuffles=self.shuffles,
             seed=self.seed,
             most_days=self.days,
             label_bars=label_bars_of(load_task(self.recorder)),
-            show_progress=model.show_progress,
+            **model.how_head_reads(source, windows),
         )
         title = f"{experiment_of(self.recorder)}: what Rank IC loses without an input"
         figure = interval_figure(found.table, title, "Drop of Rank IC, 95 % interval")
@@ -134,4 +144,6 @@ def importance_page(found: Importance, segment: str) -> str:
         "A group that another stands in for loses little though both matter: the drop is what the "
         "head would miss. Intervals are of one group each, not corrected for their number."
     )
+    if MARKET_GROUP in table.index:
+        note += " The market's state, which all names of a day share, was taken from other days."
     return "\n\n".join([" ".join(lines), format_rows(rows, markdown=True), note])
