@@ -6,7 +6,7 @@ F features, M columns of the market's state, H horizons, L landmarks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,9 +208,40 @@ class AlphaHead(nn.Module):
 
     def by_horizon(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         """(B, H) scores of each horizon, the label's own first; arguments as of `forward`."""
+        return self._outputs(self._compared(context), features, market)
+
+    def of_compared(
+        self, context: Tensor, features: Tensor, market: Tensor | None = None
+    ) -> Tensor:
+        """`forward` of contexts that are `compared` already: its inputs as it weighs them.
+
+        Here one window's input can be moved, or differentiated by, with the day's mean and
+        deviation as they were.
+        """
+        return self._outputs(context, features, market)[:, 0]
+
+    def with_day_held(
+        self, context: Tensor, features: Tensor, market: Tensor | None = None
+    ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """`of_compared` with all that is compared over the day as it is on this one.
+
+        Args:
+            context, features, market: as of `forward`.
+        """
+        return self.of_compared
+
+    @property
+    def usual_market(self) -> Tensor | None:
+        """(M,) mean of the market's state over the training days; None: it reads no such state."""
+        return None if self.across is None else self.across.market_level
+
+    def _compared(self, context: Tensor) -> Tensor:
+        return context if self.narrow is None else compared(context)
+
+    def _outputs(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         parts = [features]
         if self.narrow is not None:
-            parts.insert(0, self.narrow(self.drop(compared(context))))
+            parts.insert(0, self.narrow(self.drop(context)))
         given = self.drop(torch.cat(parts, dim=-1))
         hidden = F.silu(self.inner(given))
         if self.across is not None:
@@ -268,6 +299,26 @@ class AlphaEnsemble(nn.Module):
         each = torch.stack([head(context, features, market) for head in self.members], dim=1)
         return compared(each.float()).mean(dim=1)
 
+    def with_day_held(
+        self, context: Tensor, features: Tensor, market: Tensor | None = None
+    ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """As of `AlphaHead`: each member's scores keep the mean and deviation of this day's."""
+        with torch.no_grad():
+            each = [head(context, features, market) for head in self.members]
+            mean, deviation = _day_scale(torch.stack(each, dim=1).float())
+
+        def held(context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+            each = [head.of_compared(context, features, market) for head in self.members]
+            standardised = (torch.stack(each, dim=1).float() - mean) / deviation
+            return standardised.mean(dim=1)
+
+        return held
+
+    @property
+    def usual_market(self) -> Tensor | None:
+        """As of `AlphaHead`; the members learned from the same days."""
+        return self.members[0].usual_market
+
 
 Head = AlphaHead | AlphaEnsemble
 
@@ -289,5 +340,11 @@ def _save(head: Head, path: str | Path, names: Sequence[str] | None) -> Path:
 
 def compared(context: Tensor) -> Tensor:
     """Columns (B, D) standardised over the day, to (B, D); 0 where all values are equal."""
-    centred = context - context.mean(dim=0, keepdim=True)
-    return centred / (centred.square().mean(dim=0, keepdim=True).sqrt() + TINY)
+    mean, deviation = _day_scale(context)
+    return (context - mean) / deviation
+
+
+def _day_scale(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, D) each: mean of columns (B, D) over the day, and their deviation, which is above 0."""
+    mean = columns.mean(dim=0, keepdim=True)
+    return mean, (columns - mean).square().mean(dim=0, keepdim=True).sqrt() + TINY

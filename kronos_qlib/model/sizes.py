@@ -165,7 +165,17 @@ class ContextConfig:
     @property
     def parts(self) -> int:
         """Vectors of the predictor's width that are read of a window."""
-        return 1 + (self.bars > 1) + bool(self.layers)
+        return len(self.part_names)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What each of these vectors is of, in their order."""
+        found = ["last bar"]
+        if self.bars > 1:
+            found.append(f"newest {self.bars} bars")
+        if self.layers:
+            found.append(f"layers {', '.join(map(str, self.layers))}")
+        return tuple(found)
 
     def check_layers(self, blocks: int) -> None:
         """Refuse blocks that a predictor has not.

@@ -15,9 +15,10 @@ from kronos_qlib.calibration.market_state import states_of
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
-from kronos_qlib.log import progress, reported
+from kronos_qlib.log import progress
 from kronos_qlib.pipeline.calibrated_paths import PathCalibration
-from kronos_qlib.pipeline.contexts import Report, contexts_of, stored_contexts
+from kronos_qlib.pipeline.contexts import Report
+from kronos_qlib.pipeline.head_inputs import head_inputs, scores_of
 from kronos_qlib.signals.past_bars import BROKEN, baseline_of, first_broken
 from kronos_qlib.signals.paths import check_signals, describe_broken, signals_of
 from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
@@ -277,32 +278,18 @@ def scores_from_alpha(
     Returns:
         (N,) in the head's own units.
     """
-    import torch
-
-    from kronos_qlib.training.alpha import day_inputs
-
     head = head.to(predictor.device).eval()
     scores = np.empty(len(windows), dtype=np.float64)
-    stored = None
-    if head.reads is not None and contexts_folder is not None:
-        stored = stored_contexts(
-            predictor, windows, contexts_folder, show_progress, pooling=head.reads, report=report
-        )
-    days = windows.moments()
-    bar = progress(days, "Kronos alpha", unit="day", show=show_progress)
-    for day in reported(bar, "Kronos alpha", report, unit="day", total=len(days)):
-        one = windows.take(day)
-        if stored is not None:
-            contexts = stored[day]
-        elif head.reads is not None:
-            contexts = contexts_of(predictor, one, pooling=head.reads)
-        else:
-            contexts = np.zeros((len(one), 0), dtype=np.float32)
-        scale, [market] = day_inputs(one)
-        inputs = (contexts, scale if features is None else features[day], market)
-        with torch.inference_mode():
-            found = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
-        scores[day] = found.float().cpu().numpy()
+    for day, inputs in head_inputs(
+        predictor,
+        head,
+        windows,
+        show_progress,
+        contexts_folder=contexts_folder,
+        report=report,
+        features=features,
+    ):
+        scores[day] = scores_of(head, inputs, predictor.device)
     return scores
 
 

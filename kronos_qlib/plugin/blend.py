@@ -96,7 +96,7 @@ class BlendModel(Model):
             order.sort(key=lambda name: name != residual.of)
         scores = None
         for name in order:
-            model, data = self.members[name], self._dataset_of(name, dataset)
+            model, data = self.members[name], self.dataset_of(name, dataset)
             logger.info(f"blend: fitting {name}")
             with logged_under(name):
                 fit = auto_filter_kwargs(model.fit)
@@ -113,7 +113,7 @@ class BlendModel(Model):
             return scores_out_of_fold(
                 lambda: init_instance_by_config(config, accept_types=Model),
                 self.members[residual.of],
-                self._dataset_of(residual.of, dataset),
+                self.dataset_of(residual.of, dataset),
                 residual.folds,
                 source_of(other, reader="a member of the blend").label.ahead,
             )
@@ -155,7 +155,7 @@ class BlendModel(Model):
         """
         parts = {}
         for name, model in self.members.items():
-            scores = model.predict(self._dataset_of(name, dataset), segment)
+            scores = model.predict(self.dataset_of(name, dataset), segment)
             if isinstance(scores, pd.DataFrame):
                 scores = scores.iloc[:, 0]
             parts[name] = scores.dropna()
@@ -172,7 +172,8 @@ class BlendModel(Model):
         frame.insert(0, "score", (ranks * weights).sum(axis=1) / weights.sum())
         return frame
 
-    def _dataset_of(self, name: str, dataset: Any) -> Any:
+    def dataset_of(self, name: str, dataset: Any) -> Any:
+        """The data set that a member is given: its own, made once, or the blend's `dataset`."""
         if name not in self.dataset_configs:
             return dataset
         if self._datasets is None:

@@ -356,15 +356,27 @@ class KronosModel(ModelFT):
         if ALPHA in names:
             assert self.head is not None
             frame[ALPHA] = scores_from_alpha(
-                self.predictor,
-                self.head,
-                windows,
-                self.show_progress,
-                contexts_folder=self._folder_of(self._contexts_folder),
-                report=logger.info,
-                features=features_to_score(source, windows, self.head.names),
+                self.predictor, self.head, windows, **self.how_head_reads(source, windows)
             )
         return frame[names]
+
+    def how_head_reads(self, source: WindowDataset, windows: Windows) -> dict[str, Any]:
+        """Keyword arguments of `pipeline.head_inputs.head_inputs`, for whoever reads as it does.
+
+        Args:
+            windows: of `source`, by time.
+
+        Raises:
+            ConfigError: there is no head, or a column that it reads is not to be had.
+        """
+        if self.head is None:
+            raise ConfigError("there is no alpha head: its score is made of paths")
+        return {
+            "show_progress": self.show_progress,
+            "contexts_folder": self._folder_of(self._contexts_folder),
+            "report": logger.info,
+            "features": features_to_score(source, windows, self.head.names),
+        }
 
     def signals_of(
         self, source: WindowDataset, windows: Windows, names: Sequence[str]

@@ -31,6 +31,8 @@ class Baseline:
     bars: int
     """Bars that count by default, up to the newest that is not skipped."""
     skip: int = 0
+    before: int = 1
+    """Bars before those that count, whose close a first return is taken from."""
 
 
 def _momentum(bars: Floats, count: int, skip: int) -> Doubles:
@@ -71,11 +73,55 @@ BASELINES = MappingProxyType(
             "minus the log of the mean money traded in the newest 20 bars: small names first",
             _low_amount,
             bars=20,
+            before=0,
         ),
     }
 )
 """Signals of past bars by name. The last price (a random walk) is none: it says the same of every
 instrument, and is a distribution only."""
+
+
+def _size(bars: Floats, count: int, skip: int) -> Doubles:
+    return -_low_amount(bars, count, skip)
+
+
+def _volatility(bars: Floats, count: int, skip: int) -> Doubles:
+    return -_low_volatility(bars, count, skip)
+
+
+def _turnover(bars: Floats, count: int, skip: int) -> Doubles:
+    return _size(bars, NEW_BARS, skip) - _size(bars, count, skip)
+
+
+NEW_BARS = 5
+"""Bars whose money is set against the usual."""
+
+STYLES = MappingProxyType(
+    {
+        "size": Baseline(
+            "log of the mean money traded in the newest 20 bars: bars know no capitalisation",
+            _size,
+            bars=20,
+            before=0,
+        ),
+        "volatility": Baseline(
+            "volatility of the newest 20 returns from close to close", _volatility, bars=20
+        ),
+        "turnover": Baseline(
+            f"log of the mean money traded in the newest {NEW_BARS} bars, less that of 20: "
+            "above or below the name's usual",
+            _turnover,
+            bars=20,
+            before=0,
+        ),
+        "momentum": BASELINES["momentum"],
+        "reversal": BASELINES["reversal"],
+    }
+)
+"""What a score may hold without saying so, by name. Those of the names of BASELINES are these."""
+
+FROM_AMOUNT = ("low_amount", "size", "turnover")
+"""Of both, those that are not known where nothing says what was traded."""
 
 
 def baseline_of(
@@ -125,10 +171,10 @@ def first_broken(bars: Floats) -> int | None:
 
 
 def bars_needed(kind: str, count: int | None = None, skip: int | None = None) -> int:
-    """Bars of a window in which a baseline finds all that it counts."""
-    baseline = BASELINES[kind]
+    """Bars of a window in which a baseline, or a style, finds all that it counts."""
+    baseline = BASELINES[kind] if kind in BASELINES else STYLES[kind]
     reach = (baseline.bars if count is None else count) + (baseline.skip if skip is None else skip)
-    return reach if kind == "low_amount" else reach + 1
+    return reach + baseline.before
 
 
 def _cut(bars: Floats, count: int, skip: int) -> Floats:

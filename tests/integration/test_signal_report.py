@@ -28,7 +28,8 @@ from kronos_qlib.plugin.records.signal_report import (
     SignalReportRecord,
 )
 from kronos_qlib.plugin.records.signal_rows import neutralised
-from kronos_qlib.signals.past_bars import BASELINES
+from kronos_qlib.plugin.records.style_report import sectors_of_task
+from kronos_qlib.signals.past_bars import BASELINES, STYLES
 
 pytestmark = pytest.mark.integration
 
@@ -132,6 +133,20 @@ def test_the_report_on_a_market_whose_truth_is_known(recorder, planted, tmp_path
         read_csv(recorder, "by_horizon").loc[10, "days"]
         == read_csv(recorder, "by_horizon").loc[1, "days"] - 9
     ), "the last nine days have no return over ten bars yet"
+    exposures, parts = read_csv(recorder, "exposures"), read_csv(recorder, "attribution")
+    assert exposures.index.to_list() == list(STYLES)
+    assert parts.index.to_list() == ["total", *STYLES, "rest"]
+    assert parts["mean"].iloc[1:].sum() == pytest.approx(parts.loc["total", "mean"], rel=1e-3)
+    conditions = pd.read_csv(
+        recorder.download_artifact("signal_report/conditions.csv"), index_col=[0, 1]
+    )["mean"]
+    assert conditions[("all days", np.nan)] == pytest.approx(logged["rank_ic.mean"], rel=1e-4)
+    assert logged["rank_ic.lost_by_delay"] == pytest.approx(
+        logged["rank_ic.delayed"] - logged["rank_ic.mean"], abs=0.005
+    )
+    assert logged["long_short_net_low"] > 0
+    days = pd.read_parquet(recorder.download_artifact("signal_report/style_days.parquet"))
+    assert days["exposure.reversal"].mean() == pytest.approx(logged["exposure.reversal"])
     for name in FILES:
         if name.endswith(".png"):
             path = recorder.download_artifact(f"signal_report/{name}")
@@ -268,6 +283,67 @@ def test_a_baseline_is_unknown_before_its_bars_and_on_a_day_without_one(provider
     assert own.loc[day, "reversal"] == pytest.approx(1 - closes.iloc[60] / closes.iloc[55])
 
 
+def test_styles_know_no_later_bar(provider, bars, tmp_path):
+    """What a score holds on a day is the same whatever the market did after its close."""
+    open_provider(provider)
+    names = sorted(bars["symbol"].unique())
+    days = pd.DatetimeIndex(
+        [day for day in D.calendar() if "2020-03" <= f"{day:%Y-%m}" <= "2020-06"]
+    )
+    index = pd.MultiIndex.from_product([days, names], names=["datetime", "instrument"])
+    whole = baselines_at(index, tuple(STYLES))
+    assert whole.notna().to_numpy().mean() > 0.8
+    write_provider(bars[bars["date"] <= days[-1]], tmp_path / "past")
+    wild = bars.copy()
+    later = wild["date"] > days[-1]
+    wild.loc[later, ["open", "high", "low", "close"]] *= 3
+    write_provider(wild, tmp_path / "wild")
+    for folder in ("past", "wild"):
+        open_provider(tmp_path / folder)
+        found = baselines_at(index, tuple(STYLES))
+        pd.testing.assert_frame_equal(found, whole, check_exact=True)
+
+
+def test_a_market_without_volume_has_the_styles_of_prices(
+    recorder, bars, dump_folder, tmp_path, caplog
+):
+    fields = ("open", "high", "low", "close", "factor")
+    open_provider(dump_folder(tmp_path / "qlib", bars, fields))
+    names = sorted(bars["symbol"].unique())
+    label = labels_of(names)
+    label = label[label.index.get_level_values("datetime") >= "2020-06-01"]
+    score = pd.DataFrame({"score": np.random.default_rng(0).normal(size=len(label))}, label.index)
+    save_run(recorder, score, label)
+    SignalReportRecord(recorder, horizons=[1], groups=4).generate()
+    assert read_csv(recorder, "exposures").index.to_list() == ["volatility", "momentum", "reversal"]
+    assert "size is unknown: the provider has neither $amount nor $volume" in caplog.text
+    page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
+    assert "nan" not in page and "not significant" in page
+    # Eight names are too few for a regression on three styles: nothing is attributed.
+    assert read_csv(recorder, "attribution")["mean"].isna().all()
+    bare = SignalReportRecord(recorder, horizons=[1], groups=4, baselines=[], styles=[])
+    bare.generate()
+    parts = read_csv(recorder, "attribution")["mean"]
+    assert parts["rest"] == parts["total"] and list(parts.index) == ["total", "rest"]
+    page = Path(recorder.download_artifact("signal_report/summary.md")).read_text(encoding="utf-8")
+    assert "No style is known" in page and "nan" not in page
+
+
+def test_sectors_are_those_that_the_workflow_names(tmp_path):
+    def task(sectors):
+        return {"model": {"kwargs": {"signals": {"sectors": sectors}}}}
+
+    assert sectors_of_task({}) is None and sectors_of_task(task(None)) is None
+    assert sectors_of_task(task({"of": {"A": "energy"}})) == {"A": "energy"}
+    file = tmp_path / "sectors.csv"
+    file.write_text("instrument,sector\nA,banks\n", encoding="utf-8")
+    assert sectors_of_task(task({"file": str(file)})) == {"A": "banks"}
+    with pytest.raises(ConfigError, match="styles are size, volatility"):
+        SignalReportRecord(None, styles=["value"])
+    with pytest.raises(ConfigError, match="no file of sectors"):
+        sectors_of_task(task({"file": str(tmp_path / "none.csv")}))
+
+
 def test_a_score_that_is_a_baseline_has_nothing_of_its_own(recorder, planted, tmp_path):
     folder, oracle = planted
     open_provider(folder)
@@ -291,6 +367,9 @@ def test_a_score_that_is_a_baseline_has_nothing_of_its_own(recorder, planted, tm
     for heading in ("Beside baselines", "By year", "By bars of the return", "Signals tried"):
         assert f"## {heading}" in page
     assert "nan" not in page
+    assert logged["exposure.reversal"] == pytest.approx(1)
+    assert "rank_ic.rest" not in logged, "nothing is left"
+    assert "What they leave has no Rank IC" in page
 
 
 def test_knowledge_beyond_the_baselines_is_left_by_neutralising(recorder, planted):

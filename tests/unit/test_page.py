@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from kronos_qlib.evaluation.compare.comparison import (
     common_equity,
     compare_signals,
 )
-from kronos_qlib.evaluation.compare.comparison_text import MEASURES
+from kronos_qlib.evaluation.compare.comparison_text import MEASURES, holding_rows
 from kronos_qlib.evaluation.compare.page import comparison_page
 
 RNG = np.random.default_rng(1)
@@ -120,6 +121,33 @@ def test_a_lone_run_without_signal_or_backtest_still_has_a_page(comparison):
     bare = Comparison(table=table, signals=None, equity=None, settings=pd.DataFrame())
     page = comparison_page(bare)
     assert "Nothing is tested" in page and 'class="plotly-graph-div"' not in page
+
+
+def test_what_each_score_holds_stands_side_by_side(comparison):
+    held = {
+        RUNS[0]: pd.DataFrame(
+            [[0.0123, 0.001, 0.02], [0.5, 0.4, 0.6], [0.01, -0.1, 0.1]],
+            index=["rank_ic.rest", "exposure.size", "exposure.<sector>"],
+            columns=["mean", "low", "high"],
+        ),
+        RUNS[1]: pd.DataFrame(
+            [[-0.2, np.nan, np.nan], [0.0012, 0.0002, 0.002]],
+            index=["exposure.size", "long_short_net"],
+            columns=["mean", "low", "high"],
+        ),
+    }
+    filled = replace(comparison, holdings=held)
+    assert holding_rows(filled) == [
+        ["", *RUNS],
+        ["size", "+0.50 (significant)", "-0.20 (not tested)"],
+        ["<sector>", "+0.01 (not significant)", "-"],
+        ["Rank IC, styles taken out", "+0.0123 (significant)", "-"],
+        ["Best less worst, after cost, bp a bar", "-", "+12.0 (significant)"],
+    ]
+    page = comparison_page(filled)
+    assert "What each score holds" in page and "&lt;sector&gt;" in page
+    assert holding_rows(comparison) == [], "older runs say nothing of it"
+    assert "What each score holds" not in comparison_page(comparison)
 
 
 def test_every_measure_can_be_written():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -393,3 +393,5 @@ class Comparison:
     """(settings, runs) of text: what each run was, "" where it says nothing."""
     notes: tuple[str, ...] = ()
     """What a reader must know of these very runs, a sentence each."""
+    holdings: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By run: on keys of `comparison_text.HOLDINGS` and `exposure.NAME`, `mean`, `low`, `high`."""

@@ -35,10 +35,24 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "trials": ("Trials it is deflated by", "{:.0f}".format),
     "max_drawdown": ("Maximum drawdown, after cost", "{:.2%}".format),
     "turnover": ("Turnover a day", "{:.2%}".format),
+    "capacity": ("Capacity, money", "{:,.0f}".format),
     "wall_seconds": ("Wall time", "{:.1f} s".format),
     "run_id": ("MLflow run", "{:.8}".format),
 }
 """Column of a comparison's table, what a reader calls it, and how its value is written."""
+
+HOLDINGS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "rank_ic.rest": ("Rank IC, styles taken out", "{:+.4f}".format),
+    "rank_ic.delayed": ("Rank IC, traded a bar later", "{:+.4f}".format),
+    "long_only_net": ("Best over the mean, after cost, bp a bar", lambda it: f"{it * 1e4:+.1f}"),
+    "long_short_net": ("Best less worst, after cost, bp a bar", lambda it: f"{it * 1e4:+.1f}"),
+}
+"""What stands below the exposures of a score, what a reader calls it, and how it is written."""
+HELD = (
+    "Rank correlation by day with styles that cost nothing to hold, and what is left without them, "
+    "or after a delay, or after cost; each over the run's own rows."
+)
+"""What the section of holdings says of itself."""
 
 TEST = (f"{LEVEL:.0%} interval", "t", f"significant at {1 - LEVEL:.0%}")
 """Headings of a test."""
@@ -51,7 +65,8 @@ DEFINITIONS = (
     "Excess return: daily return after cost less the benchmark's, summed and not compounded; the "
     "information ratio divides its mean by its standard deviation. It is called significant where "
     "the interval of the excess return leaves zero out. Return a year is compounded, after cost.",
-    "Turnover counts what was bought and what was sold, as a fraction of the account.",
+    "Turnover counts what was bought and what was sold, as a fraction of the account. Capacity: "
+    "the account of which 95 % of orders take 5 % or less of what is traded in their bar.",
     "Tests pair the days: mean of the daily difference of Rank IC, of several bars a day their "
     f"mean, or of excess return after cost. Intervals of {LEVEL:.0%} and t: standard error by "
     "equal-weighted cosines, Student's t (Lazarus, Lewis, Stock and Watson "
@@ -89,6 +104,8 @@ def comparison_text(comparison: Comparison, *, markdown: bool = False) -> str:
     if verdicts:
         parts.append(heading("Does it order returns, and does the money come from that?"))
         parts.append("\n\n".join(line(each) for each in verdicts))
+    if held := holding_rows(comparison):
+        parts += [heading("What each score holds"), HELD, format_rows(held, markdown=markdown)]
     equity = comparison.equity
     if equity is not None and equity.pairs:
         parts.append(heading("Excess return after cost on the same days"))
@@ -132,6 +149,33 @@ def measure_rows(comparison: Comparison) -> list[list[str]]:
                 for one, other in zip(low, high, strict=True)
             ]
             rows.append([f"its {LEVEL:.0%} interval", *intervals, *[DASH] * len(beside)])
+    return rows
+
+
+def holding_rows(comparison: Comparison) -> list[list[str]]:
+    """What each run's score holds, a line a style; then what is left of it. [] of no run known."""
+    held = comparison.holdings
+    names = list(dict.fromkeys(str(name) for table in held.values() for name in table.index))
+    if not names:
+        return []
+    names = [
+        *(name for name in names if name not in HOLDINGS),
+        *(name for name in HOLDINGS if name in names),
+    ]
+    runs = [str(name) for name in comparison.table.index]
+    rows = [["", *runs]]
+    for name in names:
+        title, write = HOLDINGS.get(name, (name.partition(".")[2], "{:+.2f}".format))
+        cells = []
+        for run in runs:
+            if run not in held or name not in held[run].index:
+                cells.append(DASH)
+                continue
+            table = held[run]
+            mean, low, high = (float(table[end][name]) for end in ("mean", "low", "high"))
+            cell = _written(mean, write)
+            cells.append(cell if cell == DASH else f"{cell} ({_significance(low, high)})")
+        rows.append([title, *cells])
     return rows
 
 

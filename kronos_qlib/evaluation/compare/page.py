@@ -11,9 +11,11 @@ import pandas as pd
 
 from kronos_qlib.evaluation.compare.comparison import Comparison, Equity, Pair, SignalComparison
 from kronos_qlib.evaluation.compare.comparison_text import (
+    HELD,
     blend_rows,
     common_sentence,
     correlation_rows,
+    holding_rows,
     mean_rows,
     measure_rows,
     notes_of,
@@ -118,6 +120,8 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
         body += _equity_sections(comparison.equity, colors)
     if comparison.signals is not None:
         body += _signal_sections(comparison, comparison.signals, colors)
+    if held := holding_rows(comparison):
+        body += _section("What each score holds", _table(held), HELD)
     if not comparison.settings.empty:
         body += _section(
             "What each run was asked for",

@@ -87,18 +87,7 @@ def interval_figure(table: pd.DataFrame, title: str, what: str) -> Figure:
         raise ConfigError("interval_figure: the table has no row")
     figure = new_figure(title, height=1.3 + 0.3 * len(table))
     axes = figure.subplots()
-    for place, (mean, low, high) in enumerate(
-        table[["mean", "low", "high"]].itertuples(index=False, name=None)
-    ):
-        color = STRATEGY if low > 0 else FALL if high < 0 else BENCHMARK
-        axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
-        axes.plot([mean], [place], color=color, marker="o", markersize=6.5)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(table)), [figure_text(str(name)) for name in table.index])
-    axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.set_xlabel(what, fontsize=9)
-    dress(axes)
-    axes.grid(False, axis="y")
+    _draw_rows(axes, table[["mean", "low", "high"]], what)
     return figure
 
 
@@ -180,3 +169,63 @@ def _draw_intervals(axes: Axes, places: np.ndarray, table: pd.DataFrame) -> None
         capsize=4,
     )
     axes.axhline(0, color="black", linewidth=0.6)
+
+
+def style_figure(
+    daily: pd.DataFrame, exposures: pd.DataFrame, parts: pd.DataFrame, title: str
+) -> Figure:
+    """Draw what a score holds: exposures over the days, their means, and what each part earned.
+
+    Args:
+        daily: of `exposure.daily_exposures`.
+        exposures, parts: SUMMARY as columns, on the styles and on the parts of the return.
+        title: a line above the figure.
+    """
+    figure = new_figure(title, height=7.2)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.1, 1.0])
+    axes = figure.add_subplot(grid[0, :])
+    for place, name in enumerate(daily):
+        smooth = daily[name].rolling(SMOOTHED_DAYS, min_periods=SMOOTHED_DAYS // 2).mean()
+        axes.plot(
+            smooth.index,
+            smooth,
+            color=STYLE_COLORS[place % len(STYLE_COLORS)],
+            linestyle=STYLE_LINES[place % len(STYLE_LINES)],
+            linewidth=1.6,
+            label=figure_text(str(name)),
+        )
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_ylabel("Rank correlation with the score")
+    axes.set_title(f"exposure, moving mean of {SMOOTHED_DAYS} bars", loc="left", fontsize=9.5)
+    dress_dates(axes)
+    if len(daily.columns):
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
+    else:
+        axes.text(0.5, 0.5, "no style is known", ha="center", transform=axes.transAxes)
+    held = figure.add_subplot(grid[1, 0])
+    _draw_rows(held, exposures[["mean", "low", "high"]], "Mean exposure, 95 % interval")
+    _draw_rows(
+        figure.add_subplot(grid[1, 1]),
+        parts[["mean", "low", "high"]] * 1e4,
+        "Earned before cost, bp a bar, 95 % interval",
+    )
+    return figure
+
+
+STYLE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E", "#E69F00")
+STYLE_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+"""A colour and a dash each, so that lines differ without colour."""
+
+
+def _draw_rows(axes: Axes, table: pd.DataFrame, what: str) -> None:
+    """A mean with its interval a row, coloured where the interval leaves zero out."""
+    for place, (mean, low, high) in enumerate(table.itertuples(index=False, name=None)):
+        color = STRATEGY if low > 0 else FALL if high < 0 else BENCHMARK
+        axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([mean], [place], color=color, marker="o", markersize=6)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(table)), [figure_text(str(name)) for name in table.index])
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_xlabel(what, fontsize=9)
+    dress(axes)
+    axes.grid(False, axis="y")

@@ -35,7 +35,7 @@ DEFINITIONS = (
     "is not known (a young name) the row counts for neither. A difference pairs the days.",
     "Neutralised: what is left of a day's ranks of the score after least squares on the ranks of "
     "all baselines. It costs nothing to hold the baselines, so this is what a model adds to them.",
-    "Nothing on this page is after cost: see portfolio_report for that.",
+    "Nothing on this page is after cost unless it says so: see portfolio_report for the backtest.",
 )
 """What every page says of its numbers."""
 
@@ -55,6 +55,7 @@ def signal_page(
     definitions: Mapping[str, str],
     *,
     tried: int = 1,
+    more: str = "",
 ) -> str:
     """The page, as Markdown.
 
@@ -68,6 +69,7 @@ def signal_page(
             `pairs` and `pairs_left_out`; empty where there is none.
         definitions: of the baselines, by name.
         tried: signals that Holm's correction was made for.
+        more: sections before the definitions, as Markdown.
     """
     own = _own(signals)
     found = _rows(summary)
@@ -104,6 +106,7 @@ def signal_page(
         ),
         "Like the score: mean rank correlation with it. New: share of the best that were not among "
         "the best a bar before.",
+        *([more] if more else []),
         "## What the numbers mean",
         "\n".join(f"- {line}" for line in DEFINITIONS),
     ]

@@ -40,6 +40,12 @@ OF_BACKBONE = (
 )
 """Settings of an alpha head that are of a pretrained network, and of no GRU."""
 
+READS_BARS = (
+    "a GRUModel reads the raw bars of a window one after another: each column of each bar counts "
+    "through all that come later, and none is an input by itself"
+)
+"""Why its score is not parted among inputs, for messages."""
+
 
 class GRUModel(Model):
     """A GRU over the very windows that Kronos reads, and an alpha head on its state.

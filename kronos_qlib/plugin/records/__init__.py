@@ -20,6 +20,7 @@ from typing import Any
 PLACES = {
     "KronosSignalRecord": "signal_record",
     "SignalReportRecord": "signal_report",
+    "ImportanceRecord": "importance_record",
     "ForecastReportRecord": "forecast_report",
     "BacktestRecord": "backtest_record",
     "PortfolioReportRecord": "portfolio_report",

@@ -1,4 +1,4 @@
-"""Baselines of `signals.past_bars` at the rows of any model's score, from Qlib's bars."""
+"""Baselines and styles of `signals.past_bars` at the rows of a score, from Qlib's bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from kronos_qlib.plugin.provider.reader import read_calendar, read_table
 from kronos_qlib.plugin.records.artifacts import frequency_of
 from kronos_qlib.schema import AMOUNT, CLOSE
-from kronos_qlib.signals.past_bars import BASELINES, BROKEN, bars_needed, baseline_of
+from kronos_qlib.signals.past_bars import BASELINES, BROKEN, FROM_AMOUNT, STYLES, bars_needed
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +23,17 @@ ROWS_AT_ONCE = 50_000
 
 
 def baselines_at(index: pd.Index, kinds: Sequence[str] = tuple(BASELINES)) -> pd.DataFrame:
-    """What each baseline says of an instrument at a moment, by the bars up to that one.
+    """What each baseline or style says of an instrument at a moment, by the bars up to that one.
 
     Args:
         index: (datetime, instrument) of scores, in any order, at the frequency of the bars.
-        kinds: of BASELINES.
+        kinds: of BASELINES and STYLES.
 
     Returns:
         On the same index, a column a kind. NaN where the instrument has no bar at the moment, or
         fewer than the baseline reads among the last REACH times as many of the calendar; or where
         one of these has a price or an amount without a logarithm (the log counts such rows).
-        `low_amount` is left out, with a warning, where the provider knows of no volume.
+        Those of FROM_AMOUNT are left out, with a warning, where the provider knows of no volume.
 
     Raises:
         BarDataError: the provider has no whole bars of these instruments.
@@ -68,9 +68,10 @@ def baselines_at(index: pd.Index, kinds: Sequence[str] = tuple(BASELINES)) -> pd
 
     found = {}
     for kind, length in needed.items():
-        if kind == "low_amount" and not table.values[:, AMOUNT].any():
-            logger.warning("low_amount is unknown: the provider has neither $amount nor $volume")
+        if kind in FROM_AMOUNT and not table.values[:, AMOUNT].any():
+            logger.warning("%s is unknown: the provider has neither $amount nor $volume", kind)
             continue
+        measure = BASELINES[kind] if kind in BASELINES else STYLES[kind]
         full = there & (bars_so_far >= length)
         start = np.maximum(ends + 1 - length, 0)
         sound = broken_before[ends + 1] == broken_before[start]
@@ -81,6 +82,6 @@ def baselines_at(index: pd.Index, kinds: Sequence[str] = tuple(BASELINES)) -> pd
         for begin in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[begin : begin + ROWS_AT_ONCE]
             windows = table.values[ends[some, None] + np.arange(1 - length, 1)]
-            values[some] = baseline_of(kind, windows)
+            values[some] = measure.find(windows, measure.bars, measure.skip)
         found[kind] = values
     return pd.DataFrame(found, index=index)

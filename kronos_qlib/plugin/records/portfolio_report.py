@@ -233,11 +233,17 @@ class PortfolioReportRecord(ACRecordTemp):
         verdict = money_sentence(
             metrics["information_ratio"], tested, days_per_year=self.days_per_year
         )
+        borne = (
+            f" An account of up to {largest:.2g} would have had 95 % of its orders take "
+            f"{CAPACITY_SHARE:.0%} or less of what was traded in their bar."
+            if np.isfinite(largest)
+            else ""
+        )
         add_verdict(
             self.recorder,
             "money",
             f"{verdict} Deflated Sharpe ratio of the excess: {deflated.probability:.0%}, "
-            f"{trials} trial{'s' if trials > 1 else ''} counted ({counted}).",
+            f"{trials} trial{'s' if trials > 1 else ''} counted ({counted}).{borne}",
         )
         return {"portfolio_metrics.pkl": pd.Series(metrics, name="value")}
 

@@ -58,9 +58,15 @@ from kronos_qlib.plugin.records.signal_rows import (
     or_unknown,
     signal_row,
 )
+from kronos_qlib.plugin.records.style_report import (
+    STYLE_FILES,
+    STYLE_METRICS,
+    sectors_of_task,
+    style_report,
+)
 from kronos_qlib.plugin.runs.about_run import add_verdict, key_metrics
 from kronos_qlib.plugin.task_sections import label_bars_of
-from kronos_qlib.signals.past_bars import BASELINES
+from kronos_qlib.signals.past_bars import BASELINES, STYLES
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +107,16 @@ SIGNAL_REPORT_METRICS = (
         )
     ),
     *(f"rank_ic.neutralised{end}" for end in ("", "_low", "_high")),
+    *STYLE_METRICS,
 )
 """What SignalReportRecord logs with its usual settings; see there. The baseline low_amount is not
 among them: not every provider has what was traded."""
+
+
+def later_return(price: str, delay: int, bars: int) -> str:
+    """Qlib's expression of the return over some bars, from the price `delay` bars later."""
+    return f"Ref({price}, -{delay + bars}) / Ref({price}, -{delay}) - 1"
+
 
 FILES = (
     "summary.md",
@@ -119,6 +132,7 @@ FILES = (
     "decay.png",
     "groups.png",
     "autocorrelation.png",
+    *STYLE_FILES,
 )
 
 
@@ -154,6 +168,16 @@ class SignalReportRecord(ACRecordTemp):
         rank_ic.neutralised, …_low, …_high, …_t: of what is left of the day's ranks of the score
             after least squares on the ranks of all baselines; 0 for a score made of them alone.
             A t is not logged where there is no standard error.
+        exposure.size, …_low, …_high: mean rank correlation of the score with a style (size,
+            volatility, turnover, momentum, reversal, of `signals.past_bars.STYLES`); of `sector`,
+            where the model's `signals.sectors` says them, the adjusted share of variance between
+            sectors. attributed.NAME: what that style earned of the book of the score's ranks, a
+            return over a bar before cost; `attributed.rest` what is not of the styles.
+        rank_ic.rest: of what the styles leave of the day's ranks; rank_ic.not_styles: the share
+            of the ranks' variance that it is. rank_ic.delayed: of the return one bar later, and
+            rank_ic.lost_by_delay that less the Rank IC, paired.
+        long_only_net, long_short_net: mean return over a bar, after `cost_bp`, of the best tenth
+            over the mean of all names, and of the best less the worst. All with _low and _high.
         oracle_ic, oracle_rank_ic, oracle_share: where the provider's folder holds oracle.parquet
             (a simulated market: the label's true expected value), what the truth itself reaches on
             the rows that the score has, and the score's Rank IC as a share of it.
@@ -181,7 +205,9 @@ class SignalReportRecord(ACRecordTemp):
         top: float = 0.1,
         price: str = "$close",
         baselines: Sequence[str] = tuple(BASELINES),
+        styles: Sequence[str] = tuple(STYLES),
         label_bars: int | None = None,
+        cost_bp: float = 10.0,
         title: str | None = None,
         seed: int = 0,
         skip_existing: bool = False,
@@ -194,9 +220,12 @@ class SignalReportRecord(ACRecordTemp):
             price: Qlib expression of what returns are taken of.
             baselines: what stands beside the score; none: []. They read whole bars, `$open` to
                 `$close` and volume.
+            styles: of `signals.past_bars.STYLES`, what the score may hold; none: []. They read the
+                same bars.
             label_bars: over which the label's return runs, so that neighbouring days overlap; None
                 reads the label's expression in the run's task, and takes Qlib's usual 1 where the
                 task has none.
+            cost_bp: basis points of the money traded that the books of the best and the worst pay.
             title: above the figures; None takes the experiment's name.
             seed: of the draws behind the interval of the monotonicity.
             skip_existing: Qlib's: do nothing where the run has the files already.
@@ -206,15 +235,22 @@ class SignalReportRecord(ACRecordTemp):
             raise ConfigError(f"horizons count bars, each 1 or more, got {list(horizons)}")
         if label_bars is not None and label_bars < 1:
             raise ConfigError(f"label_bars must be 1 or more, got {label_bars}")
+        if not 0 <= cost_bp < 1e4:
+            raise ConfigError(f"cost_bp are basis points from 0, got {cost_bp}")
         strange = [name for name in baselines if name not in BASELINES]
         if strange:
             raise ConfigError(f"baselines are {', '.join(BASELINES)}, got {', '.join(strange)}")
+        strange = [name for name in styles if name not in STYLES]
+        if strange:
+            raise ConfigError(f"styles are {', '.join(STYLES)}, got {', '.join(strange)}")
         self.horizons = tuple(sorted(set(horizons)))
         self.groups = groups
         self.top = top
         self.price = price
         self.baselines = tuple(baselines)
+        self.styles = tuple(styles)
         self.label_bars = label_bars
+        self.cost_bp = cost_bp
         self.title = title
         self.seed = seed
 
@@ -242,14 +278,16 @@ class SignalReportRecord(ACRecordTemp):
                 len(score),
                 LEAST_PAIRS,
             )
-        overlap = self.label_bars or label_bars_of(load_task(self.recorder))
+        task = load_task(self.recorder)
+        overlap = self.label_bars or label_bars_of(task)
         how = {"horizon": overlap}
 
         daily = daily_ic(score, labels)
         self._refuse_short(daily, overlap)
         found = {name: summarise(daily[name], **how) for name in ("ic", "rank_ic")}
         years = by_year(daily["rank_ic"], **how)
-        horizons = decay(score, self._later_returns(pred.index))
+        by_horizon, returns = self._later_returns(pred.index, overlap)
+        horizons = decay(score, by_horizon)
         parted = group_returns(score, labels, self.groups)
         groups = group_table(parted, **how)
         order = monotonicity(parted, seed=self.seed, **how)
@@ -258,7 +296,8 @@ class SignalReportRecord(ACRecordTemp):
         memory = rank_autocorrelation(whole, [lag for lag in LAGS if lag < len(whole)])
         renewed = float(top_turnover(whole, self.top).mean())
         signals, tried = self._signal_table(pred, labels, **how)
-        beside, differences = self._beside_baselines(pred.iloc[:, 0], labels, **how)
+        known = self._from_bars(pred.iloc[:, 0])
+        beside, differences = self._beside_baselines(pred.iloc[:, 0], known, labels, **how)
         if len(beside):
             rows = beside.assign(kind="baseline").reindex(columns=list(signals))
             signals = pd.concat([signals, rows]).rename_axis("signal")
@@ -289,6 +328,17 @@ class SignalReportRecord(ACRecordTemp):
         metrics |= baseline_metrics(beside, differences)
 
         title = self.title or experiment_of(self.recorder)
+        styles = style_report(
+            title,
+            score,
+            known[[name for name in self.styles if name in known]],
+            returns,
+            label_bars=overlap,
+            top=1 / self.groups,
+            cost_bp=self.cost_bp,
+            sectors=sectors_of_task(task),
+        )
+        metrics |= styles.metrics
         tables = {
             "summary": pd.DataFrame.from_dict(
                 {**found, **differences}, orient="index", columns=list(SUMMARY)
@@ -299,6 +349,7 @@ class SignalReportRecord(ACRecordTemp):
             "autocorrelation": memory,
             "signals": signals,
             "baselines": beside,
+            **styles.tables,
         }
         page = signal_page(
             title,
@@ -309,6 +360,7 @@ class SignalReportRecord(ACRecordTemp):
             beside,
             {name: BASELINES[name].definition for name in BASELINES},
             tried=tried,
+            more=styles.page,
         )
         figures = {
             "ic": ic_figure(daily["rank_ic"], found["rank_ic"], f"{title}: Rank IC of the score"),
@@ -317,9 +369,11 @@ class SignalReportRecord(ACRecordTemp):
             "autocorrelation": autocorrelation_figure(
                 memory, renewed, f"{title}: how fast the order changes"
             ),
+            "styles": styles.figure,
         }
         with saved_files(self) as folder:
             daily.to_parquet(folder / "daily_ic.parquet")
+            styles.days.to_parquet(folder / "style_days.parquet")
             (folder / "summary.md").write_text(page, encoding="utf-8")
             for name, table in tables.items():
                 table.to_csv(folder / f"{name}.csv", float_format="%.6g")
@@ -350,12 +404,18 @@ class SignalReportRecord(ACRecordTemp):
                 )
             )
 
+    def _from_bars(self, score: pd.Series[float]) -> pd.DataFrame:
+        """Baselines and styles at the rows that have a score."""
+        index = score[np.isfinite(score)].sort_index().index
+        kinds = [*dict.fromkeys([*self.baselines, *self.styles])]
+        return baselines_at(index, kinds) if kinds else pd.DataFrame(index=index)
+
     def _beside_baselines(
-        self, score: pd.Series[float], labels: pd.DataFrame, **how: int
+        self, score: pd.Series[float], known: pd.DataFrame, labels: pd.DataFrame, **how: int
     ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """baselines.csv, a row each, and rows of summary.csv: differences, and what is left."""
         score = score[np.isfinite(score)].rename("score").sort_index()
-        known = baselines_at(score.index, self.baselines) if self.baselines else pd.DataFrame()
+        known = known[[name for name in self.baselines if name in known]]
         if known.empty:
             return pd.DataFrame(), {}
         wide, rows, found = to_wide(score), {}, {}
@@ -388,16 +448,27 @@ class SignalReportRecord(ACRecordTemp):
         )
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("baseline"), found
 
-    def _later_returns(self, index: pd.Index) -> dict[int, pd.DataFrame]:
-        """By horizon, returns from the close of the bar after the score, days by names."""
-        expressions = [
-            f"Ref({self.price}, -{1 + horizon}) / Ref({self.price}, -1) - 1"
-            for horizon in self.horizons
-        ]
-        frame = features_at(index, expressions, frequency_of(index))
-        return {
-            horizon: to_wide(frame.iloc[:, place]) for place, horizon in enumerate(self.horizons)
+    def _later_returns(
+        self, index: pd.Index, overlap: int
+    ) -> tuple[dict[int, pd.DataFrame], dict[str, pd.DataFrame]]:
+        """Returns from the close of the bar after the score, days by names.
+
+        By horizon, and by the names that `style_report` reads; Qlib is asked once for all.
+        """
+        by_horizon = {horizon: later_return(self.price, 1, horizon) for horizon in self.horizons}
+        named = {
+            "label": later_return(self.price, 1, overlap),
+            "label_delayed": later_return(self.price, 2, overlap),
+            "bar": later_return(self.price, 1, 1),
+            "bar_delayed": later_return(self.price, 2, 1),
         }
+        each = list(dict.fromkeys([*by_horizon.values(), *named.values()]))
+        frame = features_at(index, each, frequency_of(index))
+        found = {text: to_wide(frame.iloc[:, place]) for place, text in enumerate(each)}
+        return (
+            {horizon: found[text] for horizon, text in by_horizon.items()},
+            {name: found[text] for name, text in named.items()},
+        )
 
     def _signal_table(
         self, pred: pd.DataFrame, labels: pd.DataFrame, **how: int

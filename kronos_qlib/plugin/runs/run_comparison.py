@@ -32,6 +32,7 @@ from kronos_qlib.plugin.runs.plain_files import read_task
 from kronos_qlib.plugin.runs.stored_runs import (
     COMPARED,
     REPORT,
+    holdings_of,
     is_stored_finite,
     read_report,
     read_signal,
@@ -191,6 +192,7 @@ def comparison_of(
         equity=equity,
         settings=settings,
         notes=tuple(remarks),
+        holdings={name: held for name, run in runs.items() if len(held := holdings_of(run))},
     )
 
 

@@ -44,6 +44,7 @@ COMPARED = CORE | {
     "sharpe": "sharpe",
     "max_drawdown": "max_drawdown",
     "turnover": "turnover",
+    "capacity": "capacity",
 }
 """Columns of the comparison and the MLflow metric behind each; a backtest's are after cost.
 
@@ -52,6 +53,9 @@ otherwise) and not Qlib's `1day.excess_return_with_cost.*`, which take 238. `ran
 `oracle_share` are SignalReportRecord's. The deflated Sharpe ratio is not among them: a run counts
 its own trials alone, and `comparison_of` counts all runs' for each.
 """
+
+LEFT = ("rank_ic.rest", "rank_ic.delayed", "long_only_net", "long_short_net")
+"""Metrics of SignalReportRecord that stand below the exposures in a comparison."""
 
 REPORT = "portfolio_report/daily.csv"
 """A run's backtest by days."""
@@ -95,6 +99,25 @@ def row_of(label: str, run: Run) -> dict[str, object]:
     row["wall_seconds"] = (ended - run.info.start_time) / 1000
     row["run_id"] = run.info.run_id
     return row
+
+
+def holdings_of(run: Run) -> pd.DataFrame:
+    """What SignalReportRecord says that a run's score holds, and what is left without it.
+
+    Returns:
+        On names of metrics: those that begin with `exposure.`, then those of LEFT that the run
+        has. `mean`, `low`, `high`, the interval NaN where it is not known.
+    """
+    metrics = run.data.metrics
+    ends = ("_low", "_high")
+    held = (each for each in metrics if each.startswith("exposure."))
+    names = sorted(each for each in held if not each.endswith(ends))
+    names += [name for name in LEFT if name in metrics]
+    rows = {}
+    for name in names:
+        found = [metrics.get(name + end, math.nan) for end in ("", *ends)]
+        rows[name] = [value if is_stored_finite(value) else math.nan for value in found]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
 
 
 def read_signal(client: MlflowClient, run: Run) -> Signal:
