@@ -37,7 +37,9 @@ class Model(BaseModel):
 class Bar(Model):
     """One bar, in its own units. Volume and amount may be left out."""
 
-    timestamp: str | int = Field(description='"2024-06-18", "2024-06-18 09:35"')
+    timestamp: Annotated[str, StringConstraints(min_length=1, max_length=40)] = Field(
+        description='"2024-06-18", "2024-06-18 09:35"'
+    )
     open: float
     high: float
     low: float
@@ -154,6 +156,7 @@ class PastWindows(Model):
     better_than: dict[str, float] = Field(
         description="by baseline: the share of windows in which kronos lost less CRPS"
     )
+    notes: list[str] = Field([], description="why it may flatter, a sentence each")
 
 
 class TrackRecord(Model):
@@ -312,7 +315,7 @@ class Kept(Model):
 
 
 class ReconcileRequest(Model):
-    """Bars that came since; without them the Qlib folder is asked."""
+    """Bars that came since, from the last one seen on; without them the Qlib folder is asked."""
 
     bars: list[Bar] | None = Field(None, min_length=1, max_length=MOST_JSON_BARS)
 
