@@ -18,6 +18,8 @@ from kronos_qlib.errors import MissingDependencyError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("peft",),
     "members": ("index_constitution",),
+    "web": ("flask", "flask_openapi3", "openpyxl", "waitress"),
+    "mcp": ("mcp",),
     "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""

@@ -320,6 +320,15 @@ class ReconcileRequest(Model):
     bars: list[Bar] | None = Field(None, min_length=1, max_length=MOST_JSON_BARS)
 
 
+class ReconcileUpload(Model):
+    """The form fields beside `file`, a file of bars that came since."""
+
+    instrument: ShortText | None = None
+    zone: ShortText | None = None
+    date_order: Literal["ymd", "dmy", "mdy"] = "ymd"
+    encoding: ShortText = "utf-8"
+
+
 class CoverageByHorizon(Model):
     bar: int = Field(description="1 the first to come")
     forecasts: int
