@@ -59,7 +59,7 @@ export const layout = (more = {}) => ({
   ...more,
 });
 
-export const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false };
+export const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false };
 
 const redraws = new Map();
 
@@ -67,7 +67,7 @@ const redraws = new Map();
 export async function draw(place, make) {
   const Plotly = await plotly();
   if (!place.isConnected) return;
-  const again = () => Plotly.react(place, ...make(), CONFIG);
+  const again = () => Plotly.react(place, ...make(place.clientWidth), CONFIG);
   redraws.set(place, again);
   await again();
 }
@@ -81,7 +81,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 /** Lines of several runs or methods over days: told apart by colour and dash. */
 export function lines(curves, x, { yTitle, xTitle, format, percentAxis = false, category = true, zero = false, marks = false }) {
-  return () => [
+  return (width) => [
     curves.map(({ name, values, quiet }, place) => ({
       x,
       y: values,
@@ -94,7 +94,7 @@ export function lines(curves, x, { yTitle, xTitle, format, percentAxis = false, 
       hovermode: "x unified",
       showlegend: curves.length > 1,
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
-      xaxis: axis({ type: category ? "category" : "-", nticks: 6, tickangle: 0, showgrid: false, title: { text: xTitle } }),
+      xaxis: axis({ type: category ? "category" : "-", nticks: Math.max(2, Math.floor(width / 110)), tickangle: 0, showgrid: false, title: { text: xTitle } }),
       yaxis: axis({ title: { text: yTitle }, tickformat: percentAxis ? ".1~%" : undefined, zeroline: zero, zerolinecolor: colour("strong-line") }),
     }),
   ];

@@ -12,6 +12,7 @@ const place = at("forecast");
 const NUMBERS = ["horizon", "lookback", "paths", "seed", "temperature", "top_p", "top_k", "single_paths"];
 let models = [];
 let asked = 0;
+let newest = 0;
 let file = null;
 
 const source = () => form.elements.source.value;
@@ -162,7 +163,8 @@ async function ask() {
   try {
     const answer = await call("/predict", { method: "POST", ...(source() === "file" ? { form: asForm(asking) } : { json: asking }) });
     const forecast = await follow(answer);
-    if (forecast && mine === asked) {
+    if (forecast && mine > newest) {
+      newest = mine;
       await showForecast(place, forecast);
       history.replaceState(null, "", `/?forecast=${forecast.id}`);
       at("forecast-title").focus({ preventScroll: true });

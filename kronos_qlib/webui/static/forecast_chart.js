@@ -22,7 +22,9 @@ function ticks(stamps, from, to, width, intraday) {
   const values = [];
   const texts = [];
   let before = "";
-  for (let place = first; place <= last; place += step) {
+  // The first one stands where its text has room.
+  const room = Math.ceil((30 * (to - from)) / width);
+  for (let place = first + Math.min(room, step); place <= last; place += step) {
     const [day, clock = ""] = stamps[place].split("T");
     const [year, month, date] = day.split("-");
     const near = `${Number(date)} ${MONTHS[month - 1]}`;
@@ -58,7 +60,9 @@ export class ForecastChart {
     this.read(null);
   }
 
-  async start_drawing() {
+  /** Draw; the place is in the page by now. */
+  async begin() {
+    this.show(Math.max(30, Math.min(90, Math.floor(this.node.clientWidth / 9))));
     await draw(this.node, () => this.figure());
     this.node.on("plotly_hover", ({ xvals, points }) => this.read(Math.round(xvals?.[0] ?? points[0].x)));
     this.node.on("plotly_unhover", () => this.read(null));
@@ -101,11 +105,11 @@ export class ForecastChart {
     const Plotly = await plotly();
     if (!this.node.isConnected || !this.node.layout) return;
     this.isFitted = true;
-    const { xaxis, yaxis, yaxis2 } = this.axes();
-    const now = JSON.stringify([this.range, yaxis.range, yaxis.type, xaxis.ticktext]);
+    const axes = this.axes();
+    const now = JSON.stringify([this.range, axes.yaxis.range, axes.yaxis.type, axes.xaxis.ticktext]);
     if (now === this.drawn) return;
     this.drawn = now;
-    await Plotly.relayout(this.node, { xaxis, yaxis, yaxis2 });
+    await Plotly.relayout(this.node, axes);
   }
 
   key(event) {
@@ -206,8 +210,11 @@ export class ForecastChart {
     let [low, high] = [Math.min(...known), Math.max(...known)];
     if (this.log) [low, high] = [Math.log10(low), Math.log10(high)];
     const room = 0.06 * (high - low || Math.abs(high) || 1);
+    // What came lies on an axis of its own above the bands, which else would tint it.
+    const over = { overlaying: "y", side: "right", type: this.log ? "log" : "linear", range: [low - room, high + room], visible: false, fixedrange: true };
     return {
-      xaxis: axis({ range: [...this.range], showgrid: false, zeroline: false, anchor: "y2", automargin: false, showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colour("quiet"), spikesnap: "hovered data", ...ticks(this.stamps, from, to, width, forecast.is_intraday) }),
+      yaxis3: over,
+      xaxis: axis({ range: [...this.range], showgrid: false, zeroline: false, anchor: "y2", automargin: false, rangeslider: { visible: false }, showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colour("quiet"), spikesnap: "hovered data", ...ticks(this.stamps, from, to, width, forecast.is_intraday) }),
       yaxis: axis({ domain: [0.24, 1], side: "right", type: this.log ? "log" : "linear", range: [low - room, high + room], zeroline: false, fixedrange: true, automargin: false, tickformat: this.log ? undefined : "~g", hoverformat: "~g", nticks: 7, ...(this.log ? { dtick: undefined } : {}) }),
       yaxis2: axis({ domain: [0, 0.17], side: "right", range: [0, 1.05 * Math.max(...volumes) || 1], fixedrange: true, zeroline: false, automargin: false, nticks: 3, tickformat: "~s" }),
     };
@@ -241,7 +248,7 @@ export class ForecastChart {
     }
     traces.push({ x, y: fan("0.5"), mode: "lines", line: { width: 2, color: blue }, hoverinfo: "none", name: "median" });
     const realised = forecast.realised ?? [];
-    if (realised.length) traces.push(candles(realised, start, red, "what came"));
+    if (realised.length) traces.push({ ...candles(realised, start, red, "what came"), yaxis: "y3" });
     const volume = (bars, from, colouring, opacity) => ({ type: "bar", x: places(bars, from), y: column(bars, "volume"), yaxis: "y2", marker: { color: colouring, opacity }, width: 0.7, hoverinfo: "none" });
     traces.push(volume(seen, 0, ink, 0.45));
     const ahead = forecast.quantiles.volume;
@@ -252,10 +259,7 @@ export class ForecastChart {
       });
     }
     if (realised.length) traces.push({ ...volume(realised, start, red, 0.9), width: 0.3 });
-    return [traces, layout({ ...this.axes(), barmode: "overlay", hovermode: "x", hoverdistance: -1, bargap: 0.3, margin: { l: 10, r: 62, t: 6, b: 38 }, shapes: this.shapes(), dragmode: layout().dragmode && "zoom", xaxis_rangeslider_visible: false })].map((part, place) => {
-      if (place === 1) part.xaxis.rangeslider = { visible: false };
-      return part;
-    });
+    return [traces, layout({ ...this.axes(), barmode: "overlay", hovermode: "x", hoverdistance: -1, bargap: 0.3, margin: { l: 10, r: 62, t: 6, b: 38 }, shapes: this.shapes()})];
   }
 
   async redraw() {

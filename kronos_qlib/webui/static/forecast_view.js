@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { draw, lines } from "./chart.js";
 import { download, fileName, h, put, scrolling, svg } from "./dom.js";
 import { ForecastChart, csv, figures } from "./forecast_chart.js";
-import { NONE, coin, compact, count, fixed, moment, percent, price, time } from "./format.js";
+import { NONE, coin, count, fixed, moment, percent, price, span, time } from "./format.js";
 import { follow } from "./jobs.js";
 import { showProblem } from "./problems.js";
 
@@ -46,14 +46,16 @@ function facts(forecast) {
   const { outlook, timestamps, quantiles, last_close: last } = forecast;
   const end = timestamps.length - 1;
   const change = (key) => percent(quantiles.close[key][end] / last - 1, 1, true);
+  const band = (low, high) => span(quantiles.close[low][end] / last - 1, quantiles.close[high][end] / last - 1);
   const fact = (name, value, small) => h("div", {}, h("dt", {}, name), h("dd", {}, value, h("small", {}, small)));
   return h(
     "dl",
     { class: "facts" },
+    fact("Last close seen", price(last), time(forecast.last_timestamp)),
     fact("Median return", change("0.5"), `over ${count(timestamps.length, "bar")}`),
     fact("Mean return", percent(outlook.expected_return, 1, true), "mean of the paths"),
-    fact("50 % band", `${change("0.25")} to ${change("0.75")}`, "at the last bar"),
-    fact("90 % band", `${change("0.05")} to ${change("0.95")}`, "at the last bar"),
+    fact("50 % band", band("0.25", "0.75"), "return until the last bar"),
+    fact("90 % band", band("0.05", "0.95"), "return until the last bar"),
     fact("Paths that end higher", percent(outlook.prob_up, 0), `of ${forecast.settings.paths}`),
     fact("Volatility", percent(outlook.volatility, 2), "per bar"),
     fact("5 % shortfall", percent(outlook.shortfall_5, 1, true), "mean of the worst 5 %"),
@@ -82,9 +84,14 @@ function scoreTable(scores, caption) {
   return scrolling(
     h(
       "table",
-      {},
+      { class: "tight" },
       h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Method"), h("th", { scope: "col" }, "CRPS, % of price"), ["50", "80", "90"].map((level) => h("th", { scope: "col" }, `in ${level} % band`)))),
+      h(
+        "thead",
+        {},
+        h("tr", {}, h("th", { class: "text", scope: "col", rowspan: 2 }, "Method"), h("th", { scope: "col", rowspan: 2 }, "CRPS, % of price"), h("th", { scope: "colgroup", colspan: 3, class: "group" }, "Closes inside the band of")),
+        h("tr", {}, ["50", "80", "90"].map((level) => h("th", { scope: "col" }, `${level}\u00a0%`))),
+      ),
       h("tbody", {}, scores.map((row) => h("tr", { class: row.crps === best && "best" }, h("th", { scope: "row" }, METHODS[row.method] ?? row.method), h("td", { class: "figure" }, fixed(100 * row.crps, 2)), ["0.5", "0.8", "0.9"].map((level) => h("td", {}, cover(row, level)))))),
     ),
     caption,
@@ -117,7 +124,7 @@ function recordSection(forecast, reshow) {
     const chart = h("div", { class: "chart low", role: "img", "aria-label": "CRPS of each past window, by method" });
     section.append(h("h3", {}, "Error of each window"), chart);
     const windows = record.past.by_window;
-    const methods = Object.keys(windows[0].crps);
+    const methods = Object.keys(METHODS).filter((method) => method in windows[0].crps);
     const curves = methods.map((method) => ({ name: METHODS[method] ?? method, values: windows.map((window) => 100 * window.crps[method]), quiet: method === "last_price" }));
     section.draw = () => draw(chart, lines(curves, windows.map((window) => time(window.date)), { yTitle: "CRPS, % of price", xTitle: "last bar seen", format: ".2f", marks: true }));
   } else if (!record.past) section.append(h("div", { class: "buttons" }, compute));
@@ -152,7 +159,7 @@ function provenance(forecast) {
     ["Times of the bars to come", forecast.rule],
     ["Sampling", `temperature ${settings.temperature}, top-p ${settings.top_p}, top-k ${settings.top_k}, ${count(settings.paths, "path")}, seed ${settings.seed}`],
   ];
-  return h("details", {}, h("summary", {}, "Where this comes from"), scrolling(h("table", {}, h("tbody", {}, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "words" }, value))))), "Where this forecast comes from"));
+  return h("details", {}, h("summary", {}, "Where this comes from"), scrolling(h("table", { class: "facts-table" }, h("tbody", {}, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "words" }, value))))), "Where this forecast comes from"));
 }
 
 function toolbar(forecast, chart) {
@@ -238,9 +245,7 @@ export async function showForecast(place, forecast, { actions } = {}) {
     ),
     record,
   );
-  await Promise.all([chart.start_drawing(), record.draw?.()]);
+  await Promise.all([chart.begin(), record.draw?.()]);
   place.dataset.drawn = forecast.id;
   return chart;
 }
-
-export { compact };

@@ -11,8 +11,11 @@ export function percent(value, digits = 1, sign = false) {
   if (!isNumber(value)) return NONE;
   const text = grouped(100 * value, digits);
   const isZero = Number((100 * value).toFixed(digits)) === 0;
-  return `${sign && value > 0 && !isZero ? "+" : ""}${isZero ? text.replace("\u2212", "") : text} %`;
+  return `${sign && value > 0 && !isZero ? "+" : ""}${isZero ? text.replace("\u2212", "") : text}\u00a0%`;
 }
+
+/** Two shares with one unit: "−3.1 to +3.2 %". */
+export const span = (low, high, digits = 1) => `${percent(low, digits, true).replace("\u00a0%", "")} to ${percent(high, digits, true)}`;
 
 /** Places after the point that tell prices around `level` apart. */
 export const priceDigits = (level) => (isNumber(level) && level > 0 ? Math.min(12, Math.max(2, 3 - Math.floor(Math.log10(level)))) : 2);

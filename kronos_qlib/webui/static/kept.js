@@ -3,7 +3,7 @@
 import { ApiProblem, call, get } from "./api.js";
 import { axis, colour, draw, faint, layout, lines } from "./chart.js";
 import { at, confirmed, empty, h, put, scrolling } from "./dom.js";
-import { NONE, count, fixed, moment, percent, price, time } from "./format.js";
+import { NONE, count, fixed, moment, percent, price, span, time } from "./format.js";
 import { reconciled } from "./reconcile.js";
 import { clearProblems, showProblem } from "./problems.js";
 import { sortable } from "./table.js";
@@ -137,7 +137,7 @@ async function read(offset = 0) {
 
 /** Both medians and 90 % bands over the bars of either. */
 function overlay(pair) {
-  return () => {
+  return (width) => {
     const stamps = [...new Set(pair.flatMap((one) => [one.last_timestamp, ...one.timestamps]))].sort();
     const traces = pair.flatMap((one, place) => {
       const tone = colour(place ? "fourth" : "forecast");
@@ -153,7 +153,7 @@ function overlay(pair) {
     });
     const came = pair.map((one) => one.realised ?? []).sort((one, other) => other.length - one.length)[0];
     if (came.length) traces.push({ x: came.map((bar) => time(bar.timestamp)), y: came.map((bar) => bar.close), mode: "lines+markers", name: "close that came", line: { color: colour("realised"), width: 2 }, marker: { size: 6 }, hovertemplate: "%{y:.6~g}<extra>came</extra>" });
-    return [traces, layout({ hovermode: "x unified", showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, xaxis: axis({ type: "category", categoryorder: "array", categoryarray: stamps.map(time), nticks: 6, tickangle: 0, showgrid: false }), yaxis: axis({ title: { text: "close, units of the bars" } }) })];
+    return [traces, layout({ hovermode: "x unified", showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" }, xaxis: axis({ type: "category", categoryorder: "array", categoryarray: stamps.map(time), nticks: Math.max(2, Math.floor(width / 110)), tickangle: 0, showgrid: false }), yaxis: axis({ title: { text: "close, units of the bars" } }) })];
   };
 }
 
@@ -178,7 +178,7 @@ async function readTwo() {
       ["Seed", (forecast) => String(forecast.settings.seed)],
       ["Last close seen", (forecast) => price(forecast.last_close)],
       ["Median return", (forecast) => change(forecast, "0.5")],
-      ["90 % band at the last bar", (forecast) => `${change(forecast, "0.05")} to ${change(forecast, "0.95")}`],
+      ["90 % band at the last bar", (forecast) => span(end(forecast, "0.05") / forecast.last_close - 1, end(forecast, "0.95") / forecast.last_close - 1)],
       ["Bars that came", (forecast) => `${forecast.realised?.length ?? 0} of ${forecast.timestamps.length}`],
       ["CRPS, % of price", (forecast) => (score(forecast) ? fixed(100 * score(forecast).crps, 2) : NONE)],
     ];
@@ -207,7 +207,7 @@ function pitChart(counts) {
     const even = all / counts.length;
     const slack = 1.96 * Math.sqrt((all / counts.length) * (1 - 1 / counts.length));
     return [
-      [{ type: "bar", x: counts.map((_, place) => (place + 0.5) / counts.length), y: counts, width: 0.9 / counts.length, marker: { color: faint(colour("forecast"), 0.7) }, customdata: edges, hovertemplate: "%{y} bars, PIT %{customdata}<extra></extra>" }],
+      [{ type: "bar", x: counts.map((_, place) => (place + 0.5) / counts.length), y: counts, width: 0.9 / counts.length, marker: { color: colour("forecast") }, customdata: edges, hovertemplate: "%{y} bars, PIT %{customdata}<extra></extra>" }],
       layout({
         shapes: [
           { type: "rect", xref: "paper", x0: 0, x1: 1, y0: Math.max(0, even - slack), y1: even + slack, fillcolor: faint(colour("quiet"), 0.18), line: { width: 0 }, layer: "below" },
@@ -254,7 +254,7 @@ async function readCalibration() {
     put(
       place,
       h("p", { class: "quiet" }, `${count(found.bars, "bar")} of ${count(found.forecasts, "forecast")} have come. Bars of one forecast, and forecasts of one day, move together: ${found.forecasts < 30 ? "so few say little" : "they count for fewer than they are"}.`),
-      h("div", { class: "split" }, panel("Coverage", "Dotted: what each band promises.", coverage), panel("PIT", "Flat is calibrated; a hump is a spread too wide, a bowl too narrow. Grey: what chance allows (95 %) if bars were independent.", pit), panel("Error", "CRPS by bars ahead; lower is better.", crps)),
+      h("div", { class: "split three" }, panel("Coverage", "Dotted: what each band promises.", coverage), panel("PIT", "Flat is calibrated; a hump is a spread too wide, a bowl too narrow. Grey: what chance allows (95 %) if bars were independent.", pit), panel("Error", "CRPS by bars ahead; lower is better.", crps)),
     );
     await Promise.all([
       draw(coverage, coverageChart(found.by_horizon)),

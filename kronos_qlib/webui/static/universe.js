@@ -60,20 +60,16 @@ function columns(universe) {
 function effects(contributions) {
   const shown = contributions.slice(0, 15);
   const most = Math.max(...shown.map((one) => Math.abs(one.contribution))) || 1;
-  const [width, row, middle, half] = [640, 26, 400, 150];
-  const height = row * shown.length + 8;
-  const text = (x, y, anchor, words) => svg("text", { x, y, "text-anchor": anchor, "dominant-baseline": "middle" }, words);
-  const short = (name) => (name.length > 26 ? `${name.slice(0, 25)}…` : name);
-  return svg(
-    "svg",
-    { class: "effects", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Contributions: ${shown.map((one) => `${one.feature} ${fixed(one.contribution, 4)}`).join(", ")}` },
-    shown.map((one, index) => {
-      const y = 4 + row * index;
-      const length = (half * Math.abs(one.contribution)) / most;
+  return h(
+    "ul",
+    { class: "effects" },
+    shown.map((one) => {
+      const length = Math.max((98 * Math.abs(one.contribution)) / most, 1);
       const isUp = one.contribution >= 0;
-      return svg("g", {}, text(0, y + row / 2, "start", short(one.feature)), svg("rect", { class: isUp ? "plus" : "minus", x: isUp ? middle : middle - length, y: y + 6, width: Math.max(length, 1), height: row - 12 }), text(width, y + row / 2, "end", `${one.contribution > 0 ? "+" : ""}${fixed(one.contribution, 4)}`));
+      const bar = svg("rect", { class: isUp ? "plus" : "minus", x: isUp ? 100 : 100 - length, y: 3, width: length, height: 12, "vector-effect": "non-scaling-stroke" });
+      const middle = svg("path", { class: "axis", d: "M100 0V18", "vector-effect": "non-scaling-stroke" });
+      return h("li", {}, h("span", {}, one.feature), svg("svg", { viewBox: "0 0 200 18", preserveAspectRatio: "none", "aria-hidden": "true" }, bar, middle), h("span", { class: "figure" }, `${one.contribution > 0 ? "+" : ""}${fixed(one.contribution, 4)}`));
     }),
-    svg("path", { class: "axis", d: `M${middle} 0V${height}` }),
   );
 }
 
@@ -155,7 +151,7 @@ async function read(fresh = false) {
     }
   } catch (error) {
     if (mine !== asked) return;
-    if (error instanceof ApiProblem && error.status === 404 && !at("run").value) {
+    if (error instanceof ApiProblem && [404, 422].includes(error.status) && !at("run").value && !fresh) {
       put(place, empty("Nothing ranked yet", error.message, h("p", {}, "A workflow run leaves scores: ", h("code", {}, "qrun workflow.yaml"), ".")));
       at("fresh").disabled = true;
     } else {
