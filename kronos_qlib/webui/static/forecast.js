@@ -165,7 +165,7 @@ async function ask() {
     const forecast = await follow(answer);
     if (forecast && mine > newest) {
       newest = mine;
-      await showForecast(place, forecast);
+      await showForecast(place, forecast, { measures: true });
       history.replaceState(null, "", `/?forecast=${forecast.id}`);
       at("forecast-title").focus({ preventScroll: true });
       place.scrollIntoView({ block: "start" });

@@ -1,12 +1,11 @@
 // A forecast, wherever it is shown: in words, as a chart, as numbers, and how far it can be believed.
 
-import { call } from "./api.js";
+import { ApiProblem, call } from "./api.js";
 import { draw, lines } from "./chart.js";
 import { download, fileName, h, put, scrolling, svg } from "./dom.js";
 import { ForecastChart, csv, figures } from "./forecast_chart.js";
-import { NONE, coin, count, fixed, moment, percent, price, span, time } from "./format.js";
+import { NONE, coin, count, fixed, moment, percent, price, sentence, span, time } from "./format.js";
 import { follow } from "./jobs.js";
-import { showProblem } from "./problems.js";
 
 const METHODS = { kronos: "This model", last_price: "Last price", historical_volatility: "Historical volatility" };
 const RANGES = [["20 bars", 20], ["60 bars", 60], ["120 bars", 120], ["All", 0]];
@@ -19,25 +18,25 @@ function lead(forecast) {
   return `By ${time(forecast.timestamps[end])}, half of the ${count(forecast.settings.paths, "path")} close between ${at("0.25")} and ${at("0.75")}, nine in ten between ${at("0.05")} and ${at("0.95")}; the last close seen is ${price(forecast.last_close)}.`;
 }
 
-/** What the track record allows one to say; never more. */
-export function verdict(record) {
-  const past = record.past;
-  if (!past) return `How far such a forecast can be believed here is not known: ${record.past_reason ?? "there are no past windows"}.`;
+/** What the past windows allow one to say; never more. */
+function verdict(past) {
   const score = Object.fromEntries(past.scores.map((row) => [row.method, row]));
   const words = [];
-  if (score.kronos?.coverage?.["0.9"] !== undefined) words.push(`In the last ${count(past.windows, "window")} of this instrument the 90 % band held ${percent(score.kronos.coverage["0.9"], 0)} of the closes.`);
+  const held = score.kronos?.coverage?.["0.9"];
+  if (held !== undefined) words.push(`In the last ${count(past.windows, "window")} of this instrument the 90\u00a0% band held ${percent(held, 0)} of the closes.`);
   const beside = score.historical_volatility ?? score.last_price;
   if (score.kronos && beside) {
     const by = score.kronos.crps / beside.crps - 1;
     const name = METHODS[beside.method].toLowerCase();
+    let told = Math.abs(by) < 0.005 ? `Its error (CRPS) was as large as that of ${name}` : `Its error (CRPS) was ${percent(Math.abs(by), 0)} ${by < 0 ? "smaller" : "larger"} than that of ${name}`;
     const share = past.better_than?.[beside.method];
-    words.push(Math.abs(by) < 0.005 ? `Its error (CRPS) was as large as that of ${name}` : `Its error (CRPS) was ${percent(Math.abs(by), 0)} ${by < 0 ? "smaller" : "larger"} than that of ${name}`);
     if (share !== undefined) {
       const wins = Math.round(share * past.windows);
       const chance = coin(wins, past.windows);
-      words[words.length - 1] += `; it was the better one in ${wins} of ${past.windows} windows, ${chance < 0.05 ? "a split that chance alone gives in" : "which proves nothing: chance alone gives such a split or a more uneven one in"} ${chance < 0.01 ? "less than 1 %" : percent(chance, 0)} of cases`;
+      const often = chance < 0.01 ? "less than 1\u00a0%" : percent(chance, 0);
+      told += `; it was the better one in ${wins} of ${past.windows} windows, ${chance < 0.05 ? `a split as uneven as chance alone gives in ${often} of cases` : `which proves nothing: chance alone gives a split as uneven in ${often} of cases`}`;
     }
-    words[words.length - 1] += ".";
+    words.push(`${told}.`);
   }
   return words.join(" ");
 }
@@ -98,36 +97,41 @@ function scoreTable(scores, caption) {
   );
 }
 
-function recordSection(forecast, reshow) {
-  const record = forecast.track_record;
-  const place = h("div", { class: "record" });
-  const compute = h("button", { type: "button", class: "plain" }, "Measure the last 20 windows");
-  compute.addEventListener("click", async () => {
-    compute.disabled = true;
-    try {
-      const made = await follow(await call(`/forecasts/${forecast.id}/track-record`, { method: "POST", json: { windows: 20 } }));
-      if (made) reshow({ ...forecast, track_record: made.track_record ?? made });
-    } catch (error) {
-      showProblem(error);
-    } finally {
-      compute.disabled = false;
-    }
-  });
-  if (record.this_window) place.append(scoreTable(record.this_window, "This very window, against what came"));
-  else place.append(h("p", { class: "note" }, `This window cannot be judged yet: ${record.this_window_reason ?? "the bars to come are not known"}.`));
-  if (record.past) {
-    const { past } = record;
-    place.append(scoreTable(past.scores, `The last ${count(past.windows, "window")} of ${forecast.instrument}, last bars seen ${time(past.first)} to ${time(past.last)}`));
+/** Measure the last windows of the instrument, and show them in place of `section`. */
+async function measure(section, forecast) {
+  const place = h("div", { "aria-live": "polite" });
+  section.querySelector(".measure").replaceChildren(h("p", { class: "quiet" }, "Measuring how such forecasts have done here …"), place);
+  try {
+    const made = await follow(await call(`/forecasts/${forecast.id}/track-record`, { method: "POST", json: { windows: 20 } }), { place });
+    if (!section.isConnected) return;
+    const next = made ? { ...forecast, track_record: made.track_record } : forecast;
+    const better = recordSection(next, made ? null : "It was cancelled.");
+    section.replaceWith(better);
+    await better.draw?.();
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error;
+    if (section.isConnected) section.replaceWith(recordSection(forecast, sentence(error.message)));
   }
-  const section = h("section", { class: "panel", "aria-labelledby": "record-title" }, h("h2", { id: "record-title" }, "How far has it been right here?"), h("p", { class: "quiet" }, verdict(record)), place);
-  if (record.past?.by_window?.length > 1) {
+}
+
+function recordSection(forecast, reason = null) {
+  const { past, past_reason: unknown, this_window: now, this_window_reason: open } = forecast.track_record;
+  const tables = h("div", { class: "record" });
+  if (now) tables.append(scoreTable(now, "This very window, against what came"));
+  else tables.append(h("p", { class: "note" }, `This window cannot be judged yet: ${open ?? "the bars to come are not known"}.`));
+  if (past) tables.append(scoreTable(past.scores, `The last ${count(past.windows, "window")} of ${forecast.instrument}, last bars seen ${time(past.first)} to ${time(past.last)}`));
+  const words = past ? verdict(past) : (reason ?? (unknown ? sentence(unknown) : "The last windows of this instrument have not been measured."));
+  const section = h("section", { class: "panel", id: "record", "aria-labelledby": "record-title" }, h("h2", { id: "record-title" }, "How far has it been right here?"), h("p", { class: "verdict" }, words), tables);
+  if (past?.by_window?.length > 1) {
     const chart = h("div", { class: "chart low", role: "img", "aria-label": "CRPS of each past window, by method" });
     section.append(h("h3", {}, "Error of each window"), chart);
-    const windows = record.past.by_window;
+    const windows = past.by_window;
     const methods = Object.keys(METHODS).filter((method) => method in windows[0].crps);
-    const curves = methods.map((method) => ({ name: METHODS[method] ?? method, values: windows.map((window) => 100 * window.crps[method]), quiet: method === "last_price" }));
+    const curves = methods.map((method) => ({ name: METHODS[method], values: windows.map((window) => 100 * window.crps[method]), quiet: method === "last_price" }));
     section.draw = () => draw(chart, lines(curves, windows.map((window) => time(window.date)), { yTitle: "CRPS, % of price", xTitle: "last bar seen", format: ".2f", marks: true }));
-  } else if (!record.past) section.append(h("div", { class: "buttons" }, compute));
+  } else if (!past) {
+    section.append(h("div", { class: "measure" }, h("button", { type: "button", class: "plain", onclick: () => measure(section, forecast) }, "Measure the last 20 windows")));
+  }
   section.append(h("p", { class: "hint" }, "CRPS is the error of a whole distribution in units of return; lower is better, and of a single number it is the absolute error. A band is right when it holds as large a share of the closes as its name says. Past windows do not overlap; the weights may have seen them if they lie before the end of training."));
   return section;
 }
@@ -215,10 +219,11 @@ function fetchPicture(address) {
   return new Blob([Uint8Array.from(bytes, (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
 
-export async function showForecast(place, forecast, { actions } = {}) {
+/** Show it; `measures` also measures the past windows where that has not been done. */
+export async function showForecast(place, forecast, { actions, measures = false } = {}) {
   const reshow = (next) => showForecast(place, next, { actions });
   const chartPlace = h("div");
-  const record = recordSection(forecast, reshow);
+  const record = recordSection(forecast);
   const meta = [
     forecast.checkpoint.name,
     forecast.calibrated ? "calibrated" : "as drawn",
@@ -235,7 +240,7 @@ export async function showForecast(place, forecast, { actions } = {}) {
       { class: "panel", "aria-labelledby": "forecast-title" },
       h("div", { class: "above" }, h("div", {}, h("h2", { id: "forecast-title", tabindex: "-1" }, `${forecast.instrument}, ${count(forecast.timestamps.length, "bar")} after ${time(forecast.last_timestamp)}`), h("p", { class: "meta" }, meta.map((word) => h("span", {}, word)))), actions ? h("div", { class: "buttons" }, actions(forecast, reshow)) : null),
       h("p", { class: "lead" }, lead(forecast)),
-      forecast.notes.length ? h("div", { class: "note" }, h("b", {}, "To know: "), forecast.notes.length === 1 ? forecast.notes[0] : h("ul", { class: "notes" }, forecast.notes.map((note) => h("li", {}, note)))) : null,
+      forecast.notes.length ? h("div", { class: "note" }, h("b", {}, "To know: "), forecast.notes.length === 1 ? sentence(forecast.notes[0]) : h("ul", { class: "notes" }, forecast.notes.map((note) => h("li", {}, sentence(note))))) : null,
       facts(forecast),
       toolbar(forecast, chart),
       chartPlace,
@@ -247,5 +252,6 @@ export async function showForecast(place, forecast, { actions } = {}) {
   );
   await Promise.all([chart.begin(), record.draw?.()]);
   place.dataset.drawn = forecast.id;
+  if (measures && !forecast.track_record.past) measure(record, forecast);
   return chart;
 }

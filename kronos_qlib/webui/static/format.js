@@ -17,6 +17,12 @@ export function percent(value, digits = 1, sign = false) {
 /** Two shares with one unit: "−3.1 to +3.2 %". */
 export const span = (low, high, digits = 1) => `${percent(low, digits, true).replace("\u00a0%", "")} to ${percent(high, digits, true)}`;
 
+/** A clause of the program as a sentence of the page. */
+export function sentence(text) {
+  const words = text.trim();
+  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+}
+
 /** Places after the point that tell prices around `level` apart. */
 export const priceDigits = (level) => (isNumber(level) && level > 0 ? Math.min(12, Math.max(2, 3 - Math.floor(Math.log10(level)))) : 2);
 

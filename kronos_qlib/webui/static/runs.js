@@ -3,12 +3,12 @@
 import { call, get } from "./api.js";
 import { axis, colour, draw, layout, lines, plain } from "./chart.js";
 import { at, empty, h, put, scrolling } from "./dom.js";
-import { NONE, count, fixed, moment, percent } from "./format.js";
+import { NONE, count, fixed, moment, percent, sentence } from "./format.js";
 import { follow } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 import { sortable } from "./table.js";
 
-const SHARES = new Set(["excess_return", "excess_low", "excess_high", "annualized_return", "annualised_return", "max_drawdown", "turnover", "volatility", "cost"]);
+const SHARES = new Set(["oracle_share", "annual_return", "excess_return", "excess_low", "excess_high", "annualized_return", "annualised_return", "max_drawdown", "turnover", "volatility", "cost"]);
 const INTERVALS = { rank_ic: ["rank_ic_low", "rank_ic_high"], excess_return: ["excess_low", "excess_high"] };
 const BOUNDS = new Set(Object.values(INTERVALS).flat());
 const chosen = new Set();
@@ -57,10 +57,9 @@ function showRuns(answer) {
   put(place, table.node, h("div", { class: "buttons end" }, said, compare), h("p", { class: "hint" }, "Brackets are 95 % intervals. An excess return whose interval holds 0 is not told from none."));
 }
 
-function panel(title, words, drawing, isWide = false) {
+function panel(title, words, drawing) {
   const chart = h("div", { class: "chart low", role: "img", "aria-label": `${title}. ${words}` });
   const node = h("section", { class: "panel" }, h("h3", {}, title), h("p", { class: "hint" }, words), chart);
-  if (isWide) node.classList.add("whole");
   node.draw = () => draw(chart, drawing);
   return node;
 }
@@ -143,6 +142,7 @@ async function showComparison(compared) {
     curve(compared.deciles, "Return by tenth of the score", "Lowest scores first; a signal climbs.", { yTitle: "mean return a day", xTitle: "tenth", format: ".2%", percentAxis: true, zero: true, marks: true }),
     curve(compared.decay, "Decay", "Rank IC of the score of so many days before.", { yTitle: "Rank IC", xTitle: "days before", format: ".3f", zero: true, marks: true }),
   ].filter(Boolean);
+  if (charts.length % 2) charts[0].classList.add("whole");
   const rest = [
     tests("Is the Rank IC different?", "Paired by day. Filled marks: the interval leaves out 0. Hollow, grey ones: a difference of 0 is not ruled out.", compared.signal_tests, 4, (value, digits) => fixed(value, digits)),
     tests("Is the excess return different?", "Daily excess return after cost, paired by day.", compared.return_tests, 3, (value, digits) => percent(value, digits)),
@@ -155,7 +155,7 @@ async function showComparison(compared) {
     measures.node,
     h("div", { class: "split charts" }, charts),
     h("div", { class: "split" }, rest),
-    compared.notes.length ? h("ul", { class: "notes quiet" }, compared.notes.map((note) => h("li", {}, note))) : null,
+    compared.notes.length ? h("ul", { class: "notes quiet" }, compared.notes.map((note) => h("li", {}, sentence(note)))) : null,
   );
   at("side").focus({ preventScroll: true });
   place.scrollIntoView({ block: "start" });

@@ -2,7 +2,7 @@
 
 import { ApiProblem, call, get } from "./api.js";
 import { at, empty, h, put, svg } from "./dom.js";
-import { count, fixed, percent, time } from "./format.js";
+import { count, fixed, percent, sentence, time } from "./format.js";
 import { follow } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 import { sortable } from "./table.js";
@@ -132,7 +132,7 @@ function show(universe) {
     said.textContent = words ? `${count(rows.length, "name")} of ${universe.rows.length}` : "";
     table.show(rows);
   });
-  put(place, universe.notes.length ? h("div", { class: "note" }, universe.notes.map((note) => h("div", {}, note))) : null, h("div", { class: "above" }, h("div", { class: "field" }, h("label", { for: "filter" }, "Filter by name"), filter), said), table.node);
+  put(place, universe.notes.length ? h("div", { class: "note" }, universe.notes.map((note) => h("div", {}, sentence(note)))) : null, h("div", { class: "above" }, h("div", { class: "field" }, h("label", { for: "filter" }, "Filter by name"), filter), said), table.node);
 }
 
 async function read(fresh = false) {
