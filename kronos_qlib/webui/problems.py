@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from kronos_qlib.errors import KronosError
 from kronos_qlib.markup import one_line
-from kronos_qlib.webui.schemas import FieldProblem, Problem
+from kronos_qlib.webui.schemas import FieldProblem, Problem, faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +83,6 @@ def problem_of(error: BaseException, private: dict[str, str]) -> tuple[Problem, 
         Problem(title=title, status=status, detail=detail, field=field, errors=errors),
         headers,
     )
-
-
-def faults_of(error: ValidationError) -> list[FieldProblem]:
-    """Every field that a request has wrong, twenty at most."""
-    found = []
-    for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
-        name = ""
-        for part in one["loc"]:
-            name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
-        message = re.sub(r"\s+", " ", str(one["msg"]))
-        found.append(FieldProblem(field=one_line(name)[:100], message=message))
-    return found
 
 
 def respond(problem: Problem, headers: dict[str, str]) -> Response:

@@ -7,10 +7,12 @@ day and longer, "2024-06-18T09:35:00" for shorter ones. Prices are in the bars' 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from kronos_qlib.markup import one_line
 from kronos_qlib.schema import BAR_COLUMNS
 
 MOST_JSON_BARS = 20_000
@@ -516,3 +518,15 @@ class TrackRecordRequest(Model):
 
 
 Problem.model_rebuild()
+
+
+def faults_of(error: ValidationError) -> list[FieldProblem]:
+    """Every field that a request has wrong, twenty at most."""
+    found = []
+    for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
+        name = ""
+        for part in one["loc"]:
+            name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+        message = re.sub(r"\s+", " ", str(one["msg"]))
+        found.append(FieldProblem(field=one_line(name)[:100], message=message))
+    return found
