@@ -192,10 +192,12 @@ def _sheet(name: str, data: bytes) -> pd.DataFrame:
     import pandas as pd
 
     from kronos_qlib.errors import BarDataError
+    from kronos_qlib.extras import require
 
+    openpyxl = require("openpyxl", for_="an Excel file")
+    # Without it openpyxl would read entities that expand without end.
+    require("defusedxml.ElementTree", for_="an Excel file")
     try:
-        import openpyxl
-
         book = openpyxl.load_workbook(
             io.BytesIO(data), read_only=True, data_only=True, keep_links=False
         )
