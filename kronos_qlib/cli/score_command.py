@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import add_tracking, check_output, describe
 from kronos_qlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kronos_qlib.plugin.runs.newest_day import OpenedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +21,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "writes it as CSV. Nothing of the run is unpickled.",
         "kronos-qlib score kronos_alpha --top 20",
         "kronos-qlib score 1f0c2a9b --provider-uri data/mine --out today.csv",
+        "kronos-qlib score kronos_alpha --why SH600519",
     )
     parser.add_argument(
         "run",
         metavar="RUN",
         help="an experiment's name, for its newest finished run; or the id of a run",
     )
-    parser.add_argument("--top", type=int, default=20, help="names printed (%(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("score.csv"), help="all names, as CSV (%(default)s)"
+        "--top", type=int, default=20, help="names, or inputs, that are printed (%(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="all names, as CSV (score.csv); with --why every input of the name",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older file")
+    parser.add_argument(
+        "--why",
+        metavar="INSTRUMENT",
+        help="say in place of the ranking what put this name where it stands: what each input of "
+        "an alpha head, or each column of LightGBM, added to its score. Without --out no file "
+        "is written",
+    )
     parser.add_argument("--day", help="another day than the newest")
     parser.add_argument("--provider-uri", metavar="FOLDER", help="of the bars (the run's)")
     parser.add_argument(
@@ -48,12 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def score(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
-    check_output(arguments.out, arguments.overwrite)
-    from kronos_qlib.data.calendar.time_text import show_time
-    from kronos_qlib.evaluation.text_table import format_rows
-    from kronos_qlib.plugin.runs.newest_day import score_newest
+    out = arguments.out
+    if out is None and arguments.why is None:
+        out = Path("score.csv")
+    if out is not None:
+        check_output(out, arguments.overwrite)
+    from kronos_qlib.plugin.runs.newest_day import open_run
 
-    found = score_newest(
+    opened = open_run(
         arguments.run,
         tracking_uri=arguments.tracking_uri,
         provider_uri=arguments.provider_uri,
@@ -61,9 +79,22 @@ def score(arguments: argparse.Namespace) -> None:
         beyond_calendar=arguments.beyond_calendar,
         trust=arguments.trust,
     )
-    found.table.to_csv(arguments.out, index=False, lineterminator="\n")
+    if arguments.why is None:
+        assert out is not None
+        _print_ranking(opened, arguments.top, out)
+    else:
+        _print_reasons(opened, arguments.why, arguments.top, out)
+
+
+def _print_ranking(opened: OpenedRun, top: int, out: Path) -> None:
+    from kronos_qlib.data.calendar.time_text import show_time
+    from kronos_qlib.evaluation.text_table import format_rows
+    from kronos_qlib.plugin.runs.newest_day import score_opened
+
+    found = score_opened(opened)
+    found.table.to_csv(out, index=False, lineterminator="\n")
     rows = [["", "instrument", "score", "last bar", "days old"]]
-    for row in found.table.head(arguments.top).itertuples():
+    for row in found.table.head(top).itertuples():
         rows.append(
             [
                 str(row.rank),
@@ -78,5 +109,17 @@ def score(arguments: argparse.Namespace) -> None:
         print(f"note: {note}")
     print(
         f"{found.experiment}, run {found.run_id[:8]}: {len(found.table)} names scored on "
-        f"{show_time(found.day)}, in {arguments.out}"
+        f"{show_time(found.day)}, in {out}"
     )
+
+
+def _print_reasons(opened: OpenedRun, instrument: str, top: int, out: Path | None) -> None:
+    from kronos_qlib.plugin.explain.reasons import reasons_of
+    from kronos_qlib.plugin.explain.reasons_text import reasons_table, reasons_text
+
+    found = reasons_of(opened.model, opened.dataset, instrument, opened.day)
+    print(reasons_text(found, top=top))
+    print(f"{opened.experiment}, run {opened.run_id[:8]}")
+    if out is not None:
+        reasons_table(found).to_csv(out, index=False, lineterminator="\n")
+        print(f"every input is in {out}")

@@ -97,9 +97,22 @@ class AlphaHead(nn.Module):
 
     def forward(self, context: Tensor, features: Tensor) -> Tensor:
         """Scores of one day's windows: context (B, D) and features (B, F) to (B,)."""
+        return self.of_compared(compared(context) if self.reads_context else context, features)
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the context is among its inputs."""
+        return self.narrow is not None
+
+    def of_compared(self, context: Tensor, features: Tensor) -> Tensor:
+        """`forward` of contexts (B, D) that are `compared` already: its inputs as it weighs them.
+
+        Here one window's input can be moved, or differentiated by, with the day's mean and
+        deviation as they were.
+        """
         parts = [features]
         if self.narrow is not None:
-            parts.insert(0, self.narrow(self.drop(compared(context))))
+            parts.insert(0, self.narrow(self.drop(context)))
         mixed = self.inner(self.drop(torch.cat(parts, dim=-1)))
         out: Tensor = self.outer(self.drop(nn.functional.silu(mixed)))
         return out.squeeze(-1)

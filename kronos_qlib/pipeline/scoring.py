@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.calibration.market_state import states_of
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
@@ -22,6 +23,9 @@ from kronos_qlib.signals.shaping import SECTOR, sectors_of, window_exposures
 from kronos_qlib.signals.signal_settings import EnsembleConfig
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
@@ -263,20 +267,47 @@ def scores_from_alpha(
     """
     import torch
 
-    from kronos_qlib.training.alpha import day_features
-
     head = head.to(predictor.device).eval()
     scores = np.empty(len(windows), dtype=np.float64)
     for day in progress(windows.moments(), "Kronos alpha", unit="day", show=show_progress):
-        one = windows.take(day)
-        contexts = np.zeros((len(one), 0), dtype=np.float32)
-        if head.narrow is not None:
-            contexts = contexts_of(predictor, one)
-        inputs = (contexts, day_features(one))
+        inputs = head_inputs(predictor, head, windows.take(day))
         with torch.inference_mode():
-            found = head(*(torch.from_numpy(values).to(predictor.device) for values in inputs))
+            found = head(*inputs.tensors(predictor.device))
         scores[day] = found.float().cpu().numpy()
     return scores
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """What an alpha head reads of one day's windows.
+
+    contexts: (B, D) as the backbone leaves them; D is 0 where the head reads none.
+    features: (B, F) standardised over the day.
+    names: (F,) of the features.
+    """
+
+    contexts: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Both, in the order of the head's arguments."""
+        import torch
+
+        return (
+            torch.from_numpy(self.contexts).to(device),
+            torch.from_numpy(self.features).to(device),
+        )
+
+
+def head_inputs(predictor: KronosPredictor, head: AlphaHead, windows: Windows) -> HeadInputs:
+    """The inputs of a head for the windows of one day."""
+    from kronos_qlib.training.alpha import day_features
+
+    contexts = np.zeros((len(windows), 0), dtype=np.float32)
+    if head.reads_context:
+        contexts = contexts_of(predictor, windows)
+    return HeadInputs(contexts, day_features(windows), SCALE_FEATURES)
 
 
 def contexts_of(

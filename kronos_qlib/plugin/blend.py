@@ -72,7 +72,7 @@ class BlendModel(Model):
             logger.info(f"blend: fitting {name}")
             with logged_under(name):
                 fit = auto_filter_kwargs(model.fit)
-                fit(self._dataset_of(name, dataset), reweighter=reweighter)
+                fit(self.dataset_of(name, dataset), reweighter=reweighter)
 
     def predict(self, dataset: Any, segment: Segment = "test") -> pd.Series:
         """The blend's score.
@@ -97,7 +97,7 @@ class BlendModel(Model):
         """
         parts = {}
         for name, model in self.members.items():
-            scores = model.predict(self._dataset_of(name, dataset), segment)
+            scores = model.predict(self.dataset_of(name, dataset), segment)
             if isinstance(scores, pd.DataFrame):
                 scores = scores.iloc[:, 0]
             parts[name] = scores.dropna()
@@ -114,7 +114,8 @@ class BlendModel(Model):
         frame.insert(0, "score", (ranks * weights).sum(axis=1) / weights.sum())
         return frame
 
-    def _dataset_of(self, name: str, dataset: Any) -> Any:
+    def dataset_of(self, name: str, dataset: Any) -> Any:
+        """The data set that a member is given: its own, made once, or the blend's `dataset`."""
         if name not in self.dataset_configs:
             return dataset
         if self._datasets is None:

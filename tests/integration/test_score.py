@@ -12,11 +12,13 @@ from qlib.model.trainer import task_train
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UnsafeArtifactError
+from kronos_qlib.plugin.explain.reasons import reasons_of
+from kronos_qlib.plugin.explain.reasons_text import reasons_text
 from kronos_qlib.plugin.expressions import is_expression
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.runs import newest_day as score
 from kronos_qlib.plugin.runs.known_tasks import check_known
-from kronos_qlib.plugin.runs.newest_day import score_newest
+from kronos_qlib.plugin.runs.newest_day import open_run, score_newest, score_opened
 
 pytestmark = pytest.mark.integration
 
@@ -214,6 +216,60 @@ def test_names_without_a_bar_of_the_day_are_told_with_their_age(place, bars, tmp
     assert not {first, second} & set(found.table["instrument"])
     assert f"{first} 2020-12-24 (6 days old)" in " ".join(found.notes)
     assert any(f"and no score: {second}" in note for note in found.notes)
+
+
+# Why a name stands where it stands.
+
+
+@pytest.mark.parametrize("name", ["alpha", "trees", "blend"])
+def test_reasons_are_of_the_score_that_the_ranking_shows(
+    place, provider, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    run(place, provider, f"{name}_why", *RUNS[name])
+    opened = open_run(f"{name}_why", tracking_uri=place)
+    ranking = score_opened(opened).table.set_index("instrument")
+    for instrument in (ranking.index[0], ranking.index[-1]):
+        found = reasons_of(opened.model, opened.dataset, instrument, opened.day)
+        shown = ranking.loc[instrument]
+        assert found.score == shown["score"] and found.names == len(ranking)
+        assert found.rank == 1 + (ranking["score"] > shown["score"]).sum()
+        text = reasons_text(found, top=3)
+        assert text.startswith(f"{instrument} is number {found.rank} of {len(ranking)} on {NEWEST}")
+        if name == "blend":
+            assert list(found.parts) == ["LGBModel"] and list(found.unexplained) == [
+                "BaselineModel"
+            ]
+            assert found.weights == {"BaselineModel": 1 / 3, "LGBModel": 2 / 3}
+            assert "BaselineModel (33%) and LGBModel (67%)" in text
+            continue
+        [part] = found.parts.values()
+        assert part.score == pytest.approx(found.score, rel=1e-5, abs=1e-6)
+        assert (part.rank, part.names) == (found.rank, found.names)
+        assert ("context" in part.table.index) == (name == "alpha")
+        if name == "trees":
+            assert {"KMID", "ROC5"} < set(part.table.index)
+            assert part.rest == pytest.approx(0, abs=1e-9)
+
+
+def test_the_command_says_why(place, provider, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(place, provider, "said", *RUNS["alpha"])
+    instrument = score_newest("said", tracking_uri=place).table["instrument"][0]
+    capsys.readouterr()
+    asked = ["score", "said", "--tracking-uri", place, "--why"]
+    assert main([*asked, instrument, "--top", "4"]) == 0
+    said = capsys.readouterr().out
+    assert f"{instrument} is number 1 of" in said and "Kronos' context" in said
+    assert "others" in said and not (tmp_path / "score.csv").exists()
+    assert main([*asked, instrument, "--out", "why.csv"]) == 0
+    table = pd.read_csv("why.csv")
+    assert set(table["kind"]) == {"context", "scale"} and table["model"].eq("KronosModel").all()
+    assert main([*asked, "NOBODY"]) == 1
+    assert "NOBODY has no score on 2020-12-30" in capsys.readouterr().err
+    run(place, provider, "unexplained", *RUNS["reversal"])
+    assert main(["score", "unexplained", *asked[2:], instrument]) == 2
+    assert "a BaselineModel is not parted among its inputs" in capsys.readouterr().err
 
 
 # What is not made again unasked.

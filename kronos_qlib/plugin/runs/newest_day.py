@@ -30,6 +30,22 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
+class OpenedRun:
+    """A finished run's model, made again, and its data set with one day as test segment.
+
+    day: or a moment of bars of minutes. dataset_config: of the run, as it was. folder: of the bars.
+    """
+
+    experiment: str
+    run_id: str
+    day: pd.Timestamp
+    model: Any
+    dataset: Any
+    dataset_config: Mapping[str, Any]
+    folder: str
+
+
+@dataclass(frozen=True)
 class Scored:
     """The ranking of one day, or of one moment of bars of minutes.
 
@@ -44,7 +60,15 @@ class Scored:
     notes: tuple[str, ...]
 
 
-def score_newest(
+def score_newest(run: str, *, tracking_uri: str, **how: Any) -> Scored:
+    """Score the newest day of a folder of bars with the model of a run.
+
+    Args, Raises: as of `open_run`, and of the model's `predict`.
+    """
+    return score_opened(open_run(run, tracking_uri=tracking_uri, **how))
+
+
+def open_run(
     run: str,
     *,
     tracking_uri: str,
@@ -52,8 +76,8 @@ def score_newest(
     day: str | None = None,
     beyond_calendar: str | None = None,
     trust: bool = False,
-) -> Scored:
-    """Score the newest day of a folder of bars with the model of a run.
+) -> OpenedRun:
+    """Make a run's model again, and its data set on the newest day of a folder of bars.
 
     The model is made from the run's task and the plain files that KronosSignalRecord keeps, and
     nothing is unpickled. Its data set is the run's, with this day as test segment: the scores have
@@ -71,7 +95,6 @@ def score_newest(
         ConfigError: there is no such run, folder or day.
         MissingArtifactError: the run does not have what its model is made of.
         UnsafeArtifactError: it could be made only by running its writer's code.
-        BarDataError, CalendarError: as of the model's `predict`.
     """
     from kronos_qlib.plugin.runs.quiet import quiet_libraries
 
@@ -99,21 +122,38 @@ def score_newest(
         config.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
     from qlib.utils import init_instance_by_config
 
-    from kronos_qlib.plugin.records.signal_record import signals_frame
-
-    dataset = init_instance_by_config(config)
-    scores = signals_frame(model, dataset)["score"]
-    scores = scores[scores.index.get_level_values("datetime") == moment].droplevel("datetime")
-    scores = scores.dropna()
-    if scores.empty:
-        raise BarDataError(f"no name of {folder} has a score on {show_time(moment)}")
-    table = _bars_of(dataset, task["dataset"], moment)
-    return Scored(
+    return OpenedRun(
         client.get_experiment(found.info.experiment_id).name,
         run_id,
         moment,
+        model,
+        init_instance_by_config(config),
+        task["dataset"],
+        folder,
+    )
+
+
+def score_opened(opened: OpenedRun) -> Scored:
+    """The ranking of the day that a run was opened on.
+
+    Raises:
+        BarDataError, CalendarError: as of the model's `predict`.
+    """
+    from kronos_qlib.plugin.records.signal_record import signals_frame
+
+    moment, config = opened.day, opened.dataset_config
+    scores = signals_frame(opened.model, opened.dataset)["score"]
+    scores = scores[scores.index.get_level_values("datetime") == moment].droplevel("datetime")
+    scores = scores.dropna()
+    if scores.empty:
+        raise BarDataError(f"no name of {opened.folder} has a score on {show_time(moment)}")
+    table = _bars_of(opened.dataset, config, moment)
+    return Scored(
+        opened.experiment,
+        opened.run_id,
+        moment,
         _ranking(scores, table, moment),
-        tuple(_notes(scores, table, moment, task["dataset"])),
+        tuple(_notes(scores, table, moment, config)),
     )
 
 

@@ -1,0 +1,1 @@
+"""Why a model gives a name the score that it has."""
