@@ -45,6 +45,9 @@ from kronos_qlib.webui.schemas import (
     Universe,
     UniverseQuery,
     UploadSettings,
+    Why,
+    WhyPath,
+    WhyQuery,
 )
 from kronos_qlib.webui.security import Guard
 from kronos_qlib.webui.service import Service
@@ -326,6 +329,15 @@ class _Routes:
             return self._now_or_job(found, 0 if query.fresh else QUICK)
 
         @app.get(
+            "/universe/<instrument>/why",
+            summary="What each input added to a name's score",
+            responses=documented(404, 429, 503, ok=Why, accepted=Job),
+        )
+        def why(path: WhyPath, query: WhyQuery) -> Response:
+            found = service.why(path.instrument, query.run, query.fresh)
+            return self._now_or_job(found, QUICK)
+
+        @app.get(
             "/runs",
             summary="Finished runs of the MLflow store; a page for browsers",
             responses=documented(ok=Runs),
@@ -402,7 +414,11 @@ class _Routes:
 def _result_url(job: QueuedJob) -> str:
     if job.kind in ("forecast", "track_record"):
         return f"/forecasts/{job.result}"
-    query = f"?{urlencode(job.about, quote_via=quote)}" if job.about else ""
+    about = dict(job.about)
+    name = about.pop("instrument", "")
+    query = f"?{urlencode(about, quote_via=quote)}" if about else ""
+    if job.kind == "why":
+        return f"/universe/{quote(name, safe='')}/why{query}"
     return {"universe": f"/universe{query}", "compare": f"/runs/compare{query}"}.get(
         job.kind, "/models"
     )

@@ -377,9 +377,15 @@ class Universe(Model):
 
 
 class Contribution(Model):
+    """What one input added to a score, in the score's units, against the day's mean score."""
+
+    model: str = Field(description="of a blend the member; else the model's class")
     feature: str
-    value: float | None = Field(description="of the input, if it is one number")
-    contribution: float = Field(description="to the score, in its units")
+    kind: str = Field(description="context, scale, column: what sort of input it is")
+    percentile: float | None = Field(
+        description="share of the day's names whose input is lower, if it is one number"
+    )
+    contribution: float
     left_out: float | None = Field(description="change of the score without the input")
 
 
@@ -392,7 +398,11 @@ class Why(Model):
     day: str
     method: str = Field(description="gradient times input, SHAP, ...")
     score: float
-    contributions: list[Contribution] = Field(description="largest first")
+    rank: int
+    names: int = Field(description="that are ranked that day")
+    contributions: list[Contribution] = Field(
+        description="largest first; Kronos' context is one of them"
+    )
     words: list[str]
 
 
@@ -511,6 +521,7 @@ class WhyPath(Model):
 
 class WhyQuery(Model):
     run: ShortText
+    fresh: bool = Field(False, description="on the newest day of the bars, as of GET /universe")
 
 
 class TrackRecordRequest(Model):

@@ -27,6 +27,7 @@ from kronos_qlib.webui.schemas import (
     Settings,
     Universe,
     UploadSettings,
+    Why,
 )
 from kronos_qlib.webui.work.held_models import DEFAULT, HeldModels
 from kronos_qlib.webui.work.job_queue import JobQueue, QueuedJob
@@ -345,6 +346,22 @@ class Service:
         about = {**({"run": run} if run else {}), **({"fresh": "true"} if fresh else {})}
         queue = self.work if fresh else self.reading  # a fresh one needs the run's model
         return queue.submit("universe", f"ranking of {run or 'the newest run'}", work, about=about)
+
+    def why(self, instrument: str, run: str, fresh: bool) -> Why | QueuedJob:
+        """What put a name where it stands: at once if it was asked before, else a job.
+
+        Raises:
+            FieldError: there is no such run.
+        """
+        known = self._views.known_why(instrument, run, fresh)
+        if known is not None:
+            return known
+
+        def work(job: QueuedJob) -> Why:
+            return self._views.why(instrument, run, fresh)
+
+        about = {"instrument": instrument, "run": run, **({"fresh": "true"} if fresh else {})}
+        return self.work.submit("why", f"reasons of {instrument}", work, about=about)
 
     def health(self) -> Health:
         """Whether it works, and how busy it is."""

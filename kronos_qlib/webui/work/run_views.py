@@ -25,6 +25,7 @@ from kronos_qlib.webui.schemas import (
     BlendRow,
     Compared,
     CompareRow,
+    Contribution,
     Curve,
     Curves,
     PairTest,
@@ -32,6 +33,7 @@ from kronos_qlib.webui.schemas import (
     RunSummary,
     Universe,
     UniverseRow,
+    Why,
 )
 from kronos_qlib.webui.work.forecast_answer import FieldError, fault_of, time_of
 
@@ -104,7 +106,7 @@ class RunViews:
             return known or self._remember(key, self._compare(names))
 
     def known_universe(self, run: str | None, fresh: bool) -> Universe | None:
-        """That of this run, if it was made before; a fresh one of the same day alone."""
+        """That of this run, if it was made before."""
         with fault_of("run"):
             return self._remembered(("universe", self._find(run).info.run_id, fresh))
 
@@ -119,12 +121,61 @@ class RunViews:
             answer = self._universe(found, fresh)
             return self._remember(("universe", found.info.run_id, fresh), answer)
 
-    def forget_fresh(self, run: str | None) -> None:
-        """Score the newest day anew when it is asked for again: bars may have come."""
+    def known_why(self, instrument: str, run: str, fresh: bool) -> Why | None:
+        """Why this name stands where it does, if it was asked before."""
         with fault_of("run"):
-            key = ("universe", self._find(run).info.run_id, True)
-        with self._lock:
-            self._known.pop(key, None)
+            key = ("why", self._find(run).info.run_id, instrument, fresh)
+        found: Why | None = self._remembered(key)
+        return found
+
+    def why(self, instrument: str, run: str, fresh: bool) -> Why:
+        """What each input added to a name's score, on the day that `universe` ranks.
+
+        Raises:
+            FieldError: there is no such run or name, or its model cannot be explained.
+        """
+        from kronos_qlib.plugin.explain.reasons import reasons_of
+        from kronos_qlib.plugin.explain.reasons_text import part_sentences, reasons_table
+        from kronos_qlib.plugin.runs.newest_day import open_run
+
+        with fault_of("run"):
+            found = self._find(run)
+            run_id = found.info.run_id
+            day = None
+            if not fresh:
+                newest = stored_scores(self._open(), found, 1).history.index[-1]
+                day = str(pd.Timestamp(newest))
+            opened = open_run(run_id, tracking_uri=self.tracking_uri, day=day)
+        with fault_of("instrument"):
+            reasons = reasons_of(opened.model, opened.dataset, instrument, opened.day)
+        table = reasons_table(reasons).sort_values(
+            "contribution", key=abs, ascending=False, kind="stable"
+        )
+        words = [f"{name}: {part_sentences(part)}" for name, part in reasons.parts.items()]
+        words += [f"{name}: {reason}" for name, reason in reasons.unexplained.items()]
+        answer = Why(
+            run=opened.experiment,
+            run_id=run_id,
+            instrument=instrument,
+            day=time_of(opened.day, opened.day != opened.day.normalize()),
+            method=", ".join(dict.fromkeys(part.method for part in reasons.parts.values())),
+            score=reasons.score,
+            rank=reasons.rank,
+            names=reasons.names,
+            contributions=[
+                Contribution(
+                    model=str(row.model),
+                    feature=str(row.input),
+                    kind=str(row.kind),
+                    percentile=_number(row.percentile),
+                    contribution=float(row.contribution),
+                    left_out=None if pd.isna(row.left_out) else -float(row.left_out),
+                )
+                for row in table.itertuples()
+            ],
+            words=[*words, *reasons.notes],
+        )
+        return self._remember(("why", run_id, instrument, fresh), answer)
 
     def _open(self) -> MlflowClient:
         from kronos_qlib.plugin.runs.quiet import quiet_libraries
