@@ -12,15 +12,14 @@ export class ApiProblem extends Error {
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content;
 
-export async function call(path, { method = "GET", json, form, signal } = {}) {
+export async function call(path, { method = "GET", json, form, keepalive = false } = {}) {
   const headers = { Accept: "application/json" };
   if (method !== "GET" && meta("csrf")) headers["X-CSRF-Token"] = meta("csrf");
   if (json !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers, body: json !== undefined ? JSON.stringify(json) : form, signal, credentials: "same-origin" });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+    response = await fetch(path, { method, headers, body: json !== undefined ? JSON.stringify(json) : form, keepalive, credentials: "same-origin" });
+  } catch {
     throw new ApiProblem({ title: "No answer", detail: "The server of this page does not answer. Is `kronos-qlib web` still running?" });
   }
   if (response.status === 204) return { status: 204, body: null };

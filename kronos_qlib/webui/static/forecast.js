@@ -2,7 +2,7 @@
 
 import { ApiProblem, call, get } from "./api.js";
 import { at, h, put } from "./dom.js";
-import { showForecast } from "./forecast_view.js";
+import { showForecast, stopMeasuring } from "./forecast_view.js";
 import { bytes, compact, count } from "./format.js";
 import { follow } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
@@ -11,7 +11,7 @@ const form = at("ask");
 const place = at("forecast");
 const NUMBERS = ["horizon", "lookback", "paths", "seed", "temperature", "top_p", "top_k", "single_paths"];
 let models = [];
-let asked = 0;
+let times = 0;
 let newest = 0;
 let file = null;
 
@@ -155,13 +155,22 @@ async function ask() {
     showProblem(new ApiProblem({ title: "Something is missing", detail: lacks.message, errors: [lacks] }), form);
     return;
   }
-  asked += 1;
-  const mine = asked;
+  times += 1;
+  const mine = times;
   const asking = request();
+  stopMeasuring();
   place.setAttribute("aria-busy", "true");
   place.firstElementChild?.classList.add("stale");
+  // What is quick is answered at once; what takes longer says so, before it has a place in the queue.
+  const waiting = h("div", { class: "panel job" }, h("p", {}, h("b", {}, asking.instrument ?? file?.name ?? "Bars"), " ", h("span", { class: "quiet" }, "is asked for …")), h("progress", { "aria-label": "Asked for" }));
+  const patience = setTimeout(() => at("jobs").append(waiting), 150);
+  const asked = () => {
+    clearTimeout(patience);
+    waiting.remove();
+  };
   try {
     const answer = await call("/predict", { method: "POST", ...(source() === "file" ? { form: asForm(asking) } : { json: asking }) });
+    asked();
     const forecast = await follow(answer);
     if (forecast && mine > newest) {
       newest = mine;
@@ -174,7 +183,8 @@ async function ask() {
     showProblem(error, form, inputs);
     if (matchMedia("(max-width: 1000px)").matches && !form.querySelector("[aria-invalid]")) at("error").scrollIntoView({ block: "center" });
   } finally {
-    if (mine === asked) {
+    asked();
+    if (mine === times) {
       place.removeAttribute("aria-busy");
       place.firstElementChild?.classList.remove("stale");
     }
@@ -211,6 +221,7 @@ form.addEventListener("change", (event) => {
     tellModel();
   }
 });
+window.addEventListener("pagehide", stopMeasuring);
 let typing = 0;
 at("instrument").addEventListener("input", () => {
   clearTimeout(typing);

@@ -276,7 +276,7 @@ export class ForecastChart {
     const words = `${forecast.instrument}: ${forecast.timestamps.length} bars after ${time(forecast.last_timestamp)}`;
     const under = `${forecast.checkpoint.name}, ${forecast.calibrated ? "calibrated" : "as drawn"}; median, bands of 50, 80 and 90 % of the paths`;
     return Plotly.toImage(
-      { data: traces, layout: { ...frame, paper_bgcolor: colour("panel"), plot_bgcolor: colour("panel"), margin: { l: 24, r: 70, t: 64, b: 48 }, title: { text: `${plain(words)}<br><sub>${plain(under)}</sub>`, x: 0.02, xanchor: "left", font: { size: 17, color: colour("ink") } } } },
+      { data: traces, layout: { ...frame, paper_bgcolor: colour("panel"), plot_bgcolor: colour("panel"), margin: { l: 24, r: 70, t: 64, b: 48 }, title: { text: plain(words), subtitle: { text: plain(under), font: { size: 13, color: colour("quiet") } }, x: 0.02, xanchor: "left", font: { size: 17, color: colour("ink") } } } },
       { format: "png", width: 1200, height: 640, scale: 2 },
     );
   }

@@ -97,12 +97,21 @@ function scoreTable(scores, caption) {
   );
 }
 
+let measured = null;
+
+/** Past windows that are being measured give way: the model has one worker. */
+export function stopMeasuring() {
+  if (measured) call(measured, { method: "DELETE", keepalive: true }).catch(() => {});
+  measured = null;
+}
+
 /** Measure the last windows of the instrument, and show them in place of `section`. */
 async function measure(section, forecast) {
   const place = h("div", { "aria-live": "polite" });
   section.querySelector(".measure").replaceChildren(h("p", { class: "quiet" }, "Measuring how such forecasts have done here …"), place);
   try {
-    const made = await follow(await call(`/forecasts/${forecast.id}/track-record`, { method: "POST", json: { windows: 20 } }), { place });
+    const made = await follow(await call(`/forecasts/${forecast.id}/track-record`, { method: "POST", json: { windows: 20 } }), { place, onJob: (job) => (measured = job.status_url) });
+    measured = null;
     if (!section.isConnected) return;
     const next = made ? { ...forecast, track_record: made.track_record } : forecast;
     const better = recordSection(next, made ? null : "It was cancelled.");

@@ -60,6 +60,7 @@ function columns(universe) {
 function effects(contributions) {
   const shown = contributions.slice(0, 15);
   const most = Math.max(...shown.map((one) => Math.abs(one.contribution))) || 1;
+  const isBlend = new Set(contributions.map((one) => one.model)).size > 1;
   return h(
     "ul",
     { class: "effects" },
@@ -68,7 +69,7 @@ function effects(contributions) {
       const isUp = one.contribution >= 0;
       const bar = svg("rect", { class: isUp ? "plus" : "minus", x: isUp ? 100 : 100 - length, y: 3, width: length, height: 12, "vector-effect": "non-scaling-stroke" });
       const middle = svg("path", { class: "axis", d: "M100 0V18", "vector-effect": "non-scaling-stroke" });
-      return h("li", {}, h("span", {}, one.feature), svg("svg", { viewBox: "0 0 200 18", preserveAspectRatio: "none", "aria-hidden": "true" }, bar, middle), h("span", { class: "figure" }, `${one.contribution > 0 ? "+" : ""}${fixed(one.contribution, 4)}`));
+      return h("li", {}, h("span", {}, isBlend ? `${one.model}: ${one.feature}` : one.feature), svg("svg", { viewBox: "0 0 200 18", preserveAspectRatio: "none", "aria-hidden": "true" }, bar, middle), h("span", { class: "figure" }, `${one.contribution > 0 ? "+" : ""}${fixed(one.contribution, 4)}`));
     }),
   );
 }
@@ -84,7 +85,7 @@ async function explain(universe, row) {
   try {
     const jobs = h("div", { "aria-live": "polite" });
     body.append(jobs);
-    const answer = await call(`/universe/${encodeURIComponent(row.instrument)}/why?${new URLSearchParams({ run: universe.run_id })}`);
+    const answer = await call(`/universe/${encodeURIComponent(row.instrument)}/why?${new URLSearchParams({ run: universe.run_id, ...(universe.fresh ? { fresh: "true" } : {}) })}`);
     const why = await follow(answer, { place: jobs });
     if (dialog.dataset.about !== mine) return;
     if (!why) {
@@ -95,7 +96,7 @@ async function explain(universe, row) {
     put(
       body,
       why.words.map((sentence) => h("p", {}, sentence)),
-      h("p", { class: "hint" }, `${why.method}. Score ${fixed(why.score, 4)} on ${why.day}, run ${why.run}. Filled bars raise the score, hollow ones lower it${why.contributions.length > 15 ? `; the 15 largest of ${why.contributions.length}` : ""}.`),
+      h("p", { class: "hint" }, `${why.method}. Score ${fixed(why.score, 4)} on ${why.day}, rank ${why.rank} of ${count(why.names, "name")}, run ${why.run}. In units of the score, against the day's mean. Filled bars raise the score, hollow ones lower it${why.contributions.length > 15 ? `; the 15 largest of ${why.contributions.length}` : ""}.`),
       why.contributions.length ? effects(why.contributions) : h("p", { class: "note" }, "No input of this model can be told apart."),
       hasLeftOut
         ? h(
@@ -105,7 +106,7 @@ async function explain(universe, row) {
             sortable(
               [
                 { key: "feature", title: "Input", text: true, head: true, of: (one) => one.feature, show: (one) => one.feature },
-                { key: "value", title: "Value", of: (one) => one.value, show: (one) => fixed(one.value, 4) },
+                { key: "percentile", title: "Percentile", hint: "of the input among the day's names", of: (one) => one.percentile, show: (one) => percent(one.percentile, 0) },
                 { key: "contribution", title: "Contribution", of: (one) => one.contribution, show: (one) => fixed(one.contribution, 4) },
                 { key: "left_out", title: "Score without it", hint: "change of the score", of: (one) => one.left_out, show: (one) => fixed(one.left_out, 4) },
               ],
