@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTRUMENTS_SHOWN = 50
+BARS_GIVEN = "the request"
+"""What messages call bars that came with it."""
 REMEMBERED_SERIES = 16
 """Series whose bars are in memory for a track record, those forecast last."""
 REMEMBERED_ANSWERS = 32
@@ -130,7 +132,7 @@ class Service:
             )
         if asked.bars is not None:
             table = self.bars_of(asked.bars, asked.instrument)
-            series = series_of(table, None, asked.date, "bars", "the bars given")
+            series = series_of(table, None, asked.date, "bars", BARS_GIVEN)
         else:
             assert asked.instrument is not None
             series = self._stored_series(asked.instrument, asked.date)
@@ -152,9 +154,13 @@ class Service:
         Raises:
             FieldError: names the bar and its field.
         """
+        from kronos_qlib.data.columns.values import symbol_problem
         from kronos_qlib.data.files.read import read_bars
-        from kronos_qlib.webui.work.forecast_answer import bar_faults, frame_of_bars
+        from kronos_qlib.webui.work.forecast_answer import FieldError, bar_faults, frame_of_bars
 
+        if name is not None and (not name.strip() or symbol_problem(name.strip())):
+            reason = symbol_problem(name.strip()) or "the name is blank"
+            raise FieldError("instrument", reason)
         frame = frame_of_bars(bars)
         with bar_faults():
             return read_bars(frame, symbol=name or "BARS")

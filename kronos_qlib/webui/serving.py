@@ -17,6 +17,9 @@ from kronos_qlib.webui.service import Places, Service
 THREADS = 24
 """More than requests that may wait for a result, so that others are answered meanwhile."""
 
+PAINTED_SECONDS = 0.7
+"""After the address is answered: a browser that was opened has its first page by then."""
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -76,7 +79,10 @@ def serve(
             ) from problem
         address = _address(settings, server)
         on_ready(address)
-        service.warm()
+        # Importing torch takes the interpreter from whoever paints the first page.
+        warm = threading.Timer(PAINTED_SECONDS, service.warm)
+        warm.daemon = True
+        warm.start()
         if settings.opens_browser and is_loopback(settings.host):
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         try:

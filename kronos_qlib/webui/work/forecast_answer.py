@@ -278,7 +278,7 @@ def answer_of(
         bars_digest=bars_digest,
         bars_seen=len(plan.window),
         last_timestamp=time_of(plan.window["date"].iloc[-1], is_intraday),
-        last_close=drawn.last_close,
+        last_close=_numbers([drawn.last_close])[0],
         timestamps=times,
         quantiles={
             column: {f"{level:g}": _numbers(quantiles[column, level]) for level in LEVELS}
@@ -315,10 +315,10 @@ def shown_bars(bars: pd.DataFrame, is_intraday: bool) -> list[ShownBar]:
     return [
         ShownBar(
             timestamp=time_of(row.date, is_intraday),
-            **{column: float(getattr(row, column)) for column in BAR_COLUMNS},
+            **dict(zip(BAR_COLUMNS, _numbers(row[2:]), strict=True)),
         )
         for row in bars[["date", *BAR_COLUMNS]].itertuples()
-        if np.isfinite([getattr(row, column) for column in BAR_COLUMNS]).all()
+        if np.isfinite(row[2:]).all()
     ]
 
 

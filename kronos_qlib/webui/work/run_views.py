@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,6 +50,9 @@ MOST_COMPARED = 8
 REMEMBERED = 16
 """Answers that are kept, each by the runs that it is of, which never change."""
 
+FRESH_SECONDS = 600.0
+"""How long a day that was scored now is the newest: bars may come."""
+
 Found = TypeVar("Found")
 
 
@@ -62,7 +66,7 @@ class RunViews:
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
         self._client: MlflowClient | None = None
-        self._known: OrderedDict[Hashable, Any] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def runs(self) -> Runs:
@@ -119,7 +123,8 @@ class RunViews:
         with fault_of("run"):
             found = self._find(run)
             answer = self._universe(found, fresh)
-            return self._remember(("universe", found.info.run_id, fresh), answer)
+            key = ("universe", found.info.run_id, fresh)
+            return self._remember(key, answer, FRESH_SECONDS if fresh else math.inf)
 
     def known_why(self, instrument: str, run: str, fresh: bool) -> Why | None:
         """Why this name stands where it does, if it was asked before."""
@@ -175,7 +180,8 @@ class RunViews:
             ],
             words=[*words, *reasons.notes],
         )
-        return self._remember(("why", run_id, instrument, fresh), answer)
+        key = ("why", run_id, instrument, fresh)
+        return self._remember(key, answer, FRESH_SECONDS if fresh else math.inf)
 
     def _open(self) -> MlflowClient:
         from kronos_qlib.plugin.runs.quiet import quiet_libraries
@@ -205,13 +211,18 @@ class RunViews:
 
     def _remembered(self, key: Hashable) -> Any:
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
+            if key not in self._known:
+                return None
+            until, answer = self._known[key]
+            if time.monotonic() > until:
+                del self._known[key]
+                return None
+            self._known.move_to_end(key)
+            return answer
 
-    def _remember(self, key: Hashable, answer: Found) -> Found:
+    def _remember(self, key: Hashable, answer: Found, seconds: float = math.inf) -> Found:
         with self._lock:
-            self._known[key] = answer
+            self._known[key] = time.monotonic() + seconds, answer
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return answer
