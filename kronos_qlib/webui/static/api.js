@@ -6,7 +6,11 @@ export class ApiProblem extends Error {
     this.title = problem.title ?? "That did not work";
     this.status = problem.status ?? 0;
     this.retryAfter = problem.retryAfter ?? null;
-    this.fields = problem.errors?.length ? problem.errors : problem.field ? [{ field: problem.field, message: problem.detail }] : [];
+    this.fields = problem.errors?.length
+      ? problem.errors
+      : problem.field
+        ? [{ field: problem.field, message: problem.detail }]
+        : [];
   }
 }
 
@@ -18,18 +22,36 @@ export async function call(path, { method = "GET", json, form, keepalive = false
   if (json !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers, body: json !== undefined ? JSON.stringify(json) : form, keepalive, credentials: "same-origin" });
+    response = await fetch(path, {
+      method,
+      headers,
+      body: json !== undefined ? JSON.stringify(json) : form,
+      keepalive,
+      credentials: "same-origin",
+    });
   } catch {
-    throw new ApiProblem({ title: "No answer", detail: "The server of this page does not answer. Is `kronos-qlib web` still running?" });
+    throw new ApiProblem({
+      title: "No answer",
+      detail: "The server of this page does not answer. Is `kronos-qlib web` still running?",
+    });
   }
   if (response.status === 204) return { status: 204, body: null };
-  let body = null;
+  let body;
   try {
     body = await response.json();
   } catch {
-    throw new ApiProblem({ title: "An answer that is no JSON", status: response.status, detail: `${method} ${path} answered ${response.status}.` });
+    throw new ApiProblem({
+      title: "An answer that is no JSON",
+      status: response.status,
+      detail: `${method} ${path} answered ${response.status}.`,
+    });
   }
-  if (!response.ok) throw new ApiProblem({ ...body, status: response.status, retryAfter: Number(response.headers.get("Retry-After")) || null });
+  if (!response.ok)
+    throw new ApiProblem({
+      ...body,
+      status: response.status,
+      retryAfter: Number(response.headers.get("Retry-After")) || null,
+    });
   return { status: response.status, body };
 }
 
@@ -46,7 +68,8 @@ export async function finished(job, seen) {
     seen?.(job);
     if (job.state === "done") return job;
     if (job.state === "cancelled") throw new Cancelled(job.label);
-    if (job.state === "failed") throw new ApiProblem(job.error ?? { title: "It failed", detail: `${job.label} failed.` });
+    if (job.state === "failed")
+      throw new ApiProblem(job.error ?? { title: "It failed", detail: `${job.label} failed.` });
     await pause(wait);
     wait = Math.min(wait * 1.3, 800);
     job = await get(job.status_url);

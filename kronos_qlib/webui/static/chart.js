@@ -17,13 +17,17 @@ export function plotly() {
     };
     script.src = document.querySelector('meta[name="plotly"]').content;
     script.addEventListener("load", end(resolve));
-    script.addEventListener("error", end(() => reject(new Error("plotly.js did not load"))));
+    script.addEventListener(
+      "error",
+      end(() => reject(new Error("plotly.js did not load"))),
+    );
     document.head.append(script);
   });
   return loading;
 }
 
-export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+export const colour = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export const SERIES = ["forecast", "realised", "third", "fourth", "fifth", "sixth"];
 export const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
@@ -35,7 +39,8 @@ export function faint(hex, alpha) {
 }
 
 /** plotly reads a few tags in text: names are shown as they are written. */
-export const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+export const plain = (text) =>
+  String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 export const axis = (more = {}) => ({
   gridcolor: colour("grid"),
@@ -50,16 +55,29 @@ export const axis = (more = {}) => ({
 export const layout = (more = {}) => ({
   paper_bgcolor: "rgba(0,0,0,0)",
   plot_bgcolor: "rgba(0,0,0,0)",
-  font: { family: 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif', size: 12, color: colour("ink") },
+  font: {
+    family: 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif',
+    size: 12,
+    color: colour("ink"),
+  },
   margin: { l: 8, r: 8, t: 8, b: 8 },
   showlegend: false,
   dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-  hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12 } },
+  hoverlabel: {
+    bgcolor: colour("panel"),
+    bordercolor: colour("line"),
+    font: { color: colour("ink"), size: 12 },
+  },
   separators: ".,",
   ...more,
 });
 
-export const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false };
+export const CONFIG = {
+  displayModeBar: false,
+  responsive: true,
+  doubleClick: false,
+  showTips: false,
+};
 
 const redraws = new Map();
 
@@ -80,22 +98,41 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 
 /** Lines of several runs or methods over days: told apart by colour and dash. */
-export function lines(curves, x, { yTitle, xTitle, format, percentAxis = false, category = true, zero = false, marks = false }) {
+export function lines(
+  curves,
+  x,
+  { yTitle, xTitle, format, percentAxis = false, category = true, zero = false, marks = false },
+) {
   return (width) => [
     curves.map(({ name, values, quiet }, place) => ({
       x,
       y: values,
       name: plain(name),
       mode: marks ? "lines+markers" : "lines",
-      line: { color: quiet ? colour("quiet") : colour(SERIES[place % SERIES.length]), width: quiet ? 1.5 : 2, dash: quiet ? "dot" : DASHES[place % DASHES.length] },
+      line: {
+        color: quiet ? colour("quiet") : colour(SERIES[place % SERIES.length]),
+        width: quiet ? 1.5 : 2,
+        dash: quiet ? "dot" : DASHES[place % DASHES.length],
+      },
       hovertemplate: `%{y:${format}}<extra>${plain(name)}</extra>`,
     })),
     layout({
       hovermode: "x unified",
       showlegend: curves.length > 1,
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
-      xaxis: axis({ type: category ? "category" : "-", nticks: Math.max(2, Math.floor(width / 110)), tickangle: 0, showgrid: false, title: { text: xTitle } }),
-      yaxis: axis({ title: { text: yTitle }, tickformat: percentAxis ? ".1~%" : undefined, zeroline: zero, zerolinecolor: colour("strong-line") }),
+      xaxis: axis({
+        type: category ? "category" : "-",
+        nticks: Math.max(2, Math.floor(width / 110)),
+        tickangle: 0,
+        showgrid: false,
+        title: { text: xTitle },
+      }),
+      yaxis: axis({
+        title: { text: yTitle },
+        tickformat: percentAxis ? ".1~%" : undefined,
+        zeroline: zero,
+        zerolinecolor: colour("strong-line"),
+      }),
     }),
   ];
 }

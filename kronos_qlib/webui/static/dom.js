@@ -9,13 +9,19 @@ function fill(node, attributes, children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
-export const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+export const h = (tag, attributes, ...children) =>
+  fill(document.createElement(tag), attributes, children);
 
-export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+export const svg = (tag, attributes, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
 
 export const at = (id) => document.getElementById(id);
 
@@ -27,12 +33,21 @@ export function put(place, ...children) {
 
 /** A table that scrolls in its own box; the box takes the focus so that keys can scroll it. */
 export function scrolling(table, label) {
-  const box = h("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" }, table);
+  const box = h(
+    "div",
+    { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
+    table,
+  );
   return box;
 }
 
 export function empty(title, ...words) {
-  return h("div", { class: "empty panel" }, h("h2", {}, title), words.map((word) => (word instanceof Node ? word : h("p", {}, word))));
+  return h(
+    "div",
+    { class: "empty panel" },
+    h("h2", {}, title),
+    words.map((word) => (word instanceof Node ? word : h("p", {}, word))),
+  );
 }
 
 /** Ask before something is lost. Resolves to true for yes. */
@@ -43,12 +58,17 @@ export function confirmed(title, text, yes = "Delete") {
   at("confirm-yes").textContent = yes;
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }),
+  );
 }
 
 /** Hand a file to the reader of the page. */
 export function download(name, content, type) {
-  const url = content instanceof Blob ? URL.createObjectURL(content) : URL.createObjectURL(new Blob([content], { type }));
+  const url =
+    content instanceof Blob
+      ? URL.createObjectURL(content)
+      : URL.createObjectURL(new Blob([content], { type }));
   const link = h("a", { href: url, download: name });
   document.body.append(link);
   link.click();
@@ -57,4 +77,8 @@ export function download(name, content, type) {
 }
 
 /** A name that every file system takes. */
-export const fileName = (...parts) => parts.join("_").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 120);
+export const fileName = (...parts) =>
+  parts
+    .join("_")
+    .replace(/[^A-Za-z0-9._-]+/g, "-")
+    .slice(0, 120);

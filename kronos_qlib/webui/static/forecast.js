@@ -9,7 +9,16 @@ import { clearProblems, showProblem } from "./problems.js";
 
 const form = at("ask");
 const place = at("forecast");
-const NUMBERS = ["horizon", "lookback", "paths", "seed", "temperature", "top_p", "top_k", "single_paths"];
+const NUMBERS = [
+  "horizon",
+  "lookback",
+  "paths",
+  "seed",
+  "temperature",
+  "top_p",
+  "top_k",
+  "single_paths",
+];
 let models = [];
 let times = 0;
 let newest = 0;
@@ -24,7 +33,9 @@ function showSource() {
 
 function take(chosen) {
   file = chosen ?? null;
-  at("drop-title").textContent = file ? `${file.name}, ${bytes(file.size)}` : "Drop a file here, or choose one";
+  at("drop-title").textContent = file
+    ? `${file.name}, ${bytes(file.size)}`
+    : "Drop a file here, or choose one";
   at("file-error").textContent = "";
   at("file").removeAttribute("aria-invalid");
 }
@@ -41,7 +52,10 @@ function watchFile() {
       drop.classList.add("over");
     });
   }
-  document.addEventListener("dragleave", (event) => !event.relatedTarget && drop.classList.remove("over"));
+  document.addEventListener(
+    "dragleave",
+    (event) => !event.relatedTarget && drop.classList.remove("over"),
+  );
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
@@ -51,8 +65,12 @@ function watchFile() {
 
 async function suggest() {
   try {
-    const found = await get(`/instruments?q=${encodeURIComponent(at("instrument").value.trim().slice(0, 80))}`);
-    at("instruments").replaceChildren(...found.instruments.map((name) => h("option", { value: name })));
+    const found = await get(
+      `/instruments?q=${encodeURIComponent(at("instrument").value.trim().slice(0, 80))}`,
+    );
+    at("instruments").replaceChildren(
+      ...found.instruments.map((name) => h("option", { value: name })),
+    );
     return found;
   } catch (error) {
     if (!(error instanceof ApiProblem)) throw error;
@@ -66,7 +84,8 @@ async function readFolder() {
   state.hidden = false;
   if (!found) state.textContent = "The Qlib folder did not answer.";
   else if (!found.folder) {
-    state.textContent = "This page was started without --data, so there are no instruments to choose. Drop in a file, or start it as: kronos-qlib web --data FOLDER";
+    state.textContent =
+      "This page was started without --data, so there are no instruments to choose. Drop in a file, or start it as: kronos-qlib web --data FOLDER";
     form.elements.source.value = "file";
     showSource();
   } else {
@@ -83,7 +102,13 @@ function tellModel() {
   if (!chosen) return;
   const size = chosen.parameters ? `${compact(chosen.parameters)} parameters` : "size not known";
   const context = chosen.max_context ? `sees up to ${count(chosen.max_context, "bar")}` : null;
-  const state = { loaded: `loaded on ${chosen.device}`, loading: "is being loaded …", here: "on this machine, not loaded yet", "to fetch": "has to be fetched from the Hub", broken: chosen.problem ?? "cannot be read" }[chosen.state];
+  const state = {
+    loaded: `loaded on ${chosen.device}`,
+    loading: "is being loaded …",
+    here: "on this machine, not loaded yet",
+    "to fetch": "has to be fetched from the Hub",
+    broken: chosen.problem ?? "cannot be read",
+  }[chosen.state];
   at("checkpoint-hint").textContent = [size, context, state].filter(Boolean).join(", ");
   at("load").hidden = !["here", "to fetch"].includes(chosen.state);
   at("load").textContent = chosen.state === "to fetch" ? "Fetch and load it" : "Load it now";
@@ -95,7 +120,11 @@ async function readModels() {
     models = answer.models;
     const select = at("checkpoint");
     const before = select.dataset.touched ? select.value : answer.default;
-    select.replaceChildren(...models.map((model) => h("option", { value: model.name, disabled: model.state === "broken" }, model.name)));
+    select.replaceChildren(
+      ...models.map((model) =>
+        h("option", { value: model.name, disabled: model.state === "broken" }, model.name),
+      ),
+    );
     if (models.some((model) => model.name === before)) select.value = before;
     tellModel();
     if (models.some((model) => model.state === "loading")) setTimeout(readModels, 1000);
@@ -107,7 +136,9 @@ async function readModels() {
 async function load() {
   at("load").disabled = true;
   try {
-    await follow(await call("/models/load", { method: "POST", json: { checkpoint: at("checkpoint").value } }));
+    await follow(
+      await call("/models/load", { method: "POST", json: { checkpoint: at("checkpoint").value } }),
+    );
   } catch (error) {
     showProblem(error, form);
   } finally {
@@ -118,11 +149,27 @@ async function load() {
 
 /** What the form says, as the API takes it; an empty field is left out. */
 function request() {
-  const asking = { calibration: form.elements.calibration.value, checkpoint: at("checkpoint").value, keep: at("keep").checked, wait: 0.4 };
+  const asking = {
+    calibration: form.elements.calibration.value,
+    checkpoint: at("checkpoint").value,
+    keep: at("keep").checked,
+    wait: 0.4,
+  };
   for (const name of NUMBERS) if (at(name).value !== "") asking[name] = Number(at(name).value);
-  for (const name of ["exchange", "freq"]) if (at(name).value.trim()) asking[name] = at(name).value.trim();
-  const own = source() === "folder" ? { instrument: "instrument", date: "date" } : { instrument: "file_instrument", date: "file_date", zone: "zone", date_order: "date_order", encoding: "encoding" };
-  for (const [name, id] of Object.entries(own)) if (at(id).value.trim()) asking[name] = at(id).value.trim();
+  for (const name of ["exchange", "freq"])
+    if (at(name).value.trim()) asking[name] = at(name).value.trim();
+  const own =
+    source() === "folder"
+      ? { instrument: "instrument", date: "date" }
+      : {
+          instrument: "file_instrument",
+          date: "file_date",
+          zone: "zone",
+          date_order: "date_order",
+          encoding: "encoding",
+        };
+  for (const [name, id] of Object.entries(own))
+    if (at(id).value.trim()) asking[name] = at(id).value.trim();
   return asking;
 }
 
@@ -139,20 +186,34 @@ function missing() {
     const input = at(name);
     if (input.validity.valid) continue;
     const { min, max } = input;
-    const message = input.validity.badInput ? "A number is needed here." : input.validity.rangeUnderflow || input.validity.rangeOverflow ? `Between ${min} and ${Number(max).toLocaleString("en-US")}.` : input.validity.stepMismatch ? "A whole number is needed here." : input.validationMessage;
+    const message = input.validity.badInput
+      ? "A number is needed here."
+      : input.validity.rangeUnderflow || input.validity.rangeOverflow
+        ? `Between ${min} and ${Number(max).toLocaleString("en-US")}.`
+        : input.validity.stepMismatch
+          ? "A whole number is needed here."
+          : input.validationMessage;
     return { field: name, message };
   }
-  if (source() === "file" && !file) return { field: "file", message: "Choose a file with bars first." };
-  if (source() === "folder" && !at("instrument").value.trim()) return { field: "instrument", message: "Name an instrument of the folder." };
+  if (source() === "file" && !file)
+    return { field: "file", message: "Choose a file with bars first." };
+  if (source() === "folder" && !at("instrument").value.trim())
+    return { field: "instrument", message: "Name an instrument of the folder." };
   return null;
 }
 
 async function ask() {
   clearProblems(form);
   const lacks = missing();
-  const inputs = source() === "file" ? { instrument: "file_instrument", date: "file_date", bars: "file" } : { bars: "instrument" };
+  const inputs =
+    source() === "file"
+      ? { instrument: "file_instrument", date: "file_date", bars: "file" }
+      : { bars: "instrument" };
   if (lacks) {
-    showProblem(new ApiProblem({ title: "Something is missing", detail: lacks.message, errors: [lacks] }), form);
+    showProblem(
+      new ApiProblem({ title: "Something is missing", detail: lacks.message, errors: [lacks] }),
+      form,
+    );
     return;
   }
   times += 1;
@@ -162,14 +223,28 @@ async function ask() {
   place.setAttribute("aria-busy", "true");
   place.firstElementChild?.classList.add("stale");
   // What is quick is answered at once; what takes longer says so, before it has a place in the queue.
-  const waiting = h("div", { class: "panel job" }, h("p", {}, h("b", {}, asking.instrument ?? file?.name ?? "Bars"), " ", h("span", { class: "quiet" }, "is asked for …")), h("progress", { "aria-label": "Asked for" }));
+  const waiting = h(
+    "div",
+    { class: "panel job" },
+    h(
+      "p",
+      {},
+      h("b", {}, asking.instrument ?? file?.name ?? "Bars"),
+      " ",
+      h("span", { class: "quiet" }, "is asked for …"),
+    ),
+    h("progress", { "aria-label": "Asked for" }),
+  );
   const patience = setTimeout(() => at("jobs").append(waiting), 150);
   const asked = () => {
     clearTimeout(patience);
     waiting.remove();
   };
   try {
-    const answer = await call("/predict", { method: "POST", ...(source() === "file" ? { form: asForm(asking) } : { json: asking }) });
+    const answer = await call("/predict", {
+      method: "POST",
+      ...(source() === "file" ? { form: asForm(asking) } : { json: asking }),
+    });
     asked();
     const forecast = await follow(answer);
     if (forecast && mine > newest) {
@@ -181,7 +256,8 @@ async function ask() {
     }
   } catch (error) {
     showProblem(error, form, inputs);
-    if (matchMedia("(max-width: 1000px)").matches && !form.querySelector("[aria-invalid]")) at("error").scrollIntoView({ block: "center" });
+    if (matchMedia("(max-width: 1000px)").matches && !form.querySelector("[aria-invalid]"))
+      at("error").scrollIntoView({ block: "center" });
   } finally {
     asked();
     if (mine === times) {
@@ -194,7 +270,8 @@ async function ask() {
 /** An address may name an instrument and date, or a forecast to open again. */
 async function readAddress() {
   const address = new URLSearchParams(location.search);
-  for (const name of ["instrument", "date", "checkpoint"]) if (address.get(name)) at(name).value = address.get(name);
+  for (const name of ["instrument", "date", "checkpoint"])
+    if (address.get(name)) at(name).value = address.get(name);
   const id = address.get("forecast");
   if (/^[0-9a-f]{20}$/.test(id ?? "")) {
     try {

@@ -29,7 +29,8 @@ function ticks(stamps, from, to, width, intraday) {
     const [year, month, date] = day.split("-");
     const near = `${Number(date)} ${MONTHS[month - 1]}`;
     values.push(place);
-    if (intraday) texts.push(before === day ? clock.slice(0, 5) : `${clock.slice(0, 5)}<br>${near} ${year}`);
+    if (intraday)
+      texts.push(before === day ? clock.slice(0, 5) : `${clock.slice(0, 5)}<br>${near} ${year}`);
     else texts.push(before === year ? near : `${near}<br>${year}`);
     before = intraday ? day : year;
   }
@@ -64,7 +65,9 @@ export class ForecastChart {
   async begin() {
     this.show(Math.max(30, Math.min(90, Math.floor(this.node.clientWidth / 9))));
     await draw(this.node, () => this.figure());
-    this.node.on("plotly_hover", ({ xvals, points }) => this.read(Math.round(xvals?.[0] ?? points[0].x)));
+    this.node.on("plotly_hover", ({ xvals, points }) =>
+      this.read(Math.round(xvals?.[0] ?? points[0].x)),
+    );
     this.node.on("plotly_unhover", () => this.read(null));
     this.node.on("plotly_relayout", (change) => {
       const from = change["xaxis.range[0]"] ?? change["xaxis.range"]?.[0];
@@ -85,7 +88,8 @@ export class ForecastChart {
     const width = Math.max(4, Math.min(to - from, this.stamps.length));
     const start = Math.max(-0.5, Math.min(from, this.stamps.length - 0.5 - width));
     const next = [start, start + width];
-    if (this.range.every((value, place) => Math.abs(value - next[place]) < 1e-9) && this.isFitted) return;
+    if (this.range.every((value, place) => Math.abs(value - next[place]) < 1e-9) && this.isFitted)
+      return;
     this.range = next;
     await this.fit();
   }
@@ -106,7 +110,12 @@ export class ForecastChart {
     if (!this.node.isConnected || !this.node.layout) return;
     this.isFitted = true;
     const axes = this.axes();
-    const now = JSON.stringify([this.range, axes.yaxis.range, axes.yaxis.type, axes.xaxis.ticktext]);
+    const now = JSON.stringify([
+      this.range,
+      axes.yaxis.range,
+      axes.yaxis.type,
+      axes.xaxis.ticktext,
+    ]);
     if (now === this.drawn) return;
     this.drawn = now;
     await Plotly.relayout(this.node, axes);
@@ -145,7 +154,17 @@ export class ForecastChart {
   }
 
   line(x, name, dash = "solid") {
-    return { type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, layer: "below", line: { color: colour(name), width: 1, dash } };
+    return {
+      type: "line",
+      xref: "x",
+      yref: "paper",
+      x0: x,
+      x1: x,
+      y0: 0,
+      y1: 1,
+      layer: "below",
+      line: { color: colour(name), width: 1, dash },
+    };
   }
 
   shapes() {
@@ -161,7 +180,13 @@ export class ForecastChart {
     const level = this.forecast.last_close;
     const change = (value) => percent(value / level - 1, 1, true);
     if (place === null) {
-      pieces.push(h("span", {}, `Prices and volume in the units of the bars; changes against the last close seen, ${price(level)} on ${time(this.forecast.last_timestamp)}.`));
+      pieces.push(
+        h(
+          "span",
+          {},
+          `Prices and volume in the units of the bars; changes against the last close seen, ${price(level)} on ${time(this.forecast.last_timestamp)}.`,
+        ),
+      );
     } else if (place < this.start) {
       const bar = this.seen[place];
       say("", time(bar.timestamp));
@@ -175,7 +200,8 @@ export class ForecastChart {
       say("", time(this.stamps[place]));
       say("median", `${price(of("0.5"), level)} (${change(of("0.5"))})`);
       for (const { level: share, low, high } of [...BANDS].reverse()) {
-        if (of(low) !== undefined) say(`${share * 100} %`, `${price(of(low), level)} to ${price(of(high), level)}`);
+        if (of(low) !== undefined)
+          say(`${share * 100} %`, `${price(of(low), level)} to ${price(of(high), level)}`);
       }
       say("up", percent(this.forecast.prob_up[ahead], 0));
       const bar = this.forecast.realised?.[ahead];
@@ -190,7 +216,11 @@ export class ForecastChart {
     const [from, to] = this.range;
     const shown = [];
     const volumes = [0];
-    for (let place = Math.max(0, Math.floor(from)); place <= Math.min(this.stamps.length - 1, to); place += 1) {
+    for (
+      let place = Math.max(0, Math.floor(from));
+      place <= Math.min(this.stamps.length - 1, to);
+      place += 1
+    ) {
       if (place < start) {
         shown.push(seen[place].low, seen[place].high);
         volumes.push(seen[place].volume);
@@ -211,12 +241,54 @@ export class ForecastChart {
     if (this.log) [low, high] = [Math.log10(low), Math.log10(high)];
     const room = 0.06 * (high - low || Math.abs(high) || 1);
     // What came lies on an axis of its own above the bands, which else would tint it.
-    const over = { overlaying: "y", side: "right", type: this.log ? "log" : "linear", range: [low - room, high + room], visible: false, fixedrange: true };
+    const over = {
+      overlaying: "y",
+      side: "right",
+      type: this.log ? "log" : "linear",
+      range: [low - room, high + room],
+      visible: false,
+      fixedrange: true,
+    };
     return {
       yaxis3: over,
-      xaxis: axis({ range: [...this.range], showgrid: false, zeroline: false, anchor: "y2", automargin: false, rangeslider: { visible: false }, showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colour("quiet"), spikesnap: "hovered data", ...ticks(this.stamps, from, to, width, forecast.is_intraday) }),
-      yaxis: axis({ domain: [0.24, 1], side: "right", type: this.log ? "log" : "linear", range: [low - room, high + room], zeroline: false, fixedrange: true, automargin: false, tickformat: this.log ? undefined : "~g", hoverformat: "~g", nticks: 7, ...(this.log ? { dtick: undefined } : {}) }),
-      yaxis2: axis({ domain: [0, 0.17], side: "right", range: [0, 1.05 * Math.max(...volumes) || 1], fixedrange: true, zeroline: false, automargin: false, nticks: 3, tickformat: "~s" }),
+      xaxis: axis({
+        range: [...this.range],
+        showgrid: false,
+        zeroline: false,
+        anchor: "y2",
+        automargin: false,
+        rangeslider: { visible: false },
+        showspikes: true,
+        spikemode: "across",
+        spikethickness: 1,
+        spikedash: "solid",
+        spikecolor: colour("quiet"),
+        spikesnap: "hovered data",
+        ...ticks(this.stamps, from, to, width, forecast.is_intraday),
+      }),
+      yaxis: axis({
+        domain: [0.24, 1],
+        side: "right",
+        type: this.log ? "log" : "linear",
+        range: [low - room, high + room],
+        zeroline: false,
+        fixedrange: true,
+        automargin: false,
+        tickformat: this.log ? undefined : "~g",
+        hoverformat: "~g",
+        nticks: 7,
+        ...(this.log ? { dtick: undefined } : {}),
+      }),
+      yaxis2: axis({
+        domain: [0, 0.17],
+        side: "right",
+        range: [0, 1.05 * Math.max(...volumes) || 1],
+        fixedrange: true,
+        zeroline: false,
+        automargin: false,
+        nticks: 3,
+        tickformat: "~s",
+      }),
     };
   }
 
@@ -226,8 +298,14 @@ export class ForecastChart {
     const places = (bars, from) => bars.map((_, index) => from + index);
     const column = (bars, key) => bars.map((bar) => bar[key]);
     const candles = (bars, from, colouring, name) => ({
-      type: "candlestick", x: places(bars, from), name, hoverinfo: "none", whiskerwidth: 0,
-      ...Object.fromEntries(["open", "high", "low", "close"].map((key) => [key, column(bars, key)])),
+      type: "candlestick",
+      x: places(bars, from),
+      name,
+      hoverinfo: "none",
+      whiskerwidth: 0,
+      ...Object.fromEntries(
+        ["open", "high", "low", "close"].map((key) => [key, column(bars, key)]),
+      ),
       increasing: { line: { color: colouring, width: 1.2 }, fillcolor: panel },
       decreasing: { line: { color: colouring, width: 1.2 }, fillcolor: colouring },
     });
@@ -238,28 +316,82 @@ export class ForecastChart {
     for (const { level, low, high, alpha } of BANDS) {
       if (!forecast.quantiles.close[low]) continue;
       const edge = { x, mode: "lines", line: { width: 0, color: blue }, hoverinfo: "none" };
-      traces.push({ ...edge, y: fan(low), name: `${level * 100} % low` }, { ...edge, y: fan(high), fill: "tonexty", fillcolor: faint(blue, alpha), name: `${level * 100} % of the paths` });
+      traces.push(
+        { ...edge, y: fan(low), name: `${level * 100} % low` },
+        {
+          ...edge,
+          y: fan(high),
+          fill: "tonexty",
+          fillcolor: faint(blue, alpha),
+          name: `${level * 100} % of the paths`,
+        },
+      );
     }
     if (this.hasPaths) {
       traces.push({
-        x: forecast.paths.flatMap(() => [...x, null]), y: forecast.paths.flatMap((path) => [forecast.last_close, ...path, null]),
-        mode: "lines", line: { width: 1, color: faint(blue, 0.55) }, hoverinfo: "none", name: "single paths",
+        x: forecast.paths.flatMap(() => [...x, null]),
+        y: forecast.paths.flatMap((path) => [forecast.last_close, ...path, null]),
+        mode: "lines",
+        line: { width: 1, color: faint(blue, 0.55) },
+        hoverinfo: "none",
+        name: "single paths",
       });
     }
-    traces.push({ x, y: fan("0.5"), mode: "lines", line: { width: 2, color: blue }, hoverinfo: "none", name: "median" });
+    traces.push({
+      x,
+      y: fan("0.5"),
+      mode: "lines",
+      line: { width: 2, color: blue },
+      hoverinfo: "none",
+      name: "median",
+    });
     const realised = forecast.realised ?? [];
-    if (realised.length) traces.push({ ...candles(realised, start, red, "what came"), yaxis: "y3" });
-    const volume = (bars, from, colouring, opacity) => ({ type: "bar", x: places(bars, from), y: column(bars, "volume"), yaxis: "y2", marker: { color: colouring, opacity }, width: 0.7, hoverinfo: "none" });
+    if (realised.length)
+      traces.push({ ...candles(realised, start, red, "what came"), yaxis: "y3" });
+    const volume = (bars, from, colouring, opacity) => ({
+      type: "bar",
+      x: places(bars, from),
+      y: column(bars, "volume"),
+      yaxis: "y2",
+      marker: { color: colouring, opacity },
+      width: 0.7,
+      hoverinfo: "none",
+    });
     traces.push(volume(seen, 0, ink, 0.45));
     const ahead = forecast.quantiles.volume;
     if (ahead?.["0.5"]) {
       traces.push({
-        type: "bar", x: places(forecast.timestamps, start), y: ahead["0.5"], yaxis: "y2", width: 0.7, hoverinfo: "none", marker: { color: faint(blue, 0.45) },
-        error_y: { type: "data", symmetric: false, array: ahead["0.95"].map((top, index) => top - ahead["0.5"][index]), arrayminus: ahead["0.05"].map((bottom, index) => ahead["0.5"][index] - bottom), color: faint(blue, 0.7), thickness: 1, width: 0 },
+        type: "bar",
+        x: places(forecast.timestamps, start),
+        y: ahead["0.5"],
+        yaxis: "y2",
+        width: 0.7,
+        hoverinfo: "none",
+        marker: { color: faint(blue, 0.45) },
+        error_y: {
+          type: "data",
+          symmetric: false,
+          array: ahead["0.95"].map((top, index) => top - ahead["0.5"][index]),
+          arrayminus: ahead["0.05"].map((bottom, index) => ahead["0.5"][index] - bottom),
+          color: faint(blue, 0.7),
+          thickness: 1,
+          width: 0,
+        },
       });
     }
     if (realised.length) traces.push({ ...volume(realised, start, red, 0.9), width: 0.3 });
-    return [traces, layout({ ...this.axes(), barmode: "overlay", hovermode: "x", hoverdistance: -1, bargap: 0.3, margin: { l: 10, r: 62, t: 6, b: 38 }, shapes: this.shapes()})];
+    return [
+      traces,
+      layout({
+        ...this.axes(),
+        barmode: "overlay",
+        hovermode: "x",
+        hoverdistance: -1,
+        bargap: 0.3,
+        margin: { l: 10, r: 62, t: 6, b: 38 },
+        shapes: this.shapes(),
+      }),
+    ];
   }
 
   async redraw() {
@@ -276,7 +408,22 @@ export class ForecastChart {
     const words = `${forecast.instrument}: ${forecast.timestamps.length} bars after ${time(forecast.last_timestamp)}`;
     const under = `${forecast.checkpoint.name}, ${forecast.calibrated ? "calibrated" : "as drawn"}; median, bands of 50, 80 and 90 % of the paths`;
     return Plotly.toImage(
-      { data: traces, layout: { ...frame, paper_bgcolor: colour("panel"), plot_bgcolor: colour("panel"), margin: { l: 24, r: 70, t: 64, b: 48 }, title: { text: plain(words), subtitle: { text: plain(under), font: { size: 13, color: colour("quiet") } }, x: 0.02, xanchor: "left", font: { size: 17, color: colour("ink") } } } },
+      {
+        data: traces,
+        layout: {
+          ...frame,
+          paper_bgcolor: colour("panel"),
+          plot_bgcolor: colour("panel"),
+          margin: { l: 24, r: 70, t: 64, b: 48 },
+          title: {
+            text: plain(words),
+            subtitle: { text: plain(under), font: { size: 13, color: colour("quiet") } },
+            x: 0.02,
+            xanchor: "left",
+            font: { size: 17, color: colour("ink") },
+          },
+        },
+      },
       { format: "png", width: 1200, height: 640, scale: 2 },
     );
   }
@@ -286,14 +433,33 @@ export class ForecastChart {
 export function figures(forecast) {
   const levels = Object.keys(forecast.quantiles.close).sort((one, other) => one - other);
   const others = Object.keys(forecast.quantiles).filter((key) => key !== "close");
-  const head = ["timestamp", ...levels.map((level) => `close_${level}`), "prob_up", ...others.map((key) => `${key}_0.5`), "realised_open", "realised_high", "realised_low", "realised_close", "realised_volume"];
+  const head = [
+    "timestamp",
+    ...levels.map((level) => `close_${level}`),
+    "prob_up",
+    ...others.map((key) => `${key}_0.5`),
+    "realised_open",
+    "realised_high",
+    "realised_low",
+    "realised_close",
+    "realised_volume",
+  ];
   const rows = forecast.timestamps.map((stamp, ahead) => {
     const bar = forecast.realised?.[ahead];
-    return [stamp, ...levels.map((level) => forecast.quantiles.close[level][ahead]), forecast.prob_up[ahead], ...others.map((key) => forecast.quantiles[key]["0.5"][ahead]), ...["open", "high", "low", "close", "volume"].map((key) => bar?.[key] ?? "")];
+    return [
+      stamp,
+      ...levels.map((level) => forecast.quantiles.close[level][ahead]),
+      forecast.prob_up[ahead],
+      ...others.map((key) => forecast.quantiles[key]["0.5"][ahead]),
+      ...["open", "high", "low", "close", "volume"].map((key) => bar?.[key] ?? ""),
+    ];
   });
   return [head, ...rows];
 }
 
-export const csv = (forecast) => `${figures(forecast).map((row) => row.join(",")).join("\n")}\n`;
+export const csv = (forecast) =>
+  `${figures(forecast)
+    .map((row) => row.join(","))
+    .join("\n")}\n`;
 
 export { NONE };

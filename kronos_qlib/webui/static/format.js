@@ -3,7 +3,10 @@
 export const NONE = "–";
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const MINUS = (text) => text.replace("-", "\u2212");
-const grouped = (value, digits) => MINUS(value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+const grouped = (value, digits) =>
+  MINUS(
+    value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+  );
 
 export const fixed = (value, digits = 3) => (isNumber(value) ? grouped(value, digits) : NONE);
 
@@ -15,7 +18,8 @@ export function percent(value, digits = 1, sign = false) {
 }
 
 /** Two shares with one unit: "−3.1 to +3.2 %". */
-export const span = (low, high, digits = 1) => `${percent(low, digits, true).replace("\u00a0%", "")} to ${percent(high, digits, true)}`;
+export const span = (low, high, digits = 1) =>
+  `${percent(low, digits, true).replace("\u00a0%", "")} to ${percent(high, digits, true)}`;
 
 /** A clause of the program as a sentence of the page. */
 export function sentence(text) {
@@ -24,14 +28,17 @@ export function sentence(text) {
 }
 
 /** Places after the point that tell prices around `level` apart. */
-export const priceDigits = (level) => (isNumber(level) && level > 0 ? Math.min(12, Math.max(2, 3 - Math.floor(Math.log10(level)))) : 2);
+export const priceDigits = (level) =>
+  isNumber(level) && level > 0 ? Math.min(12, Math.max(2, 3 - Math.floor(Math.log10(level)))) : 2;
 
-export const price = (value, level) => (isNumber(value) ? grouped(value, priceDigits(level ?? value)) : NONE);
+export const price = (value, level) =>
+  isNumber(value) ? grouped(value, priceDigits(level ?? value)) : NONE;
 
 const SHORT = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 2 });
 export const compact = (value) => (isNumber(value) ? MINUS(SHORT.format(value)) : NONE);
 
-export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en-US")} ${number === 1 ? one : many}`;
+export const count = (number, one, many = `${one}s`) =>
+  `${number.toLocaleString("en-US")} ${number === 1 ? one : many}`;
 
 /** "2024-06-18T09:35:00" as "2024-06-18 09:35". */
 export const time = (text) => (text ? text.slice(0, 16).replace("T", " ") : NONE);
@@ -47,12 +54,16 @@ export function moment(text) {
 export function seconds(value) {
   if (!isNumber(value)) return "";
   if (value < 1.5) return "about a second";
-  return value < 90 ? `about ${Math.round(value)} seconds` : `about ${Math.round(value / 60)} minutes`;
+  return value < 90
+    ? `about ${Math.round(value)} seconds`
+    : `about ${Math.round(value / 60)} minutes`;
 }
 
 export function bytes(value) {
   if (value < 1024) return `${value} bytes`;
-  return value < 1024 ** 2 ? `${(value / 1024).toFixed(0)} kB` : `${(value / 1024 ** 2).toFixed(1)} MB`;
+  return value < 1024 ** 2
+    ? `${(value / 1024).toFixed(0)} kB`
+    : `${(value / 1024 ** 2).toFixed(1)} MB`;
 }
 
 /** Two-sided probability of a split at least as uneven as `wins` of `of` tosses of a fair coin. */

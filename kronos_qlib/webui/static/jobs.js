@@ -5,8 +5,12 @@ import { at, h } from "./dom.js";
 import { percent, seconds } from "./format.js";
 
 function words(job) {
-  if (job.state === "queued") return job.position ? `waits, number ${job.position} in the queue` : "waits for its turn";
-  if (job.state === "running") return [percent(job.progress, 0), seconds(job.eta) && `${seconds(job.eta)} left`].filter(Boolean).join(", ");
+  if (job.state === "queued")
+    return job.position ? `waits, number ${job.position} in the queue` : "waits for its turn";
+  if (job.state === "running")
+    return [percent(job.progress, 0), seconds(job.eta) && `${seconds(job.eta)} left`]
+      .filter(Boolean)
+      .join(", ");
   return job.state;
 }
 
@@ -14,9 +18,19 @@ function words(job) {
 export async function follow(answer, { place = at("jobs"), onJob } = {}) {
   if (answer.status !== 202) return answer.body;
   const state = h("span", { class: "quiet" });
-  const bar = h("progress", { max: "1", value: "0", "aria-label": `Progress of ${answer.body.label}` });
+  const bar = h("progress", {
+    max: "1",
+    value: "0",
+    "aria-label": `Progress of ${answer.body.label}`,
+  });
   const cancel = h("button", { type: "button", class: "plain small" }, "Cancel");
-  const line = h("div", { class: "panel job" }, h("p", {}, h("b", {}, answer.body.label), " ", state), cancel, bar);
+  const line = h(
+    "div",
+    { class: "panel job" },
+    h("p", {}, h("b", {}, answer.body.label), " ", state),
+    cancel,
+    bar,
+  );
   cancel.addEventListener("click", async () => {
     cancel.disabled = true;
     state.textContent = "is being cancelled …";

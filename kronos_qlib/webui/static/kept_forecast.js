@@ -23,7 +23,13 @@ function actions(forecast, reshow) {
   });
   const remove = h("button", { type: "button", class: "danger" }, "Delete");
   remove.addEventListener("click", async () => {
-    if (!(await confirmed("Delete this forecast?", `The forecast of ${forecast.instrument} after ${forecast.last_timestamp} is removed from the store; that cannot be undone.`))) return;
+    if (
+      !(await confirmed(
+        "Delete this forecast?",
+        `The forecast of ${forecast.instrument} after ${forecast.last_timestamp} is removed from the store; that cannot be undone.`,
+      ))
+    )
+      return;
     try {
       await call(`/forecasts/${forecast.id}`, { method: "DELETE" });
       location.assign("/kept");
@@ -31,8 +37,13 @@ function actions(forecast, reshow) {
       showProblem(error);
     }
   });
-  const address = forecast.source === "qlib" ? `/?instrument=${encodeURIComponent(forecast.instrument)}` : null;
-  return [known < forecast.timestamps.length ? reconcile : null, address ? h("a", { class: "button plain", href: address }, "Forecast its newest bars") : null, remove];
+  const address =
+    forecast.source === "qlib" ? `/?instrument=${encodeURIComponent(forecast.instrument)}` : null;
+  return [
+    known < forecast.timestamps.length ? reconcile : null,
+    address ? h("a", { class: "button plain", href: address }, "Forecast its newest bars") : null,
+    remove,
+  ];
 }
 
 try {

@@ -3,11 +3,22 @@
 import { ApiProblem } from "./api.js";
 import { at, h, put } from "./dom.js";
 
-const TITLES = { 400: "That cannot be", 403: "Refused", 404: "Not there", 409: "Cancelled", 413: "Too large", 415: "Not a kind of file that is read", 422: "That cannot be", 429: "Too much at once", 503: "Not now" };
+const TITLES = {
+  400: "That cannot be",
+  403: "Refused",
+  404: "Not there",
+  409: "Cancelled",
+  413: "Too large",
+  415: "Not a kind of file that is read",
+  422: "That cannot be",
+  429: "Too much at once",
+  503: "Not now",
+};
 
 export function clearProblems(form) {
   put(at("error"));
-  for (const node of form?.querySelectorAll("[aria-invalid]") ?? []) node.removeAttribute("aria-invalid");
+  for (const node of form?.querySelectorAll("[aria-invalid]") ?? [])
+    node.removeAttribute("aria-invalid");
   for (const node of form?.querySelectorAll(".wrong") ?? []) node.textContent = "";
 }
 
@@ -32,7 +43,16 @@ export function showProblem(error, form, inputs = {}) {
     first ??= input;
   }
   const again = error.retryAfter ? h("p", {}, `Try again in ${error.retryAfter} s.`) : null;
-  const isTold = loose.length ? h("ul", {}, loose.map((line) => h("li", {}, line))) : h("p", {}, error.message);
-  put(at("error"), h("div", { class: "alert" }, h("h2", {}, TITLES[error.status] ?? error.title), isTold, again));
+  const isTold = loose.length
+    ? h(
+        "ul",
+        {},
+        loose.map((line) => h("li", {}, line)),
+      )
+    : h("p", {}, error.message);
+  put(
+    at("error"),
+    h("div", { class: "alert" }, h("h2", {}, TITLES[error.status] ?? error.title), isTold, again),
+  );
   if (first && first.offsetParent !== null) first.focus();
 }

@@ -5,7 +5,10 @@ import { h } from "./dom.js";
 
 function chosenFile() {
   return new Promise((resolve) => {
-    const input = h("input", { type: "file", accept: ".csv,.parquet,.feather,.xlsx,.xls,.txt,.tsv,.gz" });
+    const input = h("input", {
+      type: "file",
+      accept: ".csv,.parquet,.feather,.xlsx,.xls,.txt,.tsv,.gz",
+    });
     input.addEventListener("change", () => resolve(input.files[0] ?? null));
     input.addEventListener("cancel", () => resolve(null));
     input.click();

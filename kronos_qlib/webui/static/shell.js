@@ -4,7 +4,11 @@ import { get } from "./api.js";
 import { at } from "./dom.js";
 import { count } from "./format.js";
 
-const WORDS = { loading: "The model is loading …", ready: "Ready", failed: "The model did not load" };
+const WORDS = {
+  loading: "The model is loading …",
+  ready: "Ready",
+  failed: "The model did not load",
+};
 
 async function tell() {
   const place = at("health");
@@ -12,7 +16,8 @@ async function tell() {
   try {
     const health = await get("/health");
     const busy = health.running + health.queued;
-    place.textContent = health.model === "ready" && busy ? `Computing, ${count(busy, "job")}` : WORDS[health.model];
+    place.textContent =
+      health.model === "ready" && busy ? `Computing, ${count(busy, "job")}` : WORDS[health.model];
     place.className = `health ${health.model}`;
     if (health.model === "loading") again = 700;
   } catch {

@@ -16,7 +16,13 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
   const body = h("tbody");
   const more = h("p", { class: "more" });
   const heads = columns.map((column) => {
-    const name = column.of ? h("button", { type: "button", class: "sort", title: column.hint, onclick: () => by(column) }, column.title) : column.title || h("span", { class: "visually-hidden" }, column.label ?? "Choose");
+    const name = column.of
+      ? h(
+          "button",
+          { type: "button", class: "sort", title: column.hint, onclick: () => by(column) },
+          column.title,
+        )
+      : column.title || h("span", { class: "visually-hidden" }, column.label ?? "Choose");
     return h("th", { scope: "col", class: column.text && "text" }, name);
   });
   const of = (column, row) => column.of(row);
@@ -30,7 +36,9 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
   function compare(column, down) {
     return (one, other) => {
       const [a, b] = [of(column, one), of(column, other)];
-      const [noA, noB] = [a, b].map((value) => value === null || value === undefined || Number.isNaN(value));
+      const [noA, noB] = [a, b].map(
+        (value) => value === null || value === undefined || Number.isNaN(value),
+      );
       if (noA || noB) return noA - noB; // what is missing stands last, whichever way
       const sign = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
       return down ? -sign : sign;
@@ -41,27 +49,60 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
     const column = order && columns.find(({ key }) => key === order.key);
     const sorted = column ? [...current].sort(compare(column, order.down)) : current;
     columns.forEach(({ key, of: sorts }, place) => {
-      if (sorts) heads[place].setAttribute("aria-sort", order?.key === key ? (order.down ? "descending" : "ascending") : "none");
+      if (sorts)
+        heads[place].setAttribute(
+          "aria-sort",
+          order?.key === key ? (order.down ? "descending" : "ascending") : "none",
+        );
     });
     body.replaceChildren(
       ...sorted.slice(0, shown).map((row) => {
-        const line = h("tr", {}, columns.map((column) => h(column.head ? "th" : "td", { scope: column.head && "row", class: [column.text && "text", column.head && "name", column.className].filter(Boolean).join(" ") || null }, column.show(row))));
+        const line = h(
+          "tr",
+          {},
+          columns.map((column) =>
+            h(
+              column.head ? "th" : "td",
+              {
+                scope: column.head && "row",
+                class:
+                  [column.text && "text", column.head && "name", column.className]
+                    .filter(Boolean)
+                    .join(" ") || null,
+              },
+              column.show(row),
+            ),
+          ),
+        );
         mark?.(line, row);
         return line;
       }),
     );
-    if (!sorted.length) body.append(h("tr", {}, h("td", { class: "text", colspan: columns.length }, "Nothing matches.")));
+    if (!sorted.length)
+      body.append(
+        h("tr", {}, h("td", { class: "text", colspan: columns.length }, "Nothing matches.")),
+      );
     const rest = sorted.length - shown;
     more.hidden = rest <= 0;
     if (rest > 0) {
       more.replaceChildren(
-        h("button", { type: "button", class: "plain", onclick: () => ((shown += 4 * most), draw()) }, `Show ${Math.min(rest, 4 * most)} more of ${rest.toLocaleString("en-US")}`),
+        h(
+          "button",
+          { type: "button", class: "plain", onclick: () => ((shown += 4 * most), draw()) },
+          `Show ${Math.min(rest, 4 * most)} more of ${rest.toLocaleString("en-US")}`,
+        ),
       );
     }
   }
 
   draw();
-  const table = h("table", {}, caption ? h("caption", {}, caption) : null, h("thead", {}, h("tr", {}, heads)), body);
+  const table = h(
+    "table",
+    {},
+    caption ? h("caption", {}, caption) : null,
+    h("thead", {}, h("tr", {}, heads)),
+    body,
+  );
   return {
     node: h("div", {}, scrolling(table, label), more),
     show(next) {
