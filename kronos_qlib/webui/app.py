@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,12 @@ def private_texts(service: Service) -> dict[str, str]:
             found |= {str(path.absolute()): path.name, str(path.resolve()): path.name}
             if len(path.parts) > 1:
                 found[str(path)] = path.name
-    found |= {str(Path.home()) + "/": "~/", str(Path.cwd()) + "/": ""}
+    scheme, is_file, database = places.tracking_uri.partition(":///")
+    if is_file and scheme.startswith("sqlite"):
+        path = Path(database)
+        found |= {str(path.absolute()): path.name, str(path.resolve()): path.name}
+    found |= {places.tracking_uri: "the MLflow store"}
+    found |= {str(Path.home()) + os.sep: "~/", str(Path.cwd()) + os.sep: ""}
     return dict(sorted(found.items(), key=lambda one: -len(one[0])))
 
 
@@ -345,7 +351,10 @@ class _Routes:
         def runs() -> Response | str:
             if wants_page():
                 return render_template("runs.html")
-            return answer(service.runs())
+            found = service.runs()
+            for text, shown in private_texts(service).items():
+                found.reason = found.reason and found.reason.replace(text, shown)
+            return answer(found)
 
         @app.get(
             "/runs/compare",

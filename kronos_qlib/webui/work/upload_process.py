@@ -205,10 +205,16 @@ def _sheet(name: str, data: bytes) -> pd.DataFrame:
         # A sheet may claim any size: only what is there is read, and no more than may be.
         sheet.reset_dimensions()
         rows: list[tuple[Any, ...]] = []
-        most = MOST_ROWS + 2
-        for row in sheet.iter_rows(max_col=MOST_COLUMNS + 1, max_row=most, values_only=True):
-            rows.append(row)
+        for number, row in enumerate(sheet.iter_rows(values_only=True)):
+            has_more = any(cell is not None for cell in row[MOST_COLUMNS:])
+            is_late = number > MOST_ROWS and any(cell is not None for cell in row)
+            if has_more or is_late:
+                _check_sizes(name, number, len(row), 0)
+            if number <= MOST_ROWS:
+                rows.append(row[:MOST_COLUMNS])
         book.close()
+    except BarDataError:
+        raise
     except Exception as problem:  # openpyxl raises many kinds
         raise BarDataError(
             f"{name}: cannot be read as Excel (.xlsx): {type(problem).__name__}: {problem}"

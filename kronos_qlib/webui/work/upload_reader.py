@@ -162,4 +162,4 @@ def shown_name(name: str) -> str:
     )
     if len(shown) > 80:
         shown = f"{shown[:40]}…{shown[-30:]}"
-    return shown.strip() or "upload"
+    return shown if shown.strip(" .") else "upload"
