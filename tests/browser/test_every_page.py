@@ -160,9 +160,13 @@ def test_no_style_or_script_stands_in_a_page(visit):
     here = visit()
     for path in PAGES:
         page = open_whole(here, path)
-        source = page.evaluate("async path => (await fetch(path, {headers: {Accept: 'text/html'}})).text()", path)
+        source = page.evaluate(
+            "async path => (await fetch(path, {headers: {Accept: 'text/html'}})).text()", path
+        )
         lowered = source.lower()
-        assert "<style" not in lowered and " style=" not in lowered and " on" + "click" not in lowered
+        assert (
+            "<style" not in lowered and " style=" not in lowered and " on" + "click" not in lowered
+        )
         assert lowered.count("<script") == lowered.count('<script type="module" src="/static/')
 
 

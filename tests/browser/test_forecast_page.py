@@ -196,7 +196,9 @@ def test_zoom_pan_ranges_and_all(visit):
     page.click("button[aria-label='Earlier']")
     page.wait_for_timeout(100)
     earlier = shown(page)
-    assert earlier[0] < inside[0] and earlier[1] - earlier[0] == pytest.approx(inside[1] - inside[0])
+    assert earlier[0] < inside[0] and earlier[1] - earlier[0] == pytest.approx(
+        inside[1] - inside[0]
+    )
     page.click("button:text-is('20 bars')")
     page.wait_for_timeout(100)
     assert shown(page)[1] - shown(page)[0] == pytest.approx(25)
@@ -218,6 +220,21 @@ def test_bars_stand_side_by_side_whatever_the_weekend(visit):
     page = here.forecast()
     places = page.evaluate("document.querySelector('.chart.tall').data[0].x")
     assert places == list(range(len(places)))
+
+
+def test_up_and_down_are_told_by_filling_not_by_colour(visit):
+    here = visit()
+    here.open("/")
+    page = here.forecast()
+    candles = page.evaluate(
+        """document.querySelector('.chart.tall').data.filter(one => one.type === 'candlestick')
+            .map(one => [one.name, one.increasing, one.decreasing])"""
+    )
+    assert [name for name, _, _ in candles] == ["seen", "what came"]
+    for _, up, down in candles:
+        assert up["line"]["color"] == down["line"]["color"] == down["fillcolor"]
+        assert up["fillcolor"] != down["fillcolor"]
+    assert candles[0][1]["line"]["color"] != candles[1][1]["line"]["color"]
 
 
 def test_log_scale_and_single_paths(visit):
@@ -347,3 +364,65 @@ def test_without_a_folder_the_page_says_what_to_do(visit):
     page.wait_for_function("() => document.querySelector('input[value=file]').checked")
     page.check("input[value=folder]", force=True)
     assert "without --data" in page.locator("#folder-state").inner_text()
+
+
+def test_a_new_forecast_does_not_wait_for_the_judgement_of_the_last(visit):
+    here = visit()
+    page = here.page
+    job = {"job": "0" * 20, "kind": "track_record", "label": "track record", "state": "running"}
+    job |= {"progress": 0.1, "eta": None, "position": None, "status_url": f"/jobs/{'0' * 20}"}
+    job |= {"result_url": None, "result": None, "error": None}
+    stopped = []
+
+    def answer(route):
+        if route.request.method == "DELETE":
+            stopped.append(route.request.url)
+        state = "cancelled" if stopped else "running"
+        route.fulfill(json=job | {"state": state})
+
+    page.route("**/track-record", lambda route: route.fulfill(status=202, json=job))
+    page.route(f"**/jobs/{'0' * 20}", answer)
+    here.open("/")
+    here.forecast()
+    page.wait_for_selector("#record progress")
+    here.forecast(here.site.instruments[1])
+    assert len(stopped) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("percent(0.0312, 1, true)", "+3.1\u00a0%"),
+        ("percent(-0.0312)", "\u22123.1\u00a0%"),
+        ("percent(-0.00001)", "0.0\u00a0%"),
+        ("percent(null)", "\u2013"),
+        ("percent(NaN)", "\u2013"),
+        ("span(-0.031, 0.032)", "\u22123.1 to +3.2\u00a0%"),
+        ("price(1234.5)", "1,234.50"),
+        ("price(0.00001234)", "0.00001234"),
+        ("price(9.876, 1000)", "9.88"),
+        ("compact(1234567)", "1.23M"),
+        ("coin(10, 20)", 1),
+        ("coin(20, 20)", 2 * 0.5**20),
+        ("coin(15, 20).toFixed(6)", "0.041389"),  # scipy.stats.binomtest(15, 20).pvalue
+        ("coin(5, 20).toFixed(6)", "0.041389"),
+        ("time('2024-06-18T09:35:00')", "2024-06-18 09:35"),
+        ("sentence('no bar came')", "No bar came."),
+        ("seconds(200)", "about 3 minutes"),
+    ],
+)
+def test_numbers_as_people_read_them(format_of, call, shown):
+    assert format_of(call) == shown
+
+
+@pytest.fixture(scope="module")
+def format_of(browser, site):
+    """Evaluates a call of a function of static/format.js."""
+    page = browser.new_page()
+    page.goto(site.address)
+    module = page.get_attribute("script[type=module]", "src").replace("shell.js", "format.js")
+    names = "percent, span, price, compact, coin, time, sentence, seconds"
+    yield lambda call: page.evaluate(
+        f"async path => {{ const {{ {names} }} = await import(path); return {call}; }}", module
+    )
+    page.close()

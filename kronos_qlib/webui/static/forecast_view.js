@@ -178,12 +178,8 @@ export function stopMeasuring() {
 /** Measure the last windows of the instrument, and show them in place of `section`. */
 async function measure(section, forecast) {
   const place = h("div", { "aria-live": "polite" });
-  section
-    .querySelector(".measure")
-    .replaceChildren(
-      h("p", { class: "quiet" }, "Measuring how such forecasts have done here …"),
-      place,
-    );
+  section.querySelector(".verdict").textContent = "Measuring how such forecasts have done here …";
+  section.querySelector(".measure").replaceChildren(place);
   try {
     const made = await follow(
       await call(`/forecasts/${forecast.id}/track-record`, {
@@ -192,7 +188,6 @@ async function measure(section, forecast) {
       }),
       { place, onJob: (job) => (measured = job.status_url) },
     );
-    measured = null;
     if (!section.isConnected) return;
     const next = made ? { ...forecast, track_record: made.track_record } : forecast;
     const better = recordSection(next, made ? null : "It was cancelled.");
@@ -201,6 +196,8 @@ async function measure(section, forecast) {
   } catch (error) {
     if (!(error instanceof ApiProblem)) throw error;
     if (section.isConnected) section.replaceWith(recordSection(forecast, sentence(error.message)));
+  } finally {
+    measured = null;
   }
 }
 

@@ -21,10 +21,12 @@ export function percent(value, digits = 1, sign = false) {
 export const span = (low, high, digits = 1) =>
   `${percent(low, digits, true).replace("\u00a0%", "")} to ${percent(high, digits, true)}`;
 
+export const capital = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}`;
+
 /** A clause of the program as a sentence of the page. */
 export function sentence(text) {
   const words = text.trim();
-  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+  return `${capital(words)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
 /** Places after the point that tell prices around `level` apart. */

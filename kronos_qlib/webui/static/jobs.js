@@ -2,7 +2,7 @@
 
 import { Cancelled, call, settled } from "./api.js";
 import { at, h } from "./dom.js";
-import { percent, seconds } from "./format.js";
+import { capital, percent, seconds } from "./format.js";
 
 function words(job) {
   if (job.state === "queued")
@@ -27,7 +27,7 @@ export async function follow(answer, { place = at("jobs"), onJob } = {}) {
   const line = h(
     "div",
     { class: "panel job" },
-    h("p", {}, h("b", {}, answer.body.label), " ", state),
+    h("p", {}, h("b", {}, capital(answer.body.label)), " ", state),
     cancel,
     bar,
   );
