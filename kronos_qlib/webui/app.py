@@ -85,6 +85,13 @@ def make_app(service: Service, guard: Guard | None = None) -> OpenAPI:
             description="Errors are RFC 9457 problem documents. Requests of a browser that change "
             "something carry X-CSRF-Token, which the page has.",
         ),
+        security_schemes={
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "where the program was started with --token",
+            }
+        },
         doc_ui=False,
         static_folder=None,
         template_folder=str(here / "templates"),
