@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -158,31 +159,28 @@ def test_a_first_load_is_small_and_the_second_comes_from_the_cache(visit):
 
 def test_no_style_or_script_stands_in_a_page(visit):
     here = visit()
+    read = "async path => (await fetch(path, { headers: { Accept: 'text/html' } })).text()"
     for path in PAGES:
-        page = open_whole(here, path)
-        source = page.evaluate(
-            "async path => (await fetch(path, {headers: {Accept: 'text/html'}})).text()", path
-        )
-        lowered = source.lower()
-        assert (
-            "<style" not in lowered and " style=" not in lowered and " on" + "click" not in lowered
-        )
-        assert lowered.count("<script") == lowered.count('<script type="module" src="/static/')
+        source = open_whole(here, path).evaluate(read, path).lower()
+        assert "<style" not in source and " style=" not in source
+        assert not re.search(r"<[^>]+\son[a-z]+=", source)
+        assert source.count("<script") == source.count('<script type="module" src="/static/') > 0
 
 
-def test_a_style_from_elsewhere_would_be_refused(visit):
+def test_a_script_that_gets_into_a_page_does_not_run(visit):
     here = visit()
     page = open_whole(here, "/")
-    ran = page.evaluate(
+    broken = page.evaluate(
         """() => new Promise(done => {
-            document.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
-            const script = document.createElement('script');
-            script.textContent = 'window.ran = true';
+            document.addEventListener("securitypolicyviolation",
+                event => done(event.violatedDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
             document.body.append(script);
-            setTimeout(() => done('it ran'), 500);
+            setTimeout(() => done("nothing was refused"), 2000);
         })"""
     )
-    assert ran.startswith("script-src")
+    assert broken.startswith("script-src") and not page.evaluate("'ran' in window")
     here.said = [text for text in here.said if "Content Security Policy" not in text]
 
 

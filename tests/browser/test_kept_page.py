@@ -16,9 +16,8 @@ def test_what_is_kept_is_listed_and_opens_again(visit):
     here = visit()
     name = here.site.instruments[2]
     kept = keep_one(here, 2)
-    assert (
-        json.loads((here.site.store / f"{kept}.json").read_text())["forecast"]["instrument"] == name
-    )
+    written = json.loads((here.site.store / f"{kept}.json").read_text(encoding="utf-8"))
+    assert written["forecast"]["instrument"] == name
     page = here.open("/kept")
     page.fill("#filter", name)
     page.wait_for_selector("#kept tbody tr")
