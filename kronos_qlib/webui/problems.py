@@ -56,6 +56,7 @@ def problem_of(error: BaseException, private: dict[str, str]) -> tuple[Problem, 
             detail += f"; and {len(errors) - 3} more"
     elif isinstance(error, HTTPException):
         status, detail = error.code or 500, error.description or ""
+        detail = "there is no such page" if status == 404 else detail
         allow = error.get_headers() if status == 405 else []
         headers = {key: value for key, value in allow if key == "Allow"}
     elif name == "QueueFullError":

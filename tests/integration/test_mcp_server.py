@@ -59,7 +59,7 @@ def test_the_tools_are_the_four_and_say_what_they_take(places):
 
 def test_a_forecast_is_the_service_s_own(places):
     service = Service(places)
-    call = ("forecast", {**QUICK, "bars": bars(), "seed": 2, "past_windows": 2})
+    call = ("forecast", {**QUICK, "bars": bars(), "seed": 2, "lookback": 50, "past_windows": 2})
     found, listed = asked(make_server(service), call, ("models", {}))
     assert not found.is_error, found.content
     answer = found.structured_content
@@ -68,7 +68,7 @@ def test_a_forecast_is_the_service_s_own(places):
     assert answer["timestamps"] == kept.timestamps
     assert answer["track_record"]["past"]["windows"] == 2
     assert "history" not in answer
-    assert [one["name"] for one in listed.structured_content["models"]][0] == "nano"
+    assert listed.structured_content["models"][0]["name"] == "nano"
 
 
 def test_what_cannot_be_is_told_to_the_model_in_words(places):

@@ -34,6 +34,7 @@ from kronos_qlib.webui.schemas import (
     ShownBar,
     TrackRecord,
 )
+from kronos_qlib.webui.work.upload_process import without_commands
 
 if TYPE_CHECKING:
     from kronos_qlib.inference.forecast import Forecast as Drawn
@@ -46,7 +47,7 @@ SHOWN = 250
 """Bars of the past in an answer, at least those that were seen."""
 MOST_KEPT = 200
 """Closes of a bar that are kept for scoring, evenly spaced among the sorted paths."""
-NOT_RUN = "not computed yet: ask for it with POST /forecasts/{id}/track-record"
+NOT_RUN = "the last windows have not been measured yet"
 NOT_COME = "the bars to come are not known yet"
 
 
@@ -83,7 +84,8 @@ def bar_faults() -> Iterator[None]:
         if place is not None:
             column = {"date": "timestamp"}.get(place[2] or "", place[2])
             field = f"bars[{int(place[1]) - 1}]" + (f".{column}" if column else "")
-        raise FieldError(field, str(problem).replace("the frame", "the bars given")) from problem
+        text = without_commands(str(problem)).replace("the frame", "the bars given")
+        raise FieldError(field, text) from problem
 
 
 @dataclass(frozen=True)

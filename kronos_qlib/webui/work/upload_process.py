@@ -31,6 +31,8 @@ MOST_MEMBERS = 500
 """Files in an .xlsx, which is a zip."""
 MEMORY = 2**30
 """Bytes that reading may take beyond what the process has when it begins, on POSIX."""
+COMMANDS = re.compile(r"--[a-z]|mapping such as|\bin Python\b|symbol='|encoding=\"")
+"""What the advice of a message for command lines and programs holds."""
 STEM = "UPLOAD"
 """The symbol of a file without a column of symbols whose own name cannot be one."""
 
@@ -241,6 +243,29 @@ def _sheet(name: str, data: bytes) -> pd.DataFrame:
     return frame
 
 
+def without_commands(message: str) -> str:
+    """A reader's message for people at a page, who have neither options nor Python's arguments."""
+    if not COMMANDS.search(message):
+        return message
+    what, *advice = message.split("; ")
+    # What is wrong stays, whatever it ends with; advice goes.
+    shown = re.split(r"(?:: |, )(?:say|name|give|set) ", what)[0] if COMMANDS.search(what) else what
+    kept = [re.sub(r"\s*\([^()]*--[^()]*\)", "", shown)]
+    kept += [part for part in advice if not COMMANDS.search(part)]
+    dropped = message
+    if "encoding" in dropped:
+        kept.append("choose its encoding, gb18030 for many Chinese files")
+    elif "zone" in dropped:
+        kept.append("choose the exchange's time zone")
+    elif "date_order" in dropped or "date-order" in dropped:
+        kept.append("choose the order of its dates")
+    elif "decimal" in dropped:
+        kept.append("write its numbers with a point and without thousands marks")
+    else:
+        kept.append("rename the column in the file")
+    return "; ".join(kept)
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     _bound_memory()
@@ -272,7 +297,8 @@ def _answer(name: str, data: bytes, settings: dict[str, Any]) -> tuple[dict[str,
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
     except KronosError as problem:
-        return {"error": re.sub(r"\s+", " ", str(problem))[:2000]}, b""
+        text = without_commands(re.sub(r"\s+", " ", str(problem)))
+        return {"error": text[:2000]}, b""
     except MemoryError:
         return {"error": f"{name} needs more memory than a file here may take"}, b""
     except Exception as problem:  # a reader's own: the file is damaged in a new way
