@@ -128,3 +128,36 @@ def test_a_server_that_is_gone_is_told_in_words(visit):
     page.route("**/runs", gone)
     here.open("/runs")
     page.wait_for_selector("text=Is `kronos-qlib web` still running?")
+
+
+def test_a_whole_market_is_shown_in_slices(visit):
+    here = visit()
+    page = here.page
+    days = [str(day) for day in range(60)]
+    row = {"percentile": 0.5, "sparkline": [0.1 * day for day in range(60)], "last_bar": None}
+    row |= dict.fromkeys(("expected_return", "prob_up", "volatility", "shortfall_5", "age_days"))
+    rows = [
+        row | {"rank": place + 1, "instrument": f"SYM{place:05d}", "score": -place / 5000}
+        for place in range(5000)
+    ]
+    universe = {"run": "r", "run_id": "r", "day": "2024-06-28", "fresh": False, "days": days}
+    universe |= {"rows": rows, "notes": []}
+    page.route("**/universe?*", lambda route: route.fulfill(json=universe))
+    here.open("/universe")
+    page.wait_for_selector("#universe tbody tr")
+    assert page.locator("#universe tbody tr").count() == 100
+    page.click("text=Show 100 more of 4,900")
+    assert page.locator("#universe tbody tr").count() == 200
+    page.click("th button:text-is('Instrument')")
+    page.click("th button:text-is('Instrument')")
+    assert column(page, 2)[0] == "SYM04999"
+    # The head stays in sight while the box scrolls.
+    scrolled = "document.querySelector('#universe .scroll').scrollTop"
+    page.evaluate(f"{scrolled} = 2000")
+    assert page.evaluate(scrolled) == 2000
+    head = page.locator("#universe thead th >> nth=1").bounding_box()
+    box = page.locator("#universe .scroll").bounding_box()
+    assert box["y"] <= head["y"] <= box["y"] + 3
+    page.fill("#filter", "sym00042")
+    assert column(page, 2) == ["SYM00042"]
+    assert here.overflow() == 0

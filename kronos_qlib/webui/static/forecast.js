@@ -3,7 +3,7 @@
 import { ApiProblem, call, get } from "./api.js";
 import { at, h, put } from "./dom.js";
 import { showForecast, stopMeasuring } from "./forecast_view.js";
-import { bytes, compact, count } from "./format.js";
+import { bytes, count, millions } from "./format.js";
 import { follow } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 
@@ -100,7 +100,7 @@ async function readFolder() {
 function tellModel() {
   const chosen = models.find((model) => model.name === at("checkpoint").value);
   if (!chosen) return;
-  const size = chosen.parameters ? `${compact(chosen.parameters)} parameters` : "size not known";
+  const size = chosen.parameters ? `${millions(chosen.parameters)} parameters` : "size not known";
   const context = chosen.max_context ? `sees up to ${count(chosen.max_context, "bar")}` : null;
   const state = {
     loaded: `loaded on ${chosen.device}`,
@@ -194,6 +194,13 @@ function missing() {
           ? "A whole number is needed here."
           : input.validationMessage;
     return { field: name, message };
+  }
+  const date = at("date");
+  if (source() === "folder" && !date.validity.valid) {
+    const message = date.validity.badInput
+      ? "A whole date is needed, or none."
+      : `Between ${date.min} and ${date.max}.`;
+    return { field: "date", message };
   }
   if (source() === "file" && !file)
     return { field: "file", message: "Choose a file with bars first." };

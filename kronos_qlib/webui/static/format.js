@@ -39,6 +39,9 @@ export const price = (value, level) =>
 const SHORT = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 2 });
 export const compact = (value) => (isNumber(value) ? MINUS(SHORT.format(value)) : NONE);
 
+/** Sizes of networks, all in one unit. */
+export const millions = (number) => `${fixed(number / 1e6, number < 1e7 ? 2 : 1)}\u00a0M`;
+
 export const count = (number, one, many = `${one}s`) =>
   `${number.toLocaleString("en-US")} ${number === 1 ? one : many}`;
 

@@ -2,14 +2,18 @@
 
 import { h, scrolling } from "./dom.js";
 
+const NAMES = new Intl.Collator("en", { numeric: true });
+/** Rows from which a table scrolls in a box of its own. */
+const LONG = 25;
+
 /**
  * A sortable table.
  * @param {Array} columns {key, title, text?, of?: row => value to sort by, show: row => Node or text, hint?}
  * @param {Array} rows
- * @param {object} how label, caption, sort: {key, down}, most: rows shown at once, mark: (tr, row) => void
+ * @param {object} how label, caption, sort: {key, down}, most: rows shown at once
  * @returns {{node, show: (rows) => void}}
  */
-export function sortable(columns, rows, { label, caption, sort, most = 100, mark } = {}) {
+export function sortable(columns, rows, { label, caption, sort, most = 100 } = {}) {
   let order = sort ?? null;
   let current = rows;
   let shown = most;
@@ -40,7 +44,7 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
         (value) => value === null || value === undefined || Number.isNaN(value),
       );
       if (noA || noB) return noA - noB; // what is missing stands last, whichever way
-      const sign = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
+      const sign = typeof a === "string" ? NAMES.compare(a, b) : a - b;
       return down ? -sign : sign;
     };
   }
@@ -74,7 +78,6 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
             ),
           ),
         );
-        mark?.(line, row);
         return line;
       }),
     );
@@ -88,8 +91,8 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
       more.replaceChildren(
         h(
           "button",
-          { type: "button", class: "plain", onclick: () => ((shown += 4 * most), draw()) },
-          `Show ${Math.min(rest, 4 * most)} more of ${rest.toLocaleString("en-US")}`,
+          { type: "button", class: "plain", onclick: () => ((shown += most), draw()) },
+          `Show ${Math.min(rest, most)} more of ${rest.toLocaleString("en-US")}`,
         ),
       );
     }
@@ -104,7 +107,8 @@ export function sortable(columns, rows, { label, caption, sort, most = 100, mark
     body,
   );
   return {
-    node: h("div", {}, scrolling(table, label), more),
+    // The head of a long table stays in sight, and its box scrolls instead of the page.
+    node: h("div", { class: rows.length > LONG && "long" }, scrolling(table, label), more),
     show(next) {
       current = next;
       shown = most;
