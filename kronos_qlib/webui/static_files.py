@@ -58,7 +58,8 @@ class StaticFile:
         response.vary.add("Accept-Encoding")
         response.headers["Cache-Control"] = FOR_EVER
         response.set_etag(self.tag + ("" if packed is None else "-gz"))
-        return response.make_conditional(request)
+        response.make_conditional(request)  # a 304 for a browser that has it
+        return response
 
 
 class StaticFiles:

@@ -17,7 +17,12 @@ import pytest
 from kronos_qlib.errors import BarDataError
 from kronos_qlib.webui.work import upload_process
 from kronos_qlib.webui.work.job_queue import QueueFullError
-from kronos_qlib.webui.work.upload_process import MOST_BYTES, MOST_ROWS, read_upload
+from kronos_qlib.webui.work.upload_process import (
+    MOST_BYTES,
+    MOST_ROWS,
+    read_upload,
+    without_commands,
+)
 from kronos_qlib.webui.work.upload_reader import MOST_WAITING, UploadReader, shown_name
 
 HOW = {"zone": None, "date_order": "ymd", "encoding": "utf-8"}
@@ -108,6 +113,31 @@ def test_a_dirty_file_says_row_and_column_and_no_path(reader):
     assert "dirty.csv, row 6, column 'date'" in str(refused.value)
     assert "kronos-upload" not in str(refused.value)
     assert "UPLOAD" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "a.csv: no column 'date'; it has 'x'; name it with a mapping such as date=THEIR_NAME",
+            "a.csv: no column 'date'; it has 'x'; rename the column in the file",
+        ),
+        (
+            'a.csv: not UTF-8 text (bad); name its encoding, such as encoding="gb18030" or '
+            "--encoding gb18030",
+            "a.csv: not UTF-8 text (bad); choose its encoding, gb18030 for many Chinese files",
+        ),
+        (
+            "a.csv, row 2, column 'date': '02/01/2024' may be two: say which with "
+            'date_order="dmy" (--date-order dmy)',
+            "a.csv, row 2, column 'date': '02/01/2024' may be two; choose the order of its dates",
+        ),
+        ("a.csv, row 3, column 'close': not a number; 'x'", None),
+        ("a.csv: no comma; name the delimiter, such as --delimiter ';'", "a.csv: no comma"),
+    ],
+)
+def test_a_page_has_no_options_to_advise(message, shown):
+    assert without_commands(message) == (message if shown is None else shown)
 
 
 @pytest.mark.parametrize(

@@ -115,18 +115,25 @@ def series_of(
         FieldError: there is no such instrument, no bar up to the date, or a date is none.
     """
     with fault_of("instrument"):
-        bars, notes = traded_bars(table, symbol, source_name, spell=_spell)
-    cut = len(bars)
+        whole, notes = traded_bars(table, symbol, source_name, spell=_spell)
+    bars, came = whole, whole.iloc[:0]
     if date is not None:
-        cut = int((bars["date"] <= _last_moment(date)).sum())
-    if cut < 2:
-        span = f"{show_time(bars['date'].iloc[0])} to {show_time(bars['date'].iloc[-1])}"
+        moment = _last_moment(date)
+        name = str(whole["symbol"].iloc[0])
+        known = table.bars[table.bars["date"] <= moment]
+        bars, came = whole[whole["date"] <= moment], whole[whole["date"] > moment]
+        if len(bars):  # which bars have traded is judged without those after the date, too
+            with fault_of("date"):
+                bars, notes = traded_bars(BarFile(known, table.notes), name, source_name, _spell)
+    if len(bars) < 2:
+        span = f"{show_time(whole['date'].iloc[0])} to {show_time(whole['date'].iloc[-1])}"
         raise FieldError(
             "bars" if date is None else "date",
-            f"a forecast needs 2 bars at least; {source_name} has {len(bars)} traded ones of "
-            f"{bars['symbol'].iloc[0]}, {span}" + ("" if date is None else f", {cut} up to {date}"),
+            f"a forecast needs 2 bars at least; {source_name} has {len(whole)} traded ones of "
+            f"{whole['symbol'].iloc[0]}, {span}"
+            + ("" if date is None else f", {len(bars)} up to {date}"),
         )
-    return Series(bars.iloc[:cut], bars.iloc[cut:], source, source_name, notes)
+    return Series(bars, came, source, source_name, notes)
 
 
 def _last_moment(date: str) -> pd.Timestamp:
@@ -174,6 +181,7 @@ class Plan:
         window = bars.tail(lookback)
         with fault_of("bars"):
             doubts = check_seen(window, series.source_name)
+            doubts = [doubt.partition(": kronos-qlib data check")[0] for doubt in doubts]
         field = "exchange" if asked.exchange is not None else "freq"
         with fault_of(field if asked.exchange or asked.freq else "bars"):
             ahead = times_ahead(

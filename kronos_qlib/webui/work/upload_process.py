@@ -252,16 +252,15 @@ def without_commands(message: str) -> str:
     shown = re.split(r"(?:: |, )(?:say|name|give|set) ", what)[0] if COMMANDS.search(what) else what
     kept = [re.sub(r"\s*\([^()]*--[^()]*\)", "", shown)]
     kept += [part for part in advice if not COMMANDS.search(part)]
-    dropped = message
-    if "encoding" in dropped:
+    if "encoding" in message:
         kept.append("choose its encoding, gb18030 for many Chinese files")
-    elif "zone" in dropped:
+    elif "zone" in message:
         kept.append("choose the exchange's time zone")
-    elif "date_order" in dropped or "date-order" in dropped:
+    elif "date_order" in message or "date-order" in message:
         kept.append("choose the order of its dates")
-    elif "decimal" in dropped:
+    elif "decimal" in message:
         kept.append("write its numbers with a point and without thousands marks")
-    else:
+    elif "column" in message:
         kept.append("rename the column in the file")
     return "; ".join(kept)
 
