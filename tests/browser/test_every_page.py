@@ -53,7 +53,7 @@ def test_a_page_fits_and_axe_finds_no_serious_fault(visit, path, width, scheme):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (390, "light")])
 def test_a_forecast_fits_and_axe_finds_no_serious_fault(visit, width, scheme):
-    here = visit(width=width, color_scheme=scheme)
+    here = visit(width=width, judges=True, color_scheme=scheme)
     here.open("/")
     page = here.forecast()
     page.click("summary:text-is('The numbers')")

@@ -42,7 +42,7 @@ def test_a_forecast_is_read_in_words_and_as_a_chart(visit):
 
 
 def test_how_far_it_has_been_right_is_measured_beside_it(visit):
-    here = visit()
+    here = visit(judges=True)
     here.open("/")
     page = here.forecast()
     page.wait_for_selector("#record caption:has-text('windows of')")
