@@ -271,11 +271,15 @@ class ModelInfo(Model):
 
 
 class Models(Model):
+    """The checkpoints there are."""
+
     models: list[ModelInfo]
     default: str
 
 
 class LoadRequest(Model):
+    """Which checkpoint to load."""
+
     checkpoint: ShortText
 
 
@@ -311,6 +315,8 @@ class KeptSummary(Model):
 
 
 class Kept(Model):
+    """A page of the list of kept forecasts."""
+
     forecasts: list[KeptSummary] = Field(description="newest first")
     total: int
     unreadable: list[str] = Field(description="files of the store that are no forecasts")
@@ -332,6 +338,8 @@ class ReconcileUpload(Model):
 
 
 class CoverageByHorizon(Model):
+    """How the kept forecasts have done at one bar to come."""
+
     bar: int = Field(description="1 the first to come")
     forecasts: int
     coverage: dict[str, float] = Field(description='by level of the band, "0.5", "0.8", "0.9"')
@@ -349,6 +357,8 @@ class KeptCalibration(Model):
 
 
 class UniverseRow(Model):
+    """One name of a ranked day."""
+
     rank: int
     instrument: str
     score: float
@@ -407,6 +417,8 @@ class Why(Model):
 
 
 class RunSummary(Model):
+    """One finished run."""
+
     run_id: str
     experiment: str
     name: str = Field(description="to ask for it: GET /runs/compare?runs=NAME")
@@ -419,22 +431,30 @@ class RunSummary(Model):
 
 
 class Runs(Model):
+    """The newest finished runs."""
+
     runs: list[RunSummary]
     measures: dict[str, str] = Field(description="key of `metrics` to its name for people")
     reason: str | None = Field(description="why there are none")
 
 
 class Curve(Model):
+    """One line of a chart."""
+
     name: str
     values: list[float | None]
 
 
 class Curves(Model):
+    """Lines over one axis: days, or what else `days` says."""
+
     days: list[str]
     curves: list[Curve]
 
 
 class PairTest(Model):
+    """One series tested against another on the same days."""
+
     one: str
     other: str
     difference: float | None
@@ -445,12 +465,16 @@ class PairTest(Model):
 
 
 class BlendRow(Model):
+    """An equal-weight blend, tested against its better member."""
+
     members: list[str]
     rank_ic: float
     test: PairTest = Field(description="against the better member")
 
 
 class CompareRow(Model):
+    """One run of a comparison."""
+
     run: str
     measures: dict[str, float | None]
     rank_ic_low: float | None
@@ -476,6 +500,8 @@ class Compared(Model):
 
 
 class Health(Model):
+    """Whether the program works, and how busy it is."""
+
     status: Literal["ok"]
     version: str
     model: Literal["loading", "ready", "failed"]
@@ -485,24 +511,34 @@ class Health(Model):
 
 
 class ForecastPath(Model):
+    """Of an address: which forecast."""
+
     id: Id
 
 
 class JobPath(Model):
+    """Of an address: which job."""
+
     job: Id
 
 
 class InstrumentQuery(Model):
+    """Which instruments to list."""
+
     q: str = Field("", max_length=80, description="a part of the name")
 
 
 class KeptQuery(Model):
+    """Which kept forecasts to list."""
+
     q: str = Field("", max_length=80, description="a part of the instrument's name")
     offset: int = Field(0, ge=0, le=10_000_000)
     limit: int = Field(100, ge=1, le=500)
 
 
 class UniverseQuery(Model):
+    """Whose ranking, and of which day."""
+
     run: ShortText | None = Field(
         None, description="an experiment's name or a run's id; without one, the newest run"
     )
@@ -510,21 +546,29 @@ class UniverseQuery(Model):
 
 
 class CompareQuery(Model):
+    """Which runs to compare."""
+
     runs: Annotated[str, StringConstraints(min_length=1, max_length=2000)] = Field(
         description="names, separated by commas"
     )
 
 
 class WhyPath(Model):
+    """Of an address: which instrument."""
+
     instrument: ShortText
 
 
 class WhyQuery(Model):
+    """By which run it ranks where it does."""
+
     run: ShortText
     fresh: bool = Field(False, description="on the newest day of the bars, as of GET /universe")
 
 
 class TrackRecordRequest(Model):
+    """How many past windows to score."""
+
     windows: int = Field(20, ge=1, le=MOST_WINDOWS)
 
 

@@ -48,6 +48,7 @@ def read_frame_of(stream: BinaryIO) -> bytes | None:
 
 
 def write_frame(stream: BinaryIO, data: bytes) -> None:
+    """Send bytes as a frame."""
     stream.write(len(data).to_bytes(8, "big"))
     stream.write(data)
 
