@@ -8,7 +8,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	--config-settings editable_mode=compat --editable
 
-.PHONY: demo notebooks test lint types tests nightly docs
+.PHONY: demo notebooks test lint types browser tests nightly docs
 
 demo: $(VENV)/demo.ready
 	$(BIN)/python data_prep/make_demo_market.py demo/market --overwrite
@@ -28,7 +28,16 @@ notebooks: $(VENV)/demo.ready
 		--ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
-test: lint types tests
+test: lint types browser tests
+
+# The page is tested in chromium, which pip does not bring: what is missing is said before the tests
+# begin, and those tests alone are skipped.
+browser: $(VENV)/test.ready
+	@$(BIN)/python -c "import os, shutil; names = ('chromium', 'chromium-browser', \
+	'google-chrome', 'google-chrome-stable', 'chrome'); found = os.environ.get('KRONOS_CHROMIUM') \
+	or next(filter(None, map(shutil.which, names)), None); print('tests/browser: ' + (found or \
+	'no chromium, so these tests are skipped unless playwright has one of its own: ' \
+	'apt-get install chromium, or python -m playwright install chromium'))"
 
 lint: $(VENV)/test.ready
 	$(BIN)/ruff check .

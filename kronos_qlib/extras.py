@@ -3,7 +3,8 @@
     plotly = require("plotly.graph_objects", for_="the page of a comparison")
 
 Code outside `training` gets them by `require` alone, inside the function that uses them: a plain
-`pip install kronos-qlib` imports every module and forecasts.
+`pip install kronos-qlib` imports every module and forecasts. The modules of `webui` that are the
+server, of the page or of MCP, are an extra as a whole: their commands check it first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("peft",),
     "members": ("index_constitution",),
     "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
+    "web": ("defusedxml", "flask", "flask_openapi3", "openpyxl", "waitress"),
+    "mcp": ("mcp",),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""
 

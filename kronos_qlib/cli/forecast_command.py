@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.cli.reading import add_reading, reading_of
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
+from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import CLOSE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kronos_qlib.data.calendar.stamps import Ahead
-    from kronos_qlib.data.rules import Flags
     from kronos_qlib.inference.forecast import Forecast
-    from kronos_qlib.inference.predictor import KronosPredictor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 AUTO, NONE = "auto", "none"
@@ -118,16 +115,32 @@ def forecast(arguments: argparse.Namespace) -> None:
 
     from kronos_qlib.evaluation.forecasts.candles import candle_figure
     from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.pipeline.one_series import (
+        bars_seen,
+        check_seen,
+        times_ahead,
+        tokenizer_taken,
+    )
 
     predictor = KronosPredictor.from_pretrained(
         arguments.model, arguments.tokenizer, arguments.device
     )
     context = predictor.max_context
-    lookback, cut = _lookback(arguments, len(bars), context)
+    lookback, cut = bars_seen(
+        len(bars),
+        context,
+        model=arguments.model,
+        source=str(arguments.source),
+        lookback=arguments.lookback,
+        horizon=arguments.horizon,
+        slide=arguments.slide,
+    )
     window = bars.tail(lookback)
-    notes = (*notes, *_tokenizer_taken(predictor, arguments), *cut)
-    notes = (*notes, *_check_bars(window, arguments.source))
-    ahead = _ahead(bars, window, arguments)
+    notes = (*notes, *tokenizer_taken(predictor, arguments.model, arguments.tokenizer), *cut)
+    notes = (*notes, *check_seen(window, str(arguments.source)))
+    ahead = times_ahead(
+        bars, window, arguments.horizon, exchange=arguments.exchange, freq=arguments.freq
+    )
     is_slow = lookback + arguments.horizon > context
     if is_slow:
         print(
@@ -228,121 +241,11 @@ def _check_targets(arguments: argparse.Namespace, picture: Path) -> None:
 
 def _bars_of(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The traded bars of the instrument asked for, in order, and notes of reading it."""
-    from kronos_qlib.data.calendar.steps import step_notes
-    from kronos_qlib.data.files.check import idle_bars
     from kronos_qlib.data.files.read import read_bars
+    from kronos_qlib.pipeline.one_series import traded_bars
 
     table = read_bars(arguments.source, **reading_of(arguments))
-    symbols = table.bars["symbol"].unique().tolist()
-    some = some_of(symbols, 5)
-    if arguments.symbol is None and len(symbols) > 1:
-        raise ConfigError(f"{arguments.source} holds {some}; say which with --symbol")
-    symbol = symbols[0] if arguments.symbol is None else arguments.symbol.upper()
-    if symbol not in symbols:
-        raise ConfigError(f"{arguments.source} has no {arguments.symbol!r}; it holds {some}")
-    own = (table.bars["symbol"] == symbol).to_numpy()
-    # Whether no volume means no trade depends on the other instruments too.
-    idle, bars = idle_bars(table.bars)[own], table.bars[own]
-    left_out = _describe_untraded(bars, idle)
-    return bars[~idle], (*table.notes, *left_out, *step_notes(bars[~idle]))
-
-
-def _describe_untraded(bars: pd.DataFrame, idle: Flags) -> list[str]:
-    """Notes on bars that did not trade and are left out.
-
-    Raises:
-        BarDataError: no bar traded.
-    """
-    from kronos_qlib.data.calendar.time_text import show_span, show_time
-
-    if not idle.any():
-        return []
-    symbol, dates = bars["symbol"].iloc[0], bars["date"]
-    if idle.all():
-        raise BarDataError(f"{symbol}: none of its {len(bars)} bars has traded, see volume")
-    when = show_span(dates[idle].to_numpy())
-    note = f"{idle.sum()} bars of {symbol} did not trade and are left out, {when}"
-    newest = dates[~idle].iloc[-1]
-    if newest < dates.iloc[-1]:
-        note += f"; it last traded at {show_time(newest)}, after which the bars to come begin"
-    return [note]
-
-
-def _tokenizer_taken(predictor: KronosPredictor, arguments: argparse.Namespace) -> list[str]:
-    """Which tokenizer was found for a predictor that lies alone in its folder."""
-    origin = predictor.tokenizer.origin
-    asked = arguments.tokenizer or arguments.model
-    if origin is None or origin.repo == asked or Path(origin.name) == Path(asked).expanduser():
-        return []
-    return [f"the tokenizer of {asked} is {origin.name}"]
-
-
-def _lookback(
-    arguments: argparse.Namespace, bars: int, context: int
-) -> tuple[int, tuple[str, ...]]:
-    """How many bars are seen, by default as many as leave room for those to come, and why fewer
-    than were asked for. Bars that the model does not see must not decide the normalisation."""
-    if arguments.horizon < 1:
-        raise ConfigError(f"--horizon must be at least 1, got {arguments.horizon}")
-    room: int = max(context - arguments.horizon, context // 2)
-    if arguments.lookback is None:
-        return min(bars, room), ()
-    lookback: int = arguments.lookback
-    if not 2 <= lookback <= bars:
-        raise ConfigError(
-            f"--lookback must lie in 2 to {bars}, the bars of {arguments.source}, got {lookback}"
-        )
-    most = context if arguments.slide else room
-    if lookback <= most:
-        return lookback, ()
-    cut = f"--lookback {lookback}: the last {most} bars are taken, {arguments.model} sees {context}"
-    if not arguments.slide:
-        cut += " and needs room for the bars to come (--slide takes all that it sees, and is slow)"
-    return most, (cut,)
-
-
-def _check_bars(window: pd.DataFrame, source: Path) -> list[str]:
-    """Refuse bars that the forecast would be made of and that cannot be; what looks wrong."""
-    from kronos_qlib.data.calendar.time_text import show_time
-    from kronos_qlib.data.files.check import check_bars, describe_report, errors_of
-    from kronos_qlib.data.rules import JUMP
-
-    report = check_bars(window, find_gaps=False)
-    errors = errors_of(report)
-    if len(errors):
-        raise BarDataError(
-            f"{source}: {len(errors)} errors in the lookback: {describe_report(errors)}; "
-            "`kronos-qlib data check` lists and repairs them"
-        )
-    jumps = report[report["rule"] == JUMP]
-    if jumps.empty:
-        return []
-    shown = [
-        f"{show_time(date)} {detail}"
-        for date, detail in zip(jumps["date"], jumps["detail"], strict=True)
-    ]
-    return [
-        f"the lookback has a jump, and the forecast takes it as a move: "
-        f"{some_of(shown, between='; ')}; "
-        "if it is a split, adjust the bars before it: kronos-qlib data check "
-        f"{source} --repair split-jumps --output NEW.csv"
-    ]
-
-
-def _ahead(bars: pd.DataFrame, window: pd.DataFrame, arguments: argparse.Namespace) -> Ahead:
-    """The bars to come. All that was read shows how bars come, not what the model sees alone."""
-    from kronos_qlib.data.calendar.stamps import bars_ahead
-
-    has_rule = arguments.exchange is not None or arguments.freq is not None
-    past = (window if has_rule else bars)["date"]
-    try:
-        return bars_ahead(past, arguments.horizon, exchange=arguments.exchange, freq=arguments.freq)
-    except CalendarError as bad:
-        symbol = window["symbol"].iloc[0]
-        if arguments.freq is None:
-            raise CalendarError(f"{symbol}: {bad}") from bad
-        named = str(bad).replace(f"freq {arguments.freq!r}", f"--freq {arguments.freq}")
-        raise ConfigError(f"{symbol}: {named}") from bad
+    return traded_bars(table, arguments.symbol, str(arguments.source))
 
 
 def _table(found: Forecast, quantiles: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,14 @@ COMMANDS = {
     ),
     "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare_command"),
     "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score_command"),
+    "web": (
+        "open a local page: forecasts, rankings, runs, kept forecasts",
+        "kronos_qlib.cli.web_command",
+    ),
+    "mcp": (
+        "offer forecasts and rankings to programs that speak MCP",
+        "kronos_qlib.cli.mcp_command",
+    ),
     "models": (
         "list the checkpoints: bundled, cached, available",
         "kronos_qlib.cli.models_command",

@@ -5,6 +5,8 @@ Shape letters: B windows, P paths, R = B * P rows (window-major), L bars of a lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def generate(
     how: SamplingConfig,
     uniforms: Tensor,
     max_context: int,
+    each_step: Callable[[], None] | None = None,
 ) -> TokenPair:
     """Continue each window by `horizon` bars along as many paths as `uniforms` has.
 
@@ -39,6 +42,7 @@ def generate(
         stamps: (B, L + horizon, 5) int64.
         uniforms: (B, P, horizon, 2) float32 in [0, 1), see `path_uniforms`.
         max_context: bars that the predictor attends to at once.
+        each_step: called after each bar; what it raises ends the work.
 
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
@@ -75,6 +79,8 @@ def generate(
         logits = reader.s2_logits(newest, s1[:, at])
         require_finite(logits, "s2 logits of the predictor")
         s2[:, at] = sample_ids(logits, how, numbers[:, step, 1])
+        if each_step is not None:
+            each_step()
     return s1[:, lookback:], s2[:, lookback:]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -54,12 +54,15 @@ class FrameOptions(PathOptions, total=False):
         checked them.
     seed: the same seed and bars give the same forecast, whatever else is in a batch; 0 by
         default.
+    on_progress: called with the share of the drawing that is done, in (0, 1], after every bar of
+        every micro-batch, from several threads in turn; what it raises ends the forecast.
     """
 
     exchange: str | None
     freq: str | None
     warn: bool
     seed: int
+    on_progress: Callable[[float], None] | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Request:
     freq: str | None = None
     warn: bool = True
     verbose: bool = False
+    on_progress: Callable[[float], None] | None = None
 
     @classmethod
     def of(

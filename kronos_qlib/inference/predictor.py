@@ -5,7 +5,9 @@ Shape letters: L bars of a lookback.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -366,13 +368,16 @@ class KronosPredictor:
         names = [key_of(row) for row in x] if keys is None else [str(key).encode() for key in keys]
         place_uniforms(result, request.seed, names, how.stratified)
 
+        batches = plan.batches(len(x), how.paths)
+        each_step = _counted(request.on_progress, len(batches) * pred_len)
+
         def draw(rows: slice, futures: slice) -> None:
             past = x[rows]
             uniforms = torch.from_numpy(uniforms_in(result[rows, futures]).copy())
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms)
+            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, each_step)
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
-        _run(draw, plan, plan.batches(len(x), how.paths), "forecasting", request.verbose)
+        _run(draw, plan, batches, "forecasting", request.verbose)
         taken = check_drawn(taken, result, lambda series: _name(series, keys))
         can = np.flatnonzero([one.calibration is not None for one in taken])
         if len(can) == len(x):
@@ -557,13 +562,15 @@ class KronosPredictor:
         stamps: Stamps,
         how: SamplingConfig,
         uniforms: torch.Tensor,
+        each_step: Callable[[], None] | None,
     ) -> Floats:
         horizon, paths = stamps.shape[1] - bars.shape[1], uniforms.shape[1]
         scale = WindowScale.of(bars)
         tokens = packed.tokenizer.encode(self._normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
+        places = uniforms.to(self.device)
         drawn = generate(
-            packed.net, tokens, moments, horizon, how, uniforms.to(self.device), self.max_context
+            packed.net, tokens, moments, horizon, how, places, self.max_context, each_step
         )
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
         require_finite(ahead, "bars of the tokenizer")
@@ -641,6 +648,19 @@ def _rounded(contexts: Floats, dtype: str) -> Floats:
             "context.dtype at float32"
         )
     return found
+
+
+def _counted(on_progress: Callable[[float], None] | None, steps: int) -> Callable[[], None] | None:
+    """What counts steps of several threads and tells the share that is done."""
+    if on_progress is None:
+        return None
+    done, lock = itertools.count(1), threading.Lock()
+
+    def each_step() -> None:
+        with lock:
+            on_progress(next(done) / steps)
+
+    return each_step
 
 
 def _checked(x: Floats, stamps: Stamps, keys: Sequence[str] | None) -> Floats:

@@ -132,7 +132,8 @@ def test_compare_is_refused_before_a_run_is_read(monkeypatch, capsys):
 def test_extras_are_those_of_pyproject():
     optional = project()["optional-dependencies"]
     for extra, roots in extras.EXTRAS.items():
-        assert set(map(distribution_of, roots)) == names(optional[extra])
+        own = [one for one in optional[extra] if not one.startswith("kronos-qlib[")]
+        assert set(map(distribution_of, roots)) == names(own)
     assert optional["all"] == [f"kronos-qlib[{','.join(extras.EXTRAS)}]"]
     assert "kronos-qlib[all]" in optional["dev"], "the tests need them all"
 
@@ -155,8 +156,40 @@ def imports_outside_of_typing(path):
             yield node.module.partition(".")[0], node
 
 
+SERVERS = {
+    PACKAGE / "webui" / f"{name}.py": extra
+    for name, extra in {
+        "app": "web",
+        "mcp_server": "mcp",
+        "problems": "web",
+        "security": "web",
+        "serving": "web",
+        "static_files": "web",
+    }.items()
+}
+"""Modules that are of an extra as a whole, which the commands that import them check before."""
+
+
+@pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)
+def test_a_server_takes_packages_of_its_own_extra_alone(path):
+    found = {root for root, _ in imports_outside_of_typing(path) if root in ROOTS}
+    assert found <= set(extras.EXTRAS[SERVERS[path]])
+
+
 @pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+    ("command", "root", "extra"), [("web", "waitress", "web"), ("mcp", "mcp", "mcp")]
+)
+def test_a_server_without_its_packages_says_so(monkeypatch, capsys, tmp_path, command, root, extra):
+    monkeypatch.chdir(tmp_path)
+    give_none(monkeypatch, root)
+    assert main([command]) == 1
+    assert f'pip install "kronos-qlib[{extra}]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(PACKAGE.rglob("*.py")) - set(SERVERS)),
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_packages_of_extras_are_got_by_require(path):
     found = {root for root, _ in imports_outside_of_typing(path) if root in ROOTS}
@@ -175,7 +208,7 @@ for name in {modules}:
 def test_every_module_is_imported_in_a_plain_install():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in sorted(set(PACKAGE.rglob("*.py")) - set(SERVERS))
         if not path.stem.startswith("__")
     ]
     code = PLAIN.format(blocked=sorted(ROOTS), modules=modules)

@@ -16,7 +16,7 @@ import kronos_qlib
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kronos_qlib"
 
-MODULES = {"cli": 17}
+MODULES = {"cli": 19}
 """Folders that may have more than 12 modules: a command of the command line is a module."""
 
 LOOK = """

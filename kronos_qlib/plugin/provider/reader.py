@@ -114,7 +114,7 @@ def read_table(
             files.check(names)
         capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds, folder)
     builder = TableBuilder(calendar, capacity, incomplete, invalid, untraded)
-    columns = _Columns()
+    columns = StoredColumns()
     for name, places, values in dense:
         bars = columns.complete(name, values[:, : len(BAR_COLUMNS)])
         if raw_volume:  # after an amount was made of adjusted volume and prices
@@ -293,7 +293,7 @@ def _factors(name: str, times: Times, values: Floats) -> Floats:
     return values[:, -1]
 
 
-class _Columns:
+class StoredColumns:
     """Fills volume and amount where the storage has none at all; some with and some without is
     a fault of the storage."""
 
@@ -302,6 +302,7 @@ class _Columns:
         self.lacking: dict[int, str] = {}
 
     def complete(self, name: str, bars: Floats) -> Floats:
+        """The bars (n, 6) of an instrument with volume and amount filled where all lack them."""
         if np.isnan(bars[:, : CLOSE + 1]).all():
             return bars  # no bar at all: nothing is lacking
         if np.isnan(bars[:, VOLUME:]).all() and _stands_still(bars):
@@ -323,6 +324,7 @@ class _Columns:
         return bars
 
     def log_filled(self) -> None:
+        """Warn of what was filled."""
         filled = {VOLUME: "zeros", AMOUNT: "volume x the mean of the four prices"}
         for column in self.lacking:
             logger.warning(f"the storage has no {BAR_COLUMNS[column]}: taken as {filled[column]}")

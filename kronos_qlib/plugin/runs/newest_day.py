@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, some_of
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import artifact, artifacts, read_json, read_task
-from kronos_qlib.plugin.runs.tracking import finished_run, latest_finished, open_tracking
+from kronos_qlib.plugin.runs.tracking import find_run, open_tracking
 from kronos_qlib.plugin.task_sections import freq_of, mapping_of, value_at
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from kronos_qlib.data.windows.bar_table import BarTable
 
@@ -102,7 +100,7 @@ def open_run(
 
     quiet_libraries()
     client = open_tracking(tracking_uri)
-    found = _find(client, run)
+    found = find_run(client, run)
     run_id = found.info.run_id
     task = read_task(client, run_id, any_class=trust)
     missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
@@ -174,14 +172,6 @@ def moved(dataset: Mapping[str, Any], moment: pd.Timestamp) -> dict[str, Any]:
     if isinstance(kwargs.get("bar_handler"), dict) and "end_time" in kwargs["bar_handler"]:
         kwargs["bar_handler"]["end_time"] = moment
     return config
-
-
-def _find(client: MlflowClient, run: str) -> Run:
-    known = client.get_experiment_by_name(run)
-    is_experiment = known is not None and known.lifecycle_stage == "active"
-    if is_experiment or not re.fullmatch(r"[0-9a-f]{4,32}", run):
-        return latest_finished(client, run)
-    return finished_run(client, run)
 
 
 def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -233,8 +233,29 @@ def artifact(
         yield path
 
 
-def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
+def read_signals(
+    client: MlflowClient, run_id: str, name: str, wanted: Sequence[str]
+) -> pd.DataFrame:
+    """Some columns of a run's Parquet table of signals, those of them that it has.
+
+    Returns:
+        On (datetime, instrument); without columns where the run has no such table or none of them.
+
+    Raises:
+        MissingArtifactError: it is damaged or too large.
+    """
+    if name not in artifacts(client, run_id, name.rpartition("/")[0] or None):
+        return pd.DataFrame()
+    with artifact(client, run_id, name) as path:
+        return _read_parquet(path, f"{name} of run {run_id}", wanted)[0]
+
+
+def _read_parquet(
+    path: Path, where: str, asked: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, str]:
     """The first column beside the keys, and the digest of the pickle that it was written beside.
+
+    Of several columns, where `asked` names some, those that there are.
 
     Columns are taken as Arrow has them, and nothing that the file says of pandas is minded.
     """
@@ -258,9 +279,11 @@ def _read_parquet(path: Path, where: str) -> tuple[pd.DataFrame, str]:
             wanted = {
                 time: pa.types.is_timestamp(kinds[time]),
                 name: pa.types.is_string(text) or pa.types.is_large_string(text),
-                values[0]: pa.types.is_primitive(kinds[values[0]])
-                and not pa.types.is_temporal(kinds[values[0]]),
             }
+            for one in values[:1] if asked is None else [one for one in asked if one in values]:
+                wanted[one] = pa.types.is_primitive(kinds[one]) and not pa.types.is_temporal(
+                    kinds[one]
+                )
             for column, is_good in wanted.items():
                 if not is_good:
                     raise MissingArtifactError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -131,3 +132,17 @@ def finished_run(client: MlflowClient, run_id: str) -> Run:
             f"run {run_id!r} is {run.info.status}, and only finished runs compare"
         )
     return run
+
+
+def find_run(client: MlflowClient, run: str) -> Run:
+    """A finished run by its experiment's name, for the newest, or by its id or the id's beginning.
+
+    Raises:
+        ConfigError: there is no such experiment or run.
+        MissingArtifactError: it did not finish.
+    """
+    known = client.get_experiment_by_name(run)
+    is_experiment = known is not None and known.lifecycle_stage == "active"
+    if is_experiment or not re.fullmatch(r"[0-9a-f]{4,32}", run):
+        return latest_finished(client, run)
+    return finished_run(client, run)
