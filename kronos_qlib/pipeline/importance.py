@@ -235,4 +235,4 @@ def _rank_ic(head: Head, predictor: KronosPredictor, inputs: HeadInputs, returns
     from kronos_qlib.training.alpha import correlations
 
     scores, known = scores_of(head, inputs, predictor.device), np.isfinite(returns)
-    return correlations(scores[known], returns[known])[1]
+    return correlations(scores[known], returns[known].astype(np.float32))[1]

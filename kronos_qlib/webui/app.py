@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from flask import Response, render_template, request
-from flask_openapi3 import Info, OpenAPI
+from flask_openapi3.models.info import Info
+from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -138,14 +140,14 @@ def _refuse(error: ValidationError) -> Response:
     return respond(*problem_of(error, {}))
 
 
-def documented(*statuses: int, **answers: Any) -> dict[str, Any]:
+def documented(*statuses: int, **answers: Any) -> dict[str | int | HTTPStatus, Any]:
     """Responses of a route for its documentation.
 
     Args:
         statuses: of problems, beside those that every route has.
         answers: by "ok" (200) and "accepted" (202) their models, "none" (204).
     """
-    found: dict[str, Any] = {}
+    found: dict[str | int | HTTPStatus, Any] = {}
     if "ok" in answers:
         found["200"] = answers["ok"]
     if "accepted" in answers:
@@ -177,9 +179,11 @@ class _Routes:
         self._keeping()
         self._looking()
 
-    def body(self, model: type[BaseModel], *, or_file: type[BaseModel] | None = None) -> dict:
+    def body(
+        self, model: type[BaseModel], *, or_file: type[BaseModel] | None = None
+    ) -> dict[str, Any]:
         """The documentation of a request's body, which the route reads itself."""
-        from flask_openapi3.models import Schema
+        from flask_openapi3.models.schema import Schema
         from flask_openapi3.utils import get_model_schema
 
         content = {}

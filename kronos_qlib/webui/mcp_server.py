@@ -196,12 +196,14 @@ def make_server(service: Service) -> MCPServer[Any]:
         if isinstance(found, QueuedJob):
             found = await _done(service, found, ctx, 0, 1)
         without = dict.fromkeys(("equity", "drawdown", "rank_ic"))
-        return found.model_copy(update=without)
+        compared: Compared = found.model_copy(update=without)
+        return compared
 
     @server.tool(title="Checkpoints that forecast may be asked for")
     async def models() -> Models:
         """Bundled, published and the owner's own checkpoints: size, context, whether it is here."""
-        return await _called(service.known_models)
+        found: Models = await _called(service.known_models)
+        return found
 
     return server
 

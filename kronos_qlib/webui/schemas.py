@@ -267,7 +267,7 @@ class ModelInfo(Model):
     revision: str | None
     state: Literal["loaded", "loading", "here", "to fetch", "broken"]
     device: str | None = Field(description="while it is loaded")
-    problem: str | None = Field(None, description="of a broken one")
+    problem: str | None = Field(default=None, description="of a broken one")
 
 
 class Models(Model):

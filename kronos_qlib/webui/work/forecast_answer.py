@@ -294,7 +294,7 @@ def answer_of(
             column: {f"{level:g}": _numbers(quantiles[column, level]) for level in LEVELS}
             for column in BAR_COLUMNS
         },
-        mean={column: _numbers(values) for column, values in drawn.mean.items()},
+        mean={column: _numbers(drawn.mean[column]) for column in BAR_COLUMNS},
         paths=[_numbers(path) for path in closes[: asked.single_paths]] or None,
         prob_up=_numbers((closes > drawn.last_close).mean(axis=0)),
         outlook=Outlook(

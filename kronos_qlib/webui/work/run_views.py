@@ -96,7 +96,8 @@ class RunViews:
 
     def known_comparison(self, names: Sequence[str]) -> Compared | None:
         """That of these runs, if it was made before."""
-        return self._remembered(("compare", *self._ids(names)))
+        known: Compared | None = self._remembered(("compare", *self._ids(names)))
+        return known
 
     def compare(self, names: Sequence[str]) -> Compared:
         """The report of `kronos-qlib compare` as numbers.
@@ -112,7 +113,10 @@ class RunViews:
     def known_universe(self, run: str | None, fresh: bool) -> Universe | None:
         """That of this run, if it was made before."""
         with fault_of("run"):
-            return self._remembered(("universe", self._find(run).info.run_id, fresh))
+            known: Universe | None = self._remembered(
+                ("universe", self._find(run).info.run_id, fresh)
+            )
+            return known
 
     def universe(self, run: str | None, fresh: bool) -> Universe:
         """One day, ranked: the newest that the run predicted, or the newest of its bars.
@@ -169,14 +173,14 @@ class RunViews:
             names=reasons.names,
             contributions=[
                 Contribution(
-                    model=str(row.model),
-                    feature=str(row.input),
-                    kind=str(row.kind),
-                    percentile=_number(row.percentile),
-                    contribution=float(row.contribution),
-                    left_out=None if pd.isna(row.left_out) else -float(row.left_out),
+                    model=str(row["model"]),
+                    feature=str(row["input"]),
+                    kind=str(row["kind"]),
+                    percentile=_number(row["percentile"]),
+                    contribution=float(row["contribution"]),
+                    left_out=None if pd.isna(row["left_out"]) else -float(row["left_out"]),
                 )
-                for row in table.itertuples()
+                for row in table.to_dict("records")
             ],
             words=[*words, *reasons.notes],
         )
@@ -292,7 +296,7 @@ def _rows(table: pd.DataFrame, history: pd.DataFrame, signals: pd.DataFrame) -> 
                 rank=place + 1,
                 instrument=str(name),
                 score=float(row["score"]),
-                percentile=_number(share[name]),
+                percentile=_number(share.loc[str(name)]),
                 sparkline=[_number(value) for value in columns.iloc[:, place]],
                 **{key: _number(others.iloc[place][key]) for key in KEY_SIGNALS},
                 last_bar=time_of(last_bar, False) if has_bar else None,

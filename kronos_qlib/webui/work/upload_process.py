@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ STEM = "UPLOAD"
 """The symbol of a file without a column of symbols whose own name cannot be one."""
 
 
-def read_frame_of(stream: BinaryIO) -> bytes | None:
+def read_frame_of(stream: IO[bytes]) -> bytes | None:
     """The next frame; None at the end of the stream."""
     head = stream.read(8)
     if len(head) < 8:
@@ -47,7 +47,7 @@ def read_frame_of(stream: BinaryIO) -> bytes | None:
     return data if len(data) == length else None
 
 
-def write_frame(stream: BinaryIO, data: bytes) -> None:
+def write_frame(stream: IO[bytes], data: bytes) -> None:
     """Send bytes as a frame."""
     stream.write(len(data).to_bytes(8, "big"))
     stream.write(data)

@@ -98,7 +98,7 @@ class UploadReader:
             answer, table = read_frame_of(process.stdout), read_frame_of(process.stdout)
             return None if answer is None or table is None else (json.loads(answer), table)
 
-        found = _within(self.seconds, exchange)
+        found: tuple[dict[str, Any], bytes] | None = _within(self.seconds, exchange)
         if found is None:
             ended = process.poll() is not None
             self._end()
