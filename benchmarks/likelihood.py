@@ -53,6 +53,7 @@ import pandas as pd
 import torch
 
 from kronos_qlib import Kronos, KronosTokenizer
+from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.data.windows.gather import gather
@@ -413,7 +414,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     # The filter is applied while reading: later bars never reach this process.
     end = pd.Timestamp(args.last).normalize() + pd.Timedelta(days=1)
     frame = pd.read_parquet(args.bars, filters=[("date", "<", end)])
-    table = BarTable.from_bars(frame)
+    bars = read_bars(frame, as_is=True).bars  # derives the amount where a market has none
+    table = BarTable.from_bars(bars, incomplete="skip", invalid="skip")
     net = Kronos.from_pretrained(args.checkpoint)
     tokenizer = KronosTokenizer.from_pretrained(args.checkpoint)
     context = net.origin.max_context if net.origin else None
