@@ -217,6 +217,12 @@ class AlphaHead(nn.Module):
 
         Here one window's input can be moved, or differentiated by, with the day's mean and
         deviation as they were.
+
+        Args:
+            context: (B, C). features, market: as of `forward`.
+
+        Returns:
+            (B,) scores.
         """
         return self._outputs(context, features, market)[:, 0]
 
@@ -226,7 +232,7 @@ class AlphaHead(nn.Module):
         """`of_compared` with all that is compared over the day as it is on this one.
 
         Args:
-            context, features, market: as of `forward`.
+            context, features, market: as of `forward`, (B, C), (B, F) and (M,).
         """
         return self.of_compared
 
@@ -302,7 +308,7 @@ class AlphaEnsemble(nn.Module):
     def with_day_held(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """As of `AlphaHead`: each member's scores keep the mean and deviation of this day's."""
+        """As of `AlphaHead`: each member's (B,) scores keep the mean and deviation of this day's."""
         with torch.no_grad():
             each = [head(context, features, market) for head in self.members]
             mean, deviation = _day_scale(torch.stack(each, dim=1).float())
@@ -316,7 +322,7 @@ class AlphaEnsemble(nn.Module):
 
     @property
     def usual_market(self) -> Tensor | None:
-        """As of `AlphaHead`; the members learned from the same days."""
+        """(M,) as of `AlphaHead`; the members learned from the same days."""
         return self.members[0].usual_market
 
 

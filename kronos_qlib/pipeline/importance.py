@@ -131,7 +131,7 @@ def permutation_importance(
         seed: of the orders. A day's depend on its date alone.
         most_days: at most so many days, evenly spaced; None takes all.
         label_bars: bars of the label, see `information_coefficient.summarise`.
-        features, contexts_folder, report: as of `head_inputs`.
+        features: (N, F) beside the context; it, contexts_folder and report as of `head_inputs`.
 
     Raises:
         BarDataError: no day has LEAST_PAIRS names with a label.

@@ -219,7 +219,7 @@ def test_a_name_of_the_folder_is_forecast_and_scored_against_what_came(client):
     names = client.get("/instruments?q=sym").json
     assert names["total"] == 6
     day = "2020-10-01"
-    asked = {**QUICK, "instrument": names["instruments"][0], "date": day}
+    asked = {**QUICK, "lookback": 60, "instrument": names["instruments"][0], "date": day}
     found = client.post("/predict", json=asked).json
     assert found["last_timestamp"] <= day
     assert all(bar["timestamp"] <= day for bar in found["history"]), "nothing after the date"

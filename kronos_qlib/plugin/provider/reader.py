@@ -302,7 +302,11 @@ class StoredColumns:
         self.lacking: dict[int, str] = {}
 
     def complete(self, name: str, bars: Floats) -> Floats:
-        """The bars (n, 6) of an instrument with volume and amount filled where all lack them."""
+        """The bars (n, 6) of an instrument with volume and amount filled where all lack them.
+
+        Raises:
+            BarDataError: some instruments have a column and others have not; names one of each.
+        """
         if np.isnan(bars[:, : CLOSE + 1]).all():
             return bars  # no bar at all: nothing is lacking
         if np.isnan(bars[:, VOLUME:]).all() and _stands_still(bars):

@@ -64,7 +64,11 @@ class FieldError(ConfigError):
 
 @contextmanager
 def fault_of(field: str) -> Iterator[None]:
-    """Errors of this package in the block are this field's."""
+    """Errors of this package in the block are this field's.
+
+    Raises:
+        FieldError: in place of any other.
+    """
     try:
         yield
     except FieldError:
@@ -75,7 +79,11 @@ def fault_of(field: str) -> Iterator[None]:
 
 @contextmanager
 def bar_faults() -> Iterator[None]:
-    """Errors of reading a request's bars, which count rows from 1, as those of one bar's field."""
+    """Errors of reading a request's bars, which count rows from 1, as those of one bar's field.
+
+    Raises:
+        FieldError: in place of any other.
+    """
     try:
         yield
     except KronosError as problem:
@@ -211,7 +219,11 @@ def draw(
     held: Held,
     on_progress: Callable[[float], None],
 ) -> list[Drawn]:
-    """Paths of windows of one instrument, by the settings of a request."""
+    """Paths of windows of one instrument, by the settings of a request.
+
+    Args:
+        times: of each window, (H,) of the bars to come.
+    """
     return held.predictor.predict_paths(
         windows,
         [window["date"] for window in windows],
@@ -370,7 +382,11 @@ def _numbers(values: Any) -> list[float]:
 
 
 def frame_of_bars(bars: Sequence[Bar]) -> pd.DataFrame:
-    """Bars of a request as a table for `read_bars`; columns that no bar has are left out."""
+    """Bars of a request as a table for `read_bars`; columns that no bar has are left out.
+
+    Raises:
+        FieldError: some bars have a volume or an amount, and others have not.
+    """
     rows = [bar.model_dump() for bar in bars]
     table = pd.DataFrame(rows, columns=["timestamp", *BAR_COLUMNS])
     empty = [name for name in ("volume", "amount") if all(row[name] is None for row in rows)]

@@ -49,7 +49,12 @@ def methods_of(outcomes: Outcomes, paths: Doubles, stratified: bool) -> dict[str
 def outcomes_of_closes(
     times: Sequence[np.datetime64], past: Doubles, came: Doubles, until: npt.NDArray[np.datetime64]
 ) -> Outcomes:
-    """As `Outcomes`, with as many past returns as there are, a month's at most."""
+    """As `Outcomes`, with as many past returns as there are, a month's at most.
+
+    Args:
+        times: (N,) of the last bars seen. past: (N, L) closes seen. came: (N, H) closes that came.
+        until: (N,) times of the newest of them.
+    """
     return Outcomes(
         np.asarray(times, dtype="datetime64[ns]"),
         past,
