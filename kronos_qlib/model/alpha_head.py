@@ -308,7 +308,7 @@ class AlphaEnsemble(nn.Module):
     def with_day_held(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """As of `AlphaHead`: each member's (B,) scores keep the mean and deviation of this day's."""
+        """As of `AlphaHead`: each member's (B,) scores keep this day's mean and deviation."""
         with torch.no_grad():
             each = [head(context, features, market) for head in self.members]
             mean, deviation = _day_scale(torch.stack(each, dim=1).float())

@@ -16,6 +16,7 @@ from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, Looka
 from kronos_qlib.pipeline.stages import columns_of
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+from kronos_qlib.plugin.explain.reasons import reasons_of
 from kronos_qlib.plugin.lookahead import check_lookahead, open_provider
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.provider.handler_columns import HandlerColumns
@@ -96,6 +97,29 @@ def fitted(provider):
     model = model_of([NEWS, "KMID"])
     model.fit(dataset_of(provider))
     return model
+
+
+def test_a_score_is_explained_by_its_columns(fitted, provider):
+    """The planted one first; a name that has no value of it has no percentile."""
+    dataset = dataset_of(provider)
+    scores = fitted.predict(dataset)
+    days = scores.index.get_level_values("datetime")
+    source = dataset.source
+    windows = source.windows("test")
+    values = pd.Series(source.feature_values(windows, [NEWS])[:, 0], index=windows.index)
+    gone = values[values.isna()]
+    day, unknown = gone.index[0]
+    best = scores[days == day].droplevel("datetime").idxmax()
+    found = reasons_of(fitted, dataset, best, day)
+    [part] = found.parts.values()
+    assert part.score == pytest.approx(found.score, rel=1e-5, abs=1e-6)
+    assert part.table.index[0] == NEWS and part.table["kind"].iloc[0] == "column"
+    ranks = values[values.index.get_level_values("datetime") == day].droplevel("datetime").dropna()
+    expected = (ranks < ranks[best]).sum() / (len(ranks) - 1)
+    assert part.table.loc[NEWS, "percentile"] == pytest.approx(expected)
+    [part] = reasons_of(fitted, dataset, unknown, day).parts.values()
+    assert np.isnan(part.table.loc[NEWS, "percentile"])
+    assert np.isfinite(part.table.loc["KMID", "percentile"])
 
 
 def test_a_planted_column_is_found_and_nothing_without_it(fitted, provider):

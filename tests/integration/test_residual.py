@@ -13,6 +13,7 @@ from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.explain.reasons import reasons_of
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.qlib_internals import metrics_dropped
@@ -158,6 +159,31 @@ def test_a_blend_trains_its_head_on_what_the_trees_leave(dataset):
     assert list(found.columns) == ["score", "gru", "trees"]
     pd.testing.assert_series_equal(found["trees"], other["trees"])
     assert not np.allclose(found["gru"], other["gru"])
+    # Why a name stands where it stands.
+    day, name = found.index[-1]
+    reasons = reasons_of(left, dataset, name, day)
+    assert list(reasons.parts) == ["trees"] and not reasons.notes
+    assert "reads the raw bars of a window" in reasons.unexplained["gru"]
+    with pytest.raises(ConfigError, match="a GRUModel reads the raw bars of a window"):
+        reasons_of(left.members["gru"], dataset, name, day)
+
+
+def test_what_a_head_learned_of_residuals_is_said_where_its_score_is_explained(dataset):
+    head = {"epochs": 1, "hidden": 4, "context_width": 0}
+    kronos = {
+        "class": "KronosModel",
+        "module_path": "kronos_qlib.plugin.model",
+        "kwargs": {"training": {"alpha": head}, "device": "cpu", "show_progress": False},
+        "name": "kronos",
+    }
+    blend = BlendModel([kronos, LIGHTGBM], residual={"of": "trees", "folds": 2})
+    with metrics_dropped():
+        blend.fit(dataset)
+    day, name = blend.predict(dataset).index[-1]
+    reasons = reasons_of(blend, dataset, name, day)
+    assert list(reasons.parts) == ["kronos", "trees"]
+    [note] = reasons.notes
+    assert note.startswith("kronos was trained on what trees leaves of the label")
 
 
 @pytest.mark.parametrize(

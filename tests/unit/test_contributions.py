@@ -50,8 +50,8 @@ def head_of(context_width=3, seed=0, **options):
     for number, member in enumerate(heads):
         member.fit_market(torch.randn(20, M, generator=torch.Generator().manual_seed(5)))
         if member.across is not None:  # as if it had learned
-            torch.nn.init.normal_(member.across.out.weight)
-            torch.nn.init.normal_(member.across.gate.weight)
+            for weight in member.across.parameters():
+                torch.nn.init.normal_(weight)
         if member.hidden_gate is not None:
             torch.nn.init.constant_(member.hidden_gate, 0.7)
         with torch.no_grad():  # members whose scores are of other sizes
@@ -222,9 +222,9 @@ def test_the_market_moves_a_score_against_a_usual_day_and_is_no_row():
         moved = (head(contexts, features, market) - head(contexts, features, usual)).numpy()
     for place in (0, 6):
         found = contributions_of_head(head, inputs, instruments, f"S{place}")
-        assert found.market == pytest.approx(moved[place] - moved.mean(), abs=1e-5)
+        assert found.market == pytest.approx(moved[place] - moved.mean(), abs=1e-6)
         assert set(found.table.index) == {CONTEXT, *FEATURES}
-        assert abs(found.market) > 1e-3
+        assert abs(found.market) > 1e-4
     on_a_usual_day = replace(inputs, market=usual.numpy())
     assert contributions_of_head(head, on_a_usual_day, instruments, "S0").market == 0
     assert contributions_of_head(head_of(), inputs, instruments, "S0").market is None

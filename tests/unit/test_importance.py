@@ -148,8 +148,10 @@ def test_a_heads_options_count_as_they_do_when_it_scores(windows, tiny_pair):
         "context": ContextConfig(bars=3, layers=(1,)),
     }
     heads = [AlphaHead(16, len(names), 3, 8, 0.0, **options) for _ in range(2)]
-    for head in heads:
-        torch.nn.init.normal_(head.across.out.weight)
+    for head in heads:  # as if it had learned
+        head.fit_market(torch.from_numpy(day_inputs(some)[1]))
+        for weight in head.across.parameters():
+            torch.nn.init.normal_(weight)
     head = AlphaEnsemble(heads).eval()
     earnings = np.random.default_rng(3).normal(size=(len(some), 1)).astype(np.float32)
     features, label = day_features(some, earnings), Planted("return_5")

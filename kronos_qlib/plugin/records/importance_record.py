@@ -80,8 +80,8 @@ class ImportanceRecord(RecordTemp):
         model = self.model
         if isinstance(model, GRUModel):
             raise ConfigError(
-                f"ImportanceRecord shuffles the inputs of a model, and {READS_BARS}: leave the "
-                "record out of its workflow"
+                f"ImportanceRecord shuffles a model's inputs, and {READS_BARS}: leave the record "
+                "out of its workflow"
             )
         if not isinstance(model, KronosModel) or model.head is None:
             raise ConfigError(
