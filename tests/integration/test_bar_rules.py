@@ -185,7 +185,7 @@ def test_a_split_in_the_folder_is_logged_with_its_windows(tmp_path, monkeypatch)
     frames = {name: walk(seed) for seed, name in enumerate(NAMES)}
     frames[NAMES[4]].iloc[90:, :4] /= 10
     dump(tmp_path / "q", frames)
-    said = collect(monkeypatch, "model", "baselines")
+    said = collect(monkeypatch, "model", "baselines.past_bars_model")
     for model in (zero_shot(), BaselineModel("reversal")):
         said.clear()
         model.predict(dataset())

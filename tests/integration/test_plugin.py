@@ -256,7 +256,8 @@ def test_zero_shot_fit_does_nothing_and_pickles_small(provider):
 
 def test_a_finetuned_model_survives_its_pickle(provider):
     dataset = dataset_of(provider)
-    model = model_of(training=TRAINING)
+    gentle = TRAINING["predictor"] | {"windows_per_epoch": 256, "learning_rate": 3e-4}
+    model = model_of(training={"predictor": gentle})
     model.fit(dataset)
     first = model.history["predictor"]
     assert first[1]["valid_loss"] < first[0]["valid_loss"], "an untrained market: it must learn"
