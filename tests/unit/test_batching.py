@@ -206,7 +206,7 @@ def test_random_numbers_are_in_the_budget_too(make_pair, monkeypatch):
     tokenizer, model = make_pair()
     forecaster = KronosPredictor(model, tokenizer, device="cpu", memory_mb=20)
 
-    def forecast_nothing(packed, bars, stamps, how, uniforms):
+    def forecast_nothing(packed, bars, stamps, how, uniforms, each_step):
         return np.zeros((len(bars), uniforms.shape[1], uniforms.shape[2], 6), dtype=np.float32)
 
     monkeypatch.setattr(forecaster, "_forecast", forecast_nothing)
