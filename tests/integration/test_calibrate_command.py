@@ -182,7 +182,7 @@ def test_what_cannot_be_calibrated_says_so_in_a_line(folder, tmp_path, capsys):
         (["--out", str(tmp_path / "no" / "c.json")], 2, "is no folder to write c.json in"),
         (["--out", str(tmp_path / "d.json"), "--overwrite"], 2, "is a folder; name a file"),
         (["--out", out, "--windows", "1"], 2, "windows must be at least 220, got 1"),
-        (["--out", out, "--lookback", "10"], 2, "lookback must lie in 23 to 100"),
+        (["--out", out, "--lookback", "10"], 2, "lookback must lie in 23 to 256"),
         (["--out", out, "--lookback", "40", "--last", "soon"], 2, "is a date or time, got 'soon'"),
         (["--out", out, *few], 1, "a calibration is fitted on 220 at least"),
         (["--out", out, "--checkpoint", "nana"], 1, "did you mean 'nano'?"),
