@@ -413,14 +413,16 @@ class _Routes:
         return answer(self._job(job), 202)
 
     def _job(self, job: QueuedJob) -> Job:
-        is_done = job.state == "done"
+        # Read once: it may end meanwhile, and "done" without a result would be no answer.
+        state = job.state
+        is_done = state == "done"
         forecast = job.result if job.kind in ("forecast", "track_record") and is_done else None
         private = private_texts(self.service)
         return Job(
             job=job.id,
             kind=job.kind,
             label=job.label,
-            state=job.state,
+            state=state,
             progress=job.progress,
             eta=job.eta,
             position=self.service.position(job),

@@ -35,7 +35,7 @@ from kronos_qlib.plugin.task_sections import label_bars_of
 pytestmark = pytest.mark.integration
 
 NOON = 1_700_000_000_000  # ms
-VALUES = [0.05, 0.4, 0.06, 0.5, 2.5, 0.8, 0.123, -0.02, 0.27, 1.1, 0.11, 1.2, -0.08, 0.4]
+VALUES = [0.05, 0.4, 0.06, 0.5, 2.5, 0.8, 0.123, -0.02, 0.27, 1.1, 0.11, 1.2, -0.08, 0.4, 1e7]
 METRICS = dict(zip(COMPARED.values(), VALUES, strict=True))
 
 
