@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from kronos_qlib.markup import inline_markdown, one_line
 
 DASH = "-"
 """Stands where a run has no such number; a note says so."""
+
+
+def number_text(value: float, how: str = "{:+.4f}") -> str:
+    """A number by a format, or DASH where it is not known (NaN)."""
+    return DASH if math.isnan(value) else how.format(value)
+
+
+def interval_text(row: Mapping[str, float], times: float = 1.0, how: str = "{:+.4f}") -> str:
+    """`low` to `high` of a row, both `times` so much, or DASH where they are not known (NaN)."""
+    if math.isnan(row["low"]):
+        return DASH
+    return f"{how.format(row['low'] * times)} to {how.format(row['high'] * times)}"
 
 
 def format_rows(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from kronos_qlib.errors import in_words
 from kronos_qlib.evaluation.ranking.day_tables import LEAST_PAIRS
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL, PROMISED
-from kronos_qlib.evaluation.text_table import DASH, format_rows
+from kronos_qlib.evaluation.text_table import format_rows, interval_text, number_text
 from kronos_qlib.markup import markdown
 
 Rows = dict[str, dict[str, float]]
@@ -137,7 +137,7 @@ def signal_verdict(
         f"**The score {order}: significant at {1 - LEVEL:.0%}.**"
         if significant
         else f"**That the score orders returns is not significant at {1 - LEVEL:.0%}.**",
-        f"Its Rank IC is {score['mean']:+.4f} a day ({_interval(score)}, t {score['t']:+.1f}, "
+        f"Its Rank IC is {score['mean']:+.4f} a day ({interval_text(score)}, t {score['t']:+.1f}, "
         f"{score['days']:.0f} days; p {_p(corrected)} after Holm's correction for "
         f"{tried} signal{'s' if tried > 1 else ''}).",
     ]
@@ -163,7 +163,7 @@ def signal_verdict(
         else:
             lines.append(
                 f"Neutralised against {in_words(list(map(str, baselines.index)))}, "
-                f"{left['mean']:+.4f} is left ({_interval(left)}, t {left['t']:+.1f}), "
+                f"{left['mean']:+.4f} is left ({interval_text(left)}, t {left['t']:+.1f}), "
                 f"{'' if is_significant(left) else 'not '}significant."
             )
         alike = baselines["with_score"].dropna()
@@ -205,20 +205,20 @@ def _baseline_table(found: Rows, baselines: pd.DataFrame) -> str:
     head = ["", "Rank IC", "score's there", "score less it", f"{LEVEL:.0%} interval", "t"]
     rows = [[*head, "like the score", "rows", "left out"]]
     for name, row in _rows(baselines).items():
-        own = [name, _number(row["rank_ic"]), _number(row["score_rank_ic"])]
+        own = [name, number_text(row["rank_ic"]), number_text(row["score_rank_ic"])]
         counts = [f"{row['pairs']:.0f}", f"{row['pairs_left_out']:.0f}"]
         less = _cells(found[f"rank_ic.less_{name}"])
-        rows.append([*own, *less, _number(row["with_score"], "{:+.2f}"), *counts])
+        rows.append([*own, *less, number_text(row["with_score"], "{:+.2f}"), *counts])
     left = found["rank_ic.neutralised"]
     line = (
-        f"Rank IC of the score neutralised against all of them: {_number(left['mean'])} "
-        f"({_interval(left)}, t {_number(left['t'], '{:+.1f}')}, {left['days']:.0f} days)."
+        f"Rank IC of the score neutralised against all of them: {number_text(left['mean'])} "
+        f"({interval_text(left)}, t {number_text(left['t'], '{:+.1f}')}, {left['days']:.0f} days)."
     )
     return f"{format_rows(rows, markdown=True)}\n\n{line}"
 
 
 def _signal_cells(name: str, row: Mapping[str, float]) -> list[str]:
-    alike, new = _number(row["with_score"], "{:+.2f}"), _number(row["turnover"], "{:.0%}")
+    alike, new = number_text(row["with_score"], "{:+.2f}"), number_text(row["turnover"], "{:.0%}")
     cells = _cells({**row, "mean": row["rank_ic"]})
     return [name, *cells, _p(row["p_holm"]), alike, new]
 
@@ -238,22 +238,12 @@ def _plain_table(name: str, table: pd.DataFrame) -> str:
 
 
 def _cells(row: Mapping[str, float]) -> list[str]:
-    return [_number(row["mean"]), _interval(row), _number(row["t"], "{:+.2f}")]
+    return [number_text(row["mean"]), interval_text(row), number_text(row["t"], "{:+.2f}")]
 
 
 def _counts(row: Mapping[str, float]) -> list[str]:
     return [f"{row['days']:.0f}", f"{row['left_out']:.0f}"]
 
 
-def _interval(row: Mapping[str, float]) -> str:
-    if math.isnan(row["low"]):
-        return DASH
-    return f"{row['low']:+.4f} to {row['high']:+.4f}"
-
-
-def _number(value: float, how: str = "{:+.4f}") -> str:
-    return DASH if math.isnan(value) else how.format(value)
-
-
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else _number(value, "{:.3f}")
+    return "< 0.001" if value < 0.001 else number_text(value, "{:.3f}")

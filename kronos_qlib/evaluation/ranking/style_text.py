@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from kronos_qlib.errors import in_words
 from kronos_qlib.evaluation.ranking.exposure import REST, SECTOR, TOTAL
 from kronos_qlib.evaluation.ranking.uncertainty import LEVEL
-from kronos_qlib.evaluation.text_table import DASH, format_rows
+from kronos_qlib.evaluation.text_table import DASH, format_rows, interval_text, number_text
 
 WORTH_SAYING = 0.1
 """Rank correlation with a style below which a score is not called exposed to it."""
@@ -115,14 +115,14 @@ def _holding_sentences(
     else:
         word = "significant" if _significant(rest) else "not significant"
         lines.append(
-            f"What they leave has a Rank IC of {rest['mean']:+.4f} ({_interval(rest)}), {word}."
+            f"What they leave has a Rank IC of {rest['mean']:+.4f} ({interval_text(rest)}), {word}."
         )
     if math.isfinite(parts[TOTAL]["mean"]):
         total, own = parts[TOTAL], parts[REST]
         lines.append(
             f"Of {_bp(total['mean'])} a bar that its ranks earn before cost, "
             f"{_bp(total['mean'] - own['mean'])} come from styles and {_bp(own['mean'])} from the "
-            f"rest ({_interval(own, 1e4, '{:+.1f}')} bp, "
+            f"rest ({interval_text(own, 1e4, '{:+.1f}')} bp, "
             f"{'' if _significant(own) else 'not '}significant)."
         )
     return lines
@@ -170,7 +170,7 @@ def _book_sentences(books: Mapping[tuple[str, str], Row], top: float, cost_bp: f
         over = " over the mean of all names" if book == "long_only" else ""
         lines.append(
             f"{words} {_bp(gross)} a bar{over} before cost and {_bp(net['mean'])} after it "
-            f"({_interval(net, 1e4, '{:+.1f}')} bp, {_judged(net)}); traded a bar later "
+            f"({interval_text(net, 1e4, '{:+.1f}')} bp, {_judged(net)}); traded a bar later "
             f"{_bp(late['mean'])}."
         )
     return lines
@@ -182,11 +182,11 @@ def _exposure_table(exposures: Mapping[str, Row], parts: Mapping[str, Row]) -> s
         held = [DASH, DASH]
         if name in exposures:
             row = exposures[name]
-            held = [_number(row["mean"], "{:+.3f}"), _interval(row, how="{:+.3f}")]
+            held = [number_text(row["mean"], "{:+.3f}"), interval_text(row, how="{:+.3f}")]
         earned = [DASH, DASH]
         if name in parts:
             row = parts[name]
-            earned = [_number(row["mean"] * 1e4, "{:+.2f}"), _interval(row, 1e4, "{:+.2f}")]
+            earned = [number_text(row["mean"] * 1e4, "{:+.2f}"), interval_text(row, 1e4, "{:+.2f}")]
         rows.append([str(name), *held, *earned])
     return format_rows(rows, markdown=True)
 
@@ -195,8 +195,8 @@ def _condition_table(conditions: Mapping[tuple[str, str], Row]) -> str:
     rows = [["", "Rank IC", f"{LEVEL:.0%} interval", "t", "days"]]
     for (condition, state), row in conditions.items():
         name = f"{condition}, {state}" if state else str(condition)
-        t = _number(row["t"], "{:+.2f}")
-        rows.append([name, _number(row["mean"]), _interval(row), t, f"{row['days']:.0f}"])
+        t = number_text(row["t"], "{:+.2f}")
+        rows.append([name, number_text(row["mean"]), interval_text(row), t, f"{row['days']:.0f}"])
     return format_rows(rows, markdown=True)
 
 
@@ -205,14 +205,14 @@ def _book_table(books: Mapping[tuple[str, str], Row]) -> str:
     for name in dict.fromkeys(book for book, _ in books):
         now, late = books[name, "on time"], books[name, "a bar later"]
         if name.endswith("_traded"):
-            traded = [_number(row["mean"], "{:.0%}") for row in (now, late)]
+            traded = [number_text(row["mean"], "{:.0%}") for row in (now, late)]
             rows.append([f"{_words(name)}, of the account", traded[0], DASH, DASH, traded[1], DASH])
             continue
         cells = [
-            [_number(row["mean"] * 1e4, "{:+.2f}"), _interval(row, 1e4, "{:+.2f}")]
+            [number_text(row["mean"] * 1e4, "{:+.2f}"), interval_text(row, 1e4, "{:+.2f}")]
             for row in (now, late)
         ]
-        rows.append([_words(name), *cells[0], _number(now["t"], "{:+.2f}"), *cells[1]])
+        rows.append([_words(name), *cells[0], number_text(now["t"], "{:+.2f}"), *cells[1]])
     return format_rows(rows, markdown=True)
 
 
@@ -228,16 +228,6 @@ def _judged(row: Row) -> str:
     if math.isnan(row["low"]):
         return "not tested: too few days"
     return "significant" if _significant(row) else "not significant"
-
-
-def _interval(row: Row, times: float = 1.0, how: str = "{:+.4f}") -> str:
-    if math.isnan(row["low"]):
-        return DASH
-    return f"{how.format(row['low'] * times)} to {how.format(row['high'] * times)}"
-
-
-def _number(value: float, how: str = "{:+.4f}") -> str:
-    return DASH if math.isnan(value) else how.format(value)
 
 
 def _bp(value: float) -> str:
