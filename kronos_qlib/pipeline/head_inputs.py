@@ -90,6 +90,7 @@ def head_inputs(
         stored = stored_contexts(
             predictor, windows, contexts_folder, show_progress, pooling=head.reads, report=report
         )
+    reads_market = head.usual_market is not None
     days = windows.moments()
     bar = progress(days, what, unit="day", show=show_progress)
     for day in reported(bar, what, report, unit="day", total=len(days)):
@@ -100,16 +101,11 @@ def head_inputs(
             contexts = contexts_of(predictor, one, pooling=head.reads)
         else:
             contexts = np.zeros((len(one), 0), dtype=np.float32)
-        scale, [market] = day_inputs(one)
-        yield (
-            day,
-            HeadInputs(
-                contexts,
-                scale if features is None else features[day],
-                names,
-                None if head.usual_market is None else market,
-            ),
-        )
+        own, market = None if features is None else features[day], None
+        if own is None or reads_market:
+            scale, [market] = day_inputs(one)
+            own = scale if own is None else own
+        yield day, HeadInputs(contexts, own, names, market if reads_market else None)
 
 
 def scores_of(
