@@ -187,7 +187,7 @@ class AlphaHead(nn.Module):
             )
         source = folder / checkpoint.WEIGHTS_FILE
         with weights.opened(source) as (data, header):
-            with torch.device("meta"):
+            with weights.shapes_alone():
                 head = head_of(config)
             weights.fill(head, data, header, source)
         return head.eval()

@@ -48,7 +48,9 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
 
 
 def merge_adapters(net: nn.Module) -> nn.Module:
-    """Merge the adapters in `net` into its weights, and remove them."""
+    """Merge the adapters in `net`, if it has any, into its weights, and remove them."""
+    if not hasattr(net, "peft_config"):
+        return net
     layer_type = require("peft.tuners.tuners_utils", for_="LoRA").BaseTunerLayer
     found = [(name, part) for name, part in net.named_modules() if isinstance(part, layer_type)]
     for name, part in found:
@@ -56,8 +58,7 @@ def merge_adapters(net: nn.Module) -> nn.Module:
         layer.merge()
         path, _, last = name.rpartition(".")
         setattr(net.get_submodule(path), last, layer.get_base_layer())
-    if hasattr(net, "peft_config"):
-        del net.peft_config
+    del net.peft_config
     return net
 
 

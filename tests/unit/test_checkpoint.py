@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.model.checkpoints.pretrained import ALIASES, Origin, check_pair, fingerprint
-from kronos_qlib.model.checkpoints.weights import all_finite
+from kronos_qlib.model.checkpoints.pretrained import (
+    ALIASES,
+    SHAPES,
+    Origin,
+    check_pair,
+    fingerprint,
+)
+from kronos_qlib.model.checkpoints.weights import all_finite, shapes_alone
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
@@ -272,3 +280,26 @@ def test_all_finite_says_what_isfinite_does(kind):
         ([], True),
     ):
         assert all_finite(torch.tensor(values, dtype=kind)) is is_finite
+
+
+def test_loading_imports_no_compiler():
+    """Torch's takes thirty times as long as nano's weights."""
+    script = """
+import sys
+from kronos_qlib import Kronos, KronosTokenizer
+assert not any(weight.is_meta for weight in Kronos.from_pretrained("nano").state_dict().values())
+KronosTokenizer.from_pretrained("nano")
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("learn_te", [True, False])
+def test_a_network_of_shapes_alone_has_no_values(learn_te):
+    before = torch.random.get_rng_state()
+    with shapes_alone():
+        net = Kronos(**{**SHAPES["mini"], "learn_te": learn_te})
+    assert all(weight.is_meta for weight in net.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
+from torch import nn
 
 from kronos_qlib.model.checkpoints.weights import to_bytes
 from kronos_qlib.model.layers import Attention
@@ -78,3 +80,14 @@ def test_frozen_parts_are_trained_again_after_it(tiny_pair):
         assert not any(weight.requires_grad for weight in net.head.parameters())
     assert all(weight.requires_grad for weight in net.head.parameters())
     assert not net.norm.weight.requires_grad, "it was not before either"
+
+
+def test_weights_without_adapters_need_no_peft(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    net = nn.Linear(2, 2)
+    last = {name: weight + 1 for name, weight in net.state_dict().items()}
+    copied = merged_copy(net, last)
+    assert torch.equal(copied.weight, last["weight"])
+    assert not torch.equal(net.weight, last["weight"])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from kronos_qlib.model.checkpoints.pretrained import (
     ALIASES,
     BUNDLED,
@@ -16,7 +14,7 @@ from kronos_qlib.model.checkpoints.pretrained import (
     SHAPES,
     WEIGHTS_FILE,
 )
-from kronos_qlib.model.checkpoints.weights import opened
+from kronos_qlib.model.checkpoints.weights import opened, shapes_alone
 from kronos_qlib.model.transformer import Kronos
 
 
@@ -59,7 +57,7 @@ def _bundled() -> KnownModel:
 
 def _published(alias: str) -> KnownModel:
     model = ALIASES[alias]
-    with torch.device("meta"):
+    with shapes_alone():
         parameters = sum(each.numel() for each in Kronos(**SHAPES[alias]).parameters())
     folder = _cached(model.predictor, model.predictor_revision)
     if _cached(model.tokenizer, model.tokenizer_revision) is None:

@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from kronos_qlib.errors import (
@@ -178,7 +177,7 @@ def load(
                 f"{place.config} has {config.blocks} layers, {place.weights} only "
                 f"{len(header.tensors)} tensors: they do not belong together"
             )
-        with torch.device("meta"):  # no initial weights: no memory, and no random number
+        with weights.shapes_alone():
             net = kind(**asdict(config), **parts)
         _check_parts(net, header.texts, place)
         weights.fill(net, file, header, place.weights)

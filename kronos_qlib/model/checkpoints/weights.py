@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kronos_qlib.errors import CheckpointError, printable, short_repr, some_of
 from kronos_qlib.model.layers import Rotary
@@ -36,6 +37,34 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 File = io.FileIO | io.BytesIO
 MOST_DIMENSIONS = 8
 MEBIBYTE = 2**20
+
+
+class _Unfilled(TorchFunctionMode):
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.randn)
+    FILLERS = (torch.Tensor.normal_, nn.init.normal_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in self.MAKERS:
+            return func(*args, **{**given, "device": "meta"})
+        if func in self.FILLERS:
+            target = args[0] if args else given["tensor"]
+            if target.is_meta:
+                return target
+        return func(*args, **given)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within, a network's weights are made on the meta device: no memory, no random number.
+
+    `torch.device("meta")` would do the same, but `arange` and `normal_` have no kernel there, and
+    what stands in for them imports torch's compiler: 1.5 s, most of what loading nano would cost.
+    """
+    with _Unfilled():
+        yield
 
 
 def all_finite(values: Tensor) -> bool:
