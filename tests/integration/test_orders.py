@@ -201,7 +201,7 @@ def test_what_cannot_be_asked_is_said(evening, ranks):
     with pytest.raises(ConfigError, match="a day after the scores"):
         make_orders(ranks, Book.of_cash(1.0), CALM, evening=evening, day=evening)
     last = pd.Timestamp(D.calendar(future=True)[-1])
-    with pytest.raises(ConfigError, match=r"calendar ends on .* day_future\.txt"):
+    with pytest.raises(ConfigError, match=r"calendar ends on .*day_future\.txt"):
         make_orders(ranks, Book.of_cash(1.0), CALM, evening=last)
     minutes = BacktestConfig(benchmark="BENCH", freq="5min")
     with pytest.raises(ConfigError, match="daily bars"):
@@ -227,6 +227,7 @@ def test_positions_are_read_by_days_or_by_the_day_of_purchase(evening, tmp_path)
         ("instrument,quantity\nA,100\n", "either days"),
         ("instrument,quantity,bought\nA,100,2999-01-01\n", "which is after"),
         ("instrument,quantity,bought\nA,100,soon\n", "bought is a date"),
+        ("instrument,quantity,bought\nA,100,\n", "bought is a date"),
         ("instrument,quantity,days\n,100,1\n", "line 2: no instrument"),
     ):
         path.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from kronos_qlib.errors import ConfigError, printable, short_repr, some_of
@@ -120,19 +119,21 @@ def _closes_since(bought: pd.Series[str], path: Path, day: pd.Timestamp, freq: s
     """Closes from each day of purchase to `day`, both included."""
     from kronos_qlib.plugin.provider.reader import read_calendar
 
-    calendar = read_calendar(freq)
-    last = int(np.searchsorted(calendar, day.to_datetime64(), side="right"))
+    calendar = pd.DatetimeIndex(read_calendar(freq))
+    last = int(calendar.searchsorted(day, side="right"))
     counts = []
     for line, text in enumerate(bought, start=2):
         try:
-            first = int(np.searchsorted(calendar, pd.Timestamp(text).to_datetime64()))
+            moment = pd.Timestamp(text)
         except ValueError:
             raise ConfigError(
                 f"{path}, line {line}: bought is a date such as 2024-06-18, got {short_repr(text)}"
             ) from None
-        if first > last:
+        if moment is pd.NaT or moment.tz is not None:
+            raise ConfigError(f"{path}, line {line}: bought is a date, got {short_repr(text)}")
+        if moment > day:
             raise ConfigError(
                 f"{path}, line {line}: bought on {text}, which is after {day:%Y-%m-%d}"
             )
-        counts.append(last - first)
+        counts.append(last - int(calendar.searchsorted(moment)))
     return counts
