@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
+from qlib.config import C
 
 from kronos_qlib.data.calendar.exchanges import session_open
 from kronos_qlib.errors import ConfigError
@@ -60,6 +61,7 @@ def record_orders(ledger: Ledger, orders: Orders, *, opens: dt.datetime | None) 
     }
     facts = {
         "for": f"{orders.day:%Y-%m-%d}",
+        "region": str(C.region),
         "settings": settings,
         "book": book,
         "left_alone": orders.left_alone.to_dict("records"),

@@ -114,7 +114,7 @@ def make_orders(
         raise ConfigError(f"orders are made of daily bars, and backtest.freq is {settings.freq}")
     evening, day = _days(evening, day)
     ranked = _ranked(scores, evening)
-    quotes = _last_quotes(sorted({*ranked.index, *book.holdings.index}), evening)
+    quotes = last_quotes(sorted({*ranked.index, *book.holdings.index}), evening)
     with quiet_backtest():
         market = _Market(ranked, book, settings, evening, day, quotes, hindsight)
         dealt = list(market.deal())
@@ -401,7 +401,7 @@ def _ranked(scores: pd.Series[float], evening: pd.Timestamp) -> pd.Series[float]
     return scores.sort_index().sort_values(ascending=False, kind="stable")
 
 
-def _last_quotes(names: Sequence[str], evening: pd.Timestamp) -> pd.DataFrame:
+def last_quotes(names: Sequence[str], evening: pd.Timestamp) -> pd.DataFrame:
     """The last known close and factor of each name, on instrument; NaN where it has none."""
     frame = D.features(list(names), ["$close", "$factor"], evening - BEFORE, evening, freq="day")
     frame = frame.set_axis(["close", "factor"], axis=1)
