@@ -37,6 +37,18 @@ COMMANDS = {
     ),
     "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare_command"),
     "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score_command"),
+    "register": (
+        "make a run's model the one in force, in MLflow's registry",
+        "kronos_qlib.cli.every_day.register_command",
+    ),
+    "orders": (
+        "write the next day's orders, as the backtest would trade",
+        "kronos_qlib.cli.every_day.orders_command",
+    ),
+    "ledger": (
+        "verify what was forecast before it came, and report what came",
+        "kronos_qlib.cli.every_day.ledger_command",
+    ),
     "models": (
         "list the checkpoints: bundled, cached, available",
         "kronos_qlib.cli.models_command",

@@ -19,8 +19,9 @@ from qlib.backtest.utils import CommonInfrastructure, LevelInfrastructure
 from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
 
-from kronos_qlib.errors import ConfigError, some_of
+from kronos_qlib.errors import ConfigError, short_repr, some_of
 from kronos_qlib.files import replacing
+from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.exchange import BarExchange
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.coming_day import BEFORE, EveningExchange, OneStep
@@ -131,6 +132,29 @@ def make_orders(
         settings=settings,
         notes=tuple(market.notes(how)),
     )
+
+
+def read_scores(path: Path | str) -> pd.Series[float]:
+    """Scores on instrument, out of a CSV with the columns `instrument` and `score`.
+
+    Raises:
+        ConfigError: the file is missing, lacks a column, or a score is no number.
+    """
+    path = Path(path)
+    try:
+        # Names such as 600000 or TRUE stay what they are.
+        found = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"the scores {path} cannot be read: {cause_of(problem)}") from problem
+    if not {"instrument", "score"} <= set(found):
+        raise ConfigError(f"{path} has no columns instrument and score: see kronos-qlib score")
+    values = pd.to_numeric(found["score"], errors="coerce")
+    if values.isna().any():
+        place = int(values.isna().to_numpy().argmax())
+        raise ConfigError(
+            f"{path}, line {place + 2}: score is a number, got {short_repr(found['score'][place])}"
+        )
+    return pd.Series(values.to_numpy(dtype=np.float64), index=found["instrument"], name="score")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class NewestScores:
     table: pd.DataFrame
     facts: dict[str, Any]
     notes: tuple[str, ...]
+    ranking: pd.DataFrame
+    """As `Scored.table`: with rank and age of bars."""
 
 
 def newest_scores(
@@ -97,6 +99,7 @@ def newest_scores(
         table=table.rename_axis("instrument"),
         facts=_facts(model, version, source, about, scored),
         notes=scored.notes,
+        ranking=scored.table,
     )
 
 
