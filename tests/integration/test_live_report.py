@@ -60,7 +60,9 @@ def scores_on(day, version="1", seed=0):
     table = score.to_frame()
     for level in LEVELS:
         table[f"q{level:g}"] = 0.02 * np.sqrt(HORIZON) * norm.ppf(level)
-    spreads = references_of(score, names, pd.DatetimeIndex([day]), "day")
+    before = pd.DatetimeIndex(D.calendar())[100:110]
+    known = pd.Series(0.02 * np.random.default_rng(0).normal(size=500))
+    spreads = references_of(known, names, before, "day")
     facts = {
         "model": {"name": "models:/mine@champion", "version": version, "run": "1f0c"},
         "bars": "bars 0123",
