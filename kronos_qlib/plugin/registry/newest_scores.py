@@ -122,9 +122,13 @@ def _source(
 
 
 def _draws_paths(model: Any) -> bool:
+    """Whether a model's score comes from paths, by its settings."""
     from kronos_qlib.plugin.model import ALPHA, KronosModel
 
-    return isinstance(model, KronosModel) and model._score_name() != ALPHA
+    if not isinstance(model, KronosModel):
+        return False
+    score, has_head = model.signal_settings.score, model.training.alpha or model.alpha_head
+    return score != ALPHA if score is not None else not has_head
 
 
 def _facts(
