@@ -139,8 +139,9 @@ def live_quality(
             _measure(title, daily[name].dropna(), "ratio", label_bars, promised.get(name))
         )
     curves["Rank IC, summed"] = by_day(daily["rank_ic"].dropna()).cumsum()
-    for name in baselines if baselines is not None else ():
-        other = _ics(baselines[name], labels)["rank_ic"].dropna()  # type: ignore[index]
+    beside = {} if baselines is None else {str(name): baselines[name] for name in baselines}
+    for name, theirs in beside.items():
+        other = _ics(theirs, labels)["rank_ic"].dropna()
         measures.append(_measure(f"Rank IC of {name}", other, "ratio", label_bars))
         both = pd.concat([daily["rank_ic"], other], axis=1, join="inner").dropna()
         ahead = both.iloc[:, 0] - both.iloc[:, 1]
@@ -204,7 +205,7 @@ def ewma_quantiles(
     Returns:
         A column a level; rows of names that have no volatility yet are left out.
     """
-    moves = np.log(closes).diff()
+    moves = closes.apply(np.log).diff()
     variance = (moves**2).ewm(alpha=1 - DECAY, ignore_na=True, min_periods=5).mean()
     spread = np.sqrt(variance * horizon).reindex(days)
     spread = spread.where(closes.reindex(days).notna()).rename_axis("datetime")

@@ -77,15 +77,16 @@ class Book:
         timed = [name for name in ("days", "bought") if name in found]
         if not {"instrument", "quantity"} <= set(found) or len(timed) != 1:
             raise ConfigError(
-                f"{path} has the columns {printable(', '.join(found))}; positions have instrument, "
+                f"{path} has the columns {printable(', '.join(map(str, found)))}; positions have instrument, "
                 "quantity, and either days (closes since the purchase) or bought (its day)"
             )
         lines = range(2, len(found) + 2)
         quantity = [_number(text, path, line, "quantity") for text, line in _each(found, lines)]
+        days: list[float]
         if timed == ["days"]:
             days = [_number(text, path, line, "days") for text, line in _each(found, lines, "days")]
         else:
-            days = _closes_since(found["bought"], path, day, freq)
+            days = [float(count) for count in _closes_since(found["bought"], path, day, freq)]
         names = pd.Index(found["instrument"].str.strip(), name="instrument")
         if (names == "").any():
             raise ConfigError(f"{path}, line {2 + int((names == '').argmax())}: no instrument")
@@ -129,7 +130,7 @@ def _closes_since(bought: pd.Series[str], path: Path, day: pd.Timestamp, freq: s
             raise ConfigError(
                 f"{path}, line {line}: bought is a date such as 2024-06-18, got {short_repr(text)}"
             ) from None
-        if moment is pd.NaT or moment.tz is not None:
+        if pd.isna(moment) or moment.tz is not None:
             raise ConfigError(f"{path}, line {line}: bought is a date, got {short_repr(text)}")
         if moment > day:
             raise ConfigError(

@@ -43,7 +43,7 @@ def references_of(
     spreads = {SCORE: reference_of(scores.to_numpy())}
     if len(days):
         frame = input_values(names, days[-DAYS:][0], days[-1], freq)
-        spreads |= {name: reference_of(frame[name].to_numpy()) for name in frame}
+        spreads |= {name: reference_of(frame[name].to_numpy()) for name in INPUTS}
     return {
         name: {"edges": list(spread.edges), "shares": list(spread.shares)}
         for name, spread in spreads.items()
