@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from kronos_qlib.cli.parsers import check_output, describe
 from kronos_qlib.errors import ConfigError
@@ -98,6 +99,7 @@ def orders(arguments: argparse.Namespace) -> None:
     found = make_orders(scores, book, chosen, evening=evening, how=how)
     found.write(arguments.out)
     rows = [["", "side", "quantity", "limit", "reason"]]
+    row: Any
     for row in found.table.itertuples():
         limit = "market" if math.isnan(row.limit) else f"{row.limit:g}"
         rows.append([str(row.instrument), str(row.side), f"{row.quantity:g}", limit, row.reason])

@@ -207,7 +207,7 @@ def ewma_quantiles(
     """
     moves = closes.apply(np.log).diff()
     variance = (moves**2).ewm(alpha=1 - DECAY, ignore_na=True, min_periods=5).mean()
-    spread = np.sqrt(variance * horizon).reindex(days)
+    spread = (variance * horizon).reindex(days) ** 0.5
     spread = spread.where(closes.reindex(days).notna()).rename_axis("datetime")
     long = spread.rename_axis(columns="instrument").unstack().dropna().swaplevel().sort_index()
     return pd.DataFrame({level: np.exp(norm.ppf(level) * long) - 1 for level in levels})

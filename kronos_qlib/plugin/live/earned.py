@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from kronos_qlib.ledger.entry import Entry
 from kronos_qlib.plugin.exchange import BarExchange
 from kronos_qlib.plugin.live.recording import read_book, read_settings
 from kronos_qlib.plugin.orders.coming_day import BEFORE
-from kronos_qlib.plugin.orders.making import BUY, last_quotes
+from kronos_qlib.plugin.orders.making import BUY, last_quotes, rows_of
 from kronos_qlib.plugin.records.backtest_record import benchmark_returns, exchange_settings
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
 
@@ -47,7 +48,7 @@ def earned_on(entry: Entry, table: pd.DataFrame, calendar: pd.DatetimeIndex) -> 
             "amount": float(row["quantity"]) / float(before["factor"][name]),
             "price": float(before["close"][name]),
         }
-        for name, row in book.holdings.iterrows()
+        for name, row in rows_of(book.holdings)
     }
     lost = [name for name in held if not np.isfinite(before["close"][name])]
     if lost:
@@ -67,6 +68,7 @@ def earned_on(entry: Entry, table: pd.DataFrame, calendar: pd.DatetimeIndex) -> 
                 **exchange_settings(settings),
             )
         dealt: dict[str, float] = defaultdict(float)
+        row: Any
         for row in table.itertuples():
             factor = float(after["factor"][row.instrument])
             if exchange.trade_w_adj_price:

@@ -73,17 +73,19 @@ def live_report(
     calendar = pd.DatetimeIndex(read_calendar(str(newest["freq"])))
     horizon = int(newest["horizon"])
     labels, returns, closes = _outcomes(tables.index, newest, horizon)
-    quantiles = tables[[name for name in tables if name.startswith("q")]].dropna()
-    quantiles = quantiles.rename(columns=lambda name: float(name[1:]))
+    quantiles = tables[[name for name in tables if str(name).startswith("q")]].dropna()
+    quantiles = quantiles.rename(columns=lambda name: float(str(name)[1:]))
     walk = None
     if len(quantiles.columns):
         index = pd.DatetimeIndex(quantiles.index.get_level_values("datetime")).unique()
-        walk = ewma_quantiles(closes, index, horizon, list(quantiles.columns))
+        walk = ewma_quantiles(
+            closes, index, horizon, [float(str(each)) for each in quantiles.columns]
+        )
     money = None
     if ordered:
         try:
             money = earned_table([(entry, ledger.table(entry)) for entry in ordered], calendar)
-            money["equal_weight"] = _alike(closes, tables.index, money.index)
+            money["equal_weight"] = _alike(closes, tables.index, pd.DatetimeIndex(money.index))
         except ConfigError as problem:
             notes.append(f"What orders would have earned is not known: {problem}.")
     return live_quality(

@@ -77,8 +77,9 @@ class Book:
         timed = [name for name in ("days", "bought") if name in found]
         if not {"instrument", "quantity"} <= set(found) or len(timed) != 1:
             raise ConfigError(
-                f"{path} has the columns {printable(', '.join(map(str, found)))}; positions have instrument, "
-                "quantity, and either days (closes since the purchase) or bought (its day)"
+                f"{path} has the columns {printable(', '.join(map(str, found)))}; positions have "
+                "instrument, quantity, and either days (closes since the purchase) or "
+                "bought (its day)"
             )
         lines = range(2, len(found) + 2)
         quantity = [_number(text, path, line, "quantity") for text, line in _each(found, lines)]

@@ -214,7 +214,7 @@ class _Market:
                 "count_day": int(row["days"]),
                 "weight": 0.0,
             }
-            for name, row in self.book.holdings.iterrows()
+            for name, row in rows_of(self.book.holdings)
         }
 
     def deal(self) -> Iterator[_Dealt]:
@@ -373,6 +373,12 @@ class _Market:
         # Towards the cautious side, but for what is a whole tick up to rounding.
         whole = math.floor(ticks + PART) if dealt.side == BUY else math.ceil(ticks - PART)
         return round(max(whole, 1) * how.tick, 10)
+
+
+def rows_of(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
+    """Each row of a table on instrument, by its name."""
+    for name, row in table.iterrows():
+        yield str(name), row
 
 
 class _Scores(Signal):

@@ -48,7 +48,9 @@ class RegisteredScorer:
                 "predict takes a table of one row with the columns provider_uri and day, got "
                 f"{len(model_input)} rows and {', '.join(strange) or 'no other column'}"
             )
-        asked = {name: str(value) for name, value in model_input.iloc[0].dropna().items()}
+        asked: dict[str, Any] = {
+            str(name): str(value) for name, value in model_input.iloc[0].dropna().items()
+        }
         # Whoever loads it by MLflow has run its loader already.
         source = source_of_folder(self.folder, "this model", trust=True)
         return score_day(source, **asked).table[["instrument", "score"]]
