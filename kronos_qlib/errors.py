@@ -94,3 +94,7 @@ class UnsafeArtifactError(MissingArtifactError):
 
 class LookaheadError(KronosError, RuntimeError):
     """A score changes when bars that come after it do: it has seen the future."""
+
+
+class LedgerError(KronosError, RuntimeError):
+    """The ledger is not as it was left, or an entry cannot be appended to it now."""
