@@ -18,6 +18,10 @@ from kronos_qlib.errors import MissingDependencyError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("peft",),
     "members": ("index_constitution",),
+    "akshare": ("akshare",),
+    "baostock": ("baostock",),
+    "yfinance": ("yfinance",),
+    "ccxt": ("ccxt",),
     "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""

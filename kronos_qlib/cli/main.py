@@ -37,6 +37,10 @@ COMMANDS = {
     ),
     "compare": ("set runs side by side, with paired tests", "kronos_qlib.cli.compare_command"),
     "score": ("rank the newest day by the model of a run", "kronos_qlib.cli.score_command"),
+    "daily": (
+        "new bars in, scores, orders, ledger: what an evening asks for",
+        "kronos_qlib.cli.every_day.daily_command",
+    ),
     "models": (
         "list the checkpoints: bundled, cached, available",
         "kronos_qlib.cli.models_command",
