@@ -26,6 +26,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""
 
+SERVICES = ("akshare", "baostock", "yfinance", "ccxt")
+"""Extras that `all` leaves out: services of which one takes one, if any."""
+
 
 def require(module: str, *, for_: str) -> ModuleType:
     """Import a module of an extra.

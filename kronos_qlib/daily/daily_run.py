@@ -34,7 +34,7 @@ from kronos_qlib.plugin.live.recording import opening_of, record_orders, record_
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.making import Orders, make_orders
-from kronos_qlib.plugin.provider.append import AppendSummary, append_bars
+from kronos_qlib.plugin.provider.append import AppendSummary, append_bars, read_log
 from kronos_qlib.plugin.provider.changed_history import REBASED
 from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.plugin.provider.members import write_members
@@ -111,8 +111,8 @@ class _Evening:
             with _step("bars"):
                 dropped, arrivals = self._arrivals(said)
             newest = self._newest()
-            # A day whose steps were cut off, and on a first start the folder's own last one.
-            if first and not DayFolder(config.home, newest).is_done:
+            # A day whose steps were cut off; the folder's own last one, if nothing newer is there.
+            if first and (not arrivals.ready or self._was_appended(newest)):
                 self._finish(newest, is_late=bool(arrivals.ready))
             first = False
             day = arrivals.ready[0] if arrivals.ready else None
@@ -197,6 +197,10 @@ class _Evening:
 
     def _newest(self) -> pd.Timestamp:
         return pd.Timestamp(stored_calendar(self.config.provider_uri, "day")[-1])
+
+    def _was_appended(self, day: pd.Timestamp) -> bool:
+        log = read_log(self.config.provider_uri)
+        return any(f"{day:%Y-%m-%d}" in entry.get("times", ()) for entry in log)
 
     # What follows from them
 

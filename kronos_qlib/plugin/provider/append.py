@@ -484,9 +484,9 @@ class _Append:
             kept = known[known > calendar[-1]]
         if len(kept) >= future_bars:
             return kept
-        ahead, note = times_ahead(
-            pd.DataFrame({"date": calendar}), calendar, self.freq, future_bars
-        )
+        # Some of those to come may be holidays that the kept ones leave out.
+        count = future_bars * 2 if len(kept) else future_bars
+        ahead, note = times_ahead(pd.DataFrame({"date": calendar}), calendar, self.freq, count)
         if note and not len(kept):
             self.notes.append(note)
         return kept.append(ahead[ahead > kept[-1]] if len(kept) else ahead)[:future_bars]
