@@ -28,8 +28,16 @@ from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.registry.newest_scores import NewestScores
 from kronos_qlib.schema import BAR_COLUMNS
 
-PAST = 70
-"""Days that the folder has before the first evening."""
+FIRST = pd.Timestamp("2020-04-08")
+"""The first evening; the folder has the days before."""
+HOLIDAYS = pd.DatetimeIndex(
+    [
+        *("2020-01-01", "2020-01-24", "2020-01-27", "2020-01-28", "2020-01-29", "2020-01-30"),
+        *("2020-01-31", "2020-04-06", "2020-05-01", "2020-05-04", "2020-05-05", "2020-06-25"),
+        "2020-06-26",
+    ]
+)
+"""Weekdays on which Shanghai is closed: the market keeps its days."""
 
 CONFIG = """
 home: home
@@ -53,10 +61,12 @@ class World:
             instruments=names, sectors=2, years=0.6, suspended_share=0.02, late_share=0.0, seed=11
         )
         bars = make_market(config).bars
+        bars = bars[~bars["date"].isin(HOLIDAYS)].reset_index(drop=True)
         numbers = [*BAR_COLUMNS, "factor"]
         bars[numbers] = bars[numbers].astype(np.float32).astype(np.float64)
         self.bars = bars
-        self.days = pd.DatetimeIndex(np.unique(bars["date"]))[PAST:]
+        days = pd.DatetimeIndex(np.unique(bars["date"]))
+        self.days = days[days >= FIRST]
         self.qlib, self.drops, self.home = (folder / name for name in ("qlib", "drops", "home"))
         self.config_file = folder / "daily.yaml"
 
@@ -201,7 +211,7 @@ def main(folder: str, days: str, *events: str) -> None:
             kills += 1
         elif os.WEXITSTATUS(status):
             sys.exit(f"a child failed with exit code {os.WEXITSTATUS(status)}")
-    print(kills)
+    sys.stdout.write(f"{kills}\n")
 
 
 if __name__ == "__main__":

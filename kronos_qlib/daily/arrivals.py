@@ -223,7 +223,7 @@ def _due(calendar: Times, exchange: str | None, new: pd.DatetimeIndex) -> pd.Dat
     if exchange is None or not len(new) or new[-1] <= pd.Timestamp(calendar[-1]):
         return None
     count = int((new[-1] - pd.Timestamp(calendar[-1])).days) + 1
-    return pd.DatetimeIndex(exchange_times(calendar, count, exchange))
+    return pd.DatetimeIndex(exchange_times(calendar[-PAST_BARS:], count, exchange))
 
 
 def _out_of_turn(

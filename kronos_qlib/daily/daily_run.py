@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import Timeout
 
-from kronos_qlib.daily.arrivals import Arrivals, sort_out
+from kronos_qlib.daily.arrivals import PAST_BARS, Arrivals, sort_out
 from kronos_qlib.daily.daily_settings import DailyConfig
 from kronos_qlib.daily.day_folder import DayFolder, read_json, write_json
 from kronos_qlib.daily.drop_folder import Dropped, read_dropped, read_taken, write_taken
@@ -191,9 +192,8 @@ class _Evening:
         config = self.config
         if config.exchange is None or day is None or day <= pd.Timestamp(calendar[-1]):
             return None
-        past = pd.DatetimeIndex(calendar).append(pd.DatetimeIndex([day]))
-        times = past.to_numpy("datetime64[ns]")
-        return exchange_times(times, max(1, config.bars.future_bars), config.exchange)
+        past = np.append(calendar[-PAST_BARS:], day.to_datetime64())
+        return exchange_times(past, max(1, config.bars.future_bars), config.exchange)
 
     def _newest(self) -> pd.Timestamp:
         return pd.Timestamp(stored_calendar(self.config.provider_uri, "day")[-1])
@@ -310,7 +310,7 @@ class _Evening:
         opens = None
         if self.config.exchange is not None:
             calendar = stored_calendar(self.config.provider_uri, "day")
-            past = calendar[calendar <= day.to_datetime64()]
+            past = calendar[calendar <= day.to_datetime64()][-PAST_BARS:]
             following = exchange_times(past, 1, self.config.exchange)[0]
             opens = opening_of(pd.Timestamp(following), self.config.exchange)
         entries = [record_scores(self.ledger, scores, opens=opens)]

@@ -29,6 +29,8 @@ DAILY_REPAIRS = tuple(
     name for name in REPAIRS if name not in ("split-jumps", "drop-before-jump", "sort")
 )
 """Repairs of single bars: the others rewrite the past."""
+DAILY_REFUSED = tuple(name for name in WARNINGS if name != "gap")
+"""Warnings that one day's bars can give; that a day lacks names is `complete`'s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,13 @@ class BarsConfig:
             self.drop is not None or self.source is not None,
             "bars need a drop folder (drop) or a service (source)",
         )
+        require(
+            self.symbols is None or self.source is not None,
+            "symbols are asked of a service, and no source is named",
+        )
         if self.source is not None:
             check_source(self.source)
-        for name, known in (("repair", DAILY_REPAIRS), ("refuse", WARNINGS)):
+        for name, known in (("repair", DAILY_REPAIRS), ("refuse", DAILY_REFUSED)):
             for one in getattr(self, name):
                 require(one in known, f"{name}: {one!r} is none of {', '.join(known)}")
         for name in ("columns", "renames"):

@@ -271,7 +271,7 @@ def test_fields_of_others_stay_and_are_told(bars, days, part):
     own.write_bytes(close.read_bytes())
     summary = append_bars(bars[bars["date"] == days[CUT]], part, benchmark="MEAN")
     assert any("theirs" in note for note in summary.notes)
-    first, values = stored(part, name, "theirs")
+    _, values = stored(part, name, "theirs")
     assert np.array_equal(values[:CUT], np.fromfile(close, "<f4")[1 : CUT + 1], equal_nan=True)
     assert np.isnan(values[-1])
 

@@ -55,7 +55,6 @@ from kronos_qlib.plugin.provider.writer import (
     write_calendars,
     write_feature,
 )
-from kronos_qlib.schema import BAR_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +284,12 @@ class _Append:
         """Each given instrument's bars among its stored ones; those that stay the same have none
         written."""
         names = [*NUMBERS, *self.extra]
+        vwap, _ = vwap_of(self.table, self.lot)
+        _, strange = vwap_of(self.table[self.table["date"].isin(self.new_times)], self.lot)
+        if strange:
+            self.notes.append(
+                f"{strange} bars have amount and volume that do not fit their prices: no vwap"
+            )
         numbers = self.table[names].to_numpy(np.float64)
         places = np.searchsorted(self.calendar, self.table["date"].to_numpy("datetime64[ns]"))
         for symbol, rows in self.table.groupby("symbol").indices.items():
@@ -298,6 +303,7 @@ class _Append:
                 stored,
                 places[rows].astype(np.int64),
                 given,
+                vwap[rows],
                 self.known,
             )
 
@@ -306,9 +312,17 @@ class _Append:
         symbol, values = merged.symbol, merged.values
         fields = self._fields(symbol)
         column = {name: at for at, name in enumerate(fields)}
-        self._derive(symbol, values, merged.written - merged.start, column)
+        self._derive(values, merged.written - merged.start, column)
         for field in fields:
-            write_feature(draft, self.freq, symbol, field, merged.start, values[:, column[field]])
+            write_feature(
+                draft,
+                self.freq,
+                symbol,
+                field,
+                merged.start,
+                values[:, column[field]],
+                read_back=field == "close",
+            )
         there = np.flatnonzero(np.isfinite(values[:, column["close"]])) + merged.start
         self.spans[symbol] = (
             pd.Timestamp(self.calendar[there[0]]),
@@ -428,25 +442,12 @@ class _Append:
 
     def _derive(
         self,
-        symbol: str,
         values: npt.NDArray[np.float32],
         rows: npt.NDArray[np.int64],
         column: Mapping[str, int],
     ) -> None:
-        """`vwap` and `change` of the rows that were written, and `change` of those after them."""
-        if not len(rows):
-            return
-        if "vwap" in column and {"amount", "volume"} <= set(column):
-            bars = pd.DataFrame(
-                {name: values[rows, column[name]].astype(np.float64) for name in BAR_COLUMNS}
-            )
-            values[rows, column["vwap"]], strange = vwap_of(bars, self.lot)
-            if strange:
-                self.notes.append(
-                    f"{symbol}: {strange} bars have amount and volume that do not fit their "
-                    "prices: no vwap"
-                )
-        if "change" in column:
+        """`change` of the rows that were written, and of those after them."""
+        if len(rows) and "change" in column:
             closes = values[:, column["close"]].astype(np.float64)
             there = np.flatnonzero(np.isfinite(closes))
             change = np.full(len(there), np.nan)

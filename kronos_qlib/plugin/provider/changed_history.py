@@ -81,11 +81,12 @@ def merge(
     stored: Floats32,
     places: Places,
     given: Mapping[str, Floats64],
+    vwap: Floats64,
     known: int,
 ) -> Merged:
     """Put given bars among stored ones.
 
-    `vwap` and `change` of the bars written are left to the caller.
+    `change` of the bars written is left to the caller.
 
     Args:
         times: (K,) the calendar, new times among them.
@@ -93,6 +94,7 @@ def merge(
         start, stored: (n, F) the stored bars from a place of the calendar on; n may be 0.
         places: (m,) of the given bars, increasing.
         given: (m,) each, of NUMBERS and other fields. A factor that is NaN goes on as it was.
+        vwap: (m,) of the given bars.
         known: how many of `times` were in the calendar before the new ones at its end.
 
     Raises:
@@ -142,7 +144,7 @@ def merge(
         changes.append(_change(symbol, ADDED, times, places[late]))
     touched = differs | ~is_known
     exact = touched | (is_known & (slack != FLOAT32_SLACK))  # on a new base, the vendor's own
-    for name, numbers in given.items():
+    for name, numbers in {**given, "vwap": vwap}.items():
         if name in column:
             values[rows[exact], column[name]] = numbers[exact].astype(np.float32)
     return Merged(symbol, begin, values, places[exact], tuple(changes), tuple(notes))
