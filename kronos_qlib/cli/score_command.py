@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from kronos_qlib.cli.parsers import add_tracking, check_output, describe
 from kronos_qlib.errors import ConfigError
@@ -17,11 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "writes it as CSV. Nothing of the run is unpickled.",
         "kronos-qlib score kronos_alpha --top 20",
         "kronos-qlib score 1f0c2a9b --provider-uri data/mine --out today.csv",
+        "kronos-qlib score models:/csi300@champion --provider-uri data/mine",
     )
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="an experiment's name, for its newest finished run; or the id of a run",
+        help="an experiment's name, for its newest finished run; the id of a run; or a registered "
+        "model, models:/NAME@ALIAS",
     )
     parser.add_argument("--top", type=int, default=20, help="names printed (%(default)s)")
     parser.add_argument(
@@ -51,19 +54,29 @@ def score(arguments: argparse.Namespace) -> None:
     check_output(arguments.out, arguments.overwrite)
     from kronos_qlib.data.calendar.time_text import show_time
     from kronos_qlib.evaluation.text_table import format_rows
-    from kronos_qlib.plugin.runs.newest_day import score_newest
 
-    found = score_newest(
-        arguments.run,
-        tracking_uri=arguments.tracking_uri,
-        provider_uri=arguments.provider_uri,
-        day=arguments.day,
-        beyond_calendar=arguments.beyond_calendar,
-        trust=arguments.trust,
-    )
-    found.table.to_csv(arguments.out, index=False, lineterminator="\n")
+    asked: dict[str, Any] = {
+        "tracking_uri": arguments.tracking_uri,
+        "provider_uri": arguments.provider_uri,
+        "day": arguments.day,
+        "beyond_calendar": arguments.beyond_calendar,
+        "trust": arguments.trust,
+    }
+    if arguments.run.startswith("models:/"):
+        from kronos_qlib.plugin.registry.newest_scores import newest_scores
+
+        scored = newest_scores(arguments.run, quantiles=None, **asked)
+        day, table, notes = scored.day, scored.ranking, scored.notes
+        who = f"{scored.model}, version {scored.version}"
+    else:
+        from kronos_qlib.plugin.runs.newest_day import score_newest
+
+        found = score_newest(arguments.run, **asked)
+        day, table, notes = found.day, found.table, found.notes
+        who = f"{found.experiment}, run {found.run_id[:8]}"
+    table.to_csv(arguments.out, index=False, lineterminator="\n")
     rows = [["", "instrument", "score", "last bar", "days old"]]
-    for row in found.table.head(arguments.top).itertuples():
+    for row in table.head(arguments.top).itertuples():
         rows.append(
             [
                 str(row.rank),
@@ -74,9 +87,6 @@ def score(arguments: argparse.Namespace) -> None:
             ]
         )
     print(format_rows(rows))
-    for note in found.notes:
+    for note in notes:
         print(f"note: {note}")
-    print(
-        f"{found.experiment}, run {found.run_id[:8]}: {len(found.table)} names scored on "
-        f"{show_time(found.day)}, in {arguments.out}"
-    )
+    print(f"{who}: {len(table)} names scored on {show_time(day)}, in {arguments.out}")

@@ -302,7 +302,8 @@ class _Evening:
                 cash = float(text)
             except ValueError:
                 raise ConfigError(f"{cash} is to hold one number, got {text[:40]!r}") from None
-        return Book.read(trading.positions, cash, day)
+        book = Book.read(trading.positions, cash, day)
+        return Book(book.cash, book.holdings.sort_index())  # in the order that is kept
 
     def _record(
         self, scores: NewestScores, orders: Orders | None, day: pd.Timestamp

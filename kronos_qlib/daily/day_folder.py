@@ -21,12 +21,8 @@ from kronos_qlib.plugin.orders.making import Orders
 from kronos_qlib.plugin.registry.newest_scores import NewestScores
 
 DAYS = "days"
-ABOUT, SCORES_FILE, ORDERS_FILE, BOOK_FILE = (
-    "about.json",
-    "scores.parquet",
-    "orders.csv",
-    "book.csv",
-)
+ABOUT = "about.json"
+SCORES_FILE, RANKING_FILE, ORDERS_FILE = "scores.parquet", "ranking.parquet", "orders.csv"
 
 
 class DayFolder:
@@ -53,6 +49,7 @@ class DayFolder:
         with replacing(self.scores) as draft:
             draft.mkdir()
             found.table.to_parquet(draft / SCORES_FILE)
+            found.ranking.to_parquet(draft / RANKING_FILE)
             about = {
                 "model": found.model,
                 "version": found.version,
@@ -75,6 +72,7 @@ class DayFolder:
             table=pd.read_parquet(self.scores / SCORES_FILE),
             facts=about["facts"],
             notes=tuple(about["notes"]),
+            ranking=pd.read_parquet(self.scores / RANKING_FILE),
         )
 
     def write_orders(self, found: Orders) -> None:
@@ -83,10 +81,16 @@ class DayFolder:
             draft.mkdir()
             found.write(draft / ORDERS_FILE)
             found.left_alone.to_csv(draft / "left_alone.csv", index=False, lineterminator="\n")
-            found.book.write(draft / BOOK_FILE)
+            holdings = found.book.holdings
             about = {
                 "for": f"{found.day:%Y-%m-%d}",
-                "cash": found.book.cash,
+                "cash": float(found.book.cash),
+                "holdings": {
+                    str(name): [float(quantity), int(days)]
+                    for name, quantity, days in zip(
+                        holdings.index, holdings["quantity"], holdings["days"], strict=True
+                    )
+                },
                 "notes": list(found.notes),
             }
             write_json(draft / ABOUT, about)
@@ -95,11 +99,15 @@ class DayFolder:
         """The book that the kept orders were made from.
 
         Raises:
-            BarDataError: a file is damaged.
-            ConfigError: as `Book.read`.
+            BarDataError: the file is damaged.
         """
         about = read_json(self.orders / ABOUT)
-        return Book.read(self.orders / BOOK_FILE, float(about["cash"]), self.day)
+        if not about["holdings"]:
+            return Book.of_cash(about["cash"])
+        holdings = pd.DataFrame.from_dict(
+            about["holdings"], orient="index", columns=["quantity", "days"]
+        )
+        return Book(about["cash"], holdings.rename_axis("instrument"))
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Say that all is made."""

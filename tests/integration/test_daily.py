@@ -17,7 +17,7 @@ import daily_world
 import numpy as np
 import pandas as pd
 import pytest
-from daily_world import World, moment, small_record, small_scores
+from daily_world import World, moment, small_scores
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.daily import daily_run
@@ -36,7 +36,6 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     monkeypatch.setattr(daily_run, "newest_scores", small_scores)
-    monkeypatch.setattr(daily_run, "record_scores", small_record)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,6 @@ def once(made, tmp_path_factory):
     """What the first evening leaves, undisturbed."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(daily_run, "newest_scores", small_scores)
-        patched.setattr(daily_run, "record_scores", small_record)
         other = copy_of(made, tmp_path_factory.mktemp("once") / "world")
         other.play(1)
         return other.contents()

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from kronos_qlib.plugin.registry.model_folder import about_folder, source_of_folder
+from kronos_qlib.plugin.registry.registered_models import find_registered, registered_folder
+from kronos_qlib.plugin.runs.about_run import bars_digest, weights_digest
+from kronos_qlib.plugin.runs.newest_day import (
+    ModelSource,
+    ScoredDay,
+    find_run,
+    score_day,
+    source_of_run,
+)
+from kronos_qlib.plugin.runs.tracking import open_tracking
+from kronos_qlib.plugin.task_sections import freq_of, label_bars_of, label_of
+from kronos_qlib.version import __version__
+
 QUANTILES = tuple(round(0.05 * place, 2) for place in range(1, 20))
 """Levels of the forecasts that are kept: 0.05 to 0.95."""
+REGISTRY = "models:/"
+"""How the URI of a registered model begins."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +36,19 @@ class NewestScores:
     table: on instrument, by falling score: `score`, and where the model draws paths `q0.05` to
         `q0.95`, quantiles of the return from this close to that `horizon` bars on.
     facts: for the ledger, JSON: `model` (name, version, run, weights, code), `bars` (digest),
-        `label`, `horizon`, `promised`, `inputs`.
+        `label`, `label_bars`, `freq`, `horizon`, `promised`, `spreads`, `counts`.
     """
 
     model: str
     """As asked for: "models:/NAME@champion", or a run."""
     version: str
+    """Of a registered model its version, of a run its id."""
     day: pd.Timestamp
     table: pd.DataFrame
     facts: dict[str, Any]
     notes: tuple[str, ...]
+    ranking: pd.DataFrame
+    """As `Scored.table`: with rank and age of bars."""
 
 
 def newest_scores(
@@ -48,11 +68,89 @@ def newest_scores(
         provider_uri: the folder of bars; None takes the model's own.
         day: another day than the newest.
         beyond_calendar: as of `score_newest`.
-        quantiles: levels, of models that draw paths; None keeps none.
+        quantiles: levels, of a KronosModel whose score comes from paths; None keeps none. Other
+            models draw none.
         trust: as of `score_newest`.
 
     Raises:
         ConfigError: there is no such model, version, alias, folder or day.
         MissingArtifactError, UnsafeArtifactError, BarDataError, CalendarError: as `score_newest`.
     """
-    raise NotImplementedError
+    levels = {f"quantile@{level:g}": f"q{level:g}" for level in quantiles or ()}
+
+    def prepare(made: Any) -> None:
+        if levels and _draws_paths(made):
+            made.signal_settings = replace(made.signal_settings, keep=list(levels))
+
+    with _source(model, tracking_uri, trust) as (source, about, version):
+        scored = score_day(
+            source,
+            provider_uri=provider_uri,
+            day=day,
+            beyond_calendar=beyond_calendar,
+            prepare=prepare,
+        )
+    table = scored.frame.loc[scored.table["instrument"]]
+    table = table[["score", *(name for name in levels if name in table)]].rename(columns=levels)
+    return NewestScores(
+        model=model,
+        version=version,
+        day=scored.day,
+        table=table.rename_axis("instrument"),
+        facts=_facts(model, version, source, about, scored),
+        notes=scored.notes,
+        ranking=scored.table,
+    )
+
+
+@contextmanager
+def _source(
+    model: str, tracking_uri: str, trust: bool
+) -> Iterator[tuple[ModelSource, Mapping[str, Any], str]]:
+    """What the model is made of, what is known of it, and its version."""
+    client = open_tracking(tracking_uri)
+    if not model.startswith(REGISTRY):
+        run_id = find_run(client, model).info.run_id
+        yield source_of_run(client, run_id, trust=trust), {"run_id": run_id}, run_id
+        return
+    found = find_registered(client, model)
+    with registered_folder(client, found) as folder:
+        source = source_of_folder(folder, found.uri, trust=trust)
+        yield source, about_folder(folder, found.uri), found.version
+
+
+def _draws_paths(model: Any) -> bool:
+    from kronos_qlib.plugin.model import ALPHA, KronosModel
+
+    return isinstance(model, KronosModel) and model._score_name() != ALPHA
+
+
+def _facts(
+    asked: str,
+    version: str,
+    source: ModelSource,
+    about: Mapping[str, Any],
+    scored: ScoredDay,
+) -> dict[str, Any]:
+    from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN
+    from kronos_qlib.plugin.registry.inputs import counts_of
+
+    freq, spreads = freq_of(source.task), about.get("spreads", {})
+    return {
+        "model": {
+            "name": asked,
+            "version": version,
+            "run": about.get("run_id"),
+            "weights": weights_digest(scored.model),
+            "trained_with": about.get("versions", {}),
+            "scored_with": __version__,
+        },
+        "bars": bars_digest(scored.dataset),
+        "label": label_of(source.task) or NEXT_DAY_RETURN,
+        "label_bars": label_bars_of(source.task),
+        "freq": freq,
+        "horizon": int(getattr(scored.dataset, "horizon", 1)),
+        "promised": about.get("promised", {}),
+        "spreads": spreads,
+        "counts": counts_of(spreads, scored.frame["score"], scored.day, freq) if spreads else {},
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,40 @@ class Scored:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model and its data set are made of: of a run, or of a registered model."""
+
+    words: str
+    """What it is, for messages: "run 1f0c…"."""
+    task: Mapping[str, Any]
+    """With the sections `model` and `dataset`."""
+    state: Mapping[str, Any]
+    """What `kept_models.write_model` wrote; {} where it did not."""
+    read: Callable[[], Mapping[str, bytes]]
+    """The files of the state by name."""
+    unpickle: Callable[[], Any] | None = None
+    """The model as a pickle holds it, where there is one and it is trusted."""
+
+
+@dataclass(frozen=True)
+class ScoredDay:
+    """One day by one model, with what it was made by.
+
+    frame: all that the model says, on instrument: "score", and what it keeps beside.
+    table: as of `Scored`.
+    """
+
+    day: pd.Timestamp
+    frame: pd.DataFrame
+    table: pd.DataFrame
+    notes: tuple[str, ...]
+    model: Any
+    dataset: Any
+    folder: str
+    """Of the bars."""
+
+
 def score_newest(
     run: str,
     *,
@@ -75,12 +109,26 @@ def score_newest(
         UnsafeArtifactError: it could be made only by running its writer's code.
         BarDataError, CalendarError: as of the model's `predict`.
     """
-    from kronos_qlib.plugin.runs.quiet import quiet_libraries
-
-    quiet_libraries()
     client = open_tracking(tracking_uri)
-    found = _find(client, run)
-    run_id = found.info.run_id
+    found = find_run(client, run)
+    scored = score_day(
+        source_of_run(client, found.info.run_id, trust=trust),
+        provider_uri=provider_uri,
+        day=day,
+        beyond_calendar=beyond_calendar,
+    )
+    experiment = client.get_experiment(found.info.experiment_id).name
+    return Scored(experiment, found.info.run_id, scored.day, scored.table, scored.notes)
+
+
+def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> ModelSource:
+    """What a run keeps of its model and data set.
+
+    Raises:
+        MissingArtifactError, UnsafeArtifactError: as of `score_newest`.
+    """
+    from kronos_qlib.plugin.runs.kept_models import FOLDER
+
     task = read_task(client, run_id, any_class=trust)
     missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
     if missing:
@@ -92,30 +140,72 @@ def score_newest(
         from kronos_qlib.plugin.runs.known_tasks import check_known
 
         check_known(task)
-    state = _state(client, run_id)
-    folder = _open_bars(provider_uri, state, run_id)
-    moment = _moment(day, task["dataset"], folder)
-    model = _model(client, run_id, task["model"], state, moment, trust)
-    config = moved(task["dataset"], moment)
+
+    def read() -> dict[str, bytes]:
+        found = {}
+        for name in artifacts(client, run_id, FOLDER):
+            with artifact(client, run_id, name) as path:
+                found[name.rpartition("/")[2]] = path.read_bytes()
+        return found
+
+    def unpickle() -> Any:
+        from kronos_qlib.plugin.pickles.load_pickle import run_pickle
+
+        with artifact(client, run_id, "params.pkl") as path:
+            return run_pickle(path)
+
+    return ModelSource(
+        f"run {run_id}", task, _state(client, run_id), read, unpickle if trust else None
+    )
+
+
+def score_day(
+    source: ModelSource,
+    *,
+    provider_uri: str | None = None,
+    day: str | None = None,
+    beyond_calendar: str | None = None,
+    prepare: Callable[[Any], None] | None = None,
+) -> ScoredDay:
+    """Score one day with a model; the arguments are those of `score_newest`.
+
+    Args:
+        prepare: is given the model before it scores.
+
+    Raises:
+        As `score_newest`.
+    """
+    from kronos_qlib.plugin.runs.quiet import quiet_libraries
+
+    quiet_libraries()
+    config = source.task["dataset"]
+    folder = open_bars(provider_uri, source)
+    moment = _moment(day, config, folder)
+    model = make_model(source, moment)
+    if prepare is not None:
+        prepare(model)
+    own = moved(config, moment)
     if beyond_calendar is not None:
-        config.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
+        own.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
     from qlib.utils import init_instance_by_config
 
     from kronos_qlib.plugin.records.signal_record import signals_frame
 
-    dataset = init_instance_by_config(config)
-    scores = signals_frame(model, dataset)["score"]
-    scores = scores[scores.index.get_level_values("datetime") == moment].droplevel("datetime")
-    scores = scores.dropna()
-    if scores.empty:
+    dataset = init_instance_by_config(own)
+    frame = signals_frame(model, dataset)
+    frame = frame[frame.index.get_level_values("datetime") == moment].droplevel("datetime")
+    frame = frame.dropna(subset=["score"])
+    if frame.empty:
         raise BarDataError(f"no name of {folder} has a score on {show_time(moment)}")
-    table = _bars_of(dataset, task["dataset"], moment)
-    return Scored(
-        client.get_experiment(found.info.experiment_id).name,
-        run_id,
+    scores, table = frame["score"], _bars_of(dataset, config, moment)
+    return ScoredDay(
         moment,
+        frame,
         _ranking(scores, table, moment),
-        tuple(_notes(scores, table, moment, task["dataset"])),
+        tuple(_notes(scores, table, moment, config)),
+        model,
+        dataset,
+        folder,
     )
 
 
@@ -136,7 +226,12 @@ def moved(dataset: Mapping[str, Any], moment: pd.Timestamp) -> dict[str, Any]:
     return config
 
 
-def _find(client: MlflowClient, run: str) -> Run:
+def find_run(client: MlflowClient, run: str) -> Run:
+    """The newest finished run of an experiment, or the run of an id or its beginning.
+
+    Raises:
+        ConfigError, MissingArtifactError: there is none.
+    """
     known = client.get_experiment_by_name(run)
     is_experiment = known is not None and known.lifecycle_stage == "active"
     if is_experiment or not re.fullmatch(r"[0-9a-f]{4,32}", run):
@@ -153,14 +248,18 @@ def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:
     return read_json(client, run_id, STATE)
 
 
-def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) -> str:
-    """Open Qlib on a folder of bars; nothing is written anywhere."""
+def open_bars(provider_uri: str | None, source: ModelSource) -> str:
+    """Open Qlib on a folder of bars, the source's own if none is named; nothing is written.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     import qlib
 
-    uris: Any = provider_uri or state.get("provider_uri")
+    uris: Any = provider_uri or source.state.get("provider_uri")
     if not uris:
         raise ConfigError(
-            f"run {run_id} does not say where its bars were: name their folder (--provider-uri)"
+            f"{source.words} does not say where its bars were: name their folder (--provider-uri)"
         )
     folders = list(uris.values()) if isinstance(uris, Mapping) else [uris]
     for folder in folders:
@@ -168,7 +267,7 @@ def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) 
             check_folder(Path(str(folder)).expanduser())
         except ConfigError as problem:
             raise ConfigError(f"{problem}; --provider-uri names another folder") from None
-    region = state.get("region")
+    region = source.state.get("region")
     qlib.init(
         provider_uri=uris,
         region=region if region in ("cn", "us", "tw") else "us",
@@ -202,40 +301,34 @@ def _freq(dataset: Mapping[str, Any]) -> str:
     return str(own or freq_of({"dataset": dataset}))
 
 
-def _model(
-    client: MlflowClient,
-    run_id: str,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
-    moment: pd.Timestamp,
-    trust: bool,
-) -> Any:
+def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
+    """The model of a source, with what fitting left.
+
+    Args:
+        moment: the day that members of a blend with data sets of their own will score.
+
+    Raises:
+        MissingArtifactError: the source does not have what its model is made of.
+    """
     from qlib.utils import init_instance_by_config
 
     from kronos_qlib.plugin.blend import BlendModel
-    from kronos_qlib.plugin.runs.kept_models import FOLDER, needs_state, restore
+    from kronos_qlib.plugin.runs.kept_models import needs_state, restore
 
-    model = init_instance_by_config(copy.deepcopy(dict(config)))
-    kept = state.get("model")
+    model = init_instance_by_config(copy.deepcopy(dict(source.task["model"])))
+    kept = source.state.get("model")
     if isinstance(kept, Mapping):
-        read = {}
-        for name in artifacts(client, run_id, FOLDER):
-            with artifact(client, run_id, name) as path:
-                read[name.rpartition("/")[2]] = path.read_bytes()
-        restore(model, kept, read)
+        restore(model, kept, source.read())
     elif needs_state(model):
-        if not trust:
+        if source.unpickle is None:
             raise MissingArtifactError(
-                f"run {run_id} keeps its {type(model).__name__} as a pickle alone, and to read one "
-                "is to run what its writer likes. If the run is your own, say --trust; or run its "
-                "workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and linear "
-                "models as plain files"
+                f"{source.words} keeps its {type(model).__name__} as a pickle alone, and to read "
+                "one is to run what its writer likes. If the run is your own, say --trust; or run "
+                "its workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and "
+                "linear models as plain files"
             )
-        from kronos_qlib.plugin.pickles.load_pickle import run_pickle
-
-        with artifact(client, run_id, "params.pkl") as path:
-            model = run_pickle(path)
-    if isinstance(model, BlendModel):
+        model = source.unpickle()
+    if isinstance(model, BlendModel) and moment is not None:
         model.dataset_configs = {
             name: moved(one, moment) for name, one in model.dataset_configs.items()
         }
