@@ -615,3 +615,61 @@ def test_bars_alone_without_a_model(world):
     world.drop_day(world.days[0])
     assert world.evening(world.days[0]).days == (world.days[0],)
     assert not (world.home / "ledger").exists()
+
+
+ORDERS = (
+    "orders: {positions: positions.csv, cash: cash.txt, "
+    "strategy: {benchmark: MEAN, topk: 2, n_drop: 1}}"
+)
+
+
+def with_orders(world: World) -> World:
+    name = world.bars["symbol"].iloc[0]
+    (world.folder / "positions.csv").write_text(f"instrument,quantity,days\n{name},100,5\n")
+    (world.folder / "cash.txt").write_text("100000\n")
+    world.configure(more=ORDERS)
+    return world
+
+
+def test_orders_follow_and_a_start_that_was_cut_off_keeps_the_book_it_saw(
+    made, tmp_path, monkeypatch
+):
+    day = made.days[0]
+    one, two = (with_orders(copy_of(made, tmp_path / name)) for name in ("one", "two"))
+    one.play(1)
+    orders = pd.read_csv(one.home / "days" / f"{day:%Y-%m-%d}" / "orders" / "orders.csv")
+    assert {"instrument", "side", "quantity", "limit", "reason"} == set(orders)
+    assert (orders["side"] == "buy").sum() >= 1
+    kinds = [entry.kind for entry in Ledger(one.home / "ledger").entries()]
+    assert kinds == ["scores", "orders"]
+    works = daily_run.record_orders
+
+    def broken(*arguments, **others):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(daily_run, "record_orders", broken)
+    two.drop_day(day)
+    with pytest.raises(DailyError, match=r"step ledger of 2020-04-08: .*No space left"):
+        two.evening(day)
+    monkeypatch.setattr(daily_run, "record_orders", works)
+    (two.folder / "positions.csv").write_text("instrument,quantity,days\n")
+    assert two.evening(day).days == (day,)
+    ours, theirs = one.contents(), two.contents()
+    assert {name for name in ours if ours[name] != theirs.get(name)} == {"positions.csv"}
+
+
+def test_days_that_are_late_have_no_orders(world, lines):
+    with_orders(world)
+    world.drop(world.of(*world.days[:2]), "two.csv")
+    world.evening(world.days[1], say=lines.append)
+    assert any("no orders, the next day has come already" in line for line in lines)
+    there = [DayFolder(world.home, day).orders.is_dir() for day in world.days[:2]]
+    assert there == [False, True]
+
+
+def test_cash_that_is_no_number_is_said(world):
+    with_orders(world)
+    (world.folder / "cash.txt").write_text("much\n")
+    world.drop_day(world.days[0])
+    with pytest.raises(DailyError, match=r"step orders .*cash\.txt is to hold one number"):
+        world.evening(world.days[0])
