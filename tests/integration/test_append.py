@@ -131,6 +131,11 @@ def test_a_day_that_comes_late_moves_what_comes_after_it(bars, days, part, tmp_p
     assert_same(part, tmp_path / "whole")
 
 
+def test_a_day_that_was_announced_and_is_missing_is_told(bars, days, part):
+    summary = append_bars(bars[bars["date"] == days[CUT + 1]], part, benchmark="MEAN")
+    assert any(f"no bars of {days[CUT]:%Y-%m-%d}" in note for note in summary.notes)
+
+
 def test_a_corrected_bar_is_found_told_and_applied(bars, days, part, tmp_path):
     corrected = bars[bars["date"] < days[CUT]].copy()
     row = corrected.index[(corrected["date"] == days[CUT - 4])][2]

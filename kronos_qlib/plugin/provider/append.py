@@ -380,6 +380,13 @@ class _Append:
                 for name, end in ends.items()
                 if end == newest and self.spans.get(name, (newest, newest))[1] <= newest
             )
+        expected = self._expected()
+        passed = expected[(expected < self.calendar[-1]) & ~expected.isin(calendar)]
+        if len(passed):
+            self.notes.append(
+                f"no bars of {some_of([show_time(time) for time in passed])}, which the folder's "
+                "calendar announced: a holiday, or missing; it is put in its place when it comes"
+            )
         unknown = sorted(self.unknown)
         if unknown:
             self.notes.append(
@@ -479,10 +486,8 @@ class _Append:
             if not len(future):
                 self.notes.append(f"no future time given lies after the last bar, {calendar[-1]}")
             return future
-        kept = calendar[:0]
-        if (self.target / "calendars" / f"{self.freq}_future.txt").is_file():
-            known = pd.DatetimeIndex(stored_calendar(self.target, self.freq, future=True))
-            kept = known[known > calendar[-1]]
+        known = self._expected()
+        kept = known[known > calendar[-1]]
         if len(kept) >= future_bars:
             return kept
         # Some of those to come may be holidays that the kept ones leave out.
@@ -491,6 +496,13 @@ class _Append:
         if note and not len(kept):
             self.notes.append(note)
         return kept.append(ahead[ahead > kept[-1]] if len(kept) else ahead)[:future_bars]
+
+    def _expected(self) -> pd.DatetimeIndex:
+        """The times that the folder's own calendar announces after its last bar."""
+        if not (self.target / "calendars" / f"{self.freq}_future.txt").is_file():
+            return pd.DatetimeIndex([])
+        known = pd.DatetimeIndex(stored_calendar(self.target, self.freq, future=True))
+        return known[known > self.before[-1]]
 
     def _lot(self, names: Sequence[str]) -> int:
         """Shares per unit of volume, by what is stored.
