@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from qlib.backtest import backtest
 from qlib.data import D
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
@@ -15,7 +16,8 @@ from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.making import OrderConfig, make_orders
 from kronos_qlib.plugin.provider.writer import write_provider
-from kronos_qlib.plugin.records.backtest_record import BacktestConfig, BacktestRecord
+from kronos_qlib.plugin.records.backtest_record import BacktestConfig, qlib_config
+from kronos_qlib.plugin.runs.quiet import quiet_backtest
 
 pytestmark = pytest.mark.integration
 
@@ -72,12 +74,21 @@ def signed(orders):
     return dict(zip(orders.table["instrument"], orders.table["quantity"] * sign, strict=True))
 
 
-def test_the_orders_of_every_day_of_a_year_are_the_backtests(opened, recorder):
+def backtest_of(pred, settings):
+    """The daily report and the positions of BacktestRecord's own backtest."""
+    config = qlib_config(BacktestConfig(**settings), pred)
+    strategy = config["strategy"]
+    strategy["kwargs"]["signal"] = pred
+    with quiet_backtest():
+        metrics, _ = backtest(strategy=strategy, executor=config["executor"], **config["backtest"])
+    (found,) = metrics.values()
+    return found
+
+
+def test_the_orders_of_every_day_of_a_year_are_the_backtests(opened):
     days = pd.DatetimeIndex(D.calendar())[-252:]
     pred = scores_on(days)
-    recorder.save_objects(**{"pred.pkl": pred})
-    BacktestRecord(recorder, backtest=SETTINGS).generate()
-    positions = recorder.load_object("portfolio_analysis/positions_normal_1day.pkl")
+    _, positions = backtest_of(pred, SETTINGS)
     assert list(positions) == list(days)
     settings = BacktestConfig(**SETTINGS)
     factors = D.features(D.instruments("all"), ["$factor"])["$factor"]

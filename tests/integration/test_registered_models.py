@@ -162,6 +162,8 @@ def test_the_champion_scores_a_day_with_the_bits_of_its_run(
         assert (found.table[levels].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
     else:
         assert not levels
+    if name == "alpha":
+        assert " alpha " in found.facts["model"]["weights"]
     # The run's newest day is another, and the same run is the same version.
     assert newest_scores(champion, tracking_uri=uri).day == pd.Timestamp(NEWEST)
     assert register(name, name, tracking_uri=uri, alias=None)[0] == version

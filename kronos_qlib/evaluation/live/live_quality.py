@@ -208,7 +208,7 @@ def ewma_quantiles(
     variance = (moves**2).ewm(alpha=1 - DECAY, ignore_na=True, min_periods=5).mean()
     spread = np.sqrt(variance * horizon).reindex(days)
     spread = spread.where(closes.reindex(days).notna()).rename_axis("datetime")
-    long = spread.rename_axis(columns="instrument").stack().dropna()
+    long = spread.rename_axis(columns="instrument").unstack().dropna().swaplevel().sort_index()
     return pd.DataFrame({level: np.exp(norm.ppf(level) * long) - 1 for level in levels})
 
 

@@ -19,6 +19,7 @@ from kronos_qlib.plugin.runs.newest_day import (
     score_day,
     source_of_run,
 )
+from kronos_qlib.plugin.runs.quiet import quiet_libraries
 from kronos_qlib.plugin.runs.tracking import open_tracking
 from kronos_qlib.plugin.task_sections import freq_of, label_bars_of, label_of
 from kronos_qlib.version import __version__
@@ -76,6 +77,7 @@ def newest_scores(
         ConfigError: there is no such model, version, alias, folder or day.
         MissingArtifactError, UnsafeArtifactError, BarDataError, CalendarError: as `score_newest`.
     """
+    quiet_libraries()  # before anything is downloaded
     levels = {f"quantile@{level:g}": f"q{level:g}" for level in quantiles or ()}
 
     def prepare(made: Any) -> None:
@@ -120,9 +122,13 @@ def _source(
 
 
 def _draws_paths(model: Any) -> bool:
+    """Whether a model's score comes from paths, by its settings."""
     from kronos_qlib.plugin.model import ALPHA, KronosModel
 
-    return isinstance(model, KronosModel) and model._score_name() != ALPHA
+    if not isinstance(model, KronosModel):
+        return False
+    score, has_head = model.signal_settings.score, model.training.alpha or model.alpha_head
+    return score != ALPHA if score is not None else not has_head
 
 
 def _facts(
