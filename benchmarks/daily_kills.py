@@ -58,6 +58,7 @@ def main() -> None:
                     sys.executable,
                     str(TESTS / "daily_world.py"),
                     str(place),
+                    str(chosen.names),
                     str(chosen.days),
                     *events,
                 ],

@@ -1,8 +1,8 @@
 """A small market that comes day by day, and a model of a few lines: for the tests of `daily`.
 
-    python tests/daily_world.py FOLDER DAYS [EVENTS ...]
+    python tests/daily_world.py FOLDER NAMES DAYS [EVENTS ...]
 
-plays DAYS days in FOLDER. For each number of EVENTS a child is killed by SIGKILL at that many
+plays DAYS days in FOLDER, where a world of so many NAMES was made. For each number of EVENTS a child is killed by SIGKILL at that many
 changes of the file system after its start, and the next one goes on; the last one is left alone.
 """
 
@@ -195,8 +195,8 @@ def kill_after(events: int) -> None:
     sys.addaudithook(count)
 
 
-def main(folder: str, days: str, *events: str) -> None:
-    world = World(Path(folder))
+def main(folder: str, names: str, days: str, *events: str) -> None:
+    world = World(Path(folder), int(names))
     daily_run.newest_scores = small_scores
     kills = 0
     for number in (*map(int, events), 0):

@@ -655,7 +655,7 @@ def test_killed_at_any_change_of_the_disk_it_comes_to_the_same_bytes(tmp_path):
     undisturbed.play(4)
     points = [str(number) for number in np.random.default_rng(8).integers(1, 90, 7)]
     done = subprocess.run(
-        [sys.executable, daily_world.__file__, str(killed.folder), "4", *points],
+        [sys.executable, daily_world.__file__, str(killed.folder), "3", "4", *points],
         capture_output=True,
         text=True,
         check=False,
