@@ -2,8 +2,9 @@
 
     python tests/daily_world.py FOLDER NAMES DAYS [EVENTS ...]
 
-plays DAYS days in FOLDER, where a world of so many NAMES was made. For each number of EVENTS a child is killed by SIGKILL at that many
-changes of the file system after its start, and the next one goes on; the last one is left alone.
+plays DAYS days in FOLDER, where a world of so many NAMES was made. For each number of EVENTS one
+child after another is killed by SIGKILL at that many changes of the file system; the last one is
+left alone.
 """
 
 from __future__ import annotations
