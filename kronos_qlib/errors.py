@@ -98,3 +98,11 @@ class LookaheadError(KronosError, RuntimeError):
 
 class LedgerError(KronosError, RuntimeError):
     """The ledger is not as it was left, or an entry cannot be appended to it now."""
+
+
+class DailyError(KronosError, RuntimeError):
+    """A step of a day failed: what earlier steps did stays, and the next start goes on with it."""
+
+
+class DailyBusyError(DailyError):
+    """Another process works on the same days."""

@@ -45,6 +45,10 @@ COMMANDS = {
         "offer forecasts and rankings to programs that speak MCP",
         "kronos_qlib.cli.mcp_command",
     ),
+    "daily": (
+        "new bars in, scores, orders, ledger: what an evening asks for",
+        "kronos_qlib.cli.every_day.daily_command",
+    ),
     "register": (
         "make a run's model the one in force, in MLflow's registry",
         "kronos_qlib.cli.every_day.register_command",
