@@ -35,8 +35,8 @@ from kronos_qlib.plugin.live.recording import opening_of, record_orders, record_
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.making import Orders, make_orders
-from kronos_qlib.plugin.provider.append import AppendSummary, append_bars, read_log
-from kronos_qlib.plugin.provider.changed_history import REBASED
+from kronos_qlib.plugin.provider.appending.append import AppendSummary, append_bars, read_log
+from kronos_qlib.plugin.provider.appending.changed_history import REBASED
 from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.plugin.provider.members import write_members
 from kronos_qlib.plugin.registry.newest_scores import NewestScores, newest_scores

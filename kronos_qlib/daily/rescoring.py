@@ -18,8 +18,8 @@ from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.errors import some_of
 from kronos_qlib.files import recover, replacing
-from kronos_qlib.plugin.provider.append import read_log
-from kronos_qlib.plugin.provider.changed_history import REBASED
+from kronos_qlib.plugin.provider.appending.append import read_log
+from kronos_qlib.plugin.provider.appending.changed_history import REBASED
 from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.plugin.registry.newest_scores import NewestScores
 

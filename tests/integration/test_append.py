@@ -14,9 +14,9 @@ import pytest
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.plugin.provider import append as appending
-from kronos_qlib.plugin.provider.append import LOG, append_bars, read_log
-from kronos_qlib.plugin.provider.changed_history import ADDED, CORRECTED, REBASED
+from kronos_qlib.plugin.provider.appending import append as appending
+from kronos_qlib.plugin.provider.appending.append import LOG, append_bars, read_log
+from kronos_qlib.plugin.provider.appending.changed_history import ADDED, CORRECTED, REBASED
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import BAR_COLUMNS, PRICE_COLUMNS
 

@@ -25,8 +25,8 @@ from kronos_qlib.daily.day_folder import DayFolder
 from kronos_qlib.daily.drop_folder import read_taken
 from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError
 from kronos_qlib.ledger.ledger import Ledger
-from kronos_qlib.plugin.provider import append as appending
-from kronos_qlib.plugin.provider.append import read_log
+from kronos_qlib.plugin.provider.appending import append as appending
+from kronos_qlib.plugin.provider.appending.append import read_log
 from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.schema import PRICE_COLUMNS
 

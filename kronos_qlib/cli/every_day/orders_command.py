@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def orders(arguments: argparse.Namespace) -> None:
     check_output(arguments.out, arguments.overwrite)
     import pandas as pd
-    import qlib
     from ruamel.yaml import YAML
 
     from kronos_qlib.evaluation.text_table import format_rows
+    from kronos_qlib.plugin.lookahead import open_provider
     from kronos_qlib.plugin.orders.book import Book
     from kronos_qlib.plugin.orders.making import OrderConfig, make_orders, read_scores
     from kronos_qlib.plugin.provider.faults import check_folder
@@ -84,14 +84,9 @@ def orders(arguments: argparse.Namespace) -> None:
     distance = None if arguments.market_orders else arguments.limit_distance
     scores = read_scores(arguments.scores)
     quiet_libraries()
-    check_folder(Path(arguments.provider_uri).expanduser())
-    qlib.init(
-        provider_uri=arguments.provider_uri,
-        region=arguments.region,
-        skip_if_reg=False,
-        clear_mem_cache=True,
-        logging_level="ERROR",
-    )
+    folder = Path(arguments.provider_uri).expanduser()
+    check_folder(folder)
+    open_provider(folder, region=arguments.region, logging_level="ERROR")
     book = Book.of_cash(arguments.cash)
     if arguments.positions is not None:
         book = Book.read(arguments.positions, arguments.cash, evening)

@@ -56,6 +56,7 @@ def comparison_page(comparison: Comparison, title: str = "Runs side by side") ->
     Raises:
         MissingDependencyError: plotly, of the extra "report", is not installed.
     """
+    require("plotly.offline", for_=PAGE)  # before any work
     runs = [str(name) for name in comparison.table.index]
     colors = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(runs)}
     body = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(", ".join(runs))}</p>']

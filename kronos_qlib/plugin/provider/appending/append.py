@@ -24,12 +24,13 @@ from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.files.check import measure_lot
 from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.files import recover, replacing
-from kronos_qlib.plugin.provider.changed_history import (
+from kronos_qlib.plugin.provider.appending.changed_history import (
     NUMBERS,
     HistoryChange,
     Merged,
     merge,
 )
+from kronos_qlib.plugin.provider.appending.market_files import extend_markets
 from kronos_qlib.plugin.provider.faults import (
     check_frequency,
     check_market,
@@ -38,7 +39,6 @@ from kronos_qlib.plugin.provider.faults import (
 )
 from kronos_qlib.plugin.provider.feature_files import FeatureFiles
 from kronos_qlib.plugin.provider.future_calendar import given_ahead, times_ahead
-from kronos_qlib.plugin.provider.market_files import extend_markets
 from kronos_qlib.plugin.provider.writable_bars import (
     ALL_MARKET,
     FIELDS,
