@@ -26,6 +26,8 @@ from kronos_qlib.plugin.task_sections import mapping_of, value_at
 TASK, ABOUT = "task.json", "about.json"
 INSIDE = "folder:"
 """Before a path that is within the folder."""
+MACHINES = ("revision", "tokenizer_revision", "resume_folder", "contexts_folder", "n_processes")
+"""Settings of a KronosModel that are left out: of where weights came from, and of the machine."""
 LARGEST = 2**24
 """Bytes of a JSON file that is read."""
 
@@ -123,7 +125,7 @@ def _keep_kronos(config: dict[str, Any], model: Any, folder: Path, place: int) -
     kwargs["checkpoint"] = f"{INSIDE}{name}"
     if model.keeps_tokenizer or not model.from_scratch:
         kwargs["tokenizer"] = f"{INSIDE}{name}"
-    for key in ("revision", "tokenizer_revision", "resume_folder", "n_processes"):
+    for key in MACHINES:
         kwargs.pop(key, None)
     files = folder / f"files_{place}"
     if model.calibration not in (None, AUTO, FIT):
