@@ -95,8 +95,7 @@ def newest_scores(
         opened = open_day(
             source, provider_uri=provider_uri, day=day, beyond_calendar=beyond_calendar
         )
-        if levels and _draws_paths(opened.model):
-            opened.model.signal_settings = replace(opened.model.signal_settings, keep=list(levels))
+        _keep(opened.model, list(levels))
         scored = score_opened(opened)
         facts = _facts(model, version, source, about, opened, scored)
     table = scored.frame.loc[scored.table["instrument"]]
@@ -142,14 +141,16 @@ def _source(
         yield source, about_folder(folder, found.uri), found.version
 
 
-def _draws_paths(model: Any) -> bool:
-    """Whether a model's score comes from paths, by its settings."""
+def _keep(model: Any, quantiles: list[str]) -> None:
+    """Let a KronosModel say quantiles beside its score where that comes from paths, else nothing:
+    a head's score needs none drawn."""
     from kronos_qlib.plugin.model import ALPHA, KronosModel
 
     if not isinstance(model, KronosModel):
-        return False
+        return
     score, has_head = model.signal_settings.score, model.training.alpha or model.alpha_head
-    return score != ALPHA if score is not None else not has_head
+    draws_paths = score != ALPHA if score is not None else not has_head
+    model.signal_settings = replace(model.signal_settings, keep=quantiles if draws_paths else [])
 
 
 def _facts(
