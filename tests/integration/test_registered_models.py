@@ -113,12 +113,14 @@ def run(uri, provider, name):
         "module_path": "kronos_qlib.plugin.runs.manager",
         "kwargs": {"uri": uri, "default_exp_name": "workflow"},
     }
+    # Copies: Qlib fills the placeholders of a record in its place, with this run's model.
     model, dataset = copy.deepcopy(MODELS[name])
     before = mlflow.get_tracking_uri()
     open_provider(provider, exp_manager=manager)
     try:
         return task_train(
-            {"model": model, "dataset": dataset, "record": [RECORD]}, experiment_name=name
+            {"model": model, "dataset": dataset, "record": [copy.deepcopy(RECORD)]},
+            experiment_name=name,
         )
     finally:
         mlflow.set_tracking_uri(before)
