@@ -29,6 +29,8 @@ class Source:
 
     def _of(self, symbol: str, first: dt.date, last: dt.date) -> pd.DataFrame:
         span = {"start_date": f"{first:%Y%m%d}", "end_date": f"{last:%Y%m%d}"}
+        raw: pd.DataFrame
+        back: pd.DataFrame
         raw, back = (
             self.service.stock_zh_a_hist(symbol=symbol[-6:], period="daily", adjust=how, **span)
             for how in ("", "hfq")

@@ -37,7 +37,8 @@ class Source:
     def _of(self, table: pd.DataFrame, symbol: str) -> pd.DataFrame:
         if symbol not in table.columns.get_level_values(0):
             return table.iloc[:0]
-        own = table[symbol].dropna(subset=PRICES)
+        own = table[[symbol]].droplevel(0, axis=1)
+        own = own.dropna(subset=PRICES)
         bars = own[[*PRICES, "Volume"]].rename(columns=str.lower).astype(float)
         bars["amount"] = bars["volume"] * bars[["open", "high", "low", "close"]].mean(axis=1)
         bars = bars.rename_axis("date").reset_index()

@@ -495,7 +495,8 @@ class _Append:
         ahead, note = times_ahead(pd.DataFrame({"date": calendar}), calendar, self.freq, count)
         if note and not len(kept):
             self.notes.append(note)
-        return kept.append(ahead[ahead > kept[-1]] if len(kept) else ahead)[:future_bars]
+        later = ahead[ahead > kept[-1]] if len(kept) else ahead
+        return pd.DatetimeIndex(kept.append(later)[:future_bars])
 
     def _expected(self) -> pd.DatetimeIndex:
         """The times that the folder's own calendar announces after its last bar."""
@@ -558,9 +559,9 @@ class _Append:
             there = np.isfinite(values[:, NUMBERS.index("close")])
             own, values = own[there], values[there].astype(np.float64)
             first = max(0, int(np.searchsorted(own, since)) - 1)
-            part = pd.DataFrame(values[first:], columns=list(NUMBERS))
+            frame = pd.DataFrame(values[first:], columns=list(NUMBERS))
             parts.append(
-                part.assign(symbol=symbol, place=own[first:], date=self.calendar[own[first:]])
+                frame.assign(symbol=symbol, place=own[first:], date=self.calendar[own[first:]])
             )
         bars = pd.concat(parts, ignore_index=True)
         old = np.flatnonzero(places < since)

@@ -86,7 +86,7 @@ def _row(
 def _bring_up(rows: list[list[str]], freq: str, spans: Mapping[str, Span]) -> None:
     """First bars that are earlier now, and instruments that are new."""
     form = time_format(freq)
-    known = {}
+    known: dict[str, list[str]] = {}
     for row in rows:
         known.setdefault(row[0].upper(), row)
     for name, (first, last) in spans.items():
