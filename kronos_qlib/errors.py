@@ -100,6 +100,10 @@ class LedgerError(KronosError, RuntimeError):
     """The ledger is not as it was left, or an entry cannot be appended to it now."""
 
 
+class NoBarsError(BarDataError):
+    """A table has no row."""
+
+
 class DailyError(KronosError, RuntimeError):
     """A step of a day failed: what earlier steps did stays, and the next start goes on with it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.daily.daily_settings import DailyConfig
-from kronos_qlib.data.calendar.exchanges import exchange_times
+from kronos_qlib.data.calendar.exchanges import exchange_times, session_open
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.files.advice import advise, describe_advice
@@ -23,7 +23,7 @@ from kronos_qlib.data.files.check import (
 )
 from kronos_qlib.data.files.repair import repair_bars
 from kronos_qlib.data.rules import JUMP
-from kronos_qlib.errors import BarDataError, some_of
+from kronos_qlib.errors import BarDataError, ConfigError, some_of
 from kronos_qlib.plugin.provider.faults import check_market, stored_calendar
 from kronos_qlib.plugin.provider.feature_files import FeatureFiles
 from kronos_qlib.plugin.provider.writable_bars import ALL_MARKET
@@ -31,8 +31,8 @@ from kronos_qlib.schema import BAR_COLUMNS
 
 PAST_BARS = 60
 """Days of the folder that checks see before the new ones: as many as a split's rule looks at."""
-REPEATED_SHARE = 0.5
-"""Share of a day's names that bring the day before once more, from which the whole day does."""
+MOST = 0.5
+"""Share of a day's names above which what is odd of them is odd of the day."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def sort_out(
     config: DailyConfig,
     now: dt.datetime,
     accepted: Collection[pd.Timestamp] = (),
+    files: Mapping[Path, Collection[pd.Timestamp]] | None = None,
 ) -> Arrivals:
     """Repair and check bars, and say which days can go in.
 
@@ -80,6 +81,7 @@ def sort_out(
         now: with a zone.
         accepted: days that somebody has looked at: they go in with few names, without a day
             before them, or as the day before once more.
+        files: the days that each file has bars of, for messages.
 
     Raises:
         BarDataError: bars break a rule of `data check`. Names the worst, and what to do.
@@ -90,13 +92,16 @@ def sort_out(
         return Arrivals(bars, (), (), ())
     bars = bars.assign(date=pd.to_datetime(bars["date"]).dt.normalize())
     past, usual = _past(config.provider_uri, calendar, bars, config.bars.usual_days)
-    bars, notes, repeated = _checked(bars, past, config)
+    bars, notes, repeated, jumps = _checked(bars, past, config, files or {})
     dates = pd.DatetimeIndex(np.unique(bars["date"].to_numpy("datetime64[ns]")))
     new = dates[~dates.isin(pd.DatetimeIndex(calendar))]
     benchmark = (config.bars.benchmark or "").upper()
     members = bars[bars["symbol"] != benchmark]
     counts = members.groupby("date")["symbol"].nunique()
-    again = repeated[repeated["symbol"] != benchmark].groupby("date")["symbol"].nunique()
+    again, moved = (
+        odd[odd["symbol"] != benchmark].groupby("date")["symbol"].nunique()
+        for odd in (repeated, jumps)
+    )
     due = _due(calendar, config.exchange, new)
     ready: list[pd.Timestamp] = []
     waiting: list[Waiting] = []
@@ -104,11 +109,11 @@ def sort_out(
         reason = _too_early(day, config, now)
         if not reason and day not in accepted:
             names = int(counts.get(day, 0))
-            same = int(again.get(day, 0))
             reason = (
                 _incomplete(names, usual, config)
-                or _once_more(same, names)
-                or _out_of_turn(day, due, ready, calendar)
+                or _once_more(int(again.get(day, 0)), names)
+                or _all_jump(int(moved.get(day, 0)), names, config)
+                or _out_of_turn(day, config.exchange, due, ready, calendar)
             )
             if reason:
                 reason += f"; --accept {day:%Y-%m-%d} takes it as it is"
@@ -144,9 +149,12 @@ def _past(
 
 
 def _checked(
-    bars: pd.DataFrame, past: pd.DataFrame, config: DailyConfig
-) -> tuple[pd.DataFrame, list[str], pd.DataFrame]:
-    """The bars repaired, notes on them, and those that are the bar before once more.
+    bars: pd.DataFrame,
+    past: pd.DataFrame,
+    config: DailyConfig,
+    files: Mapping[Path, Collection[pd.Timestamp]],
+) -> tuple[pd.DataFrame, list[str], pd.DataFrame, pd.DataFrame]:
+    """The bars repaired, notes on them, those that are the bar before once more, and the jumps.
 
     Raises:
         BarDataError: some break a rule.
@@ -177,17 +185,22 @@ def _checked(
     refused = pd.concat([refused, asked]) if len(asked) else refused
     if len(refused):
         worst = refused.iloc[0]
-        advice = describe_advice(advise(filled, refused), "bars.repair: ")
+        names = [path.name for path, days in files.items() if worst["date"] in days]
+        where = f"{some_of(names)}: " if names else ""
+        counts = refused.groupby("rule").size()
+        total = ", ".join(f"{rule} {count}" for rule, count in counts.items())
+        lines = describe_advice(advise(filled, refused), "bars.repair: ").splitlines()
+        advice = "; ".join(line.strip() for line in lines)
         raise BarDataError(
-            f"{worst['symbol']} {show_time(worst['date'])}: {worst['rule']}: {worst['detail']}; "
-            f"{len(refused)} bars break a rule:\n{describe_report(refused)}\n{advice}"
+            f"{where}{worst['symbol']} {show_time(worst['date'])}: {worst['rule']}: "
+            f"{worst['detail']}. Bars that break a rule: {total}. {advice}"
         )
     notes = [f"repaired:\n{describe_report(record)}"] if len(record) else []
     jumps = moved[moved["rule"] == JUMP]
     if len(jumps):
-        notes.append(f"taken as they are:\n{describe_report(jumps)}")
+        notes.append(f"moves beyond bars.max_move:\n{describe_report(jumps)}")
     is_new = joint["date"].isin(newer["date"].unique()).to_numpy()
-    return mended, notes, joint[repeated_bars(joint) & is_new]
+    return mended, notes, joint[repeated_bars(joint) & is_new], jumps
 
 
 def _too_early(day: pd.Timestamp, config: DailyConfig, now: dt.datetime) -> str:
@@ -207,15 +220,24 @@ def _incomplete(names: int, usual: float, config: DailyConfig) -> str:
     if names >= least:
         return ""
     return (
-        f"it has bars of {names} names, and usual are {usual:g} (at least {np.ceil(least):g} are "
-        f"asked for, bars.complete {config.bars.complete:g})"
+        f"it has bars of {names} name{'s' if names != 1 else ''}, and usual are {usual:g} (at "
+        f"least {np.ceil(least):g} are asked for, bars.complete {config.bars.complete:g})"
     )
 
 
 def _once_more(same: int, names: int) -> str:
-    if not names or same <= REPEATED_SHARE * names:
+    if not names or same <= MOST * names:
         return ""
     return f"{same} of its {names} names bring the bar before once more, volume and all"
+
+
+def _all_jump(jumps: int, names: int, config: DailyConfig) -> str:
+    if not names or jumps <= MOST * names:
+        return ""
+    return (
+        f"the prices of {jumps} of its {names} names move by more than {config.bars.max_move:.0%} "
+        "from the close before: are they in another unit, or of another day?"
+    )
 
 
 def _due(calendar: Times, exchange: str | None, new: pd.DatetimeIndex) -> pd.DatetimeIndex | None:
@@ -228,16 +250,33 @@ def _due(calendar: Times, exchange: str | None, new: pd.DatetimeIndex) -> pd.Dat
 
 def _out_of_turn(
     day: pd.Timestamp,
+    exchange: str | None,
     due: pd.DatetimeIndex | None,
     ready: Sequence[pd.Timestamp],
     calendar: Times,
 ) -> str:
-    if due is None or day < pd.Timestamp(calendar[-1]):
-        return ""
-    if day not in due:
-        return "it is no day of the exchange"
+    if day < pd.Timestamp(calendar[0]):
+        return f"the folder's bars begin on {show_time(pd.Timestamp(calendar[0]))}"
+    if due is None or day not in due:
+        reason = _no_trading_day(day, exchange, calendar)
+        if reason or due is None or day < pd.Timestamp(calendar[-1]):
+            return reason
     lacking = [one for one in due if one < day and one not in ready]
     if not lacking:
         return ""
     shown = some_of([show_time(one) for one in lacking])
     return f"the exchange was open on {shown}, and there are no bars of it"
+
+
+def _no_trading_day(day: pd.Timestamp, exchange: str | None, calendar: Times) -> str:
+    """Why there is no trading on a day, as far as is known: by the exchange, else by weekdays."""
+    if exchange is not None:
+        try:
+            session_open(day.date(), exchange)
+        except ConfigError:
+            return "it is no day of the exchange"
+        return ""
+    past = pd.DatetimeIndex(calendar[-PAST_BARS:])
+    if len(past) < PAST_BARS or day.day_of_week in past.day_of_week:
+        return ""
+    return f"it is a {day.day_name()}, and none of the folder's last {PAST_BARS} days is"

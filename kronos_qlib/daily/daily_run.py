@@ -9,6 +9,7 @@ goes through all steps before the next one goes in: no score can see a later day
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,20 +21,20 @@ from filelock import Timeout
 
 from kronos_qlib.daily.arrivals import PAST_BARS, Arrivals, sort_out
 from kronos_qlib.daily.daily_settings import DailyConfig
-from kronos_qlib.daily.day_folder import DayFolder, read_json, write_json
+from kronos_qlib.daily.day_folder import DayFolder, last_heads, write_json
 from kronos_qlib.daily.drop_folder import Dropped, read_dropped, read_taken, write_taken
 from kronos_qlib.daily.fetching import FETCHED, fetch
 from kronos_qlib.daily.rescoring import rescore
 from kronos_qlib.data.calendar.exchanges import exchange_times
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError, KronosError
+from kronos_qlib.errors import DailyBusyError, DailyError, KronosError
 from kronos_qlib.files import recover, replacing
 from kronos_qlib.ledger.ledger import Ledger
 from kronos_qlib.owners import lock_of
 from kronos_qlib.plugin.live.recording import opening_of, record_orders, record_scores
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.orders.book import Book
+from kronos_qlib.plugin.orders.book import Book, read_cash
 from kronos_qlib.plugin.orders.making import Orders, make_orders
 from kronos_qlib.plugin.provider.appending.append import AppendSummary, append_bars, read_log
 from kronos_qlib.plugin.provider.appending.changed_history import REBASED
@@ -111,9 +112,10 @@ class _Evening:
         while True:
             with _step("bars"):
                 dropped, arrivals = self._arrivals(said)
-            newest = self._newest()
+                newest = self._newest()
+                was_appended = self._was_appended(newest)
             # A day whose steps were cut off; the folder's own last one, if nothing newer is there.
-            if first and (not arrivals.ready or self._was_appended(newest)):
+            if first and (not arrivals.ready or was_appended):
                 self._finish(newest, is_late=bool(arrivals.ready))
             first = False
             day = arrivals.ready[0] if arrivals.ready else None
@@ -140,7 +142,7 @@ class _Evening:
         if config.bars.drop is not None:
             folders.append(config.bars.drop)
         dropped = read_dropped(folders, config.bars, read_taken(config.home))
-        arrivals = sort_out(dropped.bars, config, self.now, self.accepted)
+        arrivals = sort_out(dropped.bars, config, self.now, self.accepted, dropped.days)
         for note in (*dropped.notes, *arrivals.notes):
             if note not in said:
                 said.add(note)
@@ -185,7 +187,8 @@ class _Evening:
             end = calendar[min(place, len(calendar) - 1)]
             self.say(
                 f"windows to be scored again: those that end from {show_time(first)} to "
-                f"{show_time(end)}, of {len({change.symbol for change in corrected})} instruments"
+                f"{show_time(end)}, of "
+                + _counted(len({change.symbol for change in corrected}), "instrument")
             )
 
     def _future(self, calendar: Times, day: pd.Timestamp | None) -> Times | None:
@@ -261,8 +264,8 @@ class _Evening:
             for note in found.notes:
                 self.say(f"note: {note}")
             self.say(
-                f"{show_time(folder.day)}: {len(found.table)} names scored by {found.model}, "
-                f"version {found.version}"
+                f"{show_time(folder.day)}: {_counted(len(found.table), 'name')} scored by "
+                f"{found.model}, version {found.version}"
             )
         return folder.read_scores()
 
@@ -276,8 +279,10 @@ class _Evening:
         for note in found.notes:
             self.say(f"note: {note}")
         self.say(
-            f"{show_time(folder.day)}: {len(found.table)} orders for {show_time(found.day)} in "
-            f"{folder.orders}"
+            f"{show_time(folder.day)}: {_counted(len(found.table), 'order')} for "
+            f"{show_time(found.day)}"
+            + (f", {_counted(left, 'name')} left alone" if (left := len(found.left_alone)) else "")
+            + f", in {folder.orders}"
         )
         return found
 
@@ -296,13 +301,9 @@ class _Evening:
         trading = self.config.orders
         assert trading is not None
         cash = trading.cash
-        if isinstance(cash, Path):
-            text = cash.read_text(encoding="utf-8").strip()
-            try:
-                cash = float(text)
-            except ValueError:
-                raise ConfigError(f"{cash} is to hold one number, got {text[:40]!r}") from None
-        book = Book.read(trading.positions, cash, day)
+        book = Book.read(
+            trading.positions, read_cash(cash) if isinstance(cash, Path) else cash, day
+        )
         return Book(book.cash, book.holdings.sort_index())  # in the order that is kept
 
     def _record(
@@ -314,11 +315,23 @@ class _Evening:
             past = calendar[calendar <= day.to_datetime64()][-PAST_BARS:]
             following = exchange_times(past, 1, self.config.exchange)[0]
             opens = opening_of(pd.Timestamp(following), self.config.exchange)
+        self._look_for_last_head(day)
         entries = [record_scores(self.ledger, scores, opens=opens)]
         if orders is not None:
             entries.append(record_orders(self.ledger, orders, opens=opens))
         self.say(f"{show_time(day)}: ledger {entries[-1].head}")
         return {"ledger": [entry.head for entry in entries]}
+
+    def _look_for_last_head(self, day: pd.Timestamp) -> None:
+        """Warn of a ledger without the entry that the day before left: `done.json` names it."""
+        heads = last_heads(self.config.home, day)
+        known = {entry.head for entry in self.ledger.entries()}
+        lacking = [head for head in heads if head not in known]
+        if lacking:
+            self.say(
+                f"warning: the ledger does not have entry {lacking[0]}, which an earlier day left "
+                "there: it was cut, written anew or taken away since"
+            )
 
     def _open(self) -> None:
         newest = self._newest()
@@ -375,9 +388,13 @@ def _step(name: str, day: pd.Timestamp | None = None) -> Iterator[None]:
         if not isinstance(problem, KronosError):
             what = f"{type(problem).__name__}: {what}"
         raise DailyError(
-            f"step {name}{when}: {what}\nNothing of this step was kept, what earlier ones made "
-            "stays, and the next start goes on from here"
+            f"step {name}{when}: {what.rstrip('.')}. Nothing of this step was kept; what earlier "
+            "ones made stays, and the next start goes on from here"
         ) from problem
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
 
 
 def _check_clock(home: Path, now: dt.datetime) -> None:
@@ -389,11 +406,15 @@ def _check_clock(home: Path, now: dt.datetime) -> None:
     path = home / CLOCK
     recover(path)
     if path.is_file():
-        text = str(read_json(path).get("seen"))
         try:
-            seen = dt.datetime.fromisoformat(text)
-        except ValueError:
-            raise DailyError(f"{path} holds no time: {text!r}") from None
+            seen = dt.datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["seen"])
+            if seen.tzinfo is None:
+                raise ValueError(f"{seen} has no zone")
+        except (ValueError, TypeError, KeyError) as problem:
+            raise DailyError(
+                f"{path} is damaged ({problem}): it holds the time of the last start, by which a "
+                "clock that was set back is seen. Look at this machine's clock, and remove the file"
+            ) from None
         if now < seen - CLOCK_SLACK:
             raise DailyError(
                 f"this machine's clock shows {now:%Y-%m-%d %H:%M} and the last start was at "

@@ -18,7 +18,7 @@ from kronos_qlib.data.files.repair import REPAIRS
 from kronos_qlib.data.rules import MAX_MOVE
 from kronos_qlib.errors import ConfigError, short_repr
 from kronos_qlib.extras import check_extra
-from kronos_qlib.files import recover
+from kronos_qlib.files import followed, recover
 from kronos_qlib.plugin.orders.making import OrderConfig
 from kronos_qlib.plugin.provider.faults import check_frequency
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
@@ -255,7 +255,7 @@ def _build(values: dict[str, Any], path: Path) -> DailyConfig:
     base = path.absolute().parent
     for name in ("home", "provider_uri", "ledger"):
         if name in values:
-            values[name] = _place(values[name], base, f"{path}: {name}")
+            values[name] = followed(_place(values[name], base, f"{path}: {name}"))
     if "tracking_uri" not in values and "KRONOS_MLFLOW_URI" in os.environ:
         values["tracking_uri"] = os.environ["KRONOS_MLFLOW_URI"]
     bars = _section(values, "bars", path)

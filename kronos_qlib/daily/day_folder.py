@@ -8,13 +8,14 @@ days/2024-03-05/scores/      scores.parquet, about.json
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kronos_qlib.errors import BarDataError
+from kronos_qlib.errors import BarDataError, KronosError
 from kronos_qlib.files import recover, replacing
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.making import Orders
@@ -65,15 +66,16 @@ class DayFolder:
             BarDataError: a file is damaged.
         """
         about = read_json(self.scores / ABOUT)
-        return NewestScores(
-            model=about["model"],
-            version=about["version"],
-            day=self.day,
-            table=pd.read_parquet(self.scores / SCORES_FILE),
-            facts=about["facts"],
-            notes=tuple(about["notes"]),
-            ranking=pd.read_parquet(self.scores / RANKING_FILE),
-        )
+        with _explained(self.scores):
+            return NewestScores(
+                model=about["model"],
+                version=about["version"],
+                day=self.day,
+                table=pd.read_parquet(self.scores / SCORES_FILE),
+                facts=about["facts"],
+                notes=tuple(about["notes"]),
+                ranking=pd.read_parquet(self.scores / RANKING_FILE),
+            )
 
     def write_orders(self, found: Orders) -> None:
         """Keep orders, and the book that they were made from."""
@@ -102,17 +104,32 @@ class DayFolder:
             BarDataError: the file is damaged.
         """
         about = read_json(self.orders / ABOUT)
-        if not about["holdings"]:
-            return Book.of_cash(about["cash"])
-        holdings = pd.DataFrame.from_dict(
-            about["holdings"], orient="index", columns=["quantity", "days"]
-        )
-        return Book(about["cash"], holdings.rename_axis("instrument"))
+        with _explained(self.orders):
+            if not about["holdings"]:
+                return Book.of_cash(about["cash"])
+            holdings = pd.DataFrame.from_dict(
+                about["holdings"], orient="index", columns=["quantity", "days"]
+            )
+            return Book(about["cash"], holdings.rename_axis("instrument"))
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Say that all is made."""
         with replacing(self.end) as draft:
             write_json(draft, facts)
+
+
+def last_heads(home: Path, before: pd.Timestamp) -> list[str]:
+    """Heads of the ledger that the newest day before this one left; [] where none did.
+
+    Raises:
+        BarDataError: its file is damaged.
+    """
+    for path in sorted((home / DAYS).glob("*/done.json"), reverse=True):
+        if path.parent.name < f"{before:%Y-%m-%d}" and path.stat().st_size:
+            heads = read_json(path).get("ledger")
+            if isinstance(heads, list):
+                return list(map(str, heads))
+    return []
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -127,12 +144,28 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         BarDataError: the file is missing or damaged.
     """
-    try:
+    with _explained(path.parent):
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise BarDataError(
-            f"{path} cannot be read ({problem}): move {path.parent} away, and its step is made anew"
-        ) from problem
-    if not isinstance(found, dict):
-        raise BarDataError(f"{path} is no file of ours: move {path.parent} away")
+        if not isinstance(found, dict):
+            raise ValueError(f"{path.name} is no mapping")
     return found
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What to do about a step's folder that cannot be read.
+
+    Raises:
+        BarDataError: in place of what was raised.
+    """
+    try:
+        yield
+    except KeyError as missing:
+        problem: Exception = ValueError(f"{missing} is missing")
+    except (OSError, ValueError, TypeError, KronosError) as caught:
+        problem = caught
+    else:
+        return
+    raise BarDataError(
+        f"{folder} is damaged ({problem}): move this folder away, and its step is made anew"
+    ) from problem

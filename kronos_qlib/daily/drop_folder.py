@@ -19,7 +19,7 @@ from kronos_qlib.daily.daily_settings import BarsConfig
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.files.formats import SUFFIXES
 from kronos_qlib.data.files.read import read_bars
-from kronos_qlib.errors import BarDataError
+from kronos_qlib.errors import BarDataError, NoBarsError, in_words, some_of
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import LONG_COLUMNS
 
@@ -28,8 +28,8 @@ NO_FACTOR = "factor is missing"
 """How a note of `read_bars` begins that filled it in."""
 UNFINISHED = (".", "~")
 """How names of files begin that are still being written."""
-SHOWN_CHARS = 12
-"""Of a digest."""
+OTHER_TABLES = (".gz", ".bz2", ".xz", ".zip", ".zst", ".tsv", ".txt", ".xls", ".xlsx", ".json")
+"""How names of tables end that are not read, and of which that is said."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,12 @@ def read_dropped(folders: Iterable[Path], config: BarsConfig, taken: Mapping[str
     digests: dict[Path, str] = {}
     waiting: list[str] = []
     notes: list[str] = []
-    for path in _files(folders):
+    paths, others = _files(folders)
+    if others:
+        notes.append(
+            f"passed over: {some_of(others, 5)}; what is read ends with {in_words(SUFFIXES)}"
+        )
+    for path in paths:
         whole = path.read_bytes()
         digest = hashlib.sha256(whole).hexdigest()
         if digest in taken:
@@ -87,7 +92,15 @@ def read_dropped(folders: Iterable[Path], config: BarsConfig, taken: Mapping[str
                 "short (bars.final_newline: false takes it as it is)"
             )
             continue
-        found = read_bars(path, as_is=True, **config.reading())
+        try:
+            found = read_bars(path, as_is=True, **config.reading())
+        except NoBarsError:
+            waiting.append(f"{path} holds no bars yet, or none at all: then take it away")
+            continue
+        except BarDataError as problem:
+            if "--" in str(problem):  # it names options of other commands
+                raise BarDataError(f"{problem}. Of `daily` such options are keys of bars") from None
+            raise
         bars = found.bars
         if any(note.startswith(NO_FACTOR) for note in found.notes):
             bars = bars.assign(factor=float("nan"))
@@ -117,7 +130,7 @@ def read_taken(home: Path) -> dict[str, str]:
         found = None
     if not isinstance(found, dict):
         raise BarDataError(
-            f"{path} is damaged; if it goes, every file of the drop folder is read once more, "
+            f"{path} is damaged: remove it. Every file of the drop folder is then read once more, "
             "which changes nothing where its bars are those of the Qlib folder"
         )
     return found
@@ -133,18 +146,23 @@ def write_taken(home: Path, taken: Mapping[str, str]) -> None:
         )
 
 
-def _files(folders: Iterable[Path]) -> list[Path]:
+def _files(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Files that can be read, and the names of others that seem to hold bars."""
     found: list[Path] = []
+    others: list[str] = []
     for folder in folders:
-        if folder.is_dir():
-            found += sorted(
-                path
-                for path in folder.iterdir()
-                if path.is_file()
-                and path.suffix.lower() in SUFFIXES
-                and not path.name.startswith(UNFINISHED)
-            )
-    return found
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        for path in inside:
+            if path.name.startswith(UNFINISHED):
+                continue
+            if path.suffix.lower() in SUFFIXES:
+                if path.is_file():
+                    found.append(path)
+                else:
+                    others.append(f"{path.name} (no file)")
+            elif path.suffix.lower() in OTHER_TABLES:
+                others.append(path.name)
+    return found, others
 
 
 def _once(bars: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -163,7 +181,7 @@ def _once(bars: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         count = int(bars[again].groupby(["symbol", "date"]).ngroups)
         values = [name for name in columns[2:] if same[name].nunique(dropna=False) > 1]
         shown = ", ".join(
-            f"{name} {' or '.join(f'{value:g}' for value in same[name].unique())}"
+            f"{name} {' or '.join(f'{value:.12g}' for value in same[name].unique())}"
             for name in values[:3]
         )
         raise BarDataError(

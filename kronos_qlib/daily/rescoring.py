@@ -5,6 +5,8 @@ What was said on the day stays: in the ledger, and in the day's own folder.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.plugin.registry.newest_scores import NewestScores
 
 RESCORED = "rescored"
-"""Folder in the home folder, with one for each append that changed the past, by its line."""
+"""Folder in the home folder, with one for each append that changed the past: its line in the
+folder's log, and the line's digest, for another log may come in this one's place."""
 
 
 def rescore(
@@ -45,7 +48,8 @@ def rescore(
     calendar = stored_calendar(config.provider_uri, "day")
     for number, entry in enumerate(read_log(config.provider_uri), start=1):
         changes = [each for each in entry.get("changes", ()) if each["kind"] != REBASED]
-        target = config.home / RESCORED / f"{number:06d}"
+        said = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        target = config.home / RESCORED / f"{number:06d}-{said[:8]}"
         recover(target)
         if not changes or target.exists():
             continue

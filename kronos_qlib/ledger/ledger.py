@@ -89,9 +89,9 @@ class Ledger:
                 where nobody knows, and the entry says so.
 
         Raises:
-            LedgerError: files that the index names are missing, or others than it names: run
-                `kronos-qlib ledger verify`; the clock is before the newest entry; or another
-                process appends for longer than `patience`.
+            LedgerError: files that the index names are missing, or others than it names, or the
+                newest was changed: run `kronos-qlib ledger verify`; the clock is before the newest
+                entry; or another process appends for longer than `patience`.
             ConfigError: a kind, table or facts that cannot be kept.
             OSError: disk full, read-only. Nothing was appended.
         """
@@ -154,20 +154,19 @@ class Ledger:
         Raises:
             LedgerError: its bytes are not those that its name says.
         """
-        try:
-            data = entry.path.read_bytes()
-        except OSError as problem:
-            raise LedgerError(
-                f"entry {entry.number} cannot be read: {problem}; {LOOK}"
-            ) from problem
-        if digest_of(data) != entry.digest:
-            raise LedgerError(f"entry {entry.number} was changed: {entry.path}; {LOOK}")
-        return read_table(data)
+        return read_table(self._bytes(entry))
 
     def head(self) -> str:
-        """Number and digest of the newest entry: "42-5f…"; "0-000…" of an empty ledger."""
+        """Number and digest of the newest entry: "42-5f…"; "0-000…" of an empty ledger.
+
+        Raises:
+            LedgerError: as `entries`, and where the newest entry was changed.
+        """
         found = self.entries()
-        return found[-1].head if found else head_of(0, FIRST)
+        if not found:
+            return head_of(0, FIRST)
+        self._bytes(found[-1])
+        return found[-1].head
 
     def reindex(self) -> Path | None:
         """Make the index anew from the files; the old one stays beside it.
@@ -212,7 +211,26 @@ class Ledger:
         if new:
             with opened(self.folder / INDEX) as connection:
                 add_rows(connection, new, self.folder)
-        return [*rows, *new]
+        known = [*rows, *new]
+        if known:
+            self._bytes(known[-1])  # the next entry will vouch for these
+        return known
+
+    def _bytes(self, entry: Entry) -> bytes:
+        """An entry's file.
+
+        Raises:
+            LedgerError: its bytes are not those that its name says.
+        """
+        try:
+            data = entry.path.read_bytes()
+        except OSError as problem:
+            raise LedgerError(
+                f"entry {entry.number} cannot be read: {problem}; {LOOK}"
+            ) from problem
+        if digest_of(data) != entry.digest:
+            raise LedgerError(f"entry {entry.number} was changed: {entry.path}; {LOOK}")
+        return data
 
     def _not_indexed(self, rows: Sequence[Entry]) -> list[Entry]:
         """Entries that follow those of the index.

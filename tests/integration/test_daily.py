@@ -338,7 +338,8 @@ def test_a_day_twice_and_different_is_refused(world):
     bars = world.of(day).copy()
     bars.loc[bars.index[1], "volume"] += 7
     world.drop(bars, "other.csv")
-    refused(world, day, "other.csv", f"{day:%Y-%m-%d}.csv", bars["symbol"].iloc[1], "volume")
+    volume = f"volume {world.of(day)['volume'].iloc[1]:.12g} or {bars['volume'].iloc[1]:.12g}"
+    refused(world, day, "other.csv", f"{day:%Y-%m-%d}.csv", bars["symbol"].iloc[1], volume)
 
 
 def test_yesterday_under_todays_date_waits(world):
@@ -350,6 +351,129 @@ def test_yesterday_under_todays_date_waits(world):
     (waits,) = world.evening(second).waiting
     assert "once more" in waits
     assert newest(world) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"date": "2020-04-12"}, "it is a Sunday, and none of the folder's last 60 days is"),
+        ({"date": "2010-04-08"}, "the folder's bars begin on 2020-01-02"),
+        ({"scale": 0.01}, "4 of its 4 names move by more than"),
+    ],
+)
+def test_a_day_that_can_hardly_be_meant_waits(world, change, word):
+    """A year or a unit mistyped: the calendar would keep it for ever."""
+    bars = world.of(world.days[0]).assign(date=change.get("date", f"{world.days[0]:%Y-%m-%d}"))
+    bars[list(PRICE_COLUMNS)] *= change.get("scale", 1.0)
+    world.drop(bars, "odd.csv")
+    before = of_qlib(world.contents())
+    (waits,) = world.evening(pd.Timestamp("2020-04-13")).waiting
+    assert word in waits and "--accept" in waits
+    assert of_qlib(world.contents()) == before
+
+
+def test_a_table_without_rows_waits_and_what_is_no_table_of_ours_is_named(world, lines):
+    day = world.days[0]
+    world.drop(world.of(day).iloc[:0], "holiday.csv")
+    (world.drops / "bars.csv.gz").write_bytes(b"x")
+    (world.drops / "folder.csv").mkdir()
+    (world.drops / "bars.csv.md5").write_text("x")
+    world.drop_day(day)
+    report = world.evening(day, say=lines.append)
+    assert report.days == (day,)
+    assert len(report.waiting) == 1 and "holiday.csv holds no bars" in report.waiting[0]
+    (said,) = (line for line in lines if "passed over" in line)
+    assert "bars.csv.gz, folder.csv (no file);" in said
+
+
+@pytest.mark.parametrize("zone", [None, "Asia/Shanghai"])
+def test_times_of_another_zone_are_days_of_the_market(world, once, zone):
+    day = world.days[0]
+    bars = world.of(day).assign(date=f"{day - pd.Timedelta(days=1):%Y-%m-%d}T16:00:00Z")
+    path = world.drops / "utc.csv"
+    bars.to_csv(path, index=False)
+    if zone is None:
+        refused(world, day, "utc.csv, row 2", "carries a time zone", "options are keys of bars")
+        return
+    world.configure(bars=f", zone: {zone}")
+    assert world.evening(day).days == (day,)
+    assert of_qlib(world.contents()) == of_qlib(once)
+
+
+def test_how_a_system_writes_text_changes_nothing(world, once):
+    """Windows' ends of lines, a byte order mark, names in small letters, a row twice."""
+    bars = world.of(world.days[0])
+    bars = pd.concat([bars, bars.iloc[[1]]]).assign(
+        symbol=lambda table: table["symbol"].str.lower()
+    )
+    path = world.drops / "a.CSV"
+    bars.to_csv(path, index=False, lineterminator="\r\n", encoding="utf-8-sig")
+    world.evening(world.days[0])
+    assert of_qlib(world.contents()) == of_qlib(once)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the right to make links")
+def test_a_link_to_the_folder_of_bars_stays_one(world, once):
+    """The new folder took the link's place, and whoever read what it led to saw no new day."""
+    world.qlib.rename(world.folder / "elsewhere")
+    world.qlib.symlink_to("elsewhere", target_is_directory=True)
+    world.play(1)
+    assert world.qlib.is_symlink()
+    found = {
+        name.replace("elsewhere", "qlib", 1): digest for name, digest in world.contents().items()
+    }
+    assert of_qlib(found) == of_qlib(once)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "words"),
+    [
+        ("features/sym0001/close.day.bin", 8, ["SYM0001", "a file was cut short"]),
+        ("features/sym0001/close.day.bin", 3, ["close.day.bin", "cut short"]),
+        ("calendars/day.txt", len("2020-04-07\n"), ["the calendar is too short"]),
+        ("instruments/demo.txt", len("\t2020-04-07\n"), ["qlib/instruments/demo.txt, line 4"]),
+        ("appended.jsonl", 0, ["appended.jsonl, line 1: no entry", "from a copy of the folder"]),
+    ],
+)
+def test_a_damaged_folder_of_bars_is_said_and_stays_as_it_is(world, name, cut, words):
+    path = world.qlib / name
+    path.write_bytes(path.read_bytes()[:-cut] if cut else b'{"times":\n')
+    world.drop_day(world.days[0])
+    refused(world, world.days[0], *words)
+
+
+@pytest.mark.parametrize("name", ["about.json", "scores.parquet", "other"])
+def test_a_damaged_step_is_named_and_is_made_anew_once_it_is_moved_away(world, name, once):
+    day = world.days[0]
+    world.play(1)
+    folder = DayFolder(world.home, day)
+    folder.end.unlink()
+    path = folder.scores / ("about.json" if name == "other" else name)
+    path.write_bytes(b"{}" if name == "other" else path.read_bytes()[:-9])
+    refused(world, day, f"{folder.scores} is damaged", "move this folder away", hour=19)
+    shutil.rmtree(folder.scores)
+    assert world.evening(day, hour=20).days == (day,)
+    found = {name: digest for name, digest in world.contents().items() if "clock" not in name}
+    assert found == {name: digest for name, digest in once.items() if "clock" not in name}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"seen": "2020-04-07T10:00:00"}'])
+def test_a_damaged_clock_file_is_the_one_to_be_removed(world, text):
+    """It was advised to move the whole home away, ledger and all."""
+    world.home.mkdir()
+    (world.home / "clock.json").write_text(text)
+    world.drop_day(world.days[0])
+    said = refused(world, world.days[0], "clock.json is damaged", "remove the file")
+    assert "move" not in said.replace("remove", "")
+
+
+def test_a_ledger_that_was_taken_away_is_warned_of(world, lines):
+    world.play(1)
+    head = Ledger(world.home / "ledger").head()
+    shutil.rmtree(world.home / "ledger")
+    world.drop_day(world.days[1])
+    world.evening(world.days[1], say=lines.append)
+    assert any("warning" in line and head in line for line in lines)
 
 
 EXCHANGE = "exchange: XSHG"
@@ -376,6 +500,11 @@ def test_a_day_without_trading_is_not_taken(world):
     world.drop(world.of(world.days[3]).assign(date=saturday), "saturday.csv")
     (waits,) = world.evening(pd.Timestamp("2020-04-13")).waiting
     assert "no day of the exchange" in waits
+    # Nor one that is past.
+    (world.drops / "saturday.csv").unlink()
+    world.drop(world.of(world.days[2]).assign(date="2020-04-04"), "past.csv")
+    (waits,) = world.evening(pd.Timestamp("2020-04-13"), hour=19).waiting
+    assert "2020-04-04 waits: it is no day of the exchange" in waits
 
 
 def test_a_clock_that_was_set_back_is_said(world):
@@ -418,6 +547,7 @@ def test_a_changed_past_is_told_applied_and_scored_again(world, lines):
     entry = read_log(world.qlib)[-1]
     assert [change["symbol"] for change in entry["changes"]] == [name]
     (folder,) = (world.home / "rescored").iterdir()
+    assert folder.name.startswith(f"{len(read_log(world.qlib)):06d}-")
     again = sorted(path.stem for path in folder.glob("*.parquet"))
     assert again == [f"{day:%Y-%m-%d}" for day in world.days[2:5]]
     table = pd.read_parquet(folder / f"{again[-1]}.parquet")
@@ -474,7 +604,7 @@ def test_bars_that_break_a_rule_are_refused_and_a_repair_is_named(world):
     bars = world.of(day).copy()
     bars.loc[bars.index[0], "high"] = bars["low"].iloc[0] * 0.9
     world.drop(bars, "bad.csv")
-    refused(world, day, "high-below-low", bars["symbol"].iloc[0], "bars.repair")
+    refused(world, day, "bad.csv: ", "high-below-low", bars["symbol"].iloc[0], "bars.repair")
     world.configure(bars=", repair: [bracket]")
     assert world.evening(day).days == (day,)
 

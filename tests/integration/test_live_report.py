@@ -230,6 +230,13 @@ def test_a_changed_ledger_has_no_report(kept, provider, tmp_path, capsys):
     assert main(["ledger", "head", str(tmp_path / "none")]) == 2
 
 
+def test_scores_of_somebody_elses_are_refused_in_words(provider, days, tmp_path):
+    table = pd.DataFrame({"instrument": ["SYM0001"], "score": [1.0]})
+    Ledger(tmp_path).append("scores", days[0].date(), table, {"freq": "day"}, opens=None)
+    with pytest.raises(ConfigError, match="entry 1 does not say its horizon, label and label_bars"):
+        live_report(tmp_path, provider_uri=str(provider))
+
+
 def test_when_an_exchange_opens():
     shanghai = opening_of(pd.Timestamp("2024-06-19"), "XSHG")
     assert shanghai == dt.datetime(2024, 6, 19, 1, 30, tzinfo=dt.timezone.utc)

@@ -17,7 +17,7 @@ from qlib.data import D
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.orders.book import Book
+from kronos_qlib.plugin.orders.book import Book, read_cash
 from kronos_qlib.plugin.orders.making import OrderConfig, make_orders
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig, qlib_config
@@ -159,7 +159,7 @@ def test_an_evenings_orders_have_lots_limits_and_reasons(evening, ranks, tmp_pat
     assert orders.day == pd.Timestamp(D.calendar()[201])
     sell, buy = orders.table.itertuples(index=False)
     assert (sell.instrument, sell.side, sell.quantity) == ("SYM0007", "sell", 400)
-    assert "rank 7 of 7: among the 1 lowest" in sell.reason and "held for 5 closes" in sell.reason
+    assert "rank 7 of 7: the lowest of what" in sell.reason and "held for 5 closes" in sell.reason
     assert buy.side == "buy" and buy.instrument == "SYM0001" and buy.quantity % 100 == 0
     close, factor = D.features(["SYM0001"], ["$close", "$factor"], evening, evening).iloc[0]
     price = close / factor
@@ -171,6 +171,36 @@ def test_an_evenings_orders_have_lots_limits_and_reasons(evening, ranks, tmp_pat
     found = pd.read_csv(tmp_path / "orders.csv")
     assert list(found) == ["instrument", "side", "quantity", "limit", "reason"]
     assert found["quantity"].tolist() == [400, buy.quantity]
+
+
+def test_names_in_other_letters_are_the_same_shares(evening, ranks):
+    """They were sold as shares without a score, and bought again under their name."""
+    book = held(SYM0006=(300, 5), SYM0007=(400, 5))
+    expected = make_orders(ranks, book, CALM, evening=evening)
+    orders = make_orders(ranks, held(sym0006=(300, 5), Sym0007=(400, 5)), CALM, evening=evening)
+    pd.testing.assert_frame_equal(orders.table, expected.table)
+    pd.testing.assert_frame_equal(orders.book.holdings, book.holdings)
+    # Of the market and without a score.
+    few = ranks.drop("SYM0006")
+    by_name = [
+        make_orders(few, held(**{name: (300, 5)}), CALM, evening=evening).table
+        for name in ("SYM0006", "sym0006")
+    ]
+    pd.testing.assert_frame_equal(*by_name)
+    with pytest.raises(ConfigError, match="SYM0007 is held twice"):
+        make_orders(ranks, held(sym0007=(300, 5), SYM0007=(400, 5)), CALM, evening=evening)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"-5", b"nan", b"inf", b"1,000,000", b"\xff\xfe1\x00", b"1 2"]
+)
+def test_cash_that_cannot_be_spent_is_said_with_its_file(tmp_path, content):
+    path = tmp_path / "cash.txt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cash\.txt"):
+        read_cash(path)
+    path.write_bytes(b"\xef\xbb\xbf 250000.5\r\n")
+    assert read_cash(path) == 250000.5
 
 
 def test_market_orders_have_no_limit(evening, ranks):
@@ -185,7 +215,7 @@ def test_what_is_held_too_short_or_costs_too_much_is_left_alone_with_a_reason(ev
     orders = make_orders(ranks, book, strict, evening=evening)
     assert orders.table.empty
     why = orders.left_alone.set_index("instrument")["reason"]
-    assert why["SYM0007"] == "rank 7 of 7: held for 1 closes, and 3 are the fewest"
+    assert why["SYM0007"] == "rank 7 of 7: held for 1 close, and hold_thresh is 3"
     assert "does not buy a lot at" in why["SYM0001"]
 
 

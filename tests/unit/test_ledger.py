@@ -239,3 +239,20 @@ def test_verify_asks_for_a_ledger_and_a_head(tmp_path):
     assert verify(tmp_path, f"0-{FIRST}").is_whole
     with pytest.raises(ConfigError, match="a head is the number and the 64 digits"):
         verify(tmp_path, "12")
+
+
+def test_nothing_is_appended_to_an_entry_that_was_changed(tmp_path):
+    """The next entry would vouch for bytes that are no longer there."""
+    ledger = ledger_at(tmp_path)
+    entry = ledger.append("scores", DAY, TABLE, {}, opens=OPENS)
+    whole = entry.path.read_bytes()
+    for changed in (b"", whole[:-1]):
+        entry.path.write_bytes(changed)
+        for ask in (
+            ledger.head,
+            lambda: ledger.append("scores", DAY, TABLE, {"a": 1}, opens=OPENS),
+        ):
+            with pytest.raises(LedgerError, match="entry 1 was changed"):
+                ask()
+    entry.path.write_bytes(whole)
+    assert ledger.append("scores", DAY, TABLE, {"a": 1}, opens=OPENS).number == 2

@@ -93,10 +93,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     if found.late:
         numbers = ", ".join(map(str, found.late))
         print(f"note: came after the market had opened: entries {numbers}")
-    state = (
-        "as it was left" if found.is_whole else f"not as it was left: {len(found.faults)} faults"
-    )
-    print(f"{arguments.ledger}: {found.entries} entries, {state}; head {found.head}")
+    count = len(found.faults)
+    faults = f"{count} fault{'s' if count != 1 else ''}"
+    state = "as it was left" if found.is_whole else f"not as it was left: {faults}"
+    entries = f"{found.entries} entr{'ies' if found.entries != 1 else 'y'}"
+    print(f"{arguments.ledger}: {entries}, {state}; head {found.head}")
     if found.is_whole and arguments.head is None:
         print("note: without --head a ledger that was written anew as a whole looks whole")
     return WHOLE if found.is_whole else CHANGED

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from qlib.data import D
 
-from kronos_qlib.errors import ConfigError, KronosError, LedgerError, some_of
+from kronos_qlib.errors import ConfigError, KronosError, LedgerError, in_words, some_of
 from kronos_qlib.evaluation.live.drift import Reference, drift_of
 from kronos_qlib.evaluation.live.live_quality import LiveQuality, ewma_quantiles, live_quality
 from kronos_qlib.evaluation.ranking.uncertainty import DailyMean
@@ -63,6 +63,12 @@ def live_report(
         raise ConfigError(f"{folder} has no scores that came before the market opened")
     scored = _of_version(everything, version, notes)
     newest = scored[-1].facts
+    lacking = [name for name in ("freq", "horizon", "label", "label_bars") if name not in newest]
+    if lacking:
+        raise ConfigError(
+            f"entry {scored[-1].number} does not say its {in_words(lacking)}: outcomes are joined "
+            "with scores that `record_scores` (kronos-qlib daily) has written"
+        )
     days = {entry.day for entry in scored}
     ordered = [entry for entry in valid_entries(ledger.entries(ORDERS), notes) if entry.day in days]
     _open(provider_uri, ordered)

@@ -35,7 +35,7 @@ class Book:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.cash) and self.cash >= 0):
-            raise ConfigError(f"cash is money from 0, got {self.cash!r}")
+            raise ConfigError(f"cash is money from 0, got {self.cash:g}")
         lacking = [name for name in COLUMNS if name not in self.holdings]
         if lacking:
             raise ConfigError(f"holdings have the columns quantity and days, not {lacking[0]}")
@@ -102,6 +102,28 @@ class Book:
         table = table.astype({"days": int})
         with replacing(Path(path)) as draft:
             table.to_csv(draft, float_format="%.12g", lineterminator="\n")
+
+
+def read_cash(path: Path) -> float:
+    """The one number that a text file holds.
+
+    Raises:
+        ConfigError: the file is missing, or holds other than money from 0.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"the cash {path} cannot be read: {cause_of(problem)}") from problem
+    try:
+        cash = float(text)
+    except ValueError:
+        cash = math.nan
+    if not (math.isfinite(cash) and cash >= 0):
+        raise ConfigError(
+            f"{path} is to hold one number from 0, the money that can be spent, such as 250000.50, "
+            f"got {short_repr(text)}"
+        )
+    return cash
 
 
 def _each(table: pd.DataFrame, lines: range, column: str = "quantity") -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.exchange import BarExchange
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.coming_day import BEFORE, EveningExchange, OneStep
-from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.provider.reader import read_calendar, read_spans
 from kronos_qlib.plugin.records.backtest_record import (
     BacktestConfig,
     exchange_settings,
@@ -108,13 +109,15 @@ def make_orders(
 
     Raises:
         ConfigError: bars are not of days; the calendar has no day after the evening; a score is
-            missing or a name scored twice; or a holding has no price.
+            missing or a name scored twice; a holding has no price, or is held twice in two
+            spellings.
     """
     how = how or OrderConfig()
     if settings.freq not in (None, "day", "1day"):
         raise ConfigError(f"orders are made of daily bars, and backtest.freq is {settings.freq}")
     evening, day = _days(evening, day)
     ranked = _ranked(scores, evening)
+    book = _spelt_as_there(book, ranked)
     quotes = last_quotes(sorted({*ranked.index, *book.holdings.index}), evening)
     with quiet_backtest():
         market = _Market(ranked, book, settings, evening, day, quotes, hindsight)
@@ -303,7 +306,7 @@ class _Market:
         if side == SELL:
             days = int(self.book.holdings["days"][name])
             if days < settings.hold_thresh:
-                return f"held for {days} closes, and {settings.hold_thresh} are the fewest"
+                return f"held for {_closes(days)}, and hold_thresh is {settings.hold_thresh}"
             return "nothing of it can be sold: see cash and volume_share"
         price = self._price(name)
         if dealt is not None and not dealt.asked:
@@ -335,9 +338,10 @@ class _Market:
         if dealt.side == SELL:
             days = int(self.book.holdings["days"][dealt.name])
             drop = self.settings.n_drop
+            lowest = "the lowest" if drop == 1 else f"among the {drop} lowest"
             text = (
-                f"{self._rank(dealt.name)}: among the {drop} lowest of what is held and what would "
-                f"be bought; held for {days} close{'s' if days != 1 else ''}"
+                f"{self._rank(dealt.name)}: {lowest} of what is held and what would be bought; "
+                f"held for {_closes(days)}"
             )
         else:
             text = f"{self._rank(dealt.name)}: among the best that are not held"
@@ -373,6 +377,10 @@ class _Market:
         # Towards the cautious side, but for what is a whole tick up to rounding.
         whole = math.floor(ticks + PART) if dealt.side == BUY else math.ceil(ticks - PART)
         return round(max(whole, 1) * how.tick, 10)
+
+
+def _closes(days: int) -> str:
+    return f"{days} close{'s' if days != 1 else ''}"
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
@@ -429,6 +437,22 @@ def _ranked(scores: pd.Series[float], evening: pd.Timestamp) -> pd.Series[float]
             "are none"
         )
     return scores.sort_index().sort_values(ascending=False, kind="stable")
+
+
+def _spelt_as_there(book: Book, ranked: pd.Series[float]) -> Book:
+    """The book with names as the bars have them: Qlib finds the bars of "sh600000" too, and would
+    sell it as another share than SH600000."""
+    known = set(map(str, ranked.index))
+    if known.issuperset(book.holdings.index):
+        return book
+    with suppress(ConfigError):  # the folder has no market of all: the scores' names have to do
+        known.update(map(str, read_spans("all") or ()))
+    spelling = {name.upper(): name for name in known}
+    names = [
+        name if name in known else spelling.get(name.upper(), name)
+        for name in map(str, book.holdings.index)
+    ]
+    return Book(book.cash, book.holdings.set_axis(names).rename_axis("instrument").sort_index())
 
 
 def last_quotes(names: Sequence[str], evening: pd.Timestamp) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from kronos_qlib.data.calendar.steps import as_days, wrong_step
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.files.check import measure_lot
 from kronos_qlib.errors import BarDataError, ConfigError, some_of
-from kronos_qlib.files import recover, replacing
+from kronos_qlib.files import followed, recover, replacing
 from kronos_qlib.plugin.provider.appending.changed_history import (
     NUMBERS,
     HistoryChange,
@@ -32,6 +32,7 @@ from kronos_qlib.plugin.provider.appending.changed_history import (
 )
 from kronos_qlib.plugin.provider.appending.market_files import extend_markets
 from kronos_qlib.plugin.provider.faults import (
+    RECONVERT,
     check_frequency,
     check_market,
     feature_folder,
@@ -55,6 +56,7 @@ from kronos_qlib.plugin.provider.writer import (
     write_calendars,
     write_feature,
 )
+from kronos_qlib.schema import PRICE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ LOT_NAMES, LOT_BARS = 40, 60
 LEAST_MEASURED = 10
 """Bars that a measured unit of volume must rest on to contradict the folder's."""
 SHOWN = 5
+BARS = (*PRICE_COLUMNS, "volume")
+"""Fields that whoever writes a folder writes together, from the first bar to the last."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def append_bars(
     Args:
         bars: as of `write_provider`. Some may be in the folder already; a factor that is NaN goes
             on as it was.
-        target: the folder.
+        target: the folder, or a link to it.
         freq: of the bars.
         benchmark: an instrument in no market. Where `bars` do not have it, it goes on as the
             equal-weight mean of the members.
@@ -124,7 +128,7 @@ def append_bars(
         ConfigError: a setting cannot work, or the folder is none.
         OSError: it cannot be written. The folder is as it was.
     """
-    target = Path(target).expanduser().absolute()
+    target = followed(Path(target).expanduser().absolute())
     recover(target)
     freq = check_settings(freq, ALL_MARKET, future_bars)
     check_frequency(target, freq)
@@ -173,7 +177,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             entry = None
         if not isinstance(entry, dict):
-            raise BarDataError(f"{path}, line {number}: no entry of an append: {line[:60]!r}")
+            raise BarDataError(
+                f"{path}, line {number}: no entry of an append: {line[:60]!r}. Take the file from "
+                "a copy of the folder, or write {} in place of this line: days whose scores its "
+                "changes concern are then not scored again"
+            )
         found.append(entry)
     return found
 
@@ -264,6 +272,8 @@ class _Append:
         self.known = int(np.searchsorted(self.calendar, self.before[-1], side="right"))
         self.files = FeatureFiles(target, freq, ["$close"], self.before)
         market = check_market(target, ALL_MARKET)
+        for path in (target / "instruments").glob("*.txt"):
+            check_market(target, path.stem)  # before anything is built
         new_name = {name.upper(): renamed.get(name.upper(), name.upper()) for name in market.names}
         self.members = dict.fromkeys(new_name.values())
         self.lot = self._lot(list(new_name))
@@ -437,6 +447,14 @@ class _Append:
                 f"{self.target} has {some_of(sorted(parts))} of {symbol} and no close: bars cannot "
                 "be told from holes; convert them into a new folder"
             )
+        spans = {name: (parts[name][0], len(parts[name][1])) for name in BARS if name in parts}
+        for name, span in spans.items():
+            if span != spans["close"]:
+                raise BarDataError(
+                    f"{self.target}: {name} of {symbol} has {span[1]} values from place {span[0]} "
+                    f"of the calendar on, and close {spans['close'][1]} from {spans['close'][0]}: "
+                    f"a file was cut short; {RECONVERT}"
+                )
         first = min(begin for begin, _ in parts.values())
         stop = max(begin + len(column) for begin, column in parts.values())
         start, end = int(self.moved[first]), int(self.moved[stop - 1]) + 1

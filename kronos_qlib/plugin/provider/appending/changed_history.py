@@ -54,7 +54,8 @@ class HistoryChange:
         span = show_time(self.first)
         if self.last != self.first:
             span += f" to {show_time(self.last)}"
-        return f"{self.symbol} {span}: {self.bars} bars {self.kind}: {self.detail}"
+        bars = "1 bar" if self.bars == 1 else f"{self.bars} bars"
+        return f"{self.symbol} {span}: {bars} {self.kind}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def _explained(
             old, new = before[column[name]], numbers[at]
             far = abs(new - old) > FLOAT32_SLACK * max(abs(new), abs(old))
             if far or np.isnan(old) != np.isnan(new):
-                parts.append(f"{name} {old:.6g} to {new:.6g}")
+                parts.append(f"{name} {old:.9g} to {new:.9g}")
     return HistoryChange(
         change.symbol, change.kind, change.first, change.last, change.bars, ", ".join(parts)
     )
