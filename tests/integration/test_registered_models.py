@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -28,9 +29,9 @@ pytestmark = pytest.mark.integration
 
 NEWEST = "2020-12-30"
 SEGMENTS = {
-    "train": ("2020-01-01", "2020-08-31"),
-    "valid": ("2020-09-01", "2020-10-15"),
-    "test": ("2020-12-01", NEWEST),
+    "train": ("2020-06-01", "2020-08-31"),
+    "valid": ("2020-09-01", "2020-09-30"),
+    "test": ("2020-12-09", NEWEST),
 }
 WINDOWS = {
     "class": "KronosDataset",
@@ -55,9 +56,9 @@ TABLES = {
             "module_path": "qlib.contrib.data.handler",
             "kwargs": {
                 "instruments": "all",
-                "start_time": "2020-01-01",
+                "start_time": "2020-06-01",
                 "end_time": NEWEST,
-                "fit_start_time": "2020-01-01",
+                "fit_start_time": "2020-06-01",
                 "fit_end_time": "2020-08-31",
                 "label": ["Ref($close, -2) / Ref($close, -1) - 1"],
             },
@@ -107,6 +108,12 @@ def uri(provider, tmp_path_factory):
     return f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
 
 
+@pytest.fixture(scope="module")
+def ran(uri, provider):
+    """Runs a model's experiment unless it has been run."""
+    return functools.cache(functools.partial(run, uri, provider))
+
+
 def run(uri, provider, name):
     manager = {
         "class": "KronosExpManager",
@@ -138,11 +145,9 @@ print(json.dumps(dict(zip(found["instrument"], found["score"]))))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_champion_scores_a_day_with_the_bits_of_its_run(
-    uri, provider, tmp_path, monkeypatch, name
-):
+def test_the_champion_scores_a_day_with_the_bits_of_its_run(uri, ran, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    run(uri, provider, name)
+    ran(name)
     version, notes = register(name, name, tracking_uri=uri)
     assert (version.name, version.version) == (name, "1")
     assert any("no return is promised" in note for note in notes)
@@ -172,10 +177,10 @@ def test_the_champion_scores_a_day_with_the_bits_of_its_run(
 
 
 def test_mlflow_loads_it_in_a_process_of_its_own_without_the_workflow(
-    uri, provider, tmp_path, monkeypatch
+    uri, provider, ran, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    run(uri, provider, "alpha")
+    ran("alpha")
     register("alpha", "mine", tracking_uri=uri)
     expected = newest_scores("models:/mine/1", tracking_uri=uri, day="2020-12-21").table["score"]
     done = subprocess.run(
@@ -190,9 +195,9 @@ def test_mlflow_loads_it_in_a_process_of_its_own_without_the_workflow(
     assert about["experiment"] == "alpha" and about["label"].startswith("Ref(")
 
 
-def test_what_is_not_registered_is_named(uri, provider, tmp_path, monkeypatch):
+def test_what_is_not_registered_is_named(uri, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(uri, provider, "trees")
+    ran("trees")
     register("trees", "forest", tracking_uri=uri)
     client = open_tracking(uri)
     with pytest.raises(ConfigError, match=r"Registered are: .*forest"):

@@ -76,8 +76,10 @@ def source_of_folder(folder: Path, words: str, *, trust: bool = False) -> ModelS
         raise MissingArtifactError(f"{TASK} of {words} has no model or no dataset")
     if not trust:
         from kronos_qlib.plugin.runs.known_tasks import check_known
+        from kronos_qlib.plugin.runs.quiet import quiet_imports
 
-        check_known(task)
+        with quiet_imports():
+            check_known(task)
     place = folder / FOLDER
     return ModelSource(
         words,

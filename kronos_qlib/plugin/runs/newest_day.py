@@ -164,8 +164,10 @@ def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> 
         )
     if not trust:
         from kronos_qlib.plugin.runs.known_tasks import check_known
+        from kronos_qlib.plugin.runs.quiet import quiet_imports
 
-        check_known(task)
+        with quiet_imports():
+            check_known(task)
 
     def read() -> dict[str, bytes]:
         found = {}
@@ -327,8 +329,10 @@ def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
 
     from kronos_qlib.plugin.blend import BlendModel
     from kronos_qlib.plugin.runs.kept_models import needs_state, restore
+    from kronos_qlib.plugin.runs.quiet import quiet_imports
 
-    model = init_instance_by_config(copy.deepcopy(dict(source.task["model"])))
+    with quiet_imports():
+        model = init_instance_by_config(copy.deepcopy(dict(source.task["model"])))
     kept = source.state.get("model")
     if isinstance(kept, Mapping):
         restore(model, kept, source.read())
