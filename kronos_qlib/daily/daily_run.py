@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def run_daily(
     """
     now = now if now is not None else dt.datetime.now(dt.timezone.utc)
     with _alone(config, patience):
-        with _step("clock"):
+        with _step("clock", place=config.home):
             _check_clock(config.home, now)
         return _Evening(config, now, accepted, say).run()
 
@@ -119,7 +120,7 @@ class _Evening:
                 self._finish(newest, is_late=bool(arrivals.ready))
             first = False
             day = arrivals.ready[0] if arrivals.ready else None
-            with _step("bars", day):
+            with _step("bars", day, config.provider_uri):
                 self._append(dropped, arrivals, day)
             if day is None:
                 break
@@ -219,17 +220,17 @@ class _Evening:
             with _step("members", day):
                 self._members()
         if self.config.model is not None:
-            with _step("scores", day):
+            with _step("scores", day, folder.path):
                 found = self._kept_scores(folder)
             orders = None
             if self.config.orders is not None and not is_late:
-                with _step("orders", day):
+                with _step("orders", day, folder.path):
                     orders = self._kept_orders(folder, found)
             elif self.config.orders is not None:
                 self.say(f"{show_time(day)}: no orders, the next day has come already")
-            with _step("ledger", day):
+            with _step("ledger", day, self.config.ledger_folder):
                 facts |= self._record(found, orders, day)
-        with _step("home", day):
+        with _step("home", day, folder.path):
             folder.finish(facts)
         self.done.append(day)
 
@@ -372,8 +373,11 @@ def _alone(config: DailyConfig, patience: float) -> Iterator[None]:
 
 
 @contextmanager
-def _step(name: str, day: pd.Timestamp | None = None) -> Iterator[None]:
+def _step(name: str, day: pd.Timestamp | None = None, place: Path | None = None) -> Iterator[None]:
     """Say in which step something failed.
+
+    Args:
+        place: that it writes to, for failures that name no file, such as a full disk.
 
     Raises:
         DailyError: in place of what was raised.
@@ -384,13 +388,24 @@ def _step(name: str, day: pd.Timestamp | None = None) -> Iterator[None]:
         raise
     except Exception as problem:  # models raise whatever they like
         when = "" if day is None else f" of {show_time(day)}"
-        what = str(problem) or "no message"
-        if not isinstance(problem, KronosError):
-            what = f"{type(problem).__name__}: {what}"
+        what = _words(problem)
+        if place is not None and isinstance(problem, OSError) and problem.filename is None:
+            what += f" (for {place})"
         raise DailyError(
             f"step {name}{when}: {what.rstrip('.')}. Nothing of this step was kept; what earlier "
             "ones made stays, and the next start goes on from here"
         ) from problem
+
+
+def _words(problem: Exception) -> str:
+    """What a failure says of itself."""
+    if isinstance(problem, KronosError):
+        return str(problem) or "no message"
+    said: object = problem
+    if isinstance(problem, shutil.Error) and problem.args and isinstance(problem.args[0], list):
+        (_, _, said), *others = problem.args[0]  # of each file that could not be copied
+        said = f"{said}, and {_counted(len(others), 'file')} more" if others else said
+    return f"{type(problem).__name__}: {str(said) or 'no message'}"
 
 
 def _counted(number: int, word: str) -> str:

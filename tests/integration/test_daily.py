@@ -227,12 +227,17 @@ def test_a_full_disk_is_said_and_nothing_is_half_done(world, monkeypatch, place,
     def full(*arguments, **others):
         nonlocal calls
         calls += 1
-        if calls > 5 or place == "write_calendars":
-            raise OSError(28, "No space left on device", "qlib")
+        if calls > 5:
+            raise OSError(28, "No space left on device")
+        if place == "write_calendars":  # as copytree says it
+            raise shutil.Error([("a", "b", "No space left on device: 'a'"), ("c", "d", "e")])
         return original(*arguments, **others)
 
     monkeypatch.setattr(appending, place, full)
-    refused(world, day, "step bars", "No space left on device", f"{day:%Y-%m-%d}")
+    said = refused(world, day, "step bars", "No space left on device", f"{day:%Y-%m-%d}")
+    assert (
+        "and 1 file more" in said if place == "write_calendars" else f"(for {world.qlib})" in said
+    )
     monkeypatch.setattr(appending, place, original)
     assert world.evening(day).days == (day,)
     assert world.contents() == once
