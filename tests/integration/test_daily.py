@@ -787,10 +787,10 @@ def test_cash_that_is_no_number_is_said(world):
 def test_killed_at_any_change_of_the_disk_it_comes_to_the_same_bytes(tmp_path):
     """The 30 kills of a quarter are in benchmarks/daily_kills.py."""
     undisturbed, killed = (World(tmp_path / name, names=3).make() for name in ("one", "two"))
-    undisturbed.play(4)
-    points = [str(number) for number in np.random.default_rng(8).integers(1, 90, 7)]
+    undisturbed.play(2)
+    points = [str(number) for number in np.random.default_rng(8).integers(1, 50, 6)]
     done = subprocess.run(
-        [sys.executable, daily_world.__file__, str(killed.folder), "3", "4", *points],
+        [sys.executable, daily_world.__file__, str(killed.folder), "3", "2", *points],
         capture_output=True,
         text=True,
         check=False,

@@ -106,7 +106,7 @@ def live_report(
         money=money,
         promised=_promises(newest),
         drift=_drift(scored),
-        notes=notes,
+        notes=[*notes, _drift_note(scored)],
         about=_about(scored, found.head, newest),
     )
 
@@ -123,8 +123,8 @@ def valid_entries(entries: Sequence[Entry], notes: list[str]) -> list[Entry]:
     unknown = [entry.number for entry in entries if entry.opens is None]
     if unknown:
         notes.append(
-            f"Of {len(unknown)} entries nobody said when the market opened: that they came before "
-            f"is not known (entry {some_of(unknown, 5)})."
+            f"Of {len(unknown)} entries of {entries[0].kind} nobody said when the market opened "
+            f"(`exchange` does): that they came before is not known (entry {some_of(unknown, 5)})."
         )
     return [valid[day] for day in sorted(valid)]
 
@@ -214,6 +214,14 @@ def _drift(entries: Sequence[Entry]) -> dict[str, float]:
         name: read_reference(each) for name, each in entries[-1].facts.get("spreads", {}).items()
     }
     return drift_of(spreads, [entry.facts.get("counts", {}) for entry in entries[-DRIFT_DAYS:]])
+
+
+def _drift_note(entries: Sequence[Entry]) -> str:
+    days = min(len(entries), DRIFT_DAYS)
+    return (
+        f"Drift is of the newest {days} day{'s' if days != 1 else ''} with scores, all names "
+        "together: names of one day move together, so of a few days it moves by chance."
+    )
 
 
 def _about(entries: Sequence[Entry], head: str, facts: Mapping[str, Any]) -> dict[str, str]:
