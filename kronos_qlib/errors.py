@@ -94,3 +94,19 @@ class UnsafeArtifactError(MissingArtifactError):
 
 class LookaheadError(KronosError, RuntimeError):
     """A score changes when bars that come after it do: it has seen the future."""
+
+
+class LedgerError(KronosError, RuntimeError):
+    """The ledger is not as it was left, or an entry cannot be appended to it now."""
+
+
+class NoBarsError(BarDataError):
+    """A table has no row."""
+
+
+class DailyError(KronosError, RuntimeError):
+    """A step of a day failed: what earlier steps did stays, and the next start goes on with it."""
+
+
+class DailyBusyError(DailyError):
+    """Another process works on the same days."""

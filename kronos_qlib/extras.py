@@ -19,11 +19,18 @@ from kronos_qlib.errors import MissingDependencyError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("peft",),
     "members": ("index_constitution",),
+    "akshare": ("akshare",),
+    "baostock": ("baostock",),
+    "yfinance": ("yfinance",),
+    "ccxt": ("ccxt",),
     "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
     "web": ("defusedxml", "flask", "flask_openapi3", "openpyxl", "waitress"),
     "mcp": ("mcp",),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""
+
+SERVICES = ("akshare", "baostock", "yfinance", "ccxt")
+"""Extras that `all` leaves out: services of which one takes one, if any."""
 
 
 def require(module: str, *, for_: str) -> ModuleType:

@@ -79,6 +79,11 @@ def recover(target: Path) -> None:
                 parts.settle()
 
 
+def followed(target: Path) -> Path:
+    """Where a link leads, for those who replace what lies there and leave the link as it is."""
+    return target.resolve() if target.is_symlink() else target
+
+
 def put_aside(target: Path) -> Path | None:
     """Where the former `target` lies if it is missing because its replacement was killed."""
     if not _is_free(target):

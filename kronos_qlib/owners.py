@@ -78,13 +78,16 @@ def _is_alive_on_windows(process: int) -> bool:
     return not known or code.value == still_active
 
 
-def lock_of(path: Path) -> FileLock:
+def lock_of(path: Path, patience: float = 0.0) -> FileLock:
     """The lock at a path, taken, until it is released or this process ends.
+
+    Args:
+        patience: seconds to wait for another process that has it.
 
     Raises:
         filelock.Timeout: another process has it.
     """
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=patience)
     lock.acquire()
     return lock
 

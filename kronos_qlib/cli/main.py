@@ -45,6 +45,22 @@ COMMANDS = {
         "offer forecasts and rankings to programs that speak MCP",
         "kronos_qlib.cli.mcp_command",
     ),
+    "daily": (
+        "new bars in, scores, orders, ledger: what an evening asks for",
+        "kronos_qlib.cli.every_day.daily_command",
+    ),
+    "register": (
+        "make a run's model the one in force, in MLflow's registry",
+        "kronos_qlib.cli.every_day.register_command",
+    ),
+    "orders": (
+        "write the next day's orders, as the backtest would trade",
+        "kronos_qlib.cli.every_day.orders_command",
+    ),
+    "ledger": (
+        "verify what was forecast before it came, and report what came",
+        "kronos_qlib.cli.every_day.ledger_command",
+    ),
     "models": (
         "list the checkpoints: bundled, cached, available",
         "kronos_qlib.cli.models_command",

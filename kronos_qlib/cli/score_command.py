@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kronos_qlib.cli.parsers import add_tracking, check_output, describe
 from kronos_qlib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kronos_qlib.plugin.runs.newest_day import OpenedRun
+    from kronos_qlib.plugin.runs.newest_day import OpenedDay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kronos-qlib score kronos_alpha --top 20",
         "kronos-qlib score 1f0c2a9b --provider-uri data/mine --out today.csv",
         "kronos-qlib score kronos_alpha --why SH600519",
+        "kronos-qlib score models:/csi300@champion --provider-uri data/mine",
     )
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="an experiment's name, for its newest finished run; or the id of a run",
+        help="an experiment's name, for its newest finished run; the id of a run; or a registered "
+        "model, models:/NAME@ALIAS",
     )
     parser.add_argument(
         "--top", type=int, default=20, help="names, or inputs, that are printed (%(default)s)"
@@ -69,24 +73,37 @@ def score(arguments: argparse.Namespace) -> None:
         out = Path("score.csv")
     if out is not None:
         check_output(out, arguments.overwrite)
+    with _opened(arguments) as (opened, whose):
+        if arguments.why is None:
+            assert out is not None
+            _print_ranking(opened, whose, arguments.top, out)
+        else:
+            _print_reasons(opened, whose, arguments.why, arguments.top, out)
+
+
+@contextmanager
+def _opened(arguments: argparse.Namespace) -> Iterator[tuple[OpenedDay, str]]:
+    """What is scored, and whose it is in words."""
+    asked: dict[str, Any] = {
+        "tracking_uri": arguments.tracking_uri,
+        "provider_uri": arguments.provider_uri,
+        "day": arguments.day,
+        "beyond_calendar": arguments.beyond_calendar,
+        "trust": arguments.trust,
+    }
+    if arguments.run.startswith("models:/"):
+        from kronos_qlib.plugin.registry.newest_scores import open_registered
+
+        with open_registered(arguments.run, **asked) as registered:
+            yield registered, f"{registered.name}, version {registered.version}"
+        return
     from kronos_qlib.plugin.runs.newest_day import open_run
 
-    opened = open_run(
-        arguments.run,
-        tracking_uri=arguments.tracking_uri,
-        provider_uri=arguments.provider_uri,
-        day=arguments.day,
-        beyond_calendar=arguments.beyond_calendar,
-        trust=arguments.trust,
-    )
-    if arguments.why is None:
-        assert out is not None
-        _print_ranking(opened, arguments.top, out)
-    else:
-        _print_reasons(opened, arguments.why, arguments.top, out)
+    run = open_run(arguments.run, **asked)
+    yield run, f"{run.experiment}, run {run.run_id[:8]}"
 
 
-def _print_ranking(opened: OpenedRun, top: int, out: Path) -> None:
+def _print_ranking(opened: OpenedDay, whose: str, top: int, out: Path) -> None:
     from kronos_qlib.data.calendar.time_text import show_time
     from kronos_qlib.evaluation.text_table import format_rows
     from kronos_qlib.plugin.runs.newest_day import score_opened
@@ -107,19 +124,18 @@ def _print_ranking(opened: OpenedRun, top: int, out: Path) -> None:
     print(format_rows(rows))
     for note in found.notes:
         print(f"note: {note}")
-    print(
-        f"{found.experiment}, run {found.run_id[:8]}: {len(found.table)} names scored on "
-        f"{show_time(found.day)}, in {out}"
-    )
+    print(f"{whose}: {len(found.table)} names scored on {show_time(found.day)}, in {out}")
 
 
-def _print_reasons(opened: OpenedRun, instrument: str, top: int, out: Path | None) -> None:
+def _print_reasons(
+    opened: OpenedDay, whose: str, instrument: str, top: int, out: Path | None
+) -> None:
     from kronos_qlib.plugin.explain.reasons import reasons_of
     from kronos_qlib.plugin.explain.reasons_text import reasons_table, reasons_text
 
     found = reasons_of(opened.model, opened.dataset, instrument, opened.day)
     print(reasons_text(found, top=top))
-    print(f"{opened.experiment}, run {opened.run_id[:8]}")
+    print(whose)
     if out is not None:
         reasons_table(found).to_csv(out, index=False, lineterminator="\n")
         print(f"every input is in {out}")

@@ -48,7 +48,12 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     "qlib.workflow.expm.MLflowExpManager": ("_get_exp", "_start_exp", "_end_exp", "create_exp"),
     "qlib.workflow.exp.Experiment": ("create_recorder",),
     "qlib.workflow.recorder.Recorder": ("save_objects",),
-    "qlib.backtest.exchange.Exchange": ("_update_limit", "_get_limit_type", "_get_vol_limit"),
+    "qlib.backtest.exchange.Exchange": (
+        "_update_limit",
+        "_get_limit_type",
+        "_get_vol_limit",
+        "get_quote_from_qlib",
+    ),
 }
 """Methods of Qlib's classes that ours override or call, where they are not part of a documented
 interface. test_qlib_internals.py::test_qlib_still_has_the_methods_that_are_overridden."""

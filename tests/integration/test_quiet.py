@@ -10,6 +10,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from qlib.log import get_module_logger
 from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.log import progress
@@ -97,3 +98,16 @@ def test_a_backtest_prints_no_tables_and_gives_all_back(monkeypatch, capsys):
     assert backtest.tqdm is before and not found
     said = capsys.readouterr()
     assert said.out == said.err == ""
+
+
+def test_days_without_a_bar_are_no_warning_while_qlib_trades(caplog):
+    logger = get_module_logger("online operator").logger  # as its exchange does
+    with caplog.at_level("WARNING"):
+        with quiet_backtest():
+            logger.warning("$close field data contains nan.")
+            logger.warning("another")
+        logger.warning("$close field data contains nan.")
+    assert [record.getMessage() for record in caplog.records if record.name == logger.name] == [
+        "another",
+        "$close field data contains nan.",
+    ]

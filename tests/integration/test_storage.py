@@ -471,7 +471,7 @@ def test_an_empty_folder_may_be_filled(small, tmp_path):
     assert (tmp_path / "q/calendars/day.txt").exists()
 
 
-@pytest.mark.parametrize("step", ["_write_calendars", "_write_markets", "_write_features"])
+@pytest.mark.parametrize("step", ["write_calendars", "_write_markets", "_write_features"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failure_leaves_no_trace(small, tmp_path, monkeypatch, step, exists):
     target = tmp_path / "q"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -116,6 +116,27 @@ def exchange_zone(code: str) -> str:
     """
     kind = _kind(check_exchange(code))
     return str(kind.tz)
+
+
+def session_open(day: date, code: str) -> datetime:
+    """When an exchange opens on a day, in UTC.
+
+    Raises:
+        CalendarError: the day is outside what is recorded.
+        ConfigError: no such exchange, or no session on that day (names the next).
+    """
+    code = check_exchange(code)
+    low, high = _bounds(code)
+    if not low <= day <= high:
+        raise CalendarError(f"exchange-calendars knows {code} from {low} to {high}, asked is {day}")
+    until = min(day + timedelta(days=20), high)
+    sessions = _sessions(code, day, until)
+    if not len(sessions) or sessions[0] != np.datetime64(day):
+        following = f": the next session is {sessions[0]}" if len(sessions) else ""
+        raise ConfigError(f"{code} does not open on {day}{following}")
+    calendar = _calendar(code, day.year, until.year)
+    found: datetime = calendar.session_open(pd.Timestamp(day)).to_pydatetime()
+    return found.astimezone(timezone.utc)
 
 
 def _daily_grid(past: Times, code: str, since: date, until: date) -> Times:

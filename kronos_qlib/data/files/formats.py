@@ -17,7 +17,7 @@ import pyarrow.csv as arrow_csv
 
 from kronos_qlib.data.columns.levels import Name, flatten_header, flatten_levels
 from kronos_qlib.data.files.raw import AS_SHOWN, RawTable, ValueFormat, Values, headerless_hint
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import BarDataError, ConfigError, NoBarsError
 
 SUFFIXES = (".csv", ".parquet", ".feather")
 
@@ -228,7 +228,7 @@ def _read_text(path: Path, text: str, delimiter: str | None, how: ValueFormat) -
     text = text[above.end() :]
     first_row = 1 + len(LINE_END.findall(above[0]))
     if not text.strip(' "\ufeff' + "".join(DELIMITERS)):
-        raise BarDataError(f"{path}: the file is empty")
+        raise NoBarsError(f"{path}: the file is empty")
     first = LINE_END.split(text, maxsplit=1)[0]
     mark = delimiter or _find_delimiter(path, first_row, first)
     header, ends = _check_quotes(path, text, mark, first_row)

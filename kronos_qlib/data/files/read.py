@@ -36,7 +36,7 @@ from kronos_qlib.data.files.raw import (
     headerless_hint,
     missing_column_message,
 )
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, NoBarsError
 from kronos_qlib.files import replacing
 from kronos_qlib.schema import BAR_COLUMNS, LONG_COLUMNS, SIZE_COLUMNS
 
@@ -262,7 +262,7 @@ def _read_one(
     raw: RawTable, mapping: Mapping[str, str], extra: Sequence[str], symbol: str | None
 ) -> tuple[_Part, list[str]]:
     if not len(raw.rows):
-        raise BarDataError(f"{raw.source}: it holds no bars")
+        raise NoBarsError(f"{raw.source}: it holds no bars")
     match = match_columns(raw, mapping, LONG_COLUMNS)
     found, clock = match.names, match.clock
     for ours in LONG_COLUMNS:

@@ -124,13 +124,13 @@ def check_calendar(path: Path, times: Times | None) -> None:
         raise CalendarError(f"{path} holds no times; {RECONVERT}")
 
 
-def stored_calendar(folder: Path, freq: str) -> Times:
-    """A folder's calendar without `qlib.init`.
+def stored_calendar(folder: Path, freq: str, future: bool = False) -> Times:
+    """A folder's calendar without `qlib.init`; with `future`, that with the times to come.
 
     Raises:
         CalendarError: as `check_calendar`.
     """
-    path = folder / "calendars" / f"{Freq(freq)}.txt"
+    path = folder / "calendars" / f"{Freq(freq)}{'_future' if future else ''}.txt"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     times = _to_times([line.strip() for line in lines if line.strip()])
     check_calendar(path, None if np.isnat(times).any() else times)

@@ -57,6 +57,15 @@ class FeatureFiles:
                 break
         return found
 
+    def field(self, name: str, field: str) -> tuple[int, Floats] | None:
+        """The first place and the (n,) values of an instrument's field; None without a file.
+
+        Raises:
+            BarDataError: the file is not what Qlib writes.
+        """
+        found = self._values(self.path(name, field), self.buffers[0])
+        return None if found is None else (found[0], found[1].copy())
+
     def check(self, names: Iterable[str]) -> None:
         """Refuse a file that is not what Qlib writes, also where Qlib is to read it."""
         for name in names:

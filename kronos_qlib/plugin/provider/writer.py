@@ -138,12 +138,12 @@ def write_provider(
         raise BarDataError(f"bars hold nothing but the benchmark {benchmark}")
     members = table.loc[is_member]
     if benchmark and is_member.all():
-        index = _equal_weight(members, benchmark, lot)
+        index = first_mean(members, benchmark, lot)
         table = pd.concat([table, index], ignore_index=True)
         notes.append(f"{benchmark} is the equal-weight mean of {members['symbol'].nunique()} names")
     elif benchmark:
         notes.append(f"{benchmark} is taken from the bars and out of the markets")
-    table["vwap"], strange = _vwap(table, lot)
+    table["vwap"], strange = vwap_of(table, lot)
     if strange:
         units = describe_units(table)
         notes.append(
@@ -166,7 +166,7 @@ def write_provider(
     markets = {name: spans for name in (ALL_MARKET, market)}
     with replacing(target) as folder:
         folder.mkdir()
-        _write_calendars(folder, freq, calendar, future)
+        write_calendars(folder, freq, calendar, future)
         _write_markets(folder, freq, markets)
         _write_features(folder, freq, calendar, table, fields)
         for name, frame in (beside or {}).items():
@@ -186,8 +186,13 @@ def write_provider(
     )
 
 
-def _vwap(table: pd.DataFrame, lot: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Money per share, NaN where it is unknown; and how many bars are implausible."""
+def vwap_of(table: pd.DataFrame, lot: int) -> tuple[npt.NDArray[np.float64], int]:
+    """Money per share, (n,) with NaN where it is unknown; and how many bars are implausible.
+
+    Args:
+        table: the prices, volume and amount of (n) bars.
+        lot: shares per unit of volume.
+    """
     volume, amount = table["volume"].to_numpy(), table["amount"].to_numpy()
     traded = volume > 0
     vwap = np.full(len(table), np.nan)
@@ -198,19 +203,33 @@ def _vwap(table: pd.DataFrame, lot: int) -> tuple[npt.NDArray[np.float64], int]:
     return vwap, int(strange.sum())
 
 
-def _equal_weight(members: pd.DataFrame, name: str, lot: int) -> pd.DataFrame:
+def first_mean(members: pd.DataFrame, name: str, lot: int) -> pd.DataFrame:
+    """The equal-weight mean of a market from its first bar on, begun at BENCHMARK_START."""
+    before = members.groupby("symbol")["close"].shift()
+    first_time = members["date"].min()
+    base = before.where(members["date"] > first_time, members["open"])
+    return equal_weight(members, base, name, lot, BENCHMARK_START)
+
+
+def equal_weight(
+    members: pd.DataFrame, before: pd.Series[float], name: str, lot: int, start: float
+) -> pd.DataFrame:
     """Bars of a portfolio that holds the members in equal parts and rebalances at every close.
 
     A member counts from its second bar on, with its return since its last close, so that a
     suspended share brings its jump on the day it trades again.
+
+    Args:
+        members: their bars.
+        before: each bar's close before, NaN for a first bar.
+        name: of the instrument made.
+        lot: shares per unit of volume.
+        start: the mean's close before the first of these bars.
     """
-    before = members.groupby("symbol")["close"].shift()
-    first_time = members["date"].min()
-    base = before.where(members["date"] > first_time, members["open"])
-    ratios = members[list(PRICE_COLUMNS)].div(base, axis=0)
+    ratios = members[list(PRICE_COLUMNS)].div(before, axis=0)
     moves = ratios.groupby(members["date"]).mean().fillna(1.0)  # no member traded before: flat
-    close = BENCHMARK_START * moves["close"].cumprod()
-    opened = close.shift(fill_value=BENCHMARK_START)
+    close = start * moves["close"].cumprod()
+    opened = close.shift(fill_value=start)
     index = moves.mul(opened, axis=0)
     # The median member's money: a sum would carry every slip of the pen in the table.
     index["amount"] = members.groupby("date")["amount"].median()
@@ -219,33 +238,40 @@ def _equal_weight(members: pd.DataFrame, name: str, lot: int) -> pd.DataFrame:
     return index.reset_index().assign(symbol=name)
 
 
-def _write_calendars(
+def write_calendars(
     folder: Path, freq: str, calendar: pd.DatetimeIndex, future: pd.DatetimeIndex
 ) -> None:
-    (folder / "calendars").mkdir()
-    times = list(calendar.strftime(_time_format(freq)))
-    later = list(future.strftime(_time_format(freq)))
+    """Write the calendar and the one with the times to come, and read them back.
+
+    Raises:
+        BarDataError: Qlib reads back something else.
+    """
+    (folder / "calendars").mkdir(exist_ok=True)
+    times = list(calendar.strftime(time_format(freq)))
+    later = list(future.strftime(time_format(freq)))
     for ahead, lines in ((False, times), (True, times + later)):
-        _write_lines(folder / "calendars" / f"{freq}{'_future' if ahead else ''}.txt", lines)
+        write_lines(folder / "calendars" / f"{freq}{'_future' if ahead else ''}.txt", lines)
         _check_same("calendar", stored_calendar_lines(folder, freq, ahead), lines)
 
 
 def _write_markets(folder: Path, freq: str, markets: Mapping[str, pd.DataFrame]) -> None:
     (folder / "instruments").mkdir()
     for market, spans in markets.items():
-        shown = spans.apply(lambda times: times.dt.strftime(_time_format(freq)))
+        shown = spans.apply(lambda times: times.dt.strftime(time_format(freq)))
         lines = ["\t".join(row) for row in shown.itertuples()]
-        _write_lines(folder / "instruments" / f"{market}.txt", lines)
+        write_lines(folder / "instruments" / f"{market}.txt", lines)
         read = stored_market(folder, freq, market)
         written = {symbol: [(first, last)] for symbol, first, last in spans.itertuples()}
         _check_same(f"market {market}", read, written)
 
 
-def _time_format(freq: str) -> str:
+def time_format(freq: str) -> str:
+    """How Qlib's files write a time of a frequency."""
     return "%Y-%m-%d" if freq == "day" else "%Y-%m-%d %H:%M:%S"
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines that end alike on every system."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
 
@@ -261,17 +287,42 @@ def _write_features(
     values = table[list(fields)].to_numpy(np.float32)
     places = calendar.get_indexer(pd.DatetimeIndex(table["date"]))
     for symbol, rows in table.groupby("symbol").indices.items():
-        instrument = feature_folder(str(symbol))
-        (folder / "features" / instrument).mkdir(parents=True)
         start, stop = places[rows].min(), places[rows].max() + 1
         dense = np.full((stop - start, len(fields)), np.nan, dtype="<f4")
         dense[places[rows] - start] = values[rows]
         for field, column in zip(fields, dense.T, strict=True):
-            path = folder / "features" / instrument / f"{field}.{freq}.bin"
-            path.write_bytes(np.concatenate([[start], column]).astype("<f4").tobytes())
-            read = stored_feature(folder, freq, instrument, field)
-            same = read.index[0] == start and np.array_equal(read, column, equal_nan=True)
-            _check_same(f"{symbol} {field}", same, True)
+            write_feature(folder, freq, str(symbol), field, int(start), column)
+
+
+def write_feature(
+    folder: Path,
+    freq: str,
+    symbol: str,
+    field: str,
+    start: int,
+    values: npt.NDArray[np.float32],
+    *,
+    read_back: bool = True,
+) -> None:
+    """Write one instrument's field, and read it back.
+
+    Args:
+        start: the place in the calendar of the first value.
+        values: (n,) one for each place from there on, NaN where there is no bar.
+        read_back: through Qlib's own storage, which takes ten times as long as writing.
+
+    Raises:
+        BarDataError: Qlib reads back something else.
+    """
+    instrument = feature_folder(symbol)
+    path = folder / "features" / instrument / f"{field}.{freq}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.concatenate([[start], values]).astype("<f4").tobytes())
+    if not read_back:
+        return
+    read = stored_feature(folder, freq, instrument, field)
+    same = read.index[0] == start and np.array_equal(read, values, equal_nan=True)
+    _check_same(f"{symbol} {field}", same, True)
 
 
 def _check_same(what: str, read: Any, written: Any) -> None:

@@ -60,6 +60,9 @@ class BacktestConfig:
     """Money per order, at least."""
     impact_cost: float = 0.0
     """Qlib's slippage: times the square of an order's share of the bar's volume."""
+    volume_share: float | None = None
+    """Largest share of a bar's `$volume` that an order trades; the rest of it is not traded. None
+    is no limit."""
     deal_price: str = "close"
     """Field that trades are made at, of the bar after the score."""
     limit_threshold: float | None = None
@@ -93,8 +96,8 @@ class BacktestConfig:
                     f"backtest.{name} is a fraction of the money traded, in [0, 0.1), got {value}"
                 )
         limit: Any = self.limit_threshold
-        is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (is_number and (0 < limit <= 1 or limit == float("inf"))):
+        fits = _is_number(limit) and (0 < limit <= 1 or limit == float("inf"))
+        if limit is not None and not fits:
             raise ConfigError(
                 "backtest.limit_threshold is a fraction above 0 and at most 1, as 0.095 for limits "
                 f"of 10 % (.inf for no limit, null for the region's), got {limit!r}"
@@ -103,6 +106,11 @@ class BacktestConfig:
             raise ConfigError(
                 "backtest.account must be above 0, min_cost and impact_cost not below, got "
                 f"{self.account}, {self.min_cost} and {self.impact_cost}"
+            )
+        share: Any = self.volume_share
+        if share is not None and not (_is_number(share) and 0 < share <= 1):
+            raise ConfigError(
+                f"backtest.volume_share is a fraction above 0 and at most 1, got {share!r}"
             )
         if not 0 < self.risk_degree <= 1:
             raise ConfigError(f"backtest.risk_degree must lie in (0, 1], got {self.risk_degree}")
@@ -186,35 +194,19 @@ def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:
     freq = "day" if freq == "1day" else freq
     report_frequency(freq)  # an unknown one is refused here, before minutes of backtest
     start, end = _span(settings, pred, freq)
-    limit = settings.limit_threshold
-    exchange: dict[str, Any] = {
+    exchange = {
         "freq": freq,
         "start_time": start,
         "end_time": end,
         # Qlib reads all its market otherwise, whatever the universe.
         "codes": sorted(pred.index.get_level_values("instrument").unique()),
-        "deal_price": settings.deal_price,
-        "limit_threshold": None if limit is None else float(limit),
-        "open_cost": settings.open_cost,
-        "close_cost": settings.close_cost,
-        "min_cost": settings.min_cost,
-        "impact_cost": settings.impact_cost,
+        **exchange_settings(settings),
     }
-    if settings.trade_unit is not None:
-        exchange["trade_unit"] = settings.trade_unit
     return {
         "strategy": {
             "class": "TopkDropoutStrategy",
             "module_path": "qlib.contrib.strategy",
-            "kwargs": {
-                "signal": "<PRED>",
-                "topk": settings.topk,
-                "n_drop": settings.n_drop,
-                "hold_thresh": settings.hold_thresh,
-                "only_tradable": settings.only_tradable,
-                "forbid_all_trade_at_limit": settings.forbid_all_trade_at_limit,
-                "risk_degree": settings.risk_degree,
-            },
+            "kwargs": {"signal": "<PRED>", **strategy_settings(settings)},
         },
         "executor": {
             "class": "SimulatorExecutor",
@@ -235,6 +227,40 @@ def qlib_config(settings: BacktestConfig, pred: pd.DataFrame) -> dict[str, Any]:
             },
         },
     }
+
+
+def strategy_settings(settings: BacktestConfig) -> dict[str, Any]:
+    """What Qlib's TopkDropoutStrategy takes beside its signal."""
+    return {
+        "topk": settings.topk,
+        "n_drop": settings.n_drop,
+        "hold_thresh": settings.hold_thresh,
+        "only_tradable": settings.only_tradable,
+        "forbid_all_trade_at_limit": settings.forbid_all_trade_at_limit,
+        "risk_degree": settings.risk_degree,
+    }
+
+
+def exchange_settings(settings: BacktestConfig) -> dict[str, Any]:
+    """What the exchange takes beside names, days and frequency."""
+    limit, share = settings.limit_threshold, settings.volume_share
+    found: dict[str, Any] = {
+        "deal_price": settings.deal_price,
+        "limit_threshold": None if limit is None else float(limit),
+        "open_cost": settings.open_cost,
+        "close_cost": settings.close_cost,
+        "min_cost": settings.min_cost,
+        "impact_cost": settings.impact_cost,
+    }
+    if settings.trade_unit is not None:
+        found["trade_unit"] = settings.trade_unit
+    if share is not None:
+        found["volume_threshold"] = ("current", f"{float(share)!r} * $volume")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def benchmark_returns(

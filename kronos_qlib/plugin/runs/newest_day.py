@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,19 +30,56 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class OpenedRun:
-    """A finished run's model, made again, and its data set with one day as test segment.
+class ModelSource:
+    """What a model and its data set are made of: of a run, or of a registered model."""
 
-    day: or a moment of bars of minutes. dataset_config: of the run, as it was. folder: of the bars.
+    words: str
+    """What it is, for messages: "run 1f0c…"."""
+    task: Mapping[str, Any]
+    """With the sections `model` and `dataset`."""
+    state: Mapping[str, Any]
+    """What `kept_models.write_model` wrote; {} where it did not."""
+    read: Callable[[], Mapping[str, bytes]]
+    """The files of the state by name."""
+    unpickle: Callable[[], Any] | None = None
+    """The model as a pickle holds it, where there is one and it is trusted."""
+
+
+@dataclass(frozen=True)
+class OpenedDay:
+    """A model, made again, and its data set with one day as test segment.
+
+    day: or a moment of bars of minutes. dataset_config: of the source, as it was. folder: of the
+    bars.
     """
 
-    experiment: str
-    run_id: str
     day: pd.Timestamp
     model: Any
     dataset: Any
     dataset_config: Mapping[str, Any]
     folder: str
+
+
+@dataclass(frozen=True)
+class OpenedRun(OpenedDay):
+    """A finished run's model and a day."""
+
+    experiment: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class ScoredDay:
+    """One day by one model.
+
+    frame: all that the model says, on instrument: "score", and what it keeps beside.
+    table, notes: as of `Scored`.
+    """
+
+    day: pd.Timestamp
+    frame: pd.DataFrame
+    table: pd.DataFrame
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +102,9 @@ def score_newest(run: str, *, tracking_uri: str, **how: Any) -> Scored:
 
     Args, Raises: as of `open_run`, and of the model's `predict`.
     """
-    return score_opened(open_run(run, tracking_uri=tracking_uri, **how))
+    opened = open_run(run, tracking_uri=tracking_uri, **how)
+    found = score_opened(opened)
+    return Scored(opened.experiment, opened.run_id, found.day, found.table, found.notes)
 
 
 def open_run(
@@ -96,12 +135,26 @@ def open_run(
         MissingArtifactError: the run does not have what its model is made of.
         UnsafeArtifactError: it could be made only by running its writer's code.
     """
-    from kronos_qlib.plugin.runs.quiet import quiet_libraries
-
-    quiet_libraries()
     client = open_tracking(tracking_uri)
     found = find_run(client, run)
-    run_id = found.info.run_id
+    opened = open_day(
+        source_of_run(client, found.info.run_id, trust=trust),
+        provider_uri=provider_uri,
+        day=day,
+        beyond_calendar=beyond_calendar,
+    )
+    experiment = client.get_experiment(found.info.experiment_id).name
+    return OpenedRun(**vars(opened), experiment=experiment, run_id=found.info.run_id)
+
+
+def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> ModelSource:
+    """What a run keeps of its model and data set.
+
+    Raises:
+        MissingArtifactError, UnsafeArtifactError: as of `open_run`.
+    """
+    from kronos_qlib.plugin.runs.kept_models import FOLDER
+
     task = read_task(client, run_id, any_class=trust)
     missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
     if missing:
@@ -111,30 +164,58 @@ def open_run(
         )
     if not trust:
         from kronos_qlib.plugin.runs.known_tasks import check_known
+        from kronos_qlib.plugin.runs.quiet import quiet_imports
 
-        check_known(task)
-    state = _state(client, run_id)
-    folder = _open_bars(provider_uri, state, run_id)
-    moment = _moment(day, task["dataset"], folder)
-    model = _model(client, run_id, task["model"], state, moment, trust)
-    config = moved(task["dataset"], moment)
-    if beyond_calendar is not None:
-        config.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
-    from qlib.utils import init_instance_by_config
+        with quiet_imports():
+            check_known(task)
 
-    return OpenedRun(
-        client.get_experiment(found.info.experiment_id).name,
-        run_id,
-        moment,
-        model,
-        init_instance_by_config(config),
-        task["dataset"],
-        folder,
+    def read() -> dict[str, bytes]:
+        found = {}
+        for name in artifacts(client, run_id, FOLDER):
+            with artifact(client, run_id, name) as path:
+                found[name.rpartition("/")[2]] = path.read_bytes()
+        return found
+
+    def unpickle() -> Any:
+        from kronos_qlib.plugin.pickles.load_pickle import run_pickle
+
+        with artifact(client, run_id, "params.pkl") as path:
+            return run_pickle(path)
+
+    return ModelSource(
+        f"run {run_id}", task, _state(client, run_id), read, unpickle if trust else None
     )
 
 
-def score_opened(opened: OpenedRun) -> Scored:
-    """The ranking of the day that a run was opened on.
+def open_day(
+    source: ModelSource,
+    *,
+    provider_uri: str | None = None,
+    day: str | None = None,
+    beyond_calendar: str | None = None,
+) -> OpenedDay:
+    """Make a source's model, and its data set on a day; the arguments are those of `open_run`.
+
+    Raises:
+        As `open_run`.
+    """
+    from kronos_qlib.plugin.runs.quiet import quiet_libraries
+
+    quiet_libraries()
+    config = source.task["dataset"]
+    folder = open_bars(provider_uri, source)
+    moment = _moment(day, config, folder)
+    model = make_model(source, moment)
+    own = moved(config, moment)
+    if beyond_calendar is not None:
+        own.setdefault("kwargs", {})["beyond_calendar"] = beyond_calendar
+    from qlib.utils import init_instance_by_config
+
+    return OpenedDay(moment, model, init_instance_by_config(own), config, folder)
+
+
+def score_opened(opened: OpenedDay) -> ScoredDay:
+    """The ranking of the day that a model was opened on.
 
     Raises:
         BarDataError, CalendarError: as of the model's `predict`.
@@ -142,16 +223,15 @@ def score_opened(opened: OpenedRun) -> Scored:
     from kronos_qlib.plugin.records.signal_record import signals_frame
 
     moment, config = opened.day, opened.dataset_config
-    scores = signals_frame(opened.model, opened.dataset)["score"]
-    scores = scores[scores.index.get_level_values("datetime") == moment].droplevel("datetime")
-    scores = scores.dropna()
-    if scores.empty:
+    frame = signals_frame(opened.model, opened.dataset)
+    frame = frame[frame.index.get_level_values("datetime") == moment].droplevel("datetime")
+    frame = frame.dropna(subset=["score"])
+    if frame.empty:
         raise BarDataError(f"no name of {opened.folder} has a score on {show_time(moment)}")
-    table = _bars_of(opened.dataset, config, moment)
-    return Scored(
-        opened.experiment,
-        opened.run_id,
+    scores, table = frame["score"], _bars_of(opened.dataset, config, moment)
+    return ScoredDay(
         moment,
+        frame,
         _ranking(scores, table, moment),
         tuple(_notes(scores, table, moment, config)),
     )
@@ -183,14 +263,18 @@ def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:
     return read_json(client, run_id, STATE)
 
 
-def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) -> str:
-    """Open Qlib on a folder of bars; nothing is written anywhere."""
+def open_bars(provider_uri: str | None, source: ModelSource) -> str:
+    """Open Qlib on a folder of bars, the source's own if none is named; nothing is written.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     import qlib
 
-    uris: Any = provider_uri or state.get("provider_uri")
+    uris: Any = provider_uri or source.state.get("provider_uri")
     if not uris:
         raise ConfigError(
-            f"run {run_id} does not say where its bars were: name their folder (--provider-uri)"
+            f"{source.words} does not say where its bars were: name their folder (--provider-uri)"
         )
     folders = list(uris.values()) if isinstance(uris, Mapping) else [uris]
     for folder in folders:
@@ -198,7 +282,7 @@ def _open_bars(provider_uri: str | None, state: Mapping[str, Any], run_id: str) 
             check_folder(Path(str(folder)).expanduser())
         except ConfigError as problem:
             raise ConfigError(f"{problem}; --provider-uri names another folder") from None
-    region = state.get("region")
+    region = source.state.get("region")
     qlib.init(
         provider_uri=uris,
         region=region if region in ("cn", "us", "tw") else "us",
@@ -232,40 +316,36 @@ def _freq(dataset: Mapping[str, Any]) -> str:
     return str(own or freq_of({"dataset": dataset}))
 
 
-def _model(
-    client: MlflowClient,
-    run_id: str,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
-    moment: pd.Timestamp,
-    trust: bool,
-) -> Any:
+def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
+    """The model of a source, with what fitting left.
+
+    Args:
+        moment: the day that members of a blend with data sets of their own will score.
+
+    Raises:
+        MissingArtifactError: the source does not have what its model is made of.
+    """
     from qlib.utils import init_instance_by_config
 
     from kronos_qlib.plugin.blend import BlendModel
-    from kronos_qlib.plugin.runs.kept_models import FOLDER, needs_state, restore
+    from kronos_qlib.plugin.runs.kept_models import needs_state, restore
+    from kronos_qlib.plugin.runs.quiet import quiet_imports
 
-    model = init_instance_by_config(copy.deepcopy(dict(config)))
-    kept = state.get("model")
+    with quiet_imports():
+        model = init_instance_by_config(copy.deepcopy(dict(source.task["model"])))
+    kept = source.state.get("model")
     if isinstance(kept, Mapping):
-        read = {}
-        for name in artifacts(client, run_id, FOLDER):
-            with artifact(client, run_id, name) as path:
-                read[name.rpartition("/")[2]] = path.read_bytes()
-        restore(model, kept, read)
+        restore(model, kept, source.read())
     elif needs_state(model):
-        if not trust:
+        if source.unpickle is None:
             raise MissingArtifactError(
-                f"run {run_id} keeps its {type(model).__name__} as a pickle alone, and to read one "
-                "is to run what its writer likes. If the run is your own, say --trust; or run its "
-                "workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and linear "
-                "models as plain files"
+                f"{source.words} keeps its {type(model).__name__} as a pickle alone, and to read "
+                "one is to run what its writer likes. If the run is your own, say --trust; or run "
+                "its workflow again with KronosSignalRecord, which keeps Kronos, LightGBM and "
+                "linear models as plain files"
             )
-        from kronos_qlib.plugin.pickles.load_pickle import run_pickle
-
-        with artifact(client, run_id, "params.pkl") as path:
-            model = run_pickle(path)
-    if isinstance(model, BlendModel):
+        model = source.unpickle()
+    if isinstance(model, BlendModel) and moment is not None:
         model.dataset_configs = {
             name: moved(one, moment) for name, one in model.dataset_configs.items()
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from kronos_qlib.plugin.qlib_internals import (
     uncommitted_code_ignored,
 )
 
+EXCHANGE_LOGGER = "qlib.online operator"
+"""Of `qlib.backtest.exchange`."""
 MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
@@ -50,12 +53,35 @@ def no_git_usage() -> Iterator[None]:
 def quiet_backtest() -> Iterator[None]:
     """While Qlib trades: a bar on terminals alone, and no tables that MLflow and reports have.
 
-    A bar without a trade has no mean price, of which numpy warns at each.
+    A bar without a trade has no mean price, of which numpy warns at each; that names have days
+    without a bar is what every market has, and Qlib's exchange warns of it each time it is made.
     """
     with (
         backtest_bar_on_terminals(),
+        _without_lines(EXCHANGE_LOGGER, "field data contains nan"),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         warnings.filterwarnings("ignore", message="Mean of empty slice")
         yield
+
+
+def quiet_imports() -> contextlib.AbstractContextManager[object]:
+    """Where models of Qlib's own may be imported: it prints which packages it has not, each time
+    in two lines, whichever model is wanted."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+@contextlib.contextmanager
+def _without_lines(name: str, words: str) -> Iterator[None]:
+    """A logger without lines that have these words."""
+    logger = logging.getLogger(name)
+
+    def others(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)

@@ -1,0 +1,1 @@
+"""Each evening: new bars in, members, scores, orders, ledger; as often as one likes."""

@@ -1,0 +1,1 @@
+"""Services that have bars, each behind one protocol, none of them needed for a drop folder."""

@@ -1,0 +1,1 @@
+"""Orders of the next day, from scores and from what is held."""

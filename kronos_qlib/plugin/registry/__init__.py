@@ -1,0 +1,1 @@
+"""The model in force: registered in MLflow, with all that scoring needs."""
