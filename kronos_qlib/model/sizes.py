@@ -149,7 +149,8 @@ class ContextConfig:
     """Blocks of the predictor, from 1, the mean of whose outputs after the last bar is read too,
     each divided by its root mean square."""
     dtype: str = "float32"
-    """"float16" rounds every context to it, on disk, in training and in scoring: half the disk."""
+    """"float16" rounds every context to it, on disk, in training and in scoring: half the disk. For a
+    frozen backbone."""
 
     def __post_init__(self) -> None:
         check_whole(self, "bars")

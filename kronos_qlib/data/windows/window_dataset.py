@@ -24,6 +24,7 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.find import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.windows.label import Label, ReturnLabel
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import (
     Bounds,
     Moment,
@@ -234,6 +235,11 @@ class WindowDataset:
                 "WindowDataset takes an object `features` that has them"
             )
         self.features.check(names)
+        if twice := [name for name in names if name in SCALE_FEATURES]:
+            raise ConfigError(
+                f"features: {twice[0]!r} is what one of a head's scale features is called, which "
+                "are of the bars; give the column another name in its handler"
+            )
 
     def feature_values(self, windows: Windows, names: Sequence[str]) -> Floats:
         """(N, F) float32 columns of windows, NaN where a value is not known.

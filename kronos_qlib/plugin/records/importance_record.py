@@ -60,8 +60,11 @@ class ImportanceRecord(RecordTemp):
                 "ImportanceRecord: on 'train' a head's inputs are worth what it learned by heart; "
                 "say valid or test"
             )
-        if shuffles < 1 or (days is not None and days < 1):
-            raise ConfigError(f"shuffles and days are 1 or more, got {shuffles} and {days}")
+        if shuffles < 1 or (days is not None and days < 1) or seed < 0:
+            raise ConfigError(
+                f"shuffles and days are 1 or more and seed is 0 or more, got {shuffles}, {days} "
+                f"and {seed}"
+            )
         self.model, self.dataset, self.segment = model, dataset, segment
         self.shuffles, self.days, self.seed = shuffles, days, seed
 
