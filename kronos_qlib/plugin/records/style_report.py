@@ -99,7 +99,7 @@ def style_report(
         sectors: of the names; None where the run does not say.
     """
     how = {"horizon": label_bars}
-    wide = {str(name): to_wide(styles[name]) for name in styles}
+    wide = {str(name): to_wide(styles[name]).reindex(index=score.index) for name in styles}
     held = daily_exposures(score, wide, sectors)
     parted = attribution(score, returns["bar"], wide, sectors)
     left = parted if label_bars == 1 else attribution(score, returns["label"], wide, sectors)
@@ -148,6 +148,7 @@ def style_report(
             "book": pd.DataFrame({f"{book} {when}": it for (book, when), it in books.items()}),
         },
         axis=1,
+        sort=True,  # some begin or end within the others' days
     )
     days.columns = pd.Index([".".join(map(str, pair)) for pair in days.columns.to_flat_index()])
     return StyleReport(
