@@ -337,7 +337,8 @@ class Bench:
             )
         return KronosModel(
             self.checkpoint,
-            training={"alpha": settings["alpha"]},
+            # Of published weights the usual preset would train adapters along.
+            training={"alpha": {"backbone": "frozen", **settings["alpha"]}},
             device=self.device,
             show_progress=False,
             contexts_folder=str(self.work / "contexts"),

@@ -545,9 +545,7 @@ def test_random_weights_in_place_of_pretrained_ones(predictor, source, make_pair
         assert torch.equal(net.state_dict()[name], after[name]), "the seed decides them"
         assert other.history == result.history
         on = run_stages(
-            StagesConfig(
-                alpha={"initial": "random", "seed": 9, "hidden": 8, "context_width": 4}
-            ),
+            StagesConfig(alpha={"initial": "random", "seed": 9, "hidden": 8, "context_width": 4}),
             again,
             source,
             head=other.head,

@@ -101,7 +101,8 @@ class ImportanceRecord(RecordTemp):
             shuffles=self.shuffles,
             seed=self.seed,
             most_days=self.days,
-            label_bars=label_bars_of(load_task(self.recorder)),
+            # The data set's own label, which may not be the one that the task's handler names.
+            label_bars=source.label.bars or label_bars_of(load_task(self.recorder)),
             **model.how_head_reads(source, windows),
         )
         title = f"{experiment_of(self.recorder)}: what Rank IC loses without an input"
