@@ -71,9 +71,10 @@ def rank_loss(scores: Tensor, target: Tensor) -> Tensor:
 
     Source: RankNet, Burges et al., "Learning to rank using gradient descent" (2005).
     """
-    apart = target[:, None] - target[None, :]
-    loss = F.softplus(-(scores[:, None] - scores[None, :]) * apart.sign())
-    return (loss * apart.abs()).sum() / apart.abs().sum().clamp_min(1e-8)
+    # Of a pair the one whose target is higher comes first; the other way round weighs nothing.
+    weight = F.relu(target[:, None] - target[None, :])
+    loss = F.softplus(scores[None, :] - scores[:, None])
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-8)
 
 
 ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -24,7 +24,6 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.faulty_bars import Floats
 from kronos_qlib.data.windows.find import Spans, windows_to_score, windows_to_train
 from kronos_qlib.data.windows.label import Label, ReturnLabel
-from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import (
     Bounds,
     Moment,
@@ -226,6 +225,8 @@ class WindowDataset:
         Raises:
             ConfigError: names the column.
         """
+        from kronos_qlib.data.windows.scale_features import SCALE_FEATURES  # and with it scipy
+
         if not names:
             return
         if self.features is None:
