@@ -318,6 +318,11 @@ class Bench:
         alpha = {**how["alpha"], "seed": seed}
         return {**known, "alpha": alpha, "checkpoint": self.checkpoint}
 
+    def decided_by(self, row: str) -> Any:
+        """What decides a row's scores, whatever the seed; of a blend what decides its members'."""
+        members = [self.settings(member, 0) for member in self.rows[row].get("blend", ())]
+        return members or self.settings(row, 0)
+
     def model(self, settings: Mapping[str, Any]) -> Any:
         """Untrained."""
         if "lightgbm" in settings:
@@ -332,7 +337,8 @@ class Bench:
             )
         return KronosModel(
             self.checkpoint,
-            training={"alpha": settings["alpha"]},
+            # Of published weights the usual preset would train adapters along.
+            training={"alpha": {"backbone": "frozen", **settings["alpha"]}},
             device=self.device,
             show_progress=False,
             contexts_folder=str(self.work / "contexts"),
@@ -548,9 +554,7 @@ def count_tried(work: Path, bench: Bench, rows: Sequence[str]) -> int:
     path = work / "tried.json"
     tried: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for row in rows:
-        how = bench.rows[row]
-        what: Any = [bench.settings(member, 0) for member in how.get("blend", ())]
-        tried.setdefault(digest_of(what or bench.settings(row, 0)), row)
+        tried.setdefault(digest_of(bench.decided_by(row)), row)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(tried, indent=1), encoding="utf-8")
     return len(tried)
@@ -651,8 +655,7 @@ def main(argv: list[str] | None = None) -> int:
         tried = count_tried(work, bench, chosen)
         notes.append(f"Settings tried on validation in {work.name}, blends too: {tried}.")
     else:
-        settings = digest_of([bench.settings(row, 0) if "blend" not in rows[row]
-                              else rows[row]["blend"] for row in chosen])  # fmt: skip
+        settings = digest_of([bench.decided_by(row) for row in chosen])
         before = note_reading(work, chosen, settings)
         notes.append(f"The test was read {len(before)} times before with other rows or settings.")
         notes += [f"- {each['at']}: {', '.join(each['rows'])}" for each in before]

@@ -219,7 +219,7 @@ def backbones(args: argparse.Namespace) -> list[Row]:
             step = AlphaStep(AlphaNet(make_head(config, predictor), net), predictor.tokenizer)
             training = segment
             if with_tokens:
-                training = with_day_tokens(segment, predictor.tokenizer, config, 2, "cpu")
+                training = with_day_tokens(segment, predictor.tokenizer, None, 2, "cpu")
             with ExitStack() as stack:
                 stack.enter_context(frozen(net.head, net.dep_layer))
                 rank = config.lora_rank if backbone == "lora" else None

@@ -142,13 +142,16 @@ class AlphaHead(nn.Module):
         """The networks that it is made of."""
         return (self,)
 
-    def save_pretrained(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
+    def save_pretrained(
+        self, path: str | Path, names: Sequence[str] | None = None, backbone: str | None = None
+    ) -> Path:
         """Write `config.json` and `model.safetensors` into the folder `path`.
 
         Args:
             names: of the features, in their order; None: as it knows them.
+            backbone: fingerprint of the networks whose contexts it reads; None: as it knows them.
         """
-        return _save(self, path, names)
+        return _save(self, path, names, backbone)
 
     @classmethod
     def from_pretrained(
@@ -296,9 +299,11 @@ class AlphaEnsemble(nn.Module):
         """The networks that it is made of."""
         return [head for head in self.heads if isinstance(head, AlphaHead)]
 
-    def save_pretrained(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
+    def save_pretrained(
+        self, path: str | Path, names: Sequence[str] | None = None, backbone: str | None = None
+    ) -> Path:
         """As of `AlphaHead`: one folder."""
-        return _save(self, path, names)
+        return _save(self, path, names, backbone)
 
     def forward(self, context: Tensor, features: Tensor, market: Tensor | None = None) -> Tensor:
         """(B,) the mean over members of their scores standardised over the day; see `AlphaHead`."""
@@ -339,8 +344,10 @@ def head_of(config: HeadConfig) -> Head:
     return AlphaEnsemble([AlphaHead(**sizes) for _ in range(config.seeds)])
 
 
-def _save(head: Head, path: str | Path, names: Sequence[str] | None) -> Path:
+def _save(head: Head, path: str | Path, names: Sequence[str] | None, backbone: str | None) -> Path:
     config = head.config if names is None else replace(head.config, names=tuple(names))
+    if backbone is not None:
+        config = replace(config, backbone=backbone)
     return checkpoint.replace_files(path, config.written(), weights.to_bytes(head))
 
 

@@ -149,7 +149,8 @@ class ContextConfig:
     """Blocks of the predictor, from 1, the mean of whose outputs after the last bar is read too,
     each divided by its root mean square."""
     dtype: str = "float32"
-    """"float16" rounds every context to it, on disk, in training and in scoring: half the disk."""
+    """"float16" rounds every context to it, on disk, in training and in scoring: half the disk. It
+    needs a frozen backbone."""
 
     def __post_init__(self) -> None:
         check_whole(self, "bars")
@@ -229,8 +230,11 @@ class HeadConfig:
     """Members of an ensemble."""
     context: ContextConfig = LAST_ALONE
     """Which contexts it reads."""
+    backbone: str = ""
+    """Fingerprint of predictor and tokenizer whose contexts it learned from; "": not known."""
 
     def __post_init__(self) -> None:
+        require(isinstance(self.backbone, str), "backbone must be a fingerprint, a text")
         check_whole(self, "d_model", "hidden", most=MAX_WIDTH)
         check_whole(self, "features", "context_width", "market", least=0, most=MAX_WIDTH)
         check_whole(self, "attention", least=0, most=MOST_LANDMARKS)

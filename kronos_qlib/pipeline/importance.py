@@ -143,8 +143,11 @@ def permutation_importance(
     """
     from kronos_qlib.training.alpha import day_inputs
 
-    if shuffles < 1 or (most_days is not None and most_days < 1):
-        raise ConfigError(f"shuffles and most_days are 1 or more, got {shuffles} and {most_days}")
+    if shuffles < 1 or (most_days is not None and most_days < 1) or seed < 0:
+        raise ConfigError(
+            f"shuffles and most_days are 1 or more and seed is 0 or more, got {shuffles}, "
+            f"{most_days} and {seed}"
+        )
     returns = np.asarray(label.of(windows), dtype=np.float64)
     known = [day for day in windows.moments() if np.isfinite(returns[day]).sum() >= LEAST_PAIRS]
     if not known:
@@ -178,7 +181,7 @@ def permutation_importance(
         )
         moment = windows.times[day.start]
         stamp = int(moment.astype("datetime64[s]").astype(np.int64))
-        rng = np.random.default_rng((seed, stamp))
+        rng = np.random.default_rng((seed, stamp % 2**63))  # a day before 1970 is below 0
         orders = [rng.permutation(len(inputs.features)) for _ in range(shuffles)]
         elsewhere = np.flatnonzero(np.arange(len(markets)) != number)
         states = [markets[rng.choice(elsewhere)] if len(elsewhere) else None for _ in orders]

@@ -298,13 +298,14 @@ def scores_from_gru(
     windows: Windows,
     device: torch.device,
     show_progress: bool = False,
-    features: npt.NDArray[np.float32] | None = None,
+    columns: npt.NDArray[np.float32] | None = None,
 ) -> Scores:
     """The same of a head on a GRU: see `scores_from_alpha`.
 
     Args:
         net: a head, and a GRU in the predictor's place.
         device: scored on.
+        columns: (N, C) beside the scale features, as of `day_features`.
 
     Returns:
         (N,) in the head's own units.
@@ -314,7 +315,7 @@ def scores_from_gru(
     from kronos_qlib.training.alpha import AlphaSegment, AlphaStep
 
     step = AlphaStep(net.to(device).eval(), None)
-    segment = AlphaSegment.of(windows, None, features=features)
+    segment = AlphaSegment.of(windows, None, columns=columns)
     scores = np.empty(len(windows), dtype=np.float64)
     for day in progress(windows.moments(), "GRU", unit="day", show=show_progress):
         with torch.inference_mode():

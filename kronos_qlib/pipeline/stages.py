@@ -204,11 +204,43 @@ def run_stages(
         log=log,
         contexts_folder=contexts_folder,
     )
+    if stages.alpha is not None:  # before the hours that other stages may take
+        _check_alpha(stages.alpha, predictor, source, head)
     if stages.predictor is not None:
         _train_tokens(stages, work)
     if stages.alpha is not None:
         _train_alpha(stages.alpha, work, head)
     return result
+
+
+def _check_alpha(
+    config: AlphaConfig, predictor: KronosPredictor, source: WindowDataset, head: Head | None
+) -> None:
+    """Refuse what this predictor, these windows or the head to go on from cannot do."""
+    most, is_frozen = predictor.max_context, config.backbone == "frozen"
+    if source.lookback > most and not is_frozen:
+        raise ConfigError(
+            f"a lookback of {source.lookback} bars is read at once and the network attends to "
+            f"{most}; shorten it, or keep the backbone frozen"
+        )
+    if config.context.bars > source.lookback:
+        raise ConfigError(
+            f"training.alpha.context.bars is {config.context.bars}, a window has "
+            f"{source.lookback}: lower it, or raise the data set's lookback"
+        )
+    if config.context.bars > most:
+        raise ConfigError(
+            f"training.alpha.context.bars is {config.context.bars}, and the network attends to "
+            f"{most} bars: lower it"
+        )
+    config.context.check_layers(predictor.model.config.n_layers)
+    if head is not None:
+        _check_options(head, head_config(config, predictor.model.config.d_model))
+    elif config.initial == "random" and (replaced := predictor.model.replaced):
+        raise ConfigError(
+            f"initial random makes the published parts, and this predictor has another "
+            f"{', '.join(replaced)}; begin with a predictor of the published parts"
+        )
 
 
 def make_head(config: AlphaConfig, predictor: KronosPredictor) -> Head:
@@ -267,7 +299,16 @@ def head_config(config: AlphaConfig, width: int) -> HeadConfig:
 
 HEAD_FIELDS = tuple(field.name for field in fields(HeadConfig) if field.name != "seeds")
 """Arguments of one head."""
-HEAD_OPTIONS = ("linear_path", "attention", "outputs", "seeds", "context")
+HEAD_OPTIONS = (
+    "context_width",
+    "hidden",
+    "dropout",
+    "linear_path",
+    "attention",
+    "outputs",
+    "seeds",
+    "context",
+)
 """Of a head to go on from, what must be as the settings say."""
 
 
@@ -345,6 +386,9 @@ class _Training:
             if getattr(config, "features", ()):  # which the bars' own digest does not cover
                 both = b"".join(part.features.tobytes() for part in parts)
                 signature["features"] = hashlib.sha256(both).hexdigest()
+            if isinstance(config, AlphaConfig) and self.source.label.bars is None:  # nor these
+                both = b"".join(part.returns.tobytes() for part in parts)
+                signature["labels"] = hashlib.sha256(both).hexdigest()
             store = self.resume.store(name, **signature)
         settings: dict[str, Any] = {
             "device": self.device,
@@ -437,26 +481,14 @@ def _train_alpha(config: AlphaConfig, work: _Work, head: Head | None) -> None:
     from kronos_qlib.training.alpha import AlphaNet
     from kronos_qlib.training.hardware import threads_for
 
-    predictor, source, result = work.predictor, work.source, work.result
+    predictor, result = work.predictor, work.result
     is_frozen = config.backbone == "frozen"
-    if source.lookback > predictor.max_context and not is_frozen:
-        raise ConfigError(
-            f"a lookback of {source.lookback} bars is read at once and the network attends to "
-            f"{predictor.max_context}; shorten it, or keep the backbone frozen"
-        )
-    if config.context.bars > source.lookback:
-        raise ConfigError(
-            f"training.alpha.context.bars is {config.context.bars}, a window has "
-            f"{source.lookback}: lower it, or raise the data set's lookback"
-        )
     is_new = head is None
     begins_anew = is_new and config.initial == "random"
     if head is None:
         if begins_anew:
             _begin_anew(predictor.model, config.seed)
         head = make_head(config, predictor)
-    else:
-        _check_options(head, head_config(config, predictor.model.config.d_model))
     segments = _alpha_segments(config, work)
     if is_new:
         days = [day.start for day in segments[0].days]
@@ -528,11 +560,6 @@ def _begin_anew(net: Kronos, seed: int) -> None:
 
     from kronos_qlib.model.transformer import Kronos
 
-    if net.replaced:
-        raise ConfigError(
-            f"initial random makes the published parts, and this predictor has another "
-            f"{', '.join(net.replaced)}; begin with a predictor of the published parts"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = Kronos(**asdict(net.config))
@@ -657,9 +684,16 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
     for place, segment in enumerate(_labelled_segments(config, work)):
         windows = segment.windows
         if config.backbone != "frozen":
-            epochs = config.epochs + place  # of validation one more
+            most, epochs = config.windows_per_day, config.epochs
+            if place:  # validation reads the days it judges by whole, and once more
+                segment, most, epochs = segment.to_judge_by(config), None, epochs + 1
             segment = with_day_tokens(
-                segment, predictor.tokenizer, config, epochs, predictor.device, work.show_progress
+                segment,
+                predictor.tokenizer,
+                most,
+                epochs,
+                predictor.device,
+                work.show_progress,
             )
         elif config.context_width:
             segment = replace(segment, contexts=_contexts_of(config, windows, work))
@@ -671,7 +705,7 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
 
 def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegment]:
     """Windows of train and valid, and what is compared and learned over their days; no context."""
-    from kronos_qlib.training.alpha import AlphaSegment, check_days, day_features
+    from kronos_qlib.training.alpha import AlphaSegment, check_days
 
     source = work.source
     [label, *others], ahead = labels_of(config, source)
@@ -681,11 +715,11 @@ def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegmen
         columns = source.feature_values(windows, config.features)
         if note := describe_unknown(columns, config.features, name):
             work.log.message(f"alpha, {name}: {note}")
-        features = day_features(windows, columns) if config.features else None
-        segment = AlphaSegment.of(windows, label, features=features, others=others)
+        segment = AlphaSegment.of(windows, label, columns=columns, others=others)
         if name == "train":
             segment = segment.without_extremes(config.drop_extremes)
-        check_days(segment, name)  # before contexts are read, which takes minutes
+        # Before contexts are read, which takes minutes.
+        check_days(segment, name, config.drop_extremes if name == "train" else 0.0)
         work.log.message(
             f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
             f"{int(np.isfinite(segment.returns).sum())} of known label"
@@ -707,14 +741,19 @@ def features_to_score(
     """
     from kronos_qlib.training.alpha import day_features
 
-    if not (asked := columns_of(names)):
-        return None
+    columns = columns_to_score(source, windows, names)
+    return day_features(windows, columns) if columns.shape[1] else None
+
+
+def columns_to_score(source: WindowDataset, windows: Windows, names: Sequence[str]) -> Floats:
+    """(N, C) the columns among a head's `names` as they are, NaN where not known; see above."""
+    asked = columns_of(names)
     columns = source.feature_values(windows, asked)
     if np.isnan(columns).any():
         unknown = np.isnan(columns).mean(axis=0)
         told = [f"{name} {share:.1%}" for name, share in zip(asked, unknown, strict=True) if share]
         logger.warning("features: %s%s", AT_MEDIAN, ", ".join(told))
-    return day_features(windows, columns)
+    return columns
 
 
 def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str:

@@ -16,9 +16,13 @@ from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import source_of
+from kronos_qlib.plugin.expressions import reach_of
+from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.provider.handler_columns import label_written_in
 from kronos_qlib.plugin.qlib_internals import logged_under, metrics_dropped
 from kronos_qlib.plugin.residual import ResidualConfig, residual_source, scores_out_of_fold
 from kronos_qlib.settings import from_mapping
+from kronos_qlib.training.stage_settings import AlphaConfig
 
 logger = get_module_logger(__name__)
 
@@ -102,20 +106,31 @@ class BlendModel(Model):
                 fit = auto_filter_kwargs(model.fit)
                 if residual is not None and name != residual.of:
                     if scores is None:
-                        scores = self._scores_to_leave(residual, dataset, data)
+                        scores = self._scores_to_leave(residual, dataset)
                     data = residual_source(source_of(data, reader=name), scores)
                 fit(data, reweighter=reweighter)
 
-    def _scores_to_leave(self, residual: ResidualConfig, dataset: Any, other: Any) -> pd.Series:
-        """Of the member that the others are to complete, out of fold."""
+    def _scores_to_leave(self, residual: ResidualConfig, dataset: Any) -> pd.Series:
+        """Of the member that the others are to complete, out of fold.
+
+        Purged by the label of whichever member looks farthest ahead.
+        """
         config = self.model_configs[residual.of]
+        own = self.dataset_of(residual.of, dataset)
+        ahead = [
+            source_of(self.dataset_of(name, dataset), reader=name).label.ahead
+            for name in self.members
+            if name != residual.of
+        ]
+        if (label := label_written_in(getattr(own, "handler", None))) is not None:
+            ahead.append(reach_of(label).furthest)
         with metrics_dropped():  # of models that are made to score a fold, and forgotten
             return scores_out_of_fold(
                 lambda: init_instance_by_config(config, accept_types=Model),
                 self.members[residual.of],
-                self.dataset_of(residual.of, dataset),
+                own,
                 residual.folds,
-                source_of(other, reader="a member of the blend").label.ahead,
+                max(ahead),
             )
 
     def _check_residual(self, residual: ResidualConfig) -> None:
@@ -124,12 +139,27 @@ class BlendModel(Model):
                 f"residual.of {residual.of!r} is no member of the blend: {', '.join(self.members)}"
             )
         for name, model in self.members.items():
-            alpha = getattr(getattr(model, "training", None), "alpha", None)
-            if name != residual.of and not isinstance(model, GRUModel) and alpha is None:
+            if name == residual.of:
+                if isinstance(model, GRUModel | KronosModel):
+                    raise ConfigError(
+                        f"residual.of is a model of tables, as LightGBM, that is made anew for "
+                        f"each fold; {name} is a {type(model).__name__}, of windows"
+                    )
+                continue
+            alpha = None
+            if isinstance(model, GRUModel | KronosModel):
+                how = model.training
+                alpha = how if isinstance(how, AlphaConfig) else how.alpha
+            if alpha is None:
                 raise ConfigError(
                     f"residual: {name} would learn what {residual.of} leaves, and a "
                     f"{type(model).__name__} cannot: take a KronosModel with training.alpha, or a "
                     "GRUModel"
+                )
+            if alpha.horizons is not None:
+                raise ConfigError(
+                    f"residual: {name} has horizons {list(alpha.horizons)}, and what "
+                    f"{residual.of} leaves is of the label that it learned alone: leave them out"
                 )
 
     def predict(self, dataset: Any, segment: Segment = "test") -> pd.Series:

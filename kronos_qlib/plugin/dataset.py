@@ -29,7 +29,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
-from kronos_qlib.plugin.provider.handler_columns import HandlerColumns
+from kronos_qlib.plugin.provider.handler_columns import HandlerColumns, label_written_in
 from kronos_qlib.plugin.provider.reader import (
     STORED,
     read_calendar,
@@ -250,8 +250,9 @@ class KronosDataset(DatasetH):
             day of the calendar's past, without holidays; or "weekdays", refused where the calendar
             has other days or another step.
         bar_handler: beside another handler, settings of the `KronosHandler` that reads bars;
-            its instruments (filtered alike), freq, start_time and end_time follow that handler
-            unless given here.
+            its instruments (filtered alike), freq, start_time, end_time and label follow that
+            handler unless given here. A label that its loader does not write as an expression
+            must be given here, or an alpha head learns Qlib's usual one.
     """
 
     def __init__(
@@ -368,6 +369,8 @@ class KronosDataset(DatasetH):
     def _make_bar_handler(self) -> KronosHandler:
         names = ("instruments", "start_time", "end_time")
         followed = {name: getattr(self.handler, name) for name in names}
+        if (label := label_written_in(self.handler)) is not None:
+            followed["label"] = label
         if followed["instruments"] is None:
             followed["instruments"] = "all"  # as Qlib's loader takes it
         loader = getattr(self.handler, "data_loader", None)

@@ -210,6 +210,11 @@ class KronosModel(ModelFT):
                 "alpha_head was trained on other weights than those that training.alpha.initial "
                 "random begins with; leave one of them out"
             )
+        if alpha_head and self.training.predictor and not self.training.alpha:
+            raise ConfigError(
+                "training.predictor changes the contexts that alpha_head reads, and without "
+                "training.alpha it would not learn of that: add training.alpha, or leave one out"
+            )
         self.keeps_tokenizer = tokenizer is not None
         self.trained_weights: dict[str, bytes] = {}
         """Safetensors files of what training changed: "tokenizer", "predictor", "alpha"."""
@@ -593,7 +598,9 @@ class KronosModel(ModelFT):
         """
         self.predictor.save_pretrained(path)
         if self.head is not None:
-            self.head.save_pretrained(Path(path) / "alpha")
+            reads = self.head.reads is not None
+            backbone = checkpoint_of(self.predictor) if reads else None
+            self.head.save_pretrained(Path(path) / "alpha", backbone=backbone)
         if self._last_weights:
             self._with_weights(self._last_weights).save_pretrained(str(Path(path) / "last"))
 
@@ -652,6 +659,7 @@ class KronosModel(ModelFT):
                     f"{self.alpha_head} reads {', '.join(columns) or 'none'}: name the same"
                 )
             if "alpha" not in self.trained_weights:
+                self._check_backbone(head)
                 return head
         else:
             assert self.training.alpha is not None
@@ -659,6 +667,18 @@ class KronosModel(ModelFT):
         data = self.trained_weights["alpha"]
         fill_from_bytes(head, data, "the trained alpha head in the pickle")
         return head.eval()
+
+    def _check_backbone(self, head: Head) -> None:
+        theirs = head.config.backbone
+        if head.reads is None or not theirs:
+            return
+        if theirs != (ours := checkpoint_of(self.predictor)):
+            raise CheckpointError(
+                f"the head in {self.alpha_head} reads contexts of other weights (fingerprint "
+                f"{theirs}) than those of {self.checkpoint} with the tokenizer {self.tokenizer} "
+                f"({ours}): name as `checkpoint` the one that it was trained on, which lies beside "
+                "it where it was saved"
+            )
 
     def _load(self) -> KronosPredictor:
         from kronos_qlib.inference.predictor import KronosPredictor

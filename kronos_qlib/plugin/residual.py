@@ -50,7 +50,7 @@ class ResidualConfig:
 class ResidualLabel:
     """A label's rank over its day less `share` times the rank of a model's score.
 
-    NaN where either is not known. Days of fewer scores than two have none.
+    NaN where either is not known.
     """
 
     label: Label

@@ -71,9 +71,10 @@ def rank_loss(scores: Tensor, target: Tensor) -> Tensor:
 
     Source: RankNet, Burges et al., "Learning to rank using gradient descent" (2005).
     """
-    apart = target[:, None] - target[None, :]
-    loss = F.softplus(-(scores[:, None] - scores[None, :]) * apart.sign())
-    return (loss * apart.abs()).sum() / apart.abs().sum().clamp_min(1e-8)
+    # Of a pair the one whose target is higher comes first; the other way round weighs nothing.
+    weight = F.relu(target[:, None] - target[None, :])
+    loss = F.softplus(scores[None, :] - scores[:, None])
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-8)
 
 
 ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -152,14 +153,14 @@ class AlphaSegment:
         label: Label | None,
         contexts: Contexts | None = None,
         *,
-        features: Floats | None = None,
+        columns: Floats | None = None,
         others: Sequence[Label] = (),
     ) -> AlphaSegment:
         """From windows by time, labels known or not; `contexts` are theirs.
 
         Args:
             label: None of windows that are scored alone.
-            features: (N, F) standardised over each day; None: `day_features`.
+            columns: (N, C) beside the scale features, as of `day_features`.
             others: labels that are learned beside the first, which is the one that counts.
         """
         moments = windows.moments()
@@ -171,7 +172,7 @@ class AlphaSegment:
         beside = [_ranked(other.of(windows), moments)[0] for other in others]
         return cls(
             windows,
-            scale if features is None else features,
+            _with_columns(windows, scale, columns),
             returns,
             target,
             days,
@@ -185,12 +186,17 @@ class AlphaSegment:
         return len(self.windows)
 
     def sampler(self, config: AlphaConfig) -> DaySampler:
-        """Its days as a stage is set to take them."""
+        """Its days as a stage is set to take them.
+
+        Contexts are compared over a batch: without its extremes, which are known by their labels
+        alone, a day would be another than it is where it is scored.
+        """
         return DaySampler(
             self,
             seed=config.seed,
             windows_per_day=config.windows_per_day,
-            whole=config.attention > 0,
+            whole=config.windows_per_day is None
+            and (config.attention > 0 or config.drop_extremes > 0),
         )
 
     def without_extremes(self, share: float) -> AlphaSegment:
@@ -308,7 +314,10 @@ def day_features(windows: Windows, columns: Floats | None = None) -> Floats:
     Raises:
         BarDataError: names a window whose bars have no logarithm.
     """
-    features = day_inputs(windows)[0]
+    return _with_columns(windows, day_inputs(windows)[0], columns)
+
+
+def _with_columns(windows: Windows, features: Floats, columns: Floats | None) -> Floats:
     if columns is None or not columns.shape[1]:
         return features
     ranks = np.empty(columns.shape, dtype=np.float32)
@@ -518,7 +527,7 @@ class AlphaStep:
 def with_day_tokens(
     segment: AlphaSegment,
     tokenizer: KronosTokenizer,
-    config: AlphaConfig,
+    most: int | None,
     epochs: int,
     device: torch.device | str,
     show_progress: bool = False,
@@ -526,9 +535,9 @@ def with_day_tokens(
     """The segment with all its windows' tokens, where a backbone would have them made more often.
 
     Args:
+        most: windows of a day that a pass reads, at most; None: all.
         epochs: passes over its days.
     """
-    most = config.windows_per_day
     sizes = [int(np.isfinite(segment.target[day]).sum()) for day in segment.days]
     seen = epochs * sum(size if most is None else min(size, most) for size in sizes)
     whole = Segment(segment.windows)
@@ -549,14 +558,19 @@ def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
     return correlation(*wide), correlation(rankdata(wide[0]), rankdata(wide[1]))
 
 
-def check_days(segment: AlphaSegment, name: str) -> None:
+def check_days(segment: AlphaSegment, name: str, drop_extremes: float = 0.0) -> None:
     """Refuse a segment without a day to train or to judge on.
+
+    Args:
+        drop_extremes: share that was left out of it at either end.
 
     Raises:
         TrainingError: names the segment.
     """
     if not segment.days:
+        left = f" once drop_extremes {drop_extremes} is left out" if drop_extremes else ""
         raise TrainingError(
-            f"the {name} segment has no day with {LEAST_WINDOWS} windows whose label is known; an "
-            "alpha head compares many instruments of a day: widen the segment or the universe"
+            f"the {name} segment has no day with {LEAST_WINDOWS} windows whose label is known{left}"
+            "; an alpha head compares many instruments of a day: widen the segment or the universe"
+            f"{', or leave out fewer' if drop_extremes else ''}"
         )

@@ -275,6 +275,16 @@ class AlphaConfig:
             self.context == LAST_ALONE or self.context_width > 0,
             "context_width 0 leaves the context out: there is nothing for `context` to say",
         )
+        require(
+            self.initial == "pretrained" or self.context_width > 0,
+            "context_width 0 leaves the context out: initial random would throw the predictor's "
+            "weights away, and no head would read the new ones",
+        )
+        require(
+            self.context.dtype == "float32" or self.backbone == "frozen",
+            f"context.dtype {self.context.dtype} rounds contexts that are kept; a backbone that is "
+            "trained along has its own read anew, in float32: leave dtype out, or keep it frozen",
+        )
 
     @property
     def outputs(self) -> int:

@@ -142,6 +142,24 @@ def test_networks_are_rows_too(run):
     assert any((run[1] / "contexts").iterdir())
 
 
+def test_a_blend_of_other_members_is_another_reading_and_contexts_are_of_weights_as_they_are(
+    benchmark, tmp_path
+):
+    file = tmp_path / "bars.parquet"
+    file.write_bytes(b"bars")
+
+    def bench(hidden):
+        rows = {**ROWS, "left": {"alpha": {"hidden": hidden}}}
+        market = benchmark.Market(file.name, SEGMENTS)
+        return benchmark.Bench(market, file, tmp_path, rows, "test", checkpoint="small")
+
+    decided = [bench(hidden).decided_by("lightgbm + left") for hidden in (8, 8, 16)]
+    assert decided[0] == decided[1] != decided[2]
+    # Published weights would be trained along by their preset.
+    model = bench(8).model({"alpha": {"epochs": 1}})
+    assert model.training.preset == "gentle" and model.training.alpha.backbone == "frozen"
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.data.dataset.handler import DataHandlerLP
-from qlib.data.dataset.loader import QlibDataLoader, StaticDataLoader
+from qlib.data.dataset.loader import NestedDataLoader, QlibDataLoader, StaticDataLoader
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, LookaheadError
@@ -204,6 +204,33 @@ def test_a_column_that_is_not_to_be_had_is_refused_before_training(
         model = GRUModel(training=training, device="cpu")
     with pytest.raises(ConfigError, match=message):
         model.fit(dataset_of(provider))
+
+
+WEEK, NEXT = "Ref($close, -6)/Ref($close, -1) - 1", "Ref($close, -2) / Ref($close, -1) - 1"
+
+
+def test_a_head_learns_the_label_of_the_handler(provider):
+    """With the usual one in its place it would learn another return than the trees beside it."""
+    open_provider(provider)
+    plain = QlibDataLoader({"feature": (["$close"], ["C"]), "label": ([WEEK], ["LABEL0"])})
+    nested = NestedDataLoader([plain, StaticDataLoader(pd.DataFrame())])
+    for loader in (plain, nested):
+        handler = DataHandlerLP("all", data_loader=loader, learn_processors=[], init_data=False)
+        label = dataset_of(provider, handler).source.label
+        assert (label.expression, label.ahead, label.bars) == (WEEK, 6, 5)
+    own = dataset_of(provider, handler, bar_handler={"label": NEXT}).source.label
+    assert own.expression == NEXT
+    bare = QlibDataLoader((["$close"], ["C"]))  # without groups all are features
+    handler = DataHandlerLP("all", data_loader=bare, learn_processors=[], init_data=False)
+    assert dataset_of(provider, handler).source.label.expression == NEXT
+
+
+def test_a_column_is_called_as_no_scale_feature(provider):
+    loader = QlibDataLoader({"feature": (["$close / $open"], ["return_5"])})
+    handler = DataHandlerLP("all", data_loader=loader, learn_processors=[], init_data=False)
+    dataset = dataset_of(provider, handler)
+    with pytest.raises(ConfigError, match="'return_5' is what one of a head's scale features is"):
+        dataset.source.check_features(["return_5"])
 
 
 def test_a_handlers_own_column_of_later_bars_is_refused(provider):

@@ -19,6 +19,7 @@ import yaml
 from kronos_qlib.cli.main import main
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import CheckpointError, ConfigError
+from kronos_qlib.inference.calibrating import checkpoint_of
 from kronos_qlib.model.checkpoints.pretrained import SHAPES, sizes_of
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
@@ -266,10 +267,19 @@ def test_a_head_is_refused_by_another_predictor(dataset, tmp_path):
     for change, message in (
         ({"names": ["amount"]}, "other features"),
         ({"d_model": 8}, "contexts of width 8"),
+        # Another backbone of the same width: its contexts would give scores, and mean nothing.
+        ({"backbone": "0-0"}, r"reads contexts of other weights \(fingerprint 0-0\)"),
+        ({"backbone": 3}, "backbone must be a fingerprint"),
     ):
         (tmp_path / "alpha" / "config.json").write_text(json.dumps(settings | change))
         with pytest.raises(CheckpointError, match=message):
             KronosModel(alpha_head=str(tmp_path / "alpha"), **QUIET).predict(dataset)
+    assert settings.pop("backbone") == checkpoint_of(model.predictor)
+    (tmp_path / "alpha" / "config.json").write_text(json.dumps(settings))
+    old = KronosModel(alpha_head=str(tmp_path / "alpha"), **QUIET)  # saved before there was one
+    pd.testing.assert_series_equal(old.predict(dataset), model.predict(dataset))
+    with pytest.raises(ConfigError, match=r"training\.predictor changes the contexts that alpha_h"):
+        KronosModel(alpha_head=str(tmp_path / "alpha"), training={"predictor": {}})
     with pytest.raises(ConfigError, match="no setting 'lora'"):
         KronosModel(training={"alpha": {"lora": 3}})
 

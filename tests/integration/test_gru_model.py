@@ -165,6 +165,7 @@ def test_short_windows_read_what_they_have():
         ({"training": {"backbone": "lora"}}, "training.backbone is of a pretrained backbone"),
         ({"training": {"lora_rank": 4}}, "training.lora_rank is of a pretrained"),
         ({"training": {"context_width": 0}}, "would leave the GRU out"),
+        ({"training": {"seeds": 3}}, "train a GRUModel from each `seed`, and blend them"),
         ({"training": {"epoch": 3}}, "training has no setting 'epoch'; did you mean 'epochs'"),
         ({"hidden": 0}, "GRUModel: hidden must be a whole number"),
         ({"layers": 1, "dropout": 0.1}, "dropout 0.1 lies between layers"),

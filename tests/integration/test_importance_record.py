@@ -112,8 +112,9 @@ def test_every_option_of_a_head_has_its_group(recorder, provider, tmp_path, monk
 def test_what_has_no_head_or_was_learned_from_is_refused(recorder):
     with pytest.raises(ConfigError, match="learned by heart"):
         ImportanceRecord(recorder, None, None, segment="train")
-    with pytest.raises(ConfigError, match="shuffles and days are 1 or more"):
-        ImportanceRecord(recorder, None, None, shuffles=0)
+    for how in ({"shuffles": 0}, {"days": 0}, {"seed": -1}):
+        with pytest.raises(ConfigError, match="shuffles and days are 1 or more"):
+            ImportanceRecord(recorder, None, None, **how)
     with pytest.raises(ConfigError, match="a GRUModel reads the raw bars of a window"):
         ImportanceRecord(recorder, GRUModel(show_progress=False), None).generate()
     for model in (BaselineModel("reversal"), KronosModel(show_progress=False)):

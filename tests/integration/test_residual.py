@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qlib.data.dataset.handler import DataHandlerLP
+from qlib.data.dataset.loader import QlibDataLoader
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.data.windows.scale_features import standardised_over_day
@@ -197,6 +199,16 @@ def test_what_a_head_learned_of_residuals_is_said_where_its_score_is_explained(d
             "folds must be a whole number of at least 2",
         ),
         ([GRU, LIGHTGBM], {"by": "trees"}, "residual has no setting 'by'"),
+        (
+            [GRU, {**GRU, "name": "other"}],
+            {"of": "other"},
+            r"residual\.of is a model of tables, as LightGBM, .* other is a GRUModel",
+        ),
+        (
+            [{**GRU, "kwargs": {"training": {"horizons": [1, 5]}}}, LIGHTGBM],
+            {"of": "trees"},
+            r"gru has horizons \[1, 5\], and what trees leaves is of the label",
+        ),
     ],
 )
 def test_a_residual_that_cannot_work_is_refused(members, residual, message):
@@ -204,7 +216,22 @@ def test_a_residual_that_cannot_work_is_refused(members, residual, message):
         BlendModel(members, residual=residual)
 
 
-def test_a_model_of_windows_leaves_no_table(dataset):
-    blend = BlendModel([GRU, {**GRU, "name": "other"}], residual={"of": "other"})
-    with pytest.raises(ConfigError, match=r"residual\.of is a model of tables, as LightGBM"):
-        blend.fit(dataset)
+def test_folds_are_purged_by_whichever_label_looks_farthest(dataset, monkeypatch):
+    """Of trees that learn a week's return beside a head of the next day's."""
+    asked = []
+
+    def keep(make, fitted, data, folds, ahead):
+        asked.append(ahead)
+        return pd.Series(dtype=float)
+
+    monkeypatch.setattr("kronos_qlib.plugin.blend.scores_out_of_fold", keep)
+    blend = BlendModel([GRU, LIGHTGBM], residual={"of": "trees"})
+    blend._scores_to_leave(blend.residual, dataset)
+    loader = QlibDataLoader(
+        {"feature": (["$close"], ["C"]), "label": (["Ref($close, -6) / $close - 1"], ["L"])}
+    )
+    handler = DataHandlerLP("all", data_loader=loader, learn_processors=[], init_data=False)
+    near = {"label": "Ref($close, -2) / Ref($close, -1) - 1"}
+    week = KronosDataset(handler, SEGMENTS, lookback=10, horizon=3, bar_handler=near)
+    blend._scores_to_leave(blend.residual, week)
+    assert asked == [AHEAD, 6]

@@ -13,6 +13,7 @@ from qlib.workflow.record_temp import SigAnaRecord
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, MissingArtifactError, UndefinedMetricError
 from kronos_qlib.evaluation.ranking.day_tables import to_wide
+from kronos_qlib.evaluation.ranking.exposure import attribution
 from kronos_qlib.evaluation.ranking.information_coefficient import rank_correlation
 from kronos_qlib.evaluation.ranking.uncertainty import daily_mean
 from kronos_qlib.plugin.baselines import BaselineModel
@@ -161,6 +162,34 @@ def test_a_score_that_never_varies_fails_the_run(recorder, planted):
     with pytest.raises(UndefinedMetricError, match=r"none of \d+ days has a value"):
         SignalReportRecord(recorder).generate()
     assert recorder.list_artifacts("signal_report") == []
+
+
+def test_books_pass_over_a_day_of_two_names_and_what_is_left_is_of_the_label(recorder, planted):
+    """A stray Saturday would sell the whole book and buy it back."""
+    folder, oracle = planted
+    open_provider(folder)
+    label = labels_of(sorted(oracle.index.get_level_values("instrument").unique()))
+    days = label.index.get_level_values("datetime")
+    label = label[days >= sorted(days.unique())[-60]]
+    days = label.index.get_level_values("datetime")
+    stray = days.unique()[20]
+    score = pd.DataFrame({"score": np.random.default_rng(0).normal(size=len(label))}, label.index)
+    is_stray = days == stray
+    score = score[~is_stray | (np.cumsum(is_stray) <= 2)]
+    save_run(recorder, score, label)
+    few = {"horizons": [1], "groups": 4, "baselines": [], "styles": ["momentum"]}
+    SignalReportRecord(recorder, **few, label_bars=3).generate()
+    days = pd.read_parquet(recorder.download_artifact("signal_report/style_days.parquet"))
+    assert stray not in days.index and len(days) == 59
+    # Rank IC of the rest is of the same return as the whole score's, three bars here.
+    wide = to_wide(score["score"]).drop(stray)
+    style = {"momentum": to_wide(baselines_at(score.index, ["momentum"])["momentum"])}
+    text = "Ref($close, -4) / Ref($close, -1) - 1"
+    returns = to_wide(D.features(list(wide), [text]).swaplevel().sort_index().iloc[:, 0])
+    rest = attribution(wide, returns, style).rest_rank_ic
+    found = read_csv(recorder, "conditions")["mean"]
+    assert found["styles taken out"] == pytest.approx(rest.mean(), abs=1e-6)
+    np.testing.assert_allclose(days["rank_ic.rest"].dropna(), rest, atol=1e-9)
 
 
 def test_a_truth_of_nothing_has_no_share(recorder, planted, tmp_path, caplog):

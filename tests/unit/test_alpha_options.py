@@ -17,7 +17,7 @@ from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.label import ReturnLabel
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES, scale_features
 from kronos_qlib.data.windows.window_dataset import WindowDataset
-from kronos_qlib.errors import CheckpointError, ConfigError
+from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.model.alpha_head import AlphaEnsemble, AlphaHead, compared
 from kronos_qlib.model.sizes import ContextConfig, HeadConfig
@@ -223,11 +223,19 @@ def test_members_are_what_each_seed_gives_alone(predictor, source):
 
 def test_a_head_with_other_options_is_not_trained_on(predictor, source):
     head = fitted(predictor, source, seeds=2).head
-    on = run_stages(StagesConfig(alpha={"epochs": 1, "seeds": 2}), predictor, source, head=head)
+    own = {"epochs": 1, "seeds": 2, "hidden": 8, "context_width": 4}
+    on = run_stages(StagesConfig(alpha=own), predictor, source, head=head)
     assert len(on.head.members) == 2
-    for other in ({"seeds": 3}, {"seeds": 2, "linear_path": True}, {"seeds": 2, "attention": 4}):
-        with pytest.raises(ConfigError, match=f"to train on has {list(other)[-1]}"):
-            run_stages(StagesConfig(alpha=other), predictor, source, head=head)
+    for key, other in (
+        ("seeds", 3),
+        ("linear_path", True),
+        ("attention", 4),
+        ("hidden", 128),
+        ("context_width", 0),
+        ("dropout", 0.1),
+    ):
+        with pytest.raises(ConfigError, match=f"to train on has {key}"):
+            run_stages(StagesConfig(alpha={**own, key: other}), predictor, source, head=head)
 
 
 # The linear path.
@@ -331,6 +339,29 @@ def test_extremes_of_each_day_are_left_out_of_training_alone(windows):
             np.testing.assert_array_equal(left[kept], whole[kept])
     few = segment.without_extremes(0.4)
     assert all(np.isfinite(few.target[day]).sum() >= 5 for day in few.days)
+
+
+def test_contexts_of_a_day_are_compared_with_those_of_its_extremes_too(windows, make_pair):
+    """Which names are extreme is known by their labels: a day is scored with all of them."""
+    contexts = np.random.default_rng(0).normal(size=(len(windows), 8)).astype(np.float32)
+    segment = AlphaSegment.of(windows, ReturnLabel(), contexts).without_extremes(0.2)
+    config, head = AlphaConfig(drop_extremes=0.2), new_head()
+    step = AlphaStep(AlphaNet(head), make_pair(0)[0])
+    for which in list(segment.sampler(config).epoch(1))[:5]:
+        day = next(day for day in segment.days if day.start == which[0])
+        whole = torch.from_numpy(contexts[day]), torch.from_numpy(segment.features[day])
+        target = torch.from_numpy(segment.target[day])
+        known = torch.isfinite(target)
+        assert 0 < int(known.sum()) < len(known)
+        expected = ic_loss(head(*whole)[known], target[known])
+        assert torch.equal(step.losses(segment.batch(which))["loss"], expected)
+    few = replace(config, windows_per_day=6)
+    assert all(len(which) == 6 for which in segment.sampler(few).epoch(1))
+
+
+def test_days_that_keep_too_few_labels_are_said_to(predictor, source):
+    with pytest.raises(TrainingError, match=r"known once drop_extremes 0.4 is left out; .* fewer"):
+        fitted(predictor, source, drop_extremes=0.4)
 
 
 def test_validation_keeps_its_extremes(predictor, source, monkeypatch):
@@ -484,9 +515,11 @@ def test_tokens_made_beforehand_teach_the_same(windows, make_pair):
     config = AlphaConfig(backbone="whole", epochs=2)
     tokenizer, net = make_pair(0)
     segment = AlphaSegment.of(windows, ReturnLabel())
-    coded = with_day_tokens(segment, tokenizer, config, 2, "cpu")
+    coded = with_day_tokens(segment, tokenizer, None, 2, "cpu")
     assert coded.tokens is not None and coded.tokens[0].dtype == np.int16
-    assert with_day_tokens(segment, tokenizer, config, 0, "cpu").tokens is None, "not worth it"
+    assert with_day_tokens(segment, tokenizer, None, 0, "cpu").tokens is None, "not worth it"
+    judged = segment.to_judge_by(replace(config, validation_days=2))
+    assert with_day_tokens(judged, tokenizer, None, 9, "cpu").tokens is None, "of 2 days alone"
     head = AlphaHead(16, F, 4, 8, 0.0)
     step = AlphaStep(AlphaNet(head, net), tokenizer)
     which = np.arange(segment.days[0].start, segment.days[0].stop)
@@ -512,7 +545,10 @@ def test_random_weights_in_place_of_pretrained_ones(predictor, source, make_pair
         assert torch.equal(net.state_dict()[name], after[name]), "the seed decides them"
         assert other.history == result.history
         on = run_stages(
-            StagesConfig(alpha={"initial": "random", "seed": 9}), again, source, head=other.head
+            StagesConfig(alpha={"initial": "random", "seed": 9, "hidden": 8, "context_width": 4}),
+            again,
+            source,
+            head=other.head,
         )
         assert torch.equal(net.state_dict()[name], after[name]), "training on begins with its own"
         assert on.head is other.head
@@ -544,6 +580,8 @@ def test_random_weights_in_place_of_pretrained_ones(predictor, source, make_pair
         ({"attention": 8, "hidden": 10}, "hidden width that these divide, got hidden 10"),
         ({"attention": 8, "windows_per_day": 20}, "leave windows_per_day out"),
         ({"initial": "zeros"}, "initial is one of pretrained, random"),
+        ({"initial": "random", "context_width": 0}, "no head would read the new ones"),
+        ({"backbone": "whole", "context": {"dtype": "float16"}}, "float32: leave dtype out"),
     ],
 )
 def test_options_that_cannot_work_are_refused(settings, message):
@@ -551,11 +589,23 @@ def test_options_that_cannot_work_are_refused(settings, message):
         AlphaConfig(**settings)
 
 
-def test_options_that_do_not_fit_bars_or_stages_are_refused(predictor, source):
+def test_options_that_do_not_fit_bars_or_stages_are_refused(
+    predictor, source, make_pair, monkeypatch
+):
     with pytest.raises(ConfigError, match=r"context.bars is 40, a window has 12: lower it"):
         fitted(predictor, source, context={"bars": 40})
     with pytest.raises(ConfigError, match=r"names \[5\], and the predictor has 2 blocks"):
         fitted(predictor, source, context={"layers": [5]})
+    tokenizer, net = make_pair(0)
+    narrow = KronosPredictor(net, tokenizer, device="cpu", max_context=6)
+    with pytest.raises(ConfigError, match=r"context.bars is 10, and the network attends to 6"):
+        fitted(narrow, source, context={"bars": 10})
+    with pytest.raises(ConfigError, match=r"a lookback of 12 bars .* attends to 6; shorten it"):
+        fitted(narrow, source, backbone="whole")
+    # Before another stage is trained for hours.
+    monkeypatch.setattr("kronos_qlib.pipeline.stages._train_tokens", lambda *_: pytest.fail("late"))
+    with pytest.raises(ConfigError, match=r"names \[5\], and the predictor has 2 blocks"):
+        run_stages(StagesConfig(alpha={"context": {"layers": [5]}}, predictor={}), narrow, source)
     with pytest.raises(ConfigError, match=r"would throw away what training.predictor learned"):
         StagesConfig(alpha={"initial": "random"}, predictor={})
     with pytest.raises(ConfigError, match="an AlphaHead is one network, got seeds=2"):

@@ -96,6 +96,28 @@ def test_a_day_has_its_own_orders_whatever_other_days_are_asked_for(windows):
     assert not again.drops.equals(whole.drops)
 
 
+def test_days_before_1970_are_shuffled_too(windows):
+    """Their seconds are counted below 0, which no seed may be."""
+    table = windows.table
+    early = BarTable(
+        table.values,
+        table.places,
+        table.calendar - np.timedelta64(70 * 365, "D"),
+        table.instruments,
+        table.offsets,
+    )
+    found = permutation_importance(
+        PLAIN,
+        reading("return_5"),
+        windows_to_score(early, 12),
+        Planted("return_5"),
+        shuffles=1,
+        most_days=3,
+    )
+    assert found.drops.index.max() < pd.Timestamp("1970")
+    assert found.table.loc["scale: return", "mean"] > 0.1
+
+
 def test_the_context_is_a_group_and_columns_are(windows, tiny_pair):
     tokenizer, net = tiny_pair
     predictor = KronosPredictor(net, tokenizer, "cpu", 32)
@@ -127,7 +149,7 @@ def test_what_cannot_be_measured_is_refused(windows):
 
     with pytest.raises(BarDataError, match="5 names with a label"):
         permutation_importance(PLAIN, reading("amount"), windows, Unknown("amount"))
-    for how in ({"shuffles": 0}, {"most_days": 0}):
+    for how in ({"shuffles": 0}, {"most_days": 0}, {"seed": -1}):
         with pytest.raises(ConfigError, match="1 or more"):
             permutation_importance(PLAIN, reading("amount"), windows, Planted("amount"), **how)
 

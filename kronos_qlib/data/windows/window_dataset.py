@@ -225,6 +225,8 @@ class WindowDataset:
         Raises:
             ConfigError: names the column.
         """
+        from kronos_qlib.data.windows.scale_features import SCALE_FEATURES  # and with it scipy
+
         if not names:
             return
         if self.features is None:
@@ -234,6 +236,11 @@ class WindowDataset:
                 "WindowDataset takes an object `features` that has them"
             )
         self.features.check(names)
+        if twice := [name for name in names if name in SCALE_FEATURES]:
+            raise ConfigError(
+                f"features: {twice[0]!r} is what one of a head's scale features is called, which "
+                "are of the bars; give the column another name in its handler"
+            )
 
     def feature_values(self, windows: Windows, names: Sequence[str]) -> Floats:
         """(N, F) float32 columns of windows, NaN where a value is not known.

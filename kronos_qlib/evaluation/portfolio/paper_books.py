@@ -20,7 +20,8 @@ def paper_books(
 
     `long_only` holds the best `top`, and its return is counted over the mean of all names that
     were scored; `long_short` holds the best and is short of the worst as much. No lots, no limits,
-    no borrowing fee: a picture of the score, not a backtest.
+    no borrowing fee: a picture of the score, not a backtest. Among equal scores the first name by
+    the alphabet goes before.
 
     Args:
         score: days by names.

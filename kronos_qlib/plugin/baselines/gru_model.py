@@ -17,7 +17,7 @@ from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_drop
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.pipeline.scoring import scores_from_gru
-from kronos_qlib.pipeline.stages import Resume, features_to_score, make_gru, train_gru
+from kronos_qlib.pipeline.stages import Resume, columns_to_score, make_gru, train_gru
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
@@ -36,7 +36,6 @@ OF_BACKBONE = (
     "lora_alpha",
     "context",
     "initial",
-    "seeds",
 )
 """Settings of an alpha head that are of a pretrained network, and of no GRU."""
 
@@ -168,9 +167,9 @@ class GRUModel(Model):
         logger.info(f"{len(windows)} windows to score{describe_dropped(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
-        features = features_to_score(source, windows, net.head.names)
+        columns = columns_to_score(source, windows, net.head.names)
         scores = scores_from_gru(
-            net, windows, pick_device(self.device), self.show_progress, features
+            net, windows, pick_device(self.device), self.show_progress, columns
         )
         return pd.Series(scores, index=windows.index, name="score").sort_index()
 
@@ -212,6 +211,11 @@ def _settings_of(training: Mapping[str, Any]) -> AlphaConfig:
     for name in OF_BACKBONE:
         if usual.get(name, MISSING) is not MISSING and getattr(config, name) != usual[name]:
             raise ConfigError(f"training.{name} is of a pretrained backbone, and a GRU has none")
+    if config.seeds != 1:
+        raise ConfigError(
+            f"training.seeds {config.seeds} are heads on one backbone that stays as it is, and a "
+            "GRU is trained with its head: train a GRUModel from each `seed`, and blend them"
+        )
     if config.context_width == 0:
         raise ConfigError("training.context_width 0 would leave the GRU out: give 1 or more")
     return config

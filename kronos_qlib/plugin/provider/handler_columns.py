@@ -20,8 +20,8 @@ from kronos_qlib.errors import ConfigError, printable
 from kronos_qlib.plugin.expressions import check_no_later_bars, is_expression
 from kronos_qlib.schema import BAR_COLUMNS
 
-FEATURE = "feature"
-"""The group of a handler's columns that models learn from; Qlib's name."""
+FEATURE, LABEL = "feature", "label"
+"""Groups of a handler's columns: what models learn from, and what they learn; Qlib's names."""
 
 
 @cache
@@ -130,14 +130,25 @@ class HandlerColumns:
         return frame
 
 
-def _written_in(loader: object) -> dict[str, str]:
-    """Features of a loader, and of those nested in it, with the expressions they are made by."""
+def label_written_in(handler: object) -> str | None:
+    """The expression of a handler's label, the first if it has several; None: its loader has none.
+
+    What a loader has as a table, or makes by other code, is no expression.
+    """
+    written = _written_in(getattr(handler, "data_loader", None), LABEL)
+    return next(iter(written.values()), None)
+
+
+def _written_in(loader: object, group: str = FEATURE) -> dict[str, str]:
+    """Columns of a loader's group, and of those nested in it, with their expressions."""
     found: dict[str, str] = {}
     for inner in getattr(loader, "data_loader_l", ()):
-        found |= _written_in(inner)
+        found |= _written_in(inner, group)
     groups = getattr(loader, "fields", None)
     if isinstance(groups, Mapping):
-        groups = groups.get(FEATURE)
+        groups = groups.get(group)
+    elif group != FEATURE:  # without groups all are features
+        groups = None
     if isinstance(groups, tuple) and len(groups) == 2:
         found |= dict(zip(groups[1], groups[0], strict=True))
     return found

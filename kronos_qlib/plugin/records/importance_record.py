@@ -60,8 +60,11 @@ class ImportanceRecord(RecordTemp):
                 "ImportanceRecord: on 'train' a head's inputs are worth what it learned by heart; "
                 "say valid or test"
             )
-        if shuffles < 1 or (days is not None and days < 1):
-            raise ConfigError(f"shuffles and days are 1 or more, got {shuffles} and {days}")
+        if shuffles < 1 or (days is not None and days < 1) or seed < 0:
+            raise ConfigError(
+                f"shuffles and days are 1 or more and seed is 0 or more, got {shuffles}, {days} "
+                f"and {seed}"
+            )
         self.model, self.dataset, self.segment = model, dataset, segment
         self.shuffles, self.days, self.seed = shuffles, days, seed
 
@@ -98,7 +101,8 @@ class ImportanceRecord(RecordTemp):
             shuffles=self.shuffles,
             seed=self.seed,
             most_days=self.days,
-            label_bars=label_bars_of(load_task(self.recorder)),
+            # The data set's own label, which may not be the one that the task's handler names.
+            label_bars=source.label.bars or label_bars_of(load_task(self.recorder)),
             **model.how_head_reads(source, windows),
         )
         title = f"{experiment_of(self.recorder)}: what Rank IC loses without an input"

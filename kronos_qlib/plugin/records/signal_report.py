@@ -330,7 +330,7 @@ class SignalReportRecord(ACRecordTemp):
         title = self.title or experiment_of(self.recorder)
         styles = style_report(
             title,
-            score,
+            whole,
             known[[name for name in self.styles if name in known]],
             returns,
             label_bars=overlap,

@@ -88,7 +88,7 @@ def style_report(
 
     Args:
         title: above the figure.
-        score: days by names.
+        score: days by names, without stray days: books are held from each to the next.
         styles: a column each of STYLES that is known, on (datetime, instrument).
         returns: days by names, each from the close of the bar after the score unless it is
             delayed by one more: `label` and `label_delayed` over the label's bars, `bar` and
@@ -99,20 +99,21 @@ def style_report(
         sectors: of the names; None where the run does not say.
     """
     how = {"horizon": label_bars}
-    wide = {str(name): to_wide(styles[name]) for name in styles}
+    wide = {str(name): to_wide(styles[name]).reindex(index=score.index) for name in styles}
     held = daily_exposures(score, wide, sectors)
     parted = attribution(score, returns["bar"], wide, sectors)
+    left = parted if label_bars == 1 else attribution(score, returns["label"], wide, sectors)
     exposures = {str(name): summarise_if_enough(held[name]) for name in held}
     parts = {str(name): summarise_if_enough(parted.returns[name]) for name in parted.returns}
     daily = {
         "rank_ic": daily_ic(score, returns["label"])["rank_ic"],
         "delayed": daily_ic(score, returns["label_delayed"])["rank_ic"],
-        "rest": parted.rest_rank_ic,
+        "rest": left.rest_rank_ic,
     }
     both = pd.concat([daily["rank_ic"], daily["delayed"]], axis=1, join="inner").dropna()
     conditions = {
         ("all days", ""): _known("the Rank IC", daily["rank_ic"], **how),
-        ("styles taken out", ""): _known("what styles leave", daily["rest"]),
+        ("styles taken out", ""): _known("what styles leave", daily["rest"], **how),
         ("a bar later", ""): _known("the Rank IC a bar later", daily["delayed"], **how),
         ("a bar later", "less on time"): or_unknown(
             "what a delay costs", summarise_difference, both.iloc[:, 1], both.iloc[:, 0], how=how
@@ -147,6 +148,7 @@ def style_report(
             "book": pd.DataFrame({f"{book} {when}": it for (book, when), it in books.items()}),
         },
         axis=1,
+        sort=True,  # some begin or end within the others' days
     )
     days.columns = pd.Index([".".join(map(str, pair)) for pair in days.columns.to_flat_index()])
     return StyleReport(
