@@ -124,7 +124,7 @@ def test_a_forecast_is_the_predictor_s_own(client):
             )
     np.testing.assert_allclose(found.paths, own.paths[:5, :, 3], rtol=1e-6)
     assert found.calibrated == own.is_calibrated
-    assert found.outlook.expected_return == pytest.approx(own.returns().mean())
+    assert found.outlook.last_return == pytest.approx(own.returns().mean())
     assert found.settings["lookback"] == 60
     assert [bar.timestamp for bar in found.history][-1] == table["timestamp"].iloc[-1]
 

@@ -3,8 +3,8 @@
 import { ApiProblem, call, get } from "./api.js";
 import { at, h, put } from "./dom.js";
 import { showForecast, stopMeasuring } from "./forecast_view.js";
-import { bytes, count, millions } from "./format.js";
-import { follow } from "./jobs.js";
+import { bytes, capital, count, millions } from "./format.js";
+import { answered, follow, running } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 
 const form = at("ask");
@@ -223,8 +223,6 @@ async function ask() {
     );
     return;
   }
-  times += 1;
-  const mine = times;
   const asking = request();
   stopMeasuring();
   place.setAttribute("aria-busy", "true");
@@ -243,17 +241,26 @@ async function ask() {
     h("progress", { "aria-label": "Asked for" }),
   );
   const patience = setTimeout(() => at("jobs").append(waiting), 150);
-  const asked = () => {
-    clearTimeout(patience);
-    waiting.remove();
+  const answer = async () => {
+    try {
+      return await call("/predict", {
+        method: "POST",
+        ...(source() === "file" ? { form: asForm(asking) } : { json: asking }),
+      });
+    } finally {
+      clearTimeout(patience);
+      waiting.remove();
+    }
   };
+  await arrive(answer, inputs);
+}
+
+/** Show what is answered once it is there, unless something that was asked for later is. */
+async function arrive(answer, inputs = {}) {
+  times += 1;
+  const mine = times;
   try {
-    const answer = await call("/predict", {
-      method: "POST",
-      ...(source() === "file" ? { form: asForm(asking) } : { json: asking }),
-    });
-    asked();
-    const forecast = await follow(answer);
+    const forecast = await follow(await answer());
     if (forecast && mine > newest) {
       newest = mine;
       await showForecast(place, forecast, { measures: true });
@@ -266,11 +273,45 @@ async function ask() {
     if (matchMedia("(max-width: 1000px)").matches && !form.querySelector("[aria-invalid]"))
       at("error").scrollIntoView({ block: "center" });
   } finally {
-    asked();
     if (mine === times) {
       place.removeAttribute("aria-busy");
       place.firstElementChild?.classList.remove("stale");
     }
+  }
+}
+
+/** What keeps the model busy for another tab or program: a line, and a link to what came of it. */
+async function watch(job) {
+  try {
+    const made = await follow(answered(job), { isOwn: false });
+    if (job.kind !== "forecast" || !made) return;
+    const link = h("a", { href: `/?forecast=${made.id}` }, "Open it");
+    at("jobs").append(
+      h(
+        "div",
+        { class: "panel job" },
+        h("p", {}, h("b", {}, capital(job.label)), " is there. ", link),
+      ),
+    );
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error; // that it failed is told where it was asked for
+  }
+}
+
+/** What was asked for before this page was loaded again, and what else is at work. */
+async function takeUp(shown) {
+  try {
+    const { mine, others } = await running("forecast", "load");
+    for (const job of mine) {
+      if (job.kind === "forecast") arrive(async () => answered(job));
+      else
+        follow(answered(job))
+          .catch((error) => showProblem(error, form))
+          .finally(readModels);
+    }
+    others.filter((job) => job.about.forecast !== shown).forEach(watch);
+  } catch (error) {
+    showProblem(error, form);
   }
 }
 
@@ -280,6 +321,8 @@ async function readAddress() {
   for (const name of ["instrument", "date", "checkpoint"])
     if (address.get(name)) at(name).value = address.get(name);
   const id = address.get("forecast");
+  const opened = sessionStorage.getItem("open");
+  sessionStorage.removeItem("open");
   if (/^[0-9a-f]{20}$/.test(id ?? "")) {
     try {
       put(place, h("div", { class: "panel skeleton" }, h("p", {}, "Opening the forecast …")));
@@ -289,8 +332,7 @@ async function readAddress() {
       showProblem(error, form);
     }
   }
-  const opened = sessionStorage.getItem("open");
-  sessionStorage.removeItem("open");
+  await takeUp(id);
   if (opened && opened === address.get("instrument")) ask();
 }
 
@@ -305,7 +347,6 @@ form.addEventListener("change", (event) => {
     tellModel();
   }
 });
-window.addEventListener("pagehide", stopMeasuring);
 let typing = 0;
 at("instrument").addEventListener("input", () => {
   clearTimeout(typing);

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -250,6 +251,12 @@ class Answer:
     sample: list[list[float]]
     """For each bar to come at most `MOST_KEPT` closes of paths, sorted."""
 
+    @property
+    def is_stratified(self) -> bool:
+        """Whether a bar's sample is equidistant quantiles, as of calibrated paths and of a choice
+        among many, and not independent draws."""
+        return self.forecast.calibrated or len(self.sample[0]) < self.forecast.settings["paths"]
+
 
 def answer_of(
     series: Series,
@@ -281,7 +288,7 @@ def answer_of(
     times = [time_of(one, is_intraday) for one in plan.times]
     closes = drawn.paths[:, :, CLOSE].astype(np.float64)
     moves = drawn.returns()
-    worst = np.sort(moves)[: max(1, round(0.05 * len(moves)))]
+    worst = np.sort(moves)[: math.ceil(len(moves) / 20)]  # as the signal of that name
     shown = series.bars.tail(max(SHOWN, len(plan.window)))
     forecast = Forecast(
         id=_id(series.name, bars_digest, settings, held.digest, times),
@@ -310,7 +317,7 @@ def answer_of(
         paths=[_numbers(path) for path in closes[: asked.single_paths]] or None,
         prob_up=_numbers((closes > drawn.last_close).mean(axis=0)),
         outlook=Outlook(
-            expected_return=float(moves.mean()),
+            last_return=float(moves.mean()),
             prob_up=float((moves > 0).mean()),
             volatility=float(drawn.volatility().mean()),
             shortfall_5=float(worst.mean()),
