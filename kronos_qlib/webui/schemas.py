@@ -610,5 +610,5 @@ def faults_of(error: ValidationError) -> list[FieldProblem]:
         for part in one["loc"]:
             name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
         message = re.sub(r"\s+", " ", str(one["msg"]))
-        found.append(FieldProblem(field=one_line(name)[:100], message=message))
+        found.append(FieldProblem(field=one_line(name)[:100] or "body", message=message))
     return found

@@ -355,7 +355,8 @@ class Service:
 
         about = {**({"run": run} if run else {}), **({"fresh": "true"} if fresh else {})}
         queue = self.work if fresh else self.reading  # a fresh one needs the run's model
-        return queue.submit("universe", f"ranking by {self._views.experiment(run)}", work, about=about)
+        label = f"ranking by {self._views.experiment(run)}"
+        return queue.submit("universe", label, work, about=about)
 
     def why(self, instrument: str, run: str, fresh: bool) -> Why | QueuedJob:
         """What put a name where it stands: at once if it was asked before, else a job.

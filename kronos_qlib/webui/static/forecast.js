@@ -9,6 +9,8 @@ import { clearProblems, showProblem } from "./problems.js";
 
 const form = at("ask");
 const place = at("forecast");
+/** Of an uploaded file, as the API takes it. */
+const MOST_BYTES = 20 * 1024 ** 2;
 const NUMBERS = [
   "horizon",
   "lookback",
@@ -110,8 +112,9 @@ function tellModel() {
     broken: chosen.problem ?? "cannot be read",
   }[chosen.state];
   at("checkpoint-hint").textContent = [size, context, state].filter(Boolean).join(", ");
-  at("load").hidden = !["here", "to fetch"].includes(chosen.state);
-  at("load").textContent = chosen.state === "to fetch" ? "Fetch and load it" : "Load it now";
+  const offers = { here: "Load it now", "to fetch": "Fetch and load it", broken: "Try it again" };
+  at("load").hidden = !(chosen.state in offers);
+  at("load").textContent = offers[chosen.state] ?? "";
 }
 
 async function readModels() {
@@ -121,9 +124,7 @@ async function readModels() {
     const select = at("checkpoint");
     const before = select.dataset.touched ? select.value : answer.default;
     select.replaceChildren(
-      ...models.map((model) =>
-        h("option", { value: model.name, disabled: model.state === "broken" }, model.name),
-      ),
+      ...models.map((model) => h("option", { value: model.name }, model.name)),
     );
     if (models.some((model) => model.name === before)) select.value = before;
     tellModel();
@@ -204,6 +205,11 @@ function missing() {
   }
   if (source() === "file" && !file)
     return { field: "file", message: "Choose a file with bars first." };
+  if (source() === "file" && file.size > MOST_BYTES)
+    return {
+      field: "file",
+      message: `It has ${bytes(file.size)}; ${bytes(MOST_BYTES)} are the most.`,
+    };
   if (source() === "folder" && !at("instrument").value.trim())
     return { field: "instrument", message: "Name an instrument of the folder." };
   return null;
