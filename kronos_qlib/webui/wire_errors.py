@@ -23,7 +23,11 @@ class ProblemTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         # What failed inside is for the log alone.
         detail = str(error.body) if status < 500 else "this is a fault of the program"
         problem = Problem(
-            title=status.phrase, status=status, detail=one_line(detail)[:LONGEST] or status.phrase
+            title=status.phrase,
+            status=status,
+            detail=one_line(detail)[:LONGEST] or status.phrase,
+            field=None,
+            errors=None,
         )
         body = problem.model_dump_json(exclude_none=True).encode()
         self.status = f"{status.value} {status.phrase}"
