@@ -1,13 +1,18 @@
 """How fast `kronos-qlib web` begins and answers, and whether its memory stays flat.
 
-    python benchmarks/web.py                       the tables of README.md
-    python benchmarks/web.py --clients 4 --requests 20 --skip-soak     seconds
+    python benchmarks/web.py                                  every figure, about eight minutes
+    python benchmarks/web.py --only start forecast            some of them: start, load, forecast,
+                                                              clients, soak
+    python benchmarks/web.py --only soak --requests 10        seconds, to see that it works
 
-It starts the server as a user does, in a process of its own, and asks by HTTP: time from the start
-to the first page, with the model loading behind; a forecast with nano (90 bars, 10 ahead, 30
-paths) one at a time, then by several clients at once; bytes of the first load; and a soak, whose
-answers are 200, 202 or 429 and whose memory is that of the whole process. Other work on the machine
-makes every time longer: run it alone, on as many cores as you mean.
+It starts the server as a user does, in a process of its own, and asks by HTTP. start: from the
+command to the first page, with the model loading behind. load: bytes of the first page with all
+that it needs. forecast: nano, 90 bars, 10 ahead, 30 paths, one request after another. clients: the
+same by 4 clients at once. soak: 20 clients x 200 requests, of ten seven forecasts (3 ahead, 5
+paths, so that it takes minutes and not an hour), one that is kept, one of an uploaded file, one
+list of what is kept; 429 counts as an answer, as it does for a client. Memory is that of the
+server's processes, after the first 100 requests and after the last. Other work on the machine makes
+every time longer: run it alone, on as many cores as you mean (taskset -c 0,1).
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,53 +39,124 @@ from kronos_qlib.evaluation.text_table import format_rows
 BARS, HORIZON, PATHS = 90, 10, 30
 
 
+FIGURES = ("start", "load", "forecast", "clients", "soak")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES, help="(all)")
+    parser.add_argument("--starts", type=int, default=3, help="starts (%(default)s)")
+    parser.add_argument("--single", type=int, default=40, help="forecasts, each way (%(default)s)")
     parser.add_argument("--clients", type=int, default=20, help="of the soak (%(default)s)")
     parser.add_argument("--requests", type=int, default=200, help="of each (%(default)s)")
-    parser.add_argument("--single", type=int, default=40, help="forecasts, one at a time")
-    parser.add_argument("--skip-soak", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     chosen = parser.parse_args()
+    rows = [["", "measured", "promised"]]
+    for row in measured(chosen):
+        print(": ".join(row[:2]), file=sys.stderr, flush=True)
+        rows.append(row)
+    print(format_rows(rows))
+    print(f"\n{cores()} cores, {' '.join(['python', 'benchmarks/web.py', *sys.argv[1:]])}")
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(rows[1:], indent=1), encoding="utf-8")
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(psutil.Process().cpu_affinity()) if sys.platform == "linux" else psutil.cpu_count()
+
+
+def measured(chosen: argparse.Namespace) -> Iterator[list[str]]:
+    """A row for each figure: what it is, the measure, what is promised."""
+    if "start" in chosen.only:
+        pages, models = [], []
+        for _ in range(chosen.starts):
+            with running() as server:
+                pages.append(server.first_page)
+                models.append(server.until_ready())
+        yield ["start to the first page, median", f"{np.median(pages):.2f} s", "2 s"]
+        yield ["start to a loaded model, median", f"{np.median(models):.2f} s", ""]
+    if not {"load", "forecast", "clients", "soak"} & set(chosen.only):
+        return
+    with running() as server:
+        server.until_ready()
+        yield from asked(server, chosen)
+
+
+def asked(server: Server, chosen: argparse.Namespace) -> Iterator[list[str]]:
+    """The rows of one server."""
+    port, bars = server.port, walk()
+    if "load" in chosen.only:
+        own, plotly = first_load(server)
+        yield ["first load, without Plotly", f"{own / 2**20:.2f} MB", "2 MB"]
+        yield ["Plotly, compressed", f"{plotly / 2**20:.2f} MB", ""]
+
+    def one(number: int) -> tuple[int, float]:
+        return forecast(port, bars, number)
+
+    for number in range(3):
+        one(number)
+    if "forecast" in chosen.only:
+        times = [one(10 + number)[1] for number in range(chosen.single)]
+        yield ["a forecast, median", f"{np.median(times):.3f} s", "0.4 s"]
+        yield ["a forecast, 95th percentile", f"{np.quantile(times, 0.95):.3f} s", ""]
+    if "clients" in chosen.only:
+        four = many(4, chosen.single, 1000, one)
+        times = [seconds for status, seconds in four if status == 200]
+        yield ["4 clients, median", f"{np.median(times):.3f} s", ""]
+        yield ["4 clients, 95th percentile", f"{np.quantile(times, 0.95):.3f} s", "1 s"]
+        yield ["4 clients, answers", answers_of(four), "200"]
+    if "soak" in chosen.only:
+        yield from soaked(server, chosen)
+
+
+def soaked(server: Server, chosen: argparse.Namespace) -> Iterator[list[str]]:
+    """Many clients at once, of many kinds of request."""
+    port, bars = server.port, walk()
+    few = {"horizon": 3, "paths": 5}
+    table = "".join(
+        f"{bar['timestamp']},{bar['open']},{bar['high']},{bar['low']},{bar['close']}\n"
+        for bar in bars
+    )
+    part = 'Content-Disposition: form-data; name="{}"'
+    form = "".join(
+        f"--b\r\n{part.format(name)}\r\n\r\n{value}\r\n"
+        for name, value in {**few, "keep": "false", "wait": 10}.items()
+    )
+    form += f'--b\r\n{part.format("file")}; filename="A.csv"\r\n\r\n'
+    form += f"timestamp,open,high,low,close\n{table}\r\n--b--\r\n"
+
+    def one(number: int) -> tuple[int, float]:
+        kind = number % 10
+        if kind == 0:
+            return timed(port, "GET", "/forecasts")
+        if kind == 1:
+            return timed(port, "POST", "/predict", form, "multipart/form-data; boundary=b")
+        return forecast(port, bars, number, keep=kind == 2, **few)
+
+    first = min(max(1, 100 // chosen.clients), chosen.requests)
+    begun = time.perf_counter()
+    early = many(chosen.clients, first, 10_000, one)
+    before = server.memory()
+    late = many(chosen.clients, chosen.requests - first, 100_000, one)
+    after = server.memory()
+    total = chosen.clients * chosen.requests
+    yield [f"{total} requests of {chosen.clients}", answers_of(early + late), "200, 429"]
+    yield ["they took", f"{time.perf_counter() - begun:.0f} s", ""]
+    megabytes = f"{before / 2**20:.0f}, {after / 2**20:.0f} MB"
+    yield [f"memory after {first * chosen.clients}, {total}", megabytes, ""]
+    yield ["growth", f"{after / before - 1:+.1%}", "10 %"]
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """A server of its own store."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         try:
-            rows = [["", "measured", "promised"]]
-            for row in measured(server, chosen):
-                print(": ".join(row[:2]), file=sys.stderr, flush=True)
-                rows.append(row)
-            print(format_rows(rows))
+            yield server
         finally:
             server.stop()
-
-
-def measured(server: Server, chosen: argparse.Namespace) -> Iterator[list[str]]:
-    """A row for each figure: what it is, the measure, what is promised."""
-    yield ["start to the first page", f"{server.first_page:.2f} s", "2 s"]
-    yield ["start to a loaded model", f"{server.until_ready():.2f} s", ""]
-    own, plotly = first_load(server)
-    yield ["first load, without Plotly", f"{own / 2**20:.2f} MB", "2 MB"]
-    yield ["Plotly, compressed", f"{plotly / 2**20:.2f} MB", ""]
-    bars = walk()
-    for seed in range(3):
-        forecast(server.port, bars, seed)
-    alone = [forecast(server.port, bars, 10 + seed)[1] for seed in range(chosen.single)]
-    yield ["a forecast, median", f"{np.median(alone):.3f} s", "0.4 s"]
-    four = many(server.port, bars, 4, max(1, chosen.single // 2), 1000)
-    times = [seconds for status, seconds in four if status == 200]
-    yield ["4 clients, 95th percentile", f"{np.quantile(times, 0.95):.3f} s", "1 s"]
-    yield ["4 clients, answers", answers_of(four), "200"]
-    if chosen.skip_soak:
-        return
-    total = chosen.clients * chosen.requests
-    early = many(server.port, bars, chosen.clients, max(1, 100 // chosen.clients), 10_000)
-    before = server.memory()
-    left = chosen.requests - max(1, 100 // chosen.clients)
-    late = many(server.port, bars, chosen.clients, left, 100_000)
-    after = server.memory()
-    yield [f"{total} requests of {chosen.clients}", answers_of(early + late), "200, 429"]
-    growth = f"{after / before - 1:+.1%}"
-    yield [f"memory after 100, {total}", f"{before >> 20}, {after >> 20} MB", ""]
-    yield ["growth", growth, "10 %"]
 
 
 class Server:
@@ -103,9 +180,11 @@ class Server:
         return time.perf_counter() - self.begun
 
     def memory(self) -> int:
-        """Resident bytes of the server."""
+        """Resident bytes of the server, and of its process that reads files."""
         time.sleep(1)
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        server = psutil.Process(self.process.pid)
+        every = [server, *server.children(recursive=True)]
+        return sum(int(process.memory_info().rss) for process in every)
 
     def stop(self) -> None:
         for child in psutil.Process(self.process.pid).children():
@@ -158,13 +237,13 @@ def first_load(server: Server) -> tuple[int, int]:
     return own, len(get(server.port, plotly, packed=True)[1])
 
 
-def forecast(port: int, bars: list[dict[str, object]], seed: int) -> tuple[int, float]:
-    body = {"bars": bars, "horizon": HORIZON, "paths": PATHS, "seed": seed, "wait": 10}
+def timed(
+    port: int, method: str, path: str, body: str | None = None, kind: str = "application/json"
+) -> tuple[int, float]:
+    """Status of an answer, and the seconds until it was read."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     begun = time.perf_counter()
-    connection.request(
-        "POST", "/predict", json.dumps(body | {"keep": False}), {"Content-Type": "application/json"}
-    )
+    connection.request(method, path, body, {"Content-Type": kind} if body else {})
     answer = connection.getresponse()
     answer.read()
     seconds = time.perf_counter() - begun
@@ -172,17 +251,25 @@ def forecast(port: int, bars: list[dict[str, object]], seed: int) -> tuple[int, 
     return answer.status, seconds
 
 
+def forecast(
+    port: int, bars: list[dict[str, object]], seed: int, **settings: object
+) -> tuple[int, float]:
+    """One forecast of bars, not kept unless asked for."""
+    body = {"horizon": HORIZON, "paths": PATHS, "seed": seed, "wait": 10, "keep": False}
+    return timed(port, "POST", "/predict", json.dumps({**body, "bars": bars, **settings}))
+
+
 def many(
-    port: int, bars: list[dict[str, object]], clients: int, requests: int, first: int
+    clients: int, requests: int, first: int, ask: Callable[[int], tuple[int, float]]
 ) -> list[tuple[int, float]]:
     """What several clients at once got, each one request after another."""
     found: list[tuple[int, float]] = []
 
-    def ask(number: int) -> None:
+    def go(client: int) -> None:
         for turn in range(requests):
-            found.append(forecast(port, bars, first + number * 1000 + turn))
+            found.append(ask(first + client * 1000 + turn))
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=go, args=(client,)) for client in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -81,7 +81,7 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     Source: the published sampling, which skips top_p where top_k is given and draws by torch's
     global generator.
     """
-    if how.temperature == 0:
+    if how.temperature < torch.finfo(torch.float32).tiny:  # 0, or 0 to a float32
         return logits.argmax(dim=-1)
     # Less the largest, which changes no probability and keeps a tiny temperature finite.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).float() / how.temperature

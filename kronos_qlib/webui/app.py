@@ -35,6 +35,7 @@ from kronos_qlib.webui.schemas import (
     Instruments,
     Job,
     JobPath,
+    Jobs,
     Kept,
     KeptCalibration,
     KeptQuery,
@@ -240,6 +241,10 @@ class _Routes:
             wanted = sent(PredictRequest)
             return self._wait_for(service.predict(wanted), wanted.wait, self._forecast_of)
 
+        @app.get("/jobs", summary="What is computed or waits", responses=documented(ok=Jobs))
+        def jobs() -> Response:
+            return answer(Jobs(jobs=[self._job(one) for one in service.pending()]))
+
         @app.get(
             "/jobs/<job>",
             summary="How far a job is",
@@ -373,8 +378,7 @@ class _Routes:
             responses=documented(429, 503, ok=Compared, accepted=Job),
         )
         def compare(query: CompareQuery) -> Response:
-            names = [name.strip() for name in query.runs.split(",") if name.strip()]
-            return self._now_or_job(service.compare(names), QUICK)
+            return self._now_or_job(service.compare(query.runs), QUICK)
 
         @app.get("/health", summary="Whether it works", responses=documented(ok=Health))
         def health() -> Response:
@@ -422,6 +426,7 @@ class _Routes:
             job=job.id,
             kind=job.kind,
             label=job.label,
+            about=dict(job.about),
             state=state,
             progress=job.progress,
             eta=job.eta,
@@ -437,8 +442,8 @@ def _result_url(job: QueuedJob) -> str:
     if job.kind in ("forecast", "track_record"):
         return f"/forecasts/{job.result}"
     about = dict(job.about)
-    name = about.pop("instrument", "")
-    query = f"?{urlencode(about, quote_via=quote)}" if about else ""
+    name = str(about.pop("instrument", ""))
+    query = f"?{urlencode(about, doseq=True, quote_via=quote)}" if about else ""
     if job.kind == "why":
         return f"/universe/{quote(name, safe='')}/why{query}"
     return {"universe": f"/universe{query}", "compare": f"/runs/compare{query}"}.get(

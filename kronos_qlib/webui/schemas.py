@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from kronos_qlib.markup import one_line
 from kronos_qlib.schema import BAR_COLUMNS
@@ -20,6 +20,8 @@ MOST_JSON_BARS = 20_000
 MOST_HORIZON, MOST_PATHS, MOST_LOOKBACK = 512, 1000, 2048
 MOST_WINDOWS = 60
 """Past windows of one track record."""
+MOST_COMPARED = 8
+"""Runs side by side: each has a colour."""
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 """Quantiles of every forecast: the bands of 50, 80 and 90 % and the median."""
 COLUMNS = BAR_COLUMNS
@@ -181,7 +183,10 @@ class CheckpointUsed(Model):
 class Outlook(Model):
     """What the paths say of the return from the last close to the last bar to come."""
 
-    expected_return: float
+    last_return: float = Field(
+        validation_alias=AliasChoices("last_return", "expected_return"),  # its name in older files
+        description="mean over paths",
+    )
     prob_up: float = Field(description="share of paths that end above the last close")
     volatility: float = Field(description="mean over paths, per bar")
     shortfall_5: float = Field(description="mean return of the worst 5 % of the paths")
@@ -247,6 +252,9 @@ class Job(Model):
     job: Id
     kind: Literal["forecast", "track_record", "universe", "compare", "load", "why"]
     label: str = Field(description="for people: what it is about")
+    about: dict[str, str | list[str]] = Field(
+        description="what was asked for: instrument, forecast, checkpoint, run, runs, fresh"
+    )
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     progress: float = Field(ge=0, le=1)
     eta: float | None = Field(description="seconds until it is done, if it can be told")
@@ -255,6 +263,15 @@ class Job(Model):
     result_url: str | None = Field(description="where to GET what it made, once it is done")
     result: str | None = Field(description="the id of the forecast, if it makes one")
     error: Problem | None = Field(description="why it failed")
+
+
+class Jobs(Model):
+    """What is computed now, and what waits."""
+
+    jobs: list[Job] = Field(
+        description="first those at work, then those that wait, in their order; a job that has "
+        "ended is not among them: GET /jobs/{job}"
+    )
 
 
 class ModelInfo(Model):
@@ -309,7 +326,7 @@ class KeptSummary(Model):
     until: str = Field(description="the last bar to come")
     horizon: int
     paths: int
-    expected_return: float
+    last_return: float = Field(description="mean over paths of the return to the last bar to come")
     realised: int = Field(description="bars to come that are known by now")
     crps: float | None = Field(description="over those, once all are known")
 
@@ -366,10 +383,14 @@ class UniverseRow(Model):
         description="of this score among the name's own of the last 60 days"
     )
     sparkline: list[float | None] = Field(description="its scores of those days, oldest first")
-    expected_return: float | None
-    prob_up: float | None
-    volatility: float | None
-    shortfall_5: float | None
+    expected_return: float | None = Field(
+        description="mean close over all bars to come and all paths, against the last close"
+    )
+    prob_up: float | None = Field(description="share of paths whose last bar closes higher")
+    volatility: float | None = Field(description="mean over paths, per bar")
+    shortfall_5: float | None = Field(
+        description="mean return to the last bar of the worst 5 % of the paths"
+    )
     last_bar: str | None
     age_days: int | None
 
@@ -421,7 +442,7 @@ class RunSummary(Model):
 
     run_id: str
     experiment: str
-    name: str = Field(description="to ask for it: GET /runs/compare?runs=NAME")
+    name: str = Field(description="to ask for it: GET /runs/compare?runs=NAME&runs=...")
     model: str | None
     finished: str | None
     metrics: dict[str, float | None] = Field(
@@ -477,8 +498,10 @@ class CompareRow(Model):
 
     run: str
     measures: dict[str, float | None]
-    rank_ic_low: float | None
+    rank_ic_low: float | None = Field(description="of its 95 % interval, as those below")
     rank_ic_high: float | None
+    excess_low: float | None = Field(description="of the excess return a year")
+    excess_high: float | None
 
 
 class Compared(Model):
@@ -497,6 +520,7 @@ class Compared(Model):
     return_tests: list[PairTest] = Field(description="of the daily excess return")
     blends: list[BlendRow]
     notes: list[str]
+    definitions: list[str] = Field(description="what the measures mean, a paragraph each")
 
 
 class Health(Model):
@@ -548,8 +572,11 @@ class UniverseQuery(Model):
 class CompareQuery(Model):
     """Which runs to compare."""
 
-    runs: Annotated[str, StringConstraints(min_length=1, max_length=2000)] = Field(
-        description="names, separated by commas"
+    runs: list[Annotated[str, StringConstraints(min_length=1, max_length=2000)]] = Field(
+        min_length=1,
+        max_length=MOST_COMPARED,
+        description="an experiment's name or a run's id, the parameter again for each; or several "
+        "in one, separated by commas, where no run has that whole name",
     )
 
 
@@ -583,5 +610,5 @@ def faults_of(error: ValidationError) -> list[FieldProblem]:
         for part in one["loc"]:
             name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
         message = re.sub(r"\s+", " ", str(one["msg"]))
-        found.append(FieldProblem(field=one_line(name)[:100], message=message))
+        found.append(FieldProblem(field=one_line(name)[:100] or "body", message=message))
     return found

@@ -162,11 +162,7 @@ class Guard:
             if request.headers.get("Sec-Fetch-Site") is None and COOKIE not in request.cookies:
                 return
         else:
-            parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or parts.netloc.lower() != request.host.lower()
-            ):
+            if not _is_own(origin):
                 raise HttpProblemError(403, "requests of other origins are refused")
         if not _same(request.headers.get(CSRF, ""), self.csrf):
             raise HttpProblemError(
@@ -181,6 +177,15 @@ class Guard:
 def _same(one: str, other: str) -> bool:
     """Equal, in a time that does not tell where they differ."""
     return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
+
+
+def _is_own(origin: str) -> bool:
+    """Whether an Origin header names the address that was asked."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == request.host.lower()
 
 
 def _host_name(host: str) -> str | None:

@@ -323,9 +323,13 @@ class Service:
     def compare(self, names: Sequence[str]) -> Compared | QueuedJob:
         """Runs side by side: at once if they were compared before, else a job.
 
+        Args:
+            names: of `GET /runs/compare`; one may hold several, separated by commas.
+
         Raises:
             FieldError: a run is unknown.
         """
+        names = self._views.named(names)
         known = self._views.known_comparison(names)
         if known is not None:
             return known
@@ -334,7 +338,7 @@ class Service:
             return self._views.compare(names)
 
         label = f"comparison of {', '.join(names)}"
-        return self.reading.submit("compare", label, work, about={"runs": ",".join(names)})
+        return self.reading.submit("compare", label, work, about={"runs": names})
 
     def universe(self, run: str | None, fresh: bool) -> Universe | QueuedJob:
         """The newest day that a run ranks: at once if it was ranked before, else a job.
@@ -351,7 +355,8 @@ class Service:
 
         about = {**({"run": run} if run else {}), **({"fresh": "true"} if fresh else {})}
         queue = self.work if fresh else self.reading  # a fresh one needs the run's model
-        return queue.submit("universe", f"ranking of {run or 'the newest run'}", work, about=about)
+        label = f"ranking by {self._views.experiment(run)}"
+        return queue.submit("universe", label, work, about=about)
 
     def why(self, instrument: str, run: str, fresh: bool) -> Why | QueuedJob:
         """What put a name where it stands: at once if it was asked before, else a job.
@@ -388,6 +393,10 @@ class Service:
         """A job of either queue."""
         return self.work.get(job_id) or self.reading.get(job_id)
 
+    def pending(self) -> list[QueuedJob]:
+        """What is at work or waits, of both queues."""
+        return [*self.work.pending, *self.reading.pending]
+
     def cancel(self, job_id: str) -> QueuedJob | None:
         """End a job; None if there is no such."""
         return self.work.cancel(job_id) or self.reading.cancel(job_id)
@@ -422,7 +431,8 @@ class Service:
                 self._kept.keep(answer)
             return answer.forecast.id
 
-        return self.work.submit("forecast", f"forecast of {series.name}", work)
+        about = {"instrument": series.name}
+        return self.work.submit("forecast", f"forecast of {series.name}", work, about=about)
 
     def _answer(self, forecast_id: str) -> Answer:
         with self._lock:

@@ -52,31 +52,13 @@ def serve(
         ConfigError: the address cannot be bound, or others may connect and there is no token.
     """
     guard = Guard(settings.host, settings.token)
-    from waitress.server import create_server
-
-    from kronos_qlib.webui.app import MOST_BODY, make_app
+    from kronos_qlib.webui.app import make_app
 
     service = Service(places, settings.device)
     try:
         app = make_app(service, guard)
         logging.getLogger("waitress").setLevel(logging.ERROR)
-        try:
-            server: Any = create_server(
-                app,
-                host=settings.host,
-                port=settings.port,
-                threads=THREADS,
-                ident=None,
-                max_request_body_size=MOST_BODY,
-                connection_limit=200,
-                channel_timeout=60,
-                expose_tracebacks=False,
-            )
-        except (OSError, ValueError) as problem:
-            raise ConfigError(
-                f"{settings.host} port {settings.port} cannot be served: {problem}; name another "
-                "--port (0 takes a free one)"
-            ) from problem
+        server = make_server(app, settings)
         address = _address(settings, server)
         on_ready(address)
         # Importing torch takes the interpreter from whoever paints the first page.
@@ -91,6 +73,42 @@ def serve(
             server.close()
     finally:
         service.close()
+
+
+def make_server(app: Any, settings: ServerSettings) -> Any:
+    """A server of waitress, bound and not yet running.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    from waitress.server import create_server
+
+    from kronos_qlib.webui.app import MOST_BODY
+    from kronos_qlib.webui.wire_errors import ProblemChannel
+
+    sockets: dict[int, Any] = {}  # a name such as localhost may have two addresses
+    try:
+        server = create_server(
+            app,
+            map=sockets,
+            host=settings.host,
+            port=settings.port,
+            threads=THREADS,
+            ident=None,
+            max_request_body_size=MOST_BODY,
+            connection_limit=200,
+            channel_timeout=60,
+            expose_tracebacks=False,
+        )
+    except (OSError, ValueError) as problem:
+        raise ConfigError(
+            f"{settings.host} port {settings.port} cannot be served: {problem}; name another "
+            "--port (0 takes a free one)"
+        ) from problem
+    for one in sockets.values():
+        if hasattr(one, "channel_class"):
+            one.channel_class = ProblemChannel
+    return server
 
 
 def _address(settings: ServerSettings, server: Any) -> str:

@@ -47,6 +47,7 @@ GIVEN_UP = {
         "job": "0" * 20,
         "kind": "track_record",
         "label": "track record",
+        "about": {},
         "state": "cancelled",
         "progress": 0,
         "eta": None,
@@ -115,7 +116,7 @@ def site(
     for part, network in zip(("tokenizer", "predictor"), build_pair(), strict=True):
         network.save_pretrained(folder / "checkpoints" / "tiny" / part)
     uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    add_runs(uri, folder, bars)
+    add_runs(uri, folder, bars, market)
     command = [sys.executable, "-m", "kronos_qlib", "web", "--port", "0", "--no-browser"]
     places = {"data": market, "checkpoints": folder / "checkpoints", "store": folder / "kept"}
     for option, place in places.items():
@@ -155,8 +156,11 @@ def wait_until_ready(address: str) -> None:
     raise AssertionError("the model did not load")
 
 
-def add_runs(uri: str, folder: Path, bars: pd.DataFrame) -> None:
-    """Two finished runs with scores, labels and backtests: one that knows something, one not."""
+def add_runs(uri: str, folder: Path, bars: pd.DataFrame, provider: Path) -> None:
+    """Two finished runs with scores, labels and backtests: one that knows something, one not.
+
+    The model of the first can be made again, and is last week's losers; that of the second cannot.
+    """
     client = mlflow.MlflowClient(uri)
     rng = np.random.default_rng(2)
     days = pd.bdate_range("2021-04-01", periods=60, name="datetime")
@@ -167,12 +171,27 @@ def add_runs(uri: str, folder: Path, bars: pd.DataFrame) -> None:
     market = rng.normal(0, 0.01, len(days))
     scores = {
         "good": label * 0.5 + rng.normal(0, 0.02, len(index)),
-        "blind": pd.Series(rng.normal(0, 1, len(index)), index),
+        "blind, seed 2": pd.Series(rng.normal(0, 1, len(index)), index),
     }
-    task = {
-        "model": {"class": "LGBModel", "kwargs": {}},
-        "dataset": {"kwargs": {"segments": {"test": ["2021-04-01", "2021-06-23"]}}},
+    segments = {"segments": {"test": ["2021-04-01", "2021-06-23"]}}
+    handler = {
+        "class": "KronosHandler",
+        "module_path": "kronos_qlib.plugin.dataset",
+        "kwargs": {"instruments": "all", "end_time": "2021-06-23"},
     }
+    reversal = {
+        "model": {
+            "class": "BaselineModel",
+            "module_path": "kronos_qlib.plugin.baselines",
+            "kwargs": {"kind": "reversal"},
+        },
+        "dataset": {
+            "class": "KronosDataset",
+            "module_path": "kronos_qlib.plugin.dataset",
+            "kwargs": {"handler": handler, **segments, "lookback": 20, "horizon": 3},
+        },
+    }
+    trees = {"model": {"class": "LGBModel", "kwargs": {}}, "dataset": {"kwargs": segments}}
     for name, score in scores.items():
         experiment = client.create_experiment(name, (folder / "artifacts").as_uri())
         run_id = client.create_run(experiment).info.run_id
@@ -180,7 +199,10 @@ def add_runs(uri: str, folder: Path, bars: pd.DataFrame) -> None:
         (place / "portfolio_report").mkdir(parents=True)
         score.to_frame("score").to_pickle(place / "pred.pkl")
         label.to_frame("LABEL0").to_pickle(place / "label.pkl")
-        (place / "task").write_bytes(pickle.dumps(task))
+        (place / "task").write_bytes(pickle.dumps(reversal if name == "good" else trees))
+        (place / "weights").mkdir()
+        state = {"provider_uri": str(provider), "region": "us"}
+        (place / "weights" / "state.json").write_text(json.dumps(state), encoding="utf-8")
         net = market + rng.normal(0.0005, 0.004, len(days))
         columns = {"return": net + COST, "bench": market, "cost": COST, "turnover": 0.3}
         report = pd.DataFrame({**columns, "net_return": net, "excess_return": net - market}, days)

@@ -48,6 +48,9 @@ def test_how_far_it_has_been_right_is_measured_beside_it(visit):
     page.wait_for_selector("#record caption:has-text('windows of')")
     words = page.locator("#record .verdict").inner_text()
     assert words.startswith("In the last 20 windows of this instrument the 90\u00a0% band held ")
+    assert "of 100 closes." in words  # 20 windows of 5 bars
+    # What flatters it is said: the calibration may have seen these windows.
+    assert "up to which the calibration was fitted" in page.locator("#record").inner_text()
     assert "than that of historical volatility" in words or "as large as" in words
     rows = page.locator("#record table").last.locator("tbody th").all_inner_texts()
     assert sorted(rows) == ["Historical volatility", "Last price", "This model"]
@@ -171,6 +174,23 @@ def test_an_error_stands_beside_its_input_and_takes_the_focus(visit):
     page.click("summary:text-is('Sampling')")
     page.click("#go")
     assert page.locator("#top_p-error").is_visible()
+
+
+def test_a_file_that_is_too_large_is_not_even_sent(visit):
+    here = visit()
+    page = here.open("/")
+    page.check("input[value=file]", force=True)
+    page.evaluate(
+        """() => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([new Uint8Array(21 * 1024 ** 2)], "big.csv"));
+            const drop = new DragEvent("drop", { dataTransfer: carried, bubbles: true });
+            document.body.dispatchEvent(drop);
+        }"""
+    )
+    page.click("#go")
+    assert "20.0 MB are the most" in page.locator("#file-error").inner_text()
+    assert not any("predict" in url for url in here.requests)
 
 
 def test_a_full_queue_says_when_to_come_back(visit):
@@ -327,11 +347,19 @@ def test_progress_is_shown_and_cancelling_works_while_a_second_one_waits(visit):
     here.settle(paths="1000", horizon="60", lookback="40")
     page.click("#go")
     page.wait_for_selector("#jobs progress[max]")
+    # Loaded again, the page takes it up; another one sees what keeps the model busy.
+    page.reload()
+    page.wait_for_selector("#jobs progress[max]")
+    assert here.site.instruments[0] in page.locator("#jobs").inner_text()
+    other = visit()
+    other.open("/").wait_for_selector("#jobs >> text=Forecast of")
     page.fill("#instrument", here.site.instruments[1])
     here.settle()
     page.click("#go")
-    page.wait_for_selector("#jobs .job >> nth=1")
+    page.wait_for_selector("#jobs [data-job] >> nth=1")
     page.click("#jobs .job >> nth=0 >> text=Cancel")
+    # The second one was asked for by this page alone, and comes after it is loaded again, too.
+    page.reload()
     here.drawn()
     assert page.locator("#forecast-title").inner_text().startswith(here.site.instruments[1])
     assert page.locator("#jobs .job").count() == 0
@@ -388,6 +416,7 @@ def test_a_new_forecast_does_not_wait_for_the_judgement_of_the_last(visit):
     here = visit()
     page = here.page
     job = {"job": "0" * 20, "kind": "track_record", "label": "track record", "state": "running"}
+    job |= {"about": {}}
     job |= {"progress": 0.1, "eta": None, "position": None, "status_url": f"/jobs/{'0' * 20}"}
     job |= {"result_url": None, "result": None, "error": None}
     stopped = []

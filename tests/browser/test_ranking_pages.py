@@ -88,10 +88,51 @@ def test_runs_are_compared(visit):
         box.check()
     page.click("button:text-is('Compare')")
     page.wait_for_selector("#comparison[data-drawn]")
+    # One name holds a comma; the address names both, so that a reload compares them again.
+    names = page.locator("#comparison tbody th >> nth=1").inner_text(), page.url
+    assert "blind, seed 2" in page.locator("#comparison").inner_text(), names
+    page.reload()
+    page.wait_for_selector("#comparison[data-drawn]")
+    assert page.locator("#runs tbody input:checked").count() == 2
+    excess = page.locator("#comparison tbody td:has-text('[')").all_inner_texts()
+    assert any("%" in cell for cell in excess), "an excess return has its interval"
     titles = page.locator("#comparison h3").all_inner_texts()
     assert titles[:3] == ["Equity", "Drawdown", "Rank IC"]
     assert "Is the Rank IC different?" in titles and "What a blend adds" in titles
     assert page.evaluate("document.activeElement.id") == "side"
+
+
+def test_the_newest_day_is_scored_now_and_a_reload_does_not_lose_it(visit):
+    here = visit()
+    page = here.open("/universe")
+    page.wait_for_selector("#universe tbody tr")
+    page.wait_for_function("() => document.querySelectorAll('#run option').length === 3")
+    options = page.locator("#run option").all_inner_texts()
+    good = next(text for text in options if text.startswith("good"))
+    page.select_option("#run", label=good)
+    page.wait_for_selector("#day:has-text('good, 2021-06-23')")
+    page.click("#fresh")
+    page.wait_for_selector("#jobs [data-job]")
+    page.reload()
+    page.wait_for_selector("#day:has-text('scored now')")
+    assert "good" in page.locator("#day").inner_text()
+    assert page.locator("#run option:checked").inner_text() == good
+    assert column(page, 1) == [str(rank) for rank in range(1, 13)]
+    said = page.locator("#universe .note").inner_text()
+    assert "The model says a score alone" in said
+    # A model that is no sum of inputs says so in place of its reasons.
+    here.expected.add(422)
+    page.click("#universe tbody button >> nth=0")
+    page.wait_for_selector("dialog .note")
+    assert "alpha head" in page.locator("dialog .note").inner_text()
+    page.click("dialog >> text=Close")
+    # One that cannot be made again is an error in words, and the page goes on.
+    page.select_option("#run", label=next(text for text in options if "blind" in text))
+    page.wait_for_selector("#day:has-text('as the run predicted')")
+    page.click("#fresh")
+    page.wait_for_selector("#run[aria-invalid=true]")
+    assert "this page never does" in page.locator("#run-error").inner_text()
+    assert page.locator("#universe tbody tr").count() == 12
 
 
 def test_nothing_ranked_and_no_runs_say_what_to_do(visit):

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ def test_a_forecast_is_the_predictor_s_own(client):
             )
     np.testing.assert_allclose(found.paths, own.paths[:5, :, 3], rtol=1e-6)
     assert found.calibrated == own.is_calibrated
-    assert found.outlook.expected_return == pytest.approx(own.returns().mean())
+    assert found.outlook.last_return == pytest.approx(own.returns().mean())
     assert found.settings["lookback"] == 60
     assert [bar.timestamp for bar in found.history][-1] == table["timestamp"].iloc[-1]
 
@@ -186,6 +187,10 @@ def test_cancelling_ends_what_is_computed_and_what_waits(client, service):
         time.sleep(0.01)
     state = client.get(waiting["status_url"]).json
     assert (state["state"], state["position"]) == ("queued", 1)
+    listed = schemas.Jobs.model_validate(client.get("/jobs").json).jobs
+    assert [one.job for one in listed] == [running["job"], waiting["job"]]
+    assert [one.state for one in listed] == ["running", "queued"]
+    assert listed[0].about == {"instrument": "BARS"}
     assert client.delete(waiting["status_url"]).json["state"] == "cancelled"
     client.delete(running["status_url"])
     while (state := client.get(running["status_url"]).json)["state"] == "running":
@@ -193,6 +198,7 @@ def test_cancelling_ends_what_is_computed_and_what_waits(client, service):
         time.sleep(0.01)
     assert state["state"] == "cancelled"
     assert state["result_url"] is None
+    assert client.get("/jobs").json == {"jobs": []}
     assert client.post("/predict", json={**QUICK, "bars": bars_of(walk())}).status_code == 200
 
 
@@ -295,6 +301,9 @@ def changed(table, place, **values):
         ({"bars": changed(walk(), 110, close=0.01)}, "bars"),
         ({"bars": changed(walk(), 5, volume=None)}, "bars[5].volume"),
         ({"bars": changed(walk(), 5, extra=1)}, "bars[5].extra"),
+        ({"bars": changed(walk(), 110, volume=1e300)}, "bars"),
+        ({"bars": changed(walk(), 110, volume=-1.0)}, "bars"),
+        ({"bars": bars_of(walk().assign(open=0.0, high=0.0, low=0.0, close=0.0))}, "bars"),
         ({"bars": bars_of(walk())[:1]}, "bars"),
         ({"bars": []}, "bars"),
         ({"bars": bars_of(walk()), "horizon": 0}, "horizon"),
@@ -329,6 +338,29 @@ def test_a_bad_request_names_its_field(client, asked, field):
 def test_two_bars_of_one_time_are_refused(client):
     bars = changed(walk(), 5, timestamp=walk()["timestamp"].iloc[4])
     assert "bars" in problem(client.post("/predict", json={**QUICK, "bars": bars}), 422).field
+
+
+def test_a_body_that_is_no_object_is_the_body_s_fault(client):
+    for body in (b"null", b"1", b'"x"'):
+        found = client.post("/predict", data=body, headers={"Content-Type": "application/json"})
+        assert problem(found, 422, "body").detail.startswith("body: ")
+
+
+def test_a_temperature_that_is_0_to_a_float32_takes_the_likeliest(client):
+    asked = {**QUICK, "bars": bars_of(walk()), "keep": False, "temperature": 1e-308}
+    answer = client.post("/predict", json=asked)
+    assert answer.status_code == 200, answer.text
+
+
+def test_names_of_runs_may_hold_commas(service, monkeypatch):
+    views = service._views
+    known = {"a, b": 1, "a": 2, "c": 3}
+    store = SimpleNamespace(get_experiment_by_name=known.get)
+    monkeypatch.setattr(views, "_open", lambda: store)
+    assert views.named(["a, b", "c"]) == ["a, b", "c"]
+    assert views.named(["a, b"]) == ["a, b"]
+    assert views.named(["a,c"]) == ["a", "c"]
+    assert views.named(["a, b", "c,d,"]) == ["a, b", "c", "d"]
 
 
 @pytest.mark.parametrize(

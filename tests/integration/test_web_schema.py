@@ -28,6 +28,7 @@ CHECKS = [
 
 ROUTES = [
     ("/predict", "post"),
+    ("/jobs", "get"),
     ("/jobs/{job}", "get"),
     ("/jobs/{job}", "delete"),
     ("/models", "get"),
@@ -61,7 +62,7 @@ def schema(app):
     return schemathesis.openapi.from_wsgi("/openapi/openapi.json", app)
 
 
-NOTHING_TO_GET_WRONG = ("/models", "/forecasts/calibration", "/runs", "/health")
+NOTHING_TO_GET_WRONG = ("/jobs", "/models", "/forecasts/calibration", "/runs", "/health")
 """Routes without a parameter: there is no request that the document forbids."""
 ASKED = [
     (*route, mode)

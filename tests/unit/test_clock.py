@@ -242,6 +242,14 @@ def test_what_is_assumed_is_said(caplog):
     assert "reaches over no Friday: taken as open" in caplog.text
 
 
+def test_a_market_that_never_closes_has_no_holidays_to_doubt():
+    hours = pd.date_range("2024-01-01", periods=300, freq="h")
+    assert bars_ahead(hours, 3).doubts == ()
+    assert bars_ahead(pd.date_range("2024-01-01", periods=60, freq="D"), 3).doubts == ()
+    (doubt,) = bars_ahead(pd.date_range("2024-01-05", periods=60, freq="W-SAT"), 3).doubts
+    assert "knows no holidays" in doubt
+
+
 # --- a frequency that was given ---
 
 FRIDAYS, DAILY, ALWAYS = on([4], 200), weekdays("2024-01-02", 60), on(range(7))

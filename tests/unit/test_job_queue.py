@@ -48,11 +48,13 @@ def test_jobs_are_done_in_the_order_they_came_one_at_a_time(queue):
     ]
     assert [queue.position(job) for job in others] == [1, 2]
     assert queue.counts == (2, 1)
+    assert [job.label for job in queue.pending] == ["first", "1", "2"]
     assert order == []
     gate.open.set()
     assert all(job.done.wait(LONG) for job in others)
     assert order == [1, 2]
     assert queue.position(others[0]) is None
+    assert queue.pending == []
 
 
 def test_one_more_than_may_wait_is_refused_and_says_when_to_ask_again(queue):

@@ -72,7 +72,7 @@ def answer_of(number=1, seed=0, paths=100, spread=0.02, **changes):
         "paths": None,
         "prob_up": [0.5] * HORIZON,
         "outlook": {
-            "expected_return": 0.0,
+            "last_return": 0.0,
             "prob_up": 0.5,
             "volatility": 0.02,
             "shortfall_5": -0.05,
@@ -100,6 +100,32 @@ def test_what_is_kept_is_read_back_by_another_store(store):
     again = KeptForecasts(store.folder)
     assert again.read(kept.id).forecast == kept
     assert [one.id for one in again.list().forecasts] == [kept.id]
+
+
+def test_a_file_from_before_the_outlook_s_return_had_its_name_is_read(store):
+    """It was called expected_return, as the paper's signal is, which is another figure."""
+    kept = store.keep(answer_of())
+    path = store.folder / f"{kept.id}.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"last_return":0.0', '"expected_return":0.03'), encoding="utf-8")
+    again = KeptForecasts(store.folder)
+    assert again.read(kept.id).forecast.outlook.last_return == 0.03
+    assert again.list().forecasts[0].last_return == 0.03
+
+
+def test_a_choice_among_many_paths_is_scored_as_the_quantiles_it_is():
+    few, many = answer_of(paths=200), answer_of(paths=1000)
+    assert not few.is_stratified
+    assert many.is_stratified
+    whole = answer_of(paths=1000)
+    closes = np.array(closes_of()[SEEN : SEEN + HORIZON])
+    every = np.random.default_rng(1000).normal(0, 0.02, (1000, HORIZON)).cumsum(axis=1)
+    returns = np.exp(every) - 1
+    true = closes / whole.forecast.last_close - 1
+    gaps = np.abs(returns[:, None] - returns[None]).mean(axis=(0, 1))
+    crps = np.abs(returns - true).mean(axis=0) - gaps / 2
+    scored = score_known(with_realised(many, came()))
+    np.testing.assert_allclose(scored.crps, crps, rtol=2e-3)
 
 
 def test_nothing_is_made_before_the_first_forecast(store):

@@ -72,6 +72,31 @@ def test_every_kind_gives_the_same_bars(reader, suffix):
     assert (found["amount"] > 0).all()
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.TSV"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_text_is_read_whatever_parts_its_columns_and_lines(name, mark):
+    for line in ("\n", "\r\n", "\r"):
+        data = bars().to_csv(index=False, sep=mark, lineterminator=line).encode()
+        found, _ = read_upload(name, data, HOW)
+        assert found["symbol"].unique().tolist() == ["A"]
+        np.testing.assert_allclose(found["close"], bars()["close"])
+
+
+def test_a_sheet_s_fault_names_the_file_and_gives_no_advice_for_programs():
+    for table, words in [
+        (pd.DataFrame({"My bars": ["x"]}), "a.xlsx: no column 'date'"),
+        (bars().astype(object).replace({1003.0: "many"}), "a.xlsx, row 5, column 'volume'"),
+    ]:
+        with pytest.raises(BarDataError) as refused:
+            read_upload("a.xlsx", written(".xlsx", table), HOW)
+        assert str(refused.value).startswith(words)
+    zoned = bars().assign(date=bars()["date"].dt.tz_localize("UTC"))
+    with pytest.raises(BarDataError) as refused:
+        read_upload("a.feather", written(".feather", zoned), HOW)
+    said = without_commands(str(refused.value))
+    assert "choose the exchange's time zone" in said and "tz_localize" not in said
+
+
 def test_a_column_of_symbols_goes_before_the_file_s_name(reader):
     table = bars().assign(symbol="abc")
     for suffix in (".csv", ".xlsx"):

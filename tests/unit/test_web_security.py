@@ -72,6 +72,8 @@ def csrf_of(client, headers=HERE):
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1:9000"},
         {"Origin": "file://127.0.0.1:8000"},
+        {"Origin": "http://[::1"},
+        {"Origin": "http://127.0.0.1:8000@evil.example"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "cross-site"},

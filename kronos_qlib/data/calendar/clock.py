@@ -170,6 +170,12 @@ class Clock:
         """Whether Saturdays and Sundays have bars like any day."""
         return bool((self.week[5:] == OPEN).all())
 
+    @property
+    def has_holidays(self) -> bool:
+        """Whether such a market closes on days that its week does not show: one that trades at
+        weekends never does."""
+        return self.kind == "weeks" or not self.has_weekends
+
     @cached_property
     def freq(self) -> str | None:
         """The pandas frequency that goes on as the past did, but for closing times."""

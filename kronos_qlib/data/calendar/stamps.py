@@ -241,7 +241,8 @@ def future_times(
     """The `count` bars after the last one of the past, made from one rule of three.
 
     Without exchange and freq they go on as the past did: at the weekdays and times of day at which
-    it has bars. That knows no holidays, and is logged, as are other doubts.
+    it has bars. That knows no holidays, which is logged where there may be some, as other doubts
+    are.
 
     Args:
         past: (L,) increasing timestamps, as for `stamps_of`: wall-clock time of the exchange.
@@ -304,7 +305,8 @@ def bars_ahead(
             f"the bars to come are made from {rule}, which knows no holidays; an exchange's "
             "calendar, such as 'XSHG', does"
         )
-        return Ahead(times, rule, (unknown, *clock.doubts(times)))
+        doubts = clock.doubts(times)
+        return Ahead(times, rule, (unknown, *doubts) if clock.has_holidays else doubts)
     times = _frequency_times(clock, count, freq)
     strange = times[clock.strange(times)]
     doubt = (

@@ -40,7 +40,7 @@ def times_ahead(
         by = "by weekdays"
     else:
         by = "by weekdays" if clock.freq == "B" else f"as the bars did ({clock.words})"
-        if clock.has_weekends and clock.kind != "weeks":
+        if not clock.has_holidays:
             return ahead, f"the future calendar goes on {by} to {ahead[-1]:%Y-%m-%d}"
     assumed = "".join(f"; {doubt}" for doubt in clock.doubts(ahead.to_numpy()))
     return ahead, (

@@ -69,7 +69,9 @@ export async function finished(job, seen) {
     if (job.state === "done") return job;
     if (job.state === "cancelled") throw new Cancelled(job.label);
     if (job.state === "failed")
-      throw new ApiProblem(job.error ?? { title: "It failed", detail: `${job.label} failed.` });
+      throw new ApiProblem(
+        job.error ?? { title: "It failed", status: 500, detail: `${job.label} failed.` },
+      );
     await pause(wait);
     wait = Math.min(wait * 1.3, 800);
     job = await get(job.status_url);
@@ -80,5 +82,6 @@ export async function finished(job, seen) {
 export async function settled(answer, seen) {
   if (answer.status !== 202) return answer.body;
   const job = await finished(answer.body, seen);
-  return job.result_url ? get(job.result_url) : job;
+  // An answer that was forgotten meanwhile is a job once more.
+  return job.result_url ? settled(await call(job.result_url), seen) : job;
 }

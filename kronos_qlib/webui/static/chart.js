@@ -42,6 +42,10 @@ export function faint(hex, alpha) {
 export const plain = (text) =>
   String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+/** A name where there is little room. */
+export const label = (name) =>
+  plain(name.length > 28 ? `${name.slice(0, 18)}…${name.slice(-8)}` : name);
+
 export const axis = (more = {}) => ({
   gridcolor: colour("grid"),
   linecolor: colour("line"),
@@ -101,20 +105,29 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 export function lines(
   curves,
   x,
-  { yTitle, xTitle, format, percentAxis = false, category = true, zero = false, marks = false },
+  {
+    yTitle,
+    xTitle,
+    format,
+    percentAxis = false,
+    category = true,
+    zero = false,
+    marks = false,
+    fromZero = false,
+  },
 ) {
   return (width) => [
     curves.map(({ name, values, quiet }, place) => ({
       x,
       y: values,
-      name: plain(name),
+      name: label(name),
       mode: marks ? "lines+markers" : "lines",
       line: {
         color: quiet ? colour("quiet") : colour(SERIES[place % SERIES.length]),
         width: quiet ? 1.5 : 2,
         dash: quiet ? "dot" : DASHES[place % DASHES.length],
       },
-      hovertemplate: `%{y:${format}}<extra>${plain(name)}</extra>`,
+      hovertemplate: `%{y:${format}}<extra>${label(name)}</extra>`,
     })),
     layout({
       hovermode: "x unified",
@@ -131,6 +144,7 @@ export function lines(
         title: { text: yTitle },
         tickformat: percentAxis ? ".1~%" : undefined,
         zeroline: zero,
+        rangemode: fromZero ? "tozero" : "normal",
         zerolinecolor: colour("strong-line"),
       }),
     }),

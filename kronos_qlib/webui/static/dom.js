@@ -31,6 +31,9 @@ export function put(place, ...children) {
   place.removeAttribute("aria-busy");
 }
 
+/** Words above a table: they stay in sight while it scrolls to the side. */
+export const caption = (text) => h("caption", {}, h("span", {}, text));
+
 /** A table that scrolls in its own box; the box takes the focus so that keys can scroll it. */
 export function scrolling(table, label) {
   const box = h(

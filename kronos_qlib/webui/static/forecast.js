@@ -3,12 +3,14 @@
 import { ApiProblem, call, get } from "./api.js";
 import { at, h, put } from "./dom.js";
 import { showForecast, stopMeasuring } from "./forecast_view.js";
-import { bytes, count, millions } from "./format.js";
-import { follow } from "./jobs.js";
+import { bytes, capital, count, millions } from "./format.js";
+import { answered, follow, running } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 
 const form = at("ask");
 const place = at("forecast");
+/** Of an uploaded file, as the API takes it. */
+const MOST_BYTES = 20 * 1024 ** 2;
 const NUMBERS = [
   "horizon",
   "lookback",
@@ -110,8 +112,9 @@ function tellModel() {
     broken: chosen.problem ?? "cannot be read",
   }[chosen.state];
   at("checkpoint-hint").textContent = [size, context, state].filter(Boolean).join(", ");
-  at("load").hidden = !["here", "to fetch"].includes(chosen.state);
-  at("load").textContent = chosen.state === "to fetch" ? "Fetch and load it" : "Load it now";
+  const offers = { here: "Load it now", "to fetch": "Fetch and load it", broken: "Try it again" };
+  at("load").hidden = !(chosen.state in offers);
+  at("load").textContent = offers[chosen.state] ?? "";
 }
 
 async function readModels() {
@@ -121,9 +124,7 @@ async function readModels() {
     const select = at("checkpoint");
     const before = select.dataset.touched ? select.value : answer.default;
     select.replaceChildren(
-      ...models.map((model) =>
-        h("option", { value: model.name, disabled: model.state === "broken" }, model.name),
-      ),
+      ...models.map((model) => h("option", { value: model.name }, model.name)),
     );
     if (models.some((model) => model.name === before)) select.value = before;
     tellModel();
@@ -204,6 +205,11 @@ function missing() {
   }
   if (source() === "file" && !file)
     return { field: "file", message: "Choose a file with bars first." };
+  if (source() === "file" && file.size > MOST_BYTES)
+    return {
+      field: "file",
+      message: `It has ${bytes(file.size)}; ${bytes(MOST_BYTES)} are the most.`,
+    };
   if (source() === "folder" && !at("instrument").value.trim())
     return { field: "instrument", message: "Name an instrument of the folder." };
   return null;
@@ -223,8 +229,6 @@ async function ask() {
     );
     return;
   }
-  times += 1;
-  const mine = times;
   const asking = request();
   stopMeasuring();
   place.setAttribute("aria-busy", "true");
@@ -243,17 +247,26 @@ async function ask() {
     h("progress", { "aria-label": "Asked for" }),
   );
   const patience = setTimeout(() => at("jobs").append(waiting), 150);
-  const asked = () => {
-    clearTimeout(patience);
-    waiting.remove();
+  const answer = async () => {
+    try {
+      return await call("/predict", {
+        method: "POST",
+        ...(source() === "file" ? { form: asForm(asking) } : { json: asking }),
+      });
+    } finally {
+      clearTimeout(patience);
+      waiting.remove();
+    }
   };
+  await arrive(answer, inputs);
+}
+
+/** Show what is answered once it is there, unless something that was asked for later is. */
+async function arrive(answer, inputs = {}) {
+  times += 1;
+  const mine = times;
   try {
-    const answer = await call("/predict", {
-      method: "POST",
-      ...(source() === "file" ? { form: asForm(asking) } : { json: asking }),
-    });
-    asked();
-    const forecast = await follow(answer);
+    const forecast = await follow(await answer());
     if (forecast && mine > newest) {
       newest = mine;
       await showForecast(place, forecast, { measures: true });
@@ -266,11 +279,45 @@ async function ask() {
     if (matchMedia("(max-width: 1000px)").matches && !form.querySelector("[aria-invalid]"))
       at("error").scrollIntoView({ block: "center" });
   } finally {
-    asked();
     if (mine === times) {
       place.removeAttribute("aria-busy");
       place.firstElementChild?.classList.remove("stale");
     }
+  }
+}
+
+/** What keeps the model busy for another tab or program: a line, and a link to what came of it. */
+async function watch(job) {
+  try {
+    const made = await follow(answered(job), { isOwn: false });
+    if (job.kind !== "forecast" || !made) return;
+    const link = h("a", { href: `/?forecast=${made.id}` }, "Open it");
+    at("jobs").append(
+      h(
+        "div",
+        { class: "panel job" },
+        h("p", {}, h("b", {}, capital(job.label)), " is there. ", link),
+      ),
+    );
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error; // that it failed is told where it was asked for
+  }
+}
+
+/** What was asked for before this page was loaded again, and what else is at work. */
+async function takeUp(shown) {
+  try {
+    const { mine, others } = await running("forecast", "load");
+    for (const job of mine) {
+      if (job.kind === "forecast") arrive(async () => answered(job));
+      else
+        follow(answered(job))
+          .catch((error) => showProblem(error, form))
+          .finally(readModels);
+    }
+    others.filter((job) => job.about.forecast !== shown).forEach(watch);
+  } catch (error) {
+    showProblem(error, form);
   }
 }
 
@@ -280,6 +327,8 @@ async function readAddress() {
   for (const name of ["instrument", "date", "checkpoint"])
     if (address.get(name)) at(name).value = address.get(name);
   const id = address.get("forecast");
+  const opened = sessionStorage.getItem("open");
+  sessionStorage.removeItem("open");
   if (/^[0-9a-f]{20}$/.test(id ?? "")) {
     try {
       put(place, h("div", { class: "panel skeleton" }, h("p", {}, "Opening the forecast …")));
@@ -289,8 +338,7 @@ async function readAddress() {
       showProblem(error, form);
     }
   }
-  const opened = sessionStorage.getItem("open");
-  sessionStorage.removeItem("open");
+  await takeUp(id);
   if (opened && opened === address.get("instrument")) ask();
 }
 
@@ -305,7 +353,6 @@ form.addEventListener("change", (event) => {
     tellModel();
   }
 });
-window.addEventListener("pagehide", stopMeasuring);
 let typing = 0;
 at("instrument").addEventListener("input", () => {
   clearTimeout(typing);

@@ -2,7 +2,7 @@
 
 import { ApiProblem, call } from "./api.js";
 import { draw, lines } from "./chart.js";
-import { download, fileName, h, put, scrolling, svg } from "./dom.js";
+import { caption, download, fileName, h, put, scrolling, svg } from "./dom.js";
 import { ForecastChart, csv, figures } from "./forecast_chart.js";
 import {
   NONE,
@@ -16,7 +16,7 @@ import {
   span,
   time,
 } from "./format.js";
-import { follow } from "./jobs.js";
+import { answered, follow, running } from "./jobs.js";
 
 const METHODS = {
   kronos: "This model",
@@ -40,13 +40,13 @@ function lead(forecast) {
 }
 
 /** What the past windows allow one to say; never more. */
-function verdict(past) {
+function verdict(past, horizon) {
   const score = Object.fromEntries(past.scores.map((row) => [row.method, row]));
   const words = [];
   const held = score.kronos?.coverage?.["0.9"];
   if (held !== undefined)
     words.push(
-      `In the last ${count(past.windows, "window")} of this instrument the 90\u00a0% band held ${percent(held, 0)} of the closes.`,
+      `In the last ${count(past.windows, "window")} of this instrument the 90\u00a0% band held ${percent(held, 0)} of ${count(past.windows * horizon, "close")}.`,
     );
   const beside = score.historical_volatility ?? score.last_price;
   if (score.kronos && beside) {
@@ -61,7 +61,7 @@ function verdict(past) {
       const wins = Math.round(share * past.windows);
       const chance = coin(wins, past.windows);
       const often = chance < 0.01 ? "less than 1\u00a0%" : percent(chance, 0);
-      told += `; it was the better one in ${wins} of ${past.windows} windows, ${chance < 0.05 ? `a split as uneven as chance alone gives in ${often} of cases` : `which proves nothing: chance alone gives a split as uneven in ${often} of cases`}`;
+      told += `; it was the better one in ${wins} of ${past.windows} windows, ${chance < 0.05 ? `a split that chance alone gives, this uneven or more, in ${often} of cases` : `which proves nothing: chance alone gives a split this uneven or more in ${often} of cases`}`;
     }
     words.push(`${told}.`);
   }
@@ -81,7 +81,7 @@ function facts(forecast) {
     { class: "facts" },
     fact("Last close seen", price(last), time(forecast.last_timestamp)),
     fact("Median return", change("0.5"), `over ${count(timestamps.length, "bar")}`),
-    fact("Mean return", percent(outlook.expected_return, 1, true), "mean of the paths"),
+    fact("Mean return", percent(outlook.last_return, 1, true), "mean of the paths"),
     fact("50 % band", band("0.25", "0.75"), "return until the last bar"),
     fact("90 % band", band("0.05", "0.95"), "return until the last bar"),
     fact("Paths that end higher", percent(outlook.prob_up, 0), `of ${forecast.settings.paths}`),
@@ -125,14 +125,14 @@ function legend(forecast) {
   );
 }
 
-function scoreTable(scores, caption) {
+function scoreTable(scores, title) {
   const best = Math.min(...scores.map((row) => row.crps));
   const cover = (row, level) => (row.coverage ? percent(row.coverage[level], 0) : NONE);
   return scrolling(
     h(
       "table",
       { class: "tight" },
-      h("caption", {}, caption),
+      caption(title),
       h(
         "thead",
         {},
@@ -163,7 +163,7 @@ function scoreTable(scores, caption) {
         ),
       ),
     ),
-    caption,
+    title,
   );
 }
 
@@ -175,18 +175,21 @@ export function stopMeasuring() {
   measured = null;
 }
 
-/** Measure the last windows of the instrument, and show them in place of `section`. */
-async function measure(section, forecast) {
+/** Measure the last windows of the instrument, or take up the job that does, and show them in place
+ *  of `section`. */
+async function measure(section, forecast, job = null) {
   const place = h("div", { "aria-live": "polite" });
   section.querySelector(".verdict").textContent = "Measuring how such forecasts have done here …";
   section.querySelector(".measure").replaceChildren(place);
   try {
     const made = await follow(
-      await call(`/forecasts/${forecast.id}/track-record`, {
-        method: "POST",
-        json: { windows: 20 },
-      }),
-      { place, onJob: (job) => (measured = job.status_url) },
+      job
+        ? answered(job)
+        : await call(`/forecasts/${forecast.id}/track-record`, {
+            method: "POST",
+            json: { windows: 20 },
+          }),
+      { place, onJob: (one) => (measured = one.status_url) },
     );
     if (!section.isConnected) return;
     const next = made ? { ...forecast, track_record: made.track_record } : forecast;
@@ -198,6 +201,19 @@ async function measure(section, forecast) {
     if (section.isConnected) section.replaceWith(recordSection(forecast, sentence(error.message)));
   } finally {
     measured = null;
+  }
+}
+
+/** The job that measures past windows of this forecast, if one does. */
+async function measuring(id) {
+  try {
+    const { mine, others } = await running("track_record");
+    return [...mine, ...others].find(
+      (job) => job.kind === "track_record" && job.about.forecast === id,
+    );
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error;
+    return null;
   }
 }
 
@@ -226,7 +242,7 @@ function recordSection(forecast, reason = null) {
       ),
     );
   const words = past
-    ? verdict(past)
+    ? verdict(past, forecast.timestamps.length)
     : (reason ??
       (unknown
         ? sentence(unknown)
@@ -238,6 +254,8 @@ function recordSection(forecast, reason = null) {
     h("p", { class: "verdict" }, words),
     tables,
   );
+  if (past?.notes.length)
+    section.append(h("p", { class: "note after" }, past.notes.map(sentence).join(" ")));
   if (past?.by_window?.length > 1) {
     const chart = h("div", {
       class: "chart low",
@@ -258,7 +276,13 @@ function recordSection(forecast, reason = null) {
         lines(
           curves,
           windows.map((window) => time(window.date)),
-          { yTitle: "CRPS, % of price", xTitle: "last bar seen", format: ".2f", marks: true },
+          {
+            yTitle: "CRPS, % of price",
+            xTitle: "last bar seen",
+            format: ".2f",
+            marks: true,
+            fromZero: true,
+          },
         ),
       );
   } else if (!past) {
@@ -301,7 +325,7 @@ function numbers(forecast) {
     name === "timestamp"
       ? "Bar"
       : name === "prob_up"
-        ? "ends up"
+        ? "P(up)"
         : name === "realised_close"
           ? "came"
           : name === "close_0.5"
@@ -310,9 +334,7 @@ function numbers(forecast) {
   const table = h(
     "table",
     {},
-    h(
-      "caption",
-      {},
+    caption(
       "Quantiles of the close, in the units of the bars, and the share of paths above the last close.",
     ),
     h(
@@ -546,6 +568,9 @@ export async function showForecast(place, forecast, { actions, measures = false 
   );
   await Promise.all([chart.begin(), record.draw?.()]);
   place.dataset.drawn = forecast.id;
-  if (measures && !forecast.track_record.past) measure(record, forecast);
+  if (!forecast.track_record.past) {
+    const job = measures ? null : await measuring(forecast.id);
+    if (measures || job) measure(record, forecast, job);
+  }
   return chart;
 }

@@ -2,7 +2,7 @@
 
 import { ApiProblem, call, get } from "./api.js";
 import { axis, colour, draw, faint, layout, lines } from "./chart.js";
-import { at, confirmed, empty, h, put, scrolling } from "./dom.js";
+import { at, caption, confirmed, empty, h, put, scrolling } from "./dom.js";
 import { NONE, count, fixed, moment, percent, price, span, time } from "./format.js";
 import { reconciled } from "./reconcile.js";
 import { clearProblems, showProblem } from "./problems.js";
@@ -61,8 +61,8 @@ function columns(tell) {
     {
       key: "expected",
       title: "Mean return",
-      of: (row) => row.expected_return,
-      show: (row) => percent(row.expected_return, 1, true),
+      of: (row) => row.last_return,
+      show: (row) => percent(row.last_return, 1, true),
     },
     {
       key: "realised",
@@ -364,7 +364,7 @@ async function readTwo() {
     const table = h(
       "table",
       {},
-      h("caption", {}, "Rows that differ are marked ≠."),
+      caption("Rows that differ are marked ≠."),
       h(
         "thead",
         {},
@@ -581,7 +581,13 @@ async function readCalibration() {
         lines(
           [{ name: "CRPS", values: found.by_horizon.map((row) => 100 * row.crps) }],
           found.by_horizon.map((row) => String(row.bar)),
-          { yTitle: "CRPS, % of price", xTitle: "bars ahead", format: ".2f", marks: true },
+          {
+            yTitle: "CRPS, % of price",
+            xTitle: "bars ahead",
+            format: ".2f",
+            marks: true,
+            fromZero: true,
+          },
         ),
       ),
     ]);

@@ -7,7 +7,7 @@ function chosenFile() {
   return new Promise((resolve) => {
     const input = h("input", {
       type: "file",
-      accept: ".csv,.parquet,.feather,.xlsx,.xls,.txt,.tsv,.gz",
+      accept: ".csv,.txt,.tsv,.parquet,.feather,.xlsx",
     });
     input.addEventListener("change", () => resolve(input.files[0] ?? null));
     input.addEventListener("cancel", () => resolve(null));

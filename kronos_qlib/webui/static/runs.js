@@ -1,10 +1,10 @@
 // Runs, and several of them side by side.
 
-import { call, get } from "./api.js";
-import { axis, colour, draw, layout, lines, plain } from "./chart.js";
-import { at, empty, h, put, scrolling } from "./dom.js";
+import { ApiProblem, call, get } from "./api.js";
+import { axis, colour, draw, label, layout, lines } from "./chart.js";
+import { at, caption, empty, h, put, scrolling } from "./dom.js";
 import { NONE, count, fixed, moment, percent, sentence } from "./format.js";
-import { follow } from "./jobs.js";
+import { answered, follow, running } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 import { sortable } from "./table.js";
 
@@ -14,12 +14,9 @@ const SHARES = new Set([
   "excess_return",
   "excess_low",
   "excess_high",
-  "annualized_return",
-  "annualised_return",
   "max_drawdown",
   "turnover",
-  "volatility",
-  "cost",
+  "deflated_sharpe",
 ]);
 const INTERVALS = {
   rank_ic: ["rank_ic_low", "rank_ic_high"],
@@ -27,11 +24,22 @@ const INTERVALS = {
 };
 const BOUNDS = new Set(Object.values(INTERVALS).flat());
 const chosen = new Set();
+/** Runs side by side: as many as the API takes. */
+const MOST_COMPARED = 8;
 
-const figure = (key, value) =>
-  SHARES.has(key)
-    ? percent(value, 1, key.includes("return") || key.startsWith("excess"))
-    : fixed(value, ["ic", "rank_ic"].includes(key) || BOUNDS.has(key) ? 4 : 2);
+const FOUR = new Set(["ic", "rank_ic", ...INTERVALS.rank_ic]);
+const WHOLE = new Set(["trials", "capacity"]);
+
+function figure(key, value) {
+  if (SHARES.has(key))
+    return percent(
+      value,
+      key === "deflated_sharpe" ? 0 : 1,
+      key.startsWith("excess") || key === "annual_return",
+    );
+  if (key === "wall_seconds") return Number.isFinite(value) ? `${fixed(value, 1)}\u00a0s` : NONE;
+  return fixed(value, WHOLE.has(key) ? 0 : FOUR.has(key) ? 4 : 2);
+}
 
 function measured(key, values) {
   const [low, high] = (INTERVALS[key] ?? []).map((bound) => values[bound]);
@@ -39,6 +47,12 @@ function measured(key, values) {
   return Number.isFinite(low) && Number.isFinite(high)
     ? [text, h("small", { class: "quiet" }, ` [${figure(key, low)}, ${figure(key, high)}]`)]
     : text;
+}
+
+/** How runs are asked for: by name, and by id where a name is that of two. */
+function nameFor({ runs }) {
+  const hasTwins = new Set(runs.map((run) => run.name)).size < runs.length;
+  return (run) => (hasTwins ? run.run_id : run.name);
 }
 
 function showRuns(answer) {
@@ -59,21 +73,23 @@ function showRuns(answer) {
     { type: "button", class: "primary", disabled: true, onclick: () => read() },
     "Compare",
   );
-  const said = h("p", { class: "quiet", role: "status" }, "Nothing chosen");
+  const said = h("p", { class: "quiet", role: "status" });
   const tell = () => {
-    compare.disabled = chosen.size < 2;
+    compare.disabled = chosen.size < 2 || chosen.size > MOST_COMPARED;
     said.textContent =
       chosen.size === 0
         ? "Nothing chosen"
         : chosen.size === 1
           ? "1 chosen; another one makes a comparison"
-          : `${chosen.size} chosen`;
+          : chosen.size > MOST_COMPARED
+            ? `${chosen.size} chosen; ${MOST_COMPARED} at most are compared`
+            : `${chosen.size} chosen`;
   };
+  tell();
   const keys = Object.keys(answer.measures).filter(
     (key) => !BOUNDS.has(key) && answer.runs.some((run) => Number.isFinite(run.metrics[key])),
   );
-  const hasTwins = new Set(answer.runs.map((run) => run.name)).size < answer.runs.length;
-  const ask = (run) => (hasTwins ? run.run_id : run.name);
+  const ask = nameFor(answer);
   const tick = (run) =>
     h("input", {
       type: "checkbox",
@@ -146,17 +162,18 @@ function panel(title, words, drawing) {
   return node;
 }
 
-function forest(tests) {
-  return () => {
+function forest(tests, isShare) {
+  return (width) => {
     const known = tests.filter((test) => Number.isFinite(test.difference));
-    const name = (test) => `${test.one} − ${test.other}`;
+    const name = (test, place) =>
+      `${label(test.one)}${width < 560 ? "<br>" : " "}\u2212 ${label(test.other)}${"\u200b".repeat(place)}`;
     return [
-      known.map((test) => {
+      known.map((test, place) => {
         const isClear = test.low > 0 || test.high < 0;
         const tone = isClear ? colour("forecast") : colour("quiet");
         return {
           x: [test.low, test.difference, test.high],
-          y: Array(3).fill(plain(name(test))),
+          y: Array(3).fill(name(test, place)),
           mode: "lines+markers",
           line: { color: tone, width: 3 },
           marker: {
@@ -165,7 +182,7 @@ function forest(tests) {
             symbol: isClear ? "circle" : "circle-open",
             line: { width: 2, color: tone },
           },
-          hovertemplate: "%{x:.4f}<extra></extra>",
+          hovertemplate: `%{x:${isShare ? ".3%" : ".4f"}}<extra></extra>`,
         };
       }),
       layout({
@@ -173,10 +190,12 @@ function forest(tests) {
         hovermode: "closest",
         dragmode: false,
         xaxis: axis({
-          title: { text: "difference, with its 95 % interval" },
+          title: { text: width < 560 ? "difference" : "difference, with its 95 % interval" },
+          tickformat: isShare ? ".1~%" : undefined,
+          tickangle: 0,
           zeroline: true,
           zerolinecolor: colour("strong-line"),
-          nticks: 6,
+          nticks: Math.max(3, Math.floor(width / 110)),
         }),
         yaxis: axis({ autorange: "reversed", ticksuffix: "  " }),
       }),
@@ -184,12 +203,11 @@ function forest(tests) {
   };
 }
 
-function testTable(tests, caption, digits, show) {
+function testTable(tests, title, digits, show) {
   return scrolling(
     h(
       "table",
-      {},
-      h("caption", {}, caption),
+      { class: "tight" },
       h(
         "thead",
         {},
@@ -220,7 +238,7 @@ function testTable(tests, caption, digits, show) {
         ),
       ),
     ),
-    caption,
+    title,
   );
 }
 
@@ -240,13 +258,13 @@ function tests(title, words, list, digits, show) {
     known.length ? chart : null,
     testTable(list, title, digits, show),
   );
-  if (known.length) node.draw = () => draw(chart, forest(list));
+  if (known.length) node.draw = () => draw(chart, forest(list, show === percent));
   return node;
 }
 
 function correlation(names, matrix) {
   if (names.length < 2 || !matrix.length) return null;
-  const caption = "Mean over days of the rank correlation of two runs' scores.";
+  const words = "Mean over days of the rank correlation of two runs' scores.";
   return h(
     "section",
     { class: "panel" },
@@ -255,7 +273,7 @@ function correlation(names, matrix) {
       h(
         "table",
         {},
-        h("caption", {}, caption),
+        caption(words),
         h(
           "thead",
           {},
@@ -279,14 +297,14 @@ function correlation(names, matrix) {
           ),
         ),
       ),
-      caption,
+      words,
     ),
   );
 }
 
 function blends(rows) {
   if (!rows.length) return null;
-  const caption =
+  const words =
     "Equal-weight mean of percentile ranks, against its better member; no weight is tuned.";
   return h(
     "section",
@@ -296,7 +314,7 @@ function blends(rows) {
       h(
         "table",
         {},
-        h("caption", {}, caption),
+        caption(words),
         h(
           "thead",
           {},
@@ -324,7 +342,7 @@ function blends(rows) {
           ),
         ),
       ),
-      caption,
+      words,
     ),
   );
 }
@@ -347,13 +365,7 @@ async function showComparison(compared) {
         key,
         title: compared.measures[key],
         of: (row) => row.measures[key],
-        show: (row) =>
-          measured(
-            key,
-            key === "rank_ic"
-              ? { ...row.measures, rank_ic_low: row.rank_ic_low, rank_ic_high: row.rank_ic_high }
-              : row.measures,
-          ),
+        show: (row) => measured(key, { ...row, ...row.measures }),
       })),
     ],
     compared.rows,
@@ -406,14 +418,14 @@ async function showComparison(compared) {
       "Paired by day. Filled marks: the interval leaves out 0. Hollow, grey ones: a difference of 0 is not ruled out.",
       compared.signal_tests,
       4,
-      (value, digits) => fixed(value, digits),
+      fixed,
     ),
     tests(
       "Is the excess return different?",
       "Daily excess return after cost, paired by day.",
       compared.return_tests,
       3,
-      (value, digits) => percent(value, digits),
+      percent,
     ),
     correlation(names, compared.correlation),
     blends(compared.blends),
@@ -435,6 +447,12 @@ async function showComparison(compared) {
           compared.notes.map((note) => h("li", {}, sentence(note))),
         )
       : null,
+    h(
+      "details",
+      {},
+      h("summary", {}, "What the measures mean"),
+      compared.definitions.map((words) => h("p", { class: "hint" }, words)),
+    ),
   );
   at("side").focus({ preventScroll: true });
   place.scrollIntoView({ block: "start" });
@@ -442,7 +460,7 @@ async function showComparison(compared) {
   place.dataset.drawn = names.join(",");
 }
 
-async function read() {
+async function read(job = null) {
   clearProblems();
   const place = at("comparison");
   put(
@@ -450,10 +468,10 @@ async function read() {
     h("div", { class: "panel skeleton" }, h("p", {}, `Comparing ${count(chosen.size, "run")} …`)),
   );
   place.setAttribute("aria-busy", "true");
+  const query = new URLSearchParams([...chosen].map((run) => ["runs", run]));
+  history.replaceState(null, "", `/runs?${query}`);
   try {
-    const compared = await follow(
-      await call(`/runs/compare?${new URLSearchParams({ runs: [...chosen].join(",") })}`),
-    );
+    const compared = await follow(job ? answered(job) : await call(`/runs/compare?${query}`));
     if (compared) await showComparison(compared);
     else put(place);
   } catch (error) {
@@ -463,9 +481,21 @@ async function read() {
   }
 }
 
+/** The runs; and the comparison that was asked for before this page was loaded again. */
+async function begin() {
+  const job = (await running("compare")).mine.at(-1);
+  const asked = job?.about.runs ?? new URLSearchParams(location.search).getAll("runs");
+  const answer = await get("/runs");
+  for (const run of answer.runs)
+    if (asked.includes(run.name) || asked.includes(run.run_id)) chosen.add(nameFor(answer)(run));
+  showRuns(answer);
+  if (job || chosen.size > 1) await read(job);
+}
+
 try {
-  showRuns(await get("/runs"));
+  await begin();
 } catch (error) {
+  if (!(error instanceof ApiProblem)) throw error;
   put(at("runs"));
   showProblem(error);
 }

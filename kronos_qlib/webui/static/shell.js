@@ -1,8 +1,9 @@
-// On every page: whether the model is there.
+// On every page: whether the model is there, and for whom it works.
 
-import { get } from "./api.js";
+import { ApiProblem, get } from "./api.js";
 import { at } from "./dom.js";
 import { count } from "./format.js";
+import { giveWay } from "./jobs.js";
 
 const WORDS = {
   loading: "The model is loading …",
@@ -20,6 +21,7 @@ async function tell() {
       health.model === "ready" && busy ? `Computing, ${count(busy, "job")}` : WORDS[health.model];
     place.className = `health ${health.model}`;
     if (health.model === "loading") again = 700;
+    else if (busy) again = 2000;
   } catch {
     place.textContent = "No answer from the server";
     place.className = "health failed";
@@ -28,3 +30,8 @@ async function tell() {
 }
 
 tell();
+giveWay(new URLSearchParams(location.search).get("forecast") ?? at("forecast")?.dataset.id).catch(
+  (error) => {
+    if (!(error instanceof ApiProblem)) throw error;
+  },
+);

@@ -1,6 +1,6 @@
 // Tables that are sorted by their heads.
 
-import { h, scrolling } from "./dom.js";
+import { caption, h, scrolling } from "./dom.js";
 
 const NAMES = new Intl.Collator("en", { numeric: true });
 /** Rows from which a table scrolls in a box of its own. */
@@ -10,10 +10,10 @@ const LONG = 25;
  * A sortable table.
  * @param {Array} columns {key, title, text?, of?: row => value to sort by, show: row => Node or text, hint?}
  * @param {Array} rows
- * @param {object} how label, caption, sort: {key, down}, most: rows shown at once
+ * @param {object} how label, words above it, sort: {key, down}, most: rows shown at once
  * @returns {{node, show: (rows) => void}}
  */
-export function sortable(columns, rows, { label, caption, sort, most = 100 } = {}) {
+export function sortable(columns, rows, { label, words, sort, most = 100 } = {}) {
   let order = sort ?? null;
   let current = rows;
   let shown = most;
@@ -102,7 +102,7 @@ export function sortable(columns, rows, { label, caption, sort, most = 100 } = {
   const table = h(
     "table",
     {},
-    caption ? h("caption", {}, caption) : null,
+    words ? caption(words) : null,
     h("thead", {}, h("tr", {}, heads)),
     body,
   );

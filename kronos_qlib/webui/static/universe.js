@@ -2,8 +2,8 @@
 
 import { ApiProblem, call, get } from "./api.js";
 import { at, empty, h, put, svg } from "./dom.js";
-import { count, fixed, percent, sentence, time } from "./format.js";
-import { follow } from "./jobs.js";
+import { capital, count, fixed, percent, sentence, time } from "./format.js";
+import { answered, follow, running } from "./jobs.js";
 import { clearProblems, showProblem } from "./problems.js";
 import { sortable } from "./table.js";
 
@@ -84,6 +84,7 @@ function columns(universe) {
       key: "expected_return",
       title: "Expected return",
       of: (row) => row.expected_return,
+      hint: "mean close over all bars to come and all paths, against the last close",
       show: (row) => percent(row.expected_return, 2, true),
     },
     {
@@ -192,22 +193,30 @@ function effects(contributions) {
   );
 }
 
-async function explain(universe, row) {
+const explain = (universe, row) =>
+  openWhy(`Why ${row.instrument} has rank ${row.rank}`, () =>
+    call(
+      `/universe/${encodeURIComponent(row.instrument)}/why?${new URLSearchParams({ run: universe.run_id, ...(universe.fresh ? { fresh: "true" } : {}) })}`,
+    ),
+  );
+
+let opened = 0;
+let explaining = null;
+
+async function openWhy(title, answer) {
   const dialog = at("why");
-  at("why-title").textContent = `Why ${row.instrument} has rank ${row.rank}`;
+  at("why-title").textContent = title;
   const body = at("why-body");
   put(body, h("p", { class: "quiet" }, "Asking the model …"));
   dialog.showModal();
-  const mine = row.instrument;
-  dialog.dataset.about = mine;
+  opened += 1;
+  const mine = opened;
   try {
     const jobs = h("div", { "aria-live": "polite" });
     body.append(jobs);
-    const answer = await call(
-      `/universe/${encodeURIComponent(row.instrument)}/why?${new URLSearchParams({ run: universe.run_id, ...(universe.fresh ? { fresh: "true" } : {}) })}`,
-    );
-    const why = await follow(answer, { place: jobs });
-    if (dialog.dataset.about !== mine) return;
+    const onJob = (job) => (explaining = job.status_url);
+    const why = await follow(await answer(), { place: jobs, onJob });
+    if (opened !== mine) return;
     if (!why) {
       put(body, h("p", { class: "quiet" }, "Cancelled."));
       return;
@@ -219,7 +228,7 @@ async function explain(universe, row) {
       h(
         "p",
         { class: "hint" },
-        `${why.method}. Score ${fixed(why.score, 4)} on ${why.day}, rank ${why.rank} of ${count(why.names, "name")}, run ${why.run}. Bars are in units of the score, the numbers in brackets above in standard deviations of the day's scores, both against the day's mean. Filled bars raise the score, hollow ones lower it${why.contributions.length > 15 ? `; the 15 largest of ${why.contributions.length}` : ""}.`,
+        `${capital(why.method)}. Score ${fixed(why.score, 4)} on ${why.day}, rank ${why.rank} of ${count(why.names, "name")}, run ${why.run}. Bars are in units of the score, the numbers in brackets above in standard deviations of the day's scores, both against the day's mean. Filled bars raise the score, hollow ones lower it${why.contributions.length > 15 ? `; the 15 largest of ${why.contributions.length}` : ""}.`,
       ),
       why.contributions.length
         ? effects(why.contributions)
@@ -263,7 +272,7 @@ async function explain(universe, row) {
               why.contributions,
               {
                 label: "Contributions",
-                caption:
+                words:
                   "In units of the score; the last column is the change of the score without the input.",
               },
             ).node,
@@ -272,8 +281,17 @@ async function explain(universe, row) {
     );
   } catch (error) {
     if (!(error instanceof ApiProblem)) throw error;
-    put(body, h("p", { class: "alert" }, error.message));
+    if (opened === mine) put(body, h("p", { class: "note" }, sentence(error.message)));
+  } finally {
+    if (opened === mine) explaining = null;
   }
+}
+
+/** Reasons that nobody waits for give way: the model has one worker. */
+function closeWhy() {
+  opened += 1;
+  if (explaining) call(explaining, { method: "DELETE" }).catch(() => {});
+  explaining = null;
 }
 
 function show(universe) {
@@ -312,19 +330,29 @@ function show(universe) {
       said,
     ),
     table.node,
+    universe.rows.some(
+      (row) => Number.isFinite(row.prob_up) || Number.isFinite(row.expected_return),
+    )
+      ? h(
+          "p",
+          { class: "hint" },
+          "Expected return: mean close over all bars to come and all paths, against the last close. P(up): share of paths whose last bar closes higher. Volatility: mean over paths, per bar. 5 % shortfall: mean return to the last bar of the worst 5 % of the paths.",
+        )
+      : null,
   );
 }
 
-async function read(fresh = false) {
+async function read(fresh = false, job = null) {
   clearProblems(form);
   asked += 1;
   const mine = asked;
   place.setAttribute("aria-busy", "true");
   const query = new URLSearchParams();
   if (at("run").value) query.set("run", at("run").value);
+  history.replaceState(null, "", `/universe${query.size ? `?${query}` : ""}`);
   if (fresh) query.set("fresh", "true");
   try {
-    const universe = await follow(await call(`/universe?${query}`));
+    const universe = await follow(job ? answered(job) : await call(`/universe?${query}`));
     if (universe && mine === asked) {
       if (universe.rows.length) show(universe);
       else
@@ -381,8 +409,24 @@ async function readRuns() {
   }
 }
 
+/** What was asked for before this page was loaded again; else the ranking of the chosen run. */
+async function begin() {
+  await readRuns();
+  let jobs = [];
+  try {
+    jobs = (await running("universe", "why")).mine;
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error;
+  }
+  const ranking = jobs.findLast((job) => job.kind === "universe");
+  const why = jobs.findLast((job) => job.kind === "why");
+  if (ranking) at("run").value = ranking.about.run ?? "";
+  read(Boolean(ranking?.about.fresh), ranking);
+  if (why) openWhy(`Why ${why.about.instrument} has its rank`, async () => answered(why));
+}
+
 at("run").addEventListener("change", () => read());
+at("why").addEventListener("close", closeWhy);
 at("fresh").addEventListener("click", () => read(true));
 form.addEventListener("submit", (event) => event.preventDefault());
-await readRuns();
-read();
+begin();

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pandas as pd
 from kronos_qlib.data.calendar.time_text import show_time
 from kronos_qlib.data.calendar.timestamps import parse_date
 from kronos_qlib.data.files.read import BarFile
-from kronos_qlib.errors import ConfigError, KronosError
+from kronos_qlib.errors import BarDataError, ConfigError, KronosError
 from kronos_qlib.pipeline.one_series import bars_seen, check_seen, times_ahead, traded_bars
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 from kronos_qlib.webui.schemas import (
@@ -47,6 +48,8 @@ SHOWN = 250
 """Bars of the past in an answer, at least those that were seen."""
 MOST_KEPT = 200
 """Closes of a bar that are kept for scoring, evenly spaced among the sorted paths."""
+TRUST = "`kronos-qlib score` can, with --trust; this page never does"
+"""What a page says in place of an option."""
 NOT_RUN = "the last windows have not been measured yet"
 NOT_COME = "the bars to come are not known yet"
 
@@ -74,7 +77,20 @@ def fault_of(field: str) -> Iterator[None]:
     except FieldError:
         raise
     except KronosError as problem:
-        raise FieldError(field, str(problem)) from problem
+        raise FieldError(field, str(problem).replace("say --trust", TRUST)) from problem
+
+
+@contextmanager
+def bad_bars() -> Iterator[None]:
+    """What is wrong with bars in the block is the field's of that name, without commands.
+
+    Raises:
+        FieldError: in place of BarDataError.
+    """
+    try:
+        yield
+    except BarDataError as problem:
+        raise FieldError("bars", str(problem).partition("; `kronos-qlib ")[0]) from problem
 
 
 @contextmanager
@@ -122,7 +138,7 @@ def series_of(
     Raises:
         FieldError: there is no such instrument, no bar up to the date, or a date is none.
     """
-    with fault_of("instrument"):
+    with fault_of("bars" if source == "bars" else "instrument"):
         whole, notes = traded_bars(table, symbol, source_name, spell=_spell)
     bars, came = whole, whole.iloc[:0]
     if date is not None:
@@ -187,7 +203,7 @@ class Plan:
                 spell=_spell,
             )
         window = bars.tail(lookback)
-        with fault_of("bars"):
+        with bad_bars():
             doubts = check_seen(window, series.source_name)
             doubts = [doubt.partition(": kronos-qlib data check")[0] for doubt in doubts]
         field = "exchange" if asked.exchange is not None else "freq"
@@ -250,6 +266,13 @@ class Answer:
     sample: list[list[float]]
     """For each bar to come at most `MOST_KEPT` closes of paths, sorted."""
 
+    @property
+    def is_stratified(self) -> bool:
+        """Whether a bar's sample is equidistant quantiles, as of calibrated paths and of a choice
+        among many, and not independent draws."""
+        drawn = int(self.forecast.settings.get("paths", 0))
+        return self.forecast.calibrated or len(self.sample[0]) < drawn
+
 
 def answer_of(
     series: Series,
@@ -264,7 +287,8 @@ def answer_of(
         BarDataError: the drawn paths have no returns: a last close that is not positive.
     """
     plan = Plan.of(series, asked, held)
-    (drawn,) = draw([plan.window], [plan.times], series.name, asked, held, on_progress)
+    with bad_bars():
+        (drawn,) = draw([plan.window], [plan.times], series.name, asked, held, on_progress)
     if not drawn.last_close > 0 or not (drawn.paths[:, :, CLOSE] > 0).all():
         raise FieldError(
             "bars",
@@ -281,7 +305,7 @@ def answer_of(
     times = [time_of(one, is_intraday) for one in plan.times]
     closes = drawn.paths[:, :, CLOSE].astype(np.float64)
     moves = drawn.returns()
-    worst = np.sort(moves)[: max(1, round(0.05 * len(moves)))]
+    worst = np.sort(moves)[: math.ceil(len(moves) / 20)]  # as the signal of that name
     shown = series.bars.tail(max(SHOWN, len(plan.window)))
     forecast = Forecast(
         id=_id(series.name, bars_digest, settings, held.digest, times),
@@ -310,7 +334,7 @@ def answer_of(
         paths=[_numbers(path) for path in closes[: asked.single_paths]] or None,
         prob_up=_numbers((closes > drawn.last_close).mean(axis=0)),
         outlook=Outlook(
-            expected_return=float(moves.mean()),
+            last_return=float(moves.mean()),
             prob_up=float((moves > 0).mean()),
             volatility=float(drawn.volatility().mean()),
             shortfall_5=float(worst.mean()),

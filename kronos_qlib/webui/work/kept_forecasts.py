@@ -251,13 +251,13 @@ def score_known(answer: Answer) -> Scored | None:
         return None
     last = np.array([forecast.last_close])
     paths = np.array(answer.sample[: len(came)], dtype=np.float64).T[None]
-    method = PathDistribution(paths, last, forecast.calibrated)
+    method = PathDistribution(paths, last, answer.is_stratified)
     returns = came[None] / last - 1
     rng = np.random.default_rng(int(forecast.id, 16))
     covered = np.full((len(came), len(BANDS)), np.nan)
     for bar in range(len(came)):
         # Which bands the number of paths supports is the same for every bar.
-        one = PathDistribution(paths[..., bar : bar + 1], last, forecast.calibrated)
+        one = PathDistribution(paths[..., bar : bar + 1], last, answer.is_stratified)
         for level, share in coverage_of(one, returns[:, bar : bar + 1]).items():
             covered[bar, BANDS.index(float(level))] = share
     return Scored(covered, method.crps(returns)[0], method.pit(returns, rng)[0])
@@ -281,7 +281,7 @@ def _about(answer: Answer) -> tuple[KeptSummary, Scored | None]:
         until=forecast.timestamps[-1],
         horizon=len(forecast.timestamps),
         paths=int(forecast.settings.get("paths", 0)),
-        expected_return=forecast.outlook.expected_return,
+        last_return=forecast.outlook.last_return,
         realised=known,
         crps=float(scored.crps.mean()) if is_complete and scored is not None else None,
     )

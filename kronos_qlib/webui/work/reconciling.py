@@ -130,6 +130,6 @@ def _scores(answer: Answer, came: list[float]) -> tuple[list[MethodScore] | None
     if len(past) < LEAST_PAST or not (past > 0).all() or not all(one > 0 for one in came):
         return None, "scores need positive closes, and at least 3 of the past"
     try:
-        return score_window(answer.sample, past, np.array(came), forecast.calibrated), None
+        return score_window(answer.sample, past, np.array(came), answer.is_stratified), None
     except KronosError as reason:
         return None, str(reason)

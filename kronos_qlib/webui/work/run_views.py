@@ -14,7 +14,7 @@ import pandas as pd
 
 from kronos_qlib.errors import KronosError, MissingArtifactError
 from kronos_qlib.evaluation.compare.comparison import Blend, Comparison, Equity, Pair, Signal
-from kronos_qlib.evaluation.compare.comparison_text import MEASURES
+from kronos_qlib.evaluation.compare.comparison_text import DEFINITIONS, MEASURES
 from kronos_qlib.evaluation.ranking.day_tables import to_wide
 from kronos_qlib.evaluation.ranking.groups import group_returns
 from kronos_qlib.evaluation.ranking.information_coefficient import daily_ic
@@ -23,6 +23,7 @@ from kronos_qlib.plugin.overview.run_list import list_runs
 from kronos_qlib.plugin.runs.stored_runs import read_signal
 from kronos_qlib.plugin.runs.tracking import find_run, open_tracking
 from kronos_qlib.webui.schemas import (
+    MOST_COMPARED,
     BlendRow,
     Compared,
     CompareRow,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 ROLLING_DAYS = 20
 LAGS = range(11)
 """Days that a score is old in the decay of its Rank IC."""
-MOST_COMPARED = 8
-"""Runs side by side: each has a colour."""
 REMEMBERED = 16
 """Answers that are kept, each by the runs that it is of, which never change."""
 
@@ -94,6 +93,14 @@ class RunViews:
             reason=None if found else "no run in the store has finished: run a workflow first",
         )
 
+    def named(self, given: Sequence[str]) -> list[str]:
+        """Names of runs as they were asked for: one of these may hold commas, or several names."""
+        names: list[str] = []
+        for one in given:
+            parts = [part for part in map(str.strip, one.split(",")) if part]
+            names += [one] if len(parts) < 2 or self._is_experiment(one) else parts
+        return names
+
     def known_comparison(self, names: Sequence[str]) -> Compared | None:
         """That of these runs, if it was made before."""
         known: Compared | None = self._remembered(("compare", *self._ids(names)))
@@ -129,6 +136,15 @@ class RunViews:
             answer = self._universe(found, fresh)
             key = ("universe", found.info.run_id, fresh)
             return self._remember(key, answer, FRESH_SECONDS if fresh else math.inf)
+
+    def experiment(self, run: str | None) -> str:
+        """The name for people of the run that `universe` ranks.
+
+        Raises:
+            FieldError: there is no such run.
+        """
+        with fault_of("run"):
+            return str(self._open().get_experiment(self._find(run).info.experiment_id).name)
 
     def known_why(self, instrument: str, run: str, fresh: bool) -> Why | None:
         """Why this name stands where it does, if it was asked before."""
@@ -205,6 +221,10 @@ class RunViews:
             raise MissingArtifactError("no run in the store has finished: run a workflow first")
         return client.get_run(newest[0].run_id)
 
+    def _is_experiment(self, name: str) -> bool:
+        with fault_of("runs"):
+            return self._open().get_experiment_by_name(name) is not None
+
     def _ids(self, names: Sequence[str]) -> list[str]:
         if not 1 <= len(names) <= MOST_COMPARED:
             raise FieldError("runs", f"name 1 to {MOST_COMPARED} runs, got {len(names)}")
@@ -257,20 +277,24 @@ class RunViews:
             day, notes = stored.history.index[-1], []
             signals = stored.signals
         else:
-            from kronos_qlib.plugin.runs.newest_day import score_newest
+            from kronos_qlib.plugin.runs.newest_day import open_run, score_opened
 
-            newest = score_newest(run.info.run_id, tracking_uri=self.tracking_uri)
+            newest = score_opened(open_run(run.info.run_id, tracking_uri=self.tracking_uri))
             table = newest.table.set_index("instrument")[["score", "last_bar", "age_days"]]
             day, notes = newest.day, list(newest.notes)
-            notes += ["the other signals are not drawn again: they are of the run's own days"]
-            signals = pd.DataFrame()
+            signals = newest.frame.rename(columns={one: key for key, one in KEY_SIGNALS.items()})
+            signals = signals[signals.columns.intersection(list(KEY_SIGNALS))]
         history = stored.history[stored.history.index < day]
         if fresh or len(history):
             history = pd.concat([history, pd.DataFrame(table["score"]).T.set_axis([day])]).tail(
                 len(stored.history)
             )
         if not len(signals.columns):
-            notes.append("the run keeps a score alone, and no expected return, risk or chance")
+            notes.append(
+                "the model says a score alone, and no expected return, risk or chance"
+                if fresh
+                else "the run keeps a score alone, and no expected return, risk or chance"
+            )
         is_intraday = bool(pd.Timestamp(day) != pd.Timestamp(day).normalize())
         return Universe(
             run=experiment,
@@ -328,6 +352,8 @@ def compared_of(found: Comparison, signals: Mapping[str, Signal]) -> Compared:
                 measures={key: _number(row[key]) for key in shown},
                 rank_ic_low=low,
                 rank_ic_high=high,
+                excess_low=_number(row.get("excess_low")),
+                excess_high=_number(row.get("excess_high")),
             )
         )
     equity = found.equity
@@ -351,6 +377,7 @@ def compared_of(found: Comparison, signals: Mapping[str, Signal]) -> Compared:
         return_tests=[] if equity is None else [_test(pair) for pair in equity.pairs],
         blends=[] if judged is None else [_blend(one) for one in judged.blends],
         notes=list(found.notes),
+        definitions=list(DEFINITIONS),
     )
 
 

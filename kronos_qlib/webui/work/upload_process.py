@@ -21,7 +21,9 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".parquet", ".feather", ".xlsx")
+SUFFIXES = (".csv", ".txt", ".tsv", ".parquet", ".feather", ".xlsx")
+TEXT = {".txt": ".csv", ".tsv": ".csv"}
+"""Endings of text that is read as CSV, whatever its delimiter."""
 MOST_BYTES = 20 * 2**20
 """Of an uploaded file."""
 MOST_ROWS, MOST_COLUMNS = 200_000, 100
@@ -31,7 +33,7 @@ MOST_MEMBERS = 500
 """Files in an .xlsx, which is a zip."""
 MEMORY = 2**30
 """Bytes that reading may take beyond what the process has when it begins, on POSIX."""
-COMMANDS = re.compile(r"--[a-z]|mapping such as|\bin Python\b|symbol='|encoding=\"")
+COMMANDS = re.compile(r"--[a-z]|mapping such as|\bin Python\b|symbol='|encoding=\"|\.tz_localize")
 """What the advice of a message for command lines and programs holds."""
 STEM = "UPLOAD"
 """The symbol of a file without a column of symbols whose own name cannot be one."""
@@ -68,22 +70,28 @@ def read_upload(
     from kronos_qlib.data.files.read import read_bars
     from kronos_qlib.errors import BarDataError, KronosError
 
-    suffix = Path(name).suffix.lower()
-    if suffix not in SUFFIXES:
+    ending = Path(name).suffix.lower()
+    suffix = TEXT.get(ending, ending)
+    if ending not in SUFFIXES:
         raise BarDataError(f"{name}: expected a file ending in {' or '.join(SUFFIXES)}")
     if len(data) > MOST_BYTES:
         raise BarDataError(f"{name} has {len(data):,} bytes, and {MOST_BYTES:,} are the most")
     _CHECKS[suffix](name, data)
     if suffix == ".xlsx":
         frame = _sheet(name, data)
-        if settings["encoding"] == "utf-8":
-            settings = {**settings}
-        try:
-            found = read_bars(frame, symbol=None, **settings)
-        except BarDataError as problem:
-            if "symbol=" not in str(problem):
-                raise BarDataError(f"{name}: {problem}") from None
-            found = read_bars(frame, symbol=_stem(name), **settings)
+        def row_of(found: re.Match[str]) -> str:
+            """As the sheet counts: the header is row 1, and blank rows are rows."""
+            return f"row {frame.index[int(found[1]) - 1] + 2}"
+
+        for symbol in (None, _stem(name)):
+            try:
+                found = read_bars(frame, symbol=symbol, **settings)
+            except BarDataError as problem:
+                if symbol is None and "symbol=" in str(problem):
+                    continue  # it has no column of symbols
+                text = str(problem).replace("the frame", name)
+                raise BarDataError(re.sub(r"\brow (\d+)", row_of, text)) from None
+            break
         return found.bars, found.notes
     with tempfile.TemporaryDirectory(prefix="kronos-upload-") as folder:
         path = Path(folder) / f"{STEM}{suffix}"
@@ -112,7 +120,7 @@ def _check_csv(name: str, data: bytes) -> None:
     rows = max(data.count(b"\n"), data.count(b"\r"))
     if rows > MOST_ROWS:
         raise BarDataError(f"{name} has {rows:,} lines, and {MOST_ROWS:,} are the most")
-    first = data[: data.find(b"\n")] if b"\n" in data else data
+    first = re.split(rb"[\r\n]", data, maxsplit=1)[0]
     if max(first.count(mark) for mark in (b",", b";", b"\t", b"|")) >= MOST_COLUMNS:
         raise BarDataError(f"{name} has more than {MOST_COLUMNS} columns")
 
