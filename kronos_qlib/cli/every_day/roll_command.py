@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         metavar="FOLDER",
-        help="where finished trainings and contexts are kept (rolls/EXPERIMENT); remove it to begin "
-        "anew",
+        help="where finished trainings and contexts are kept (rolls/EXPERIMENT); remove it to "
+        "begin anew",
     )
     parser.set_defaults(command=roll)
 

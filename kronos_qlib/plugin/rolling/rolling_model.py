@@ -34,6 +34,8 @@ from kronos_qlib.plugin.rolling.retraining import (
     check_learnable,
     check_retrainable,
     reads_windows,
+)
+from kronos_qlib.plugin.rolling.retraining import (
     retrain as train_again,
 )
 from kronos_qlib.plugin.rolling.rolls import Segments, moment_text, purged, rolls_of
@@ -62,11 +64,11 @@ class TrainedRoll:
 class RollingModel(Model):
     """A model that is trained again every so many trading days, on what was known by then.
 
-    The data set's segments are those of the first training. Then `valid` moves on with the days, and
-    `train` with it or at its end alone; each training scores the days up to the next one, so that
-    the scores of the segment "test" are those of models that had seen none of them, nor a bar that
-    their labels reach into. To Qlib it is one model: records, backtest and comparison are those of
-    any other run.
+    The data set's segments are those of the first training. Then `valid` moves on with the days,
+    and `train` with it or at its end alone; each training scores the days up to the next one, so
+    that the scores of the segment "test" are those of models that had seen none of them, nor a bar
+    that their labels reach into. To Qlib it is one model: records, backtest and comparison are
+    those of any other run.
 
     A handler's processors stay as they were fitted, on `fit_end_time` of the workflow.
 
@@ -293,25 +295,10 @@ class RollingModel(Model):
             ConfigError, BarDataError, TrainingError: as of `fit`, with `check`.
         """
         model = self.make(number)
-        datasets = self._datasets(dataset)
-        named = model.members if isinstance(model, BlendModel) else {"": model}
-        readers: dict[str, list[Any]] = {name: [] for name in datasets}
-        for name, one in named.items():
-            readers[name if name in datasets else ""].append(one)
-        ready = {}
-        for name, data in datasets.items():
-            alone = all(map(reads_windows, readers[name]))
-            ahead = 0 if alone else self._ahead(data)
-            segments = purged(rolled[name], calendar_of(data), ahead)
-            ready[name] = with_segments(data, segments)
-        if isinstance(model, BlendModel):
-            model.use_datasets(ready)
+        ready = learnable(model, self._datasets(dataset), rolled, self.purge)
         if check:
             check_learnable(model, ready[""])
         return model, ready[""]
-
-    def _ahead(self, dataset: Any) -> int:
-        return label_ahead(dataset) if self.purge is None else self.purge
 
     def _pieces(
         self, dataset: Any, segment: Segment
@@ -361,6 +348,39 @@ class RollingModel(Model):
         R.log_metrics(rolls=len(rows))
 
 
+def learnable(
+    model: Any,
+    datasets: Mapping[str, Any],
+    segments: Mapping[str, Segments],
+    purge: int | None = None,
+) -> dict[str, Any]:
+    """Data sets with these segments, purged where the model does not do that itself.
+
+    Args:
+        datasets: under "" that of the model, and under their names those that members of a blend
+            have for themselves; the blend is given them.
+        segments: of each.
+        purge: as of `RollingModel`.
+
+    Raises:
+        ConfigError: nothing is left of a segment, or a label is not to be found.
+    """
+    named = model.members if isinstance(model, BlendModel) else {"": model}
+    readers: dict[str, list[Any]] = {name: [] for name in datasets}
+    for name, one in named.items():
+        readers[name if name in datasets else ""].append(one)
+    found = {}
+    for name, data in datasets.items():
+        ahead = 0
+        if not all(map(reads_windows, readers[name])):
+            ahead = label_ahead(data) if purge is None else purge
+        cut = purged(segments[name], calendar_of(data), ahead)
+        found[name] = with_segments(data, cut)
+    if isinstance(model, BlendModel):
+        model.use_datasets(found)
+    return found
+
+
 def with_segments(dataset: Any, segments: Mapping[str, Any]) -> Any:
     """A Qlib data set like this one, on its handler and what that has read, with other segments."""
     found = object.__new__(type(dataset))
@@ -385,9 +405,9 @@ def label_ahead(dataset: Any) -> int:
     labels: Sequence[str] = fields["label"][0] if is_map(fields) and "label" in fields else ()
     if not len(labels):
         raise ConfigError(
-            f"the label of {type(dataset.handler).__name__} is not to be found, so nothing says how "
-            "far it looks ahead: say with RollingModel's `purge`, in bars (2 for the return from "
-            "the next close to the close after it)"
+            f"the label of {type(dataset.handler).__name__} is not to be found, so nothing says "
+            "how far it looks ahead: say with RollingModel's `purge`, in bars (2 for the return "
+            "from the next close to the close after it)"
         )
     return max(reach_of(str(label)).furthest for label in labels)
 
