@@ -10,10 +10,12 @@ from typing import Any
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.rolling.retraining import RetrainConfig
 from kronos_qlib.plugin.rolling.rolling_model import RollingModel
-from kronos_qlib.plugin.task_sections import class_of, value_at
+from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 
 SUFFIX = "_rolled"
 """Of the experiment, after the workflow's own."""
+OF_ONE_MODEL = ("ForecastReportRecord", "ImportanceRecord")
+"""Records that judge the paths or the inputs of one model, where each roll has its own."""
 ROLLS = "rolls"
 """Folder of finished trainings, in the working folder, with one for each experiment."""
 
@@ -50,7 +52,13 @@ class RolledWorkflow:
                 "model": task["model"],
             },
         }
+        task["record"] = [one for one in records_of(task) if class_of(one) not in OF_ONE_MODEL]
         return {**config, "experiment_name": name, "task": task}
+
+
+def records_left_out(task: Mapping[str, Any]) -> list[str]:
+    """Records of a workflow that a rolled one does not have."""
+    return [name for name in map(class_of, records_of(task)) if name in OF_ONE_MODEL]
 
 
 def rolled_model(task: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,14 @@ class RollingModel(Model):
             described = self._described(number, len(plan), segments)
             begun, found = time.monotonic(), None
             if store is not None:
-                facts = {"segments": segments, "first": not number, **asdict(self.how)}
-                key = key_of(self.model_config, facts, learned_digest(model, data), key)
+                # The first training, and one that begins anew, is the same whatever follows.
+                goes_on = bool(number) and (self.how.start, self.how.retrain) != (ANEW, ALL)
+                facts = {
+                    "segments": {name: ends for name, ends in segments.items() if name != "test"},
+                    "how": [self.how.start, self.how.retrain] if goes_on else None,
+                }
+                learned = learned_digest(model, data)
+                key = key_of(self.model_config, facts, learned, key if goes_on else "")
                 found = store.find(key)
             if found is not None:
                 logger.info(f"{described}: trained before, in {self.folder}")

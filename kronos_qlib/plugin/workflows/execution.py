@@ -25,7 +25,7 @@ from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.preflight.checks import check_run
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.rolling.retraining import check_learnable
-from kronos_qlib.plugin.rolling.rolled_workflow import RolledWorkflow
+from kronos_qlib.plugin.rolling.rolled_workflow import RolledWorkflow, records_left_out
 from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
@@ -101,7 +101,12 @@ def plan_run(
         quiet_libraries()
         _open(workflow.config["qlib_init"])
         model = _made(task["model"], f"{workflow.path}: task.model")
+        notes = list(workflow.notes)
         if rolled is not None:
+            notes += [
+                f"{name} is left out: it judges one model, and each roll has its own"
+                for name in records_left_out(task)
+            ]
             workflow = replace(workflow, config=rolled.of(workflow.config, workflow.path))
             task = workflow.config["task"]
             model = _made(task["model"], f"{workflow.path}: task.model")
@@ -116,7 +121,7 @@ def plan_run(
     return Plan(
         workflow,
         tuple(described_plan(workflow, source, found, parts)),
-        (*workflow.notes, *doubts_about(model, source, task)),
+        (*notes, *doubts_about(model, source, task)),
         header_of(name, market, changes, rolled) + dump_yaml(config),
     )
 
