@@ -128,7 +128,7 @@ class RetrainingSteps:
         spans = ", ".join(f"{name} {' to '.join(ends)}" for name, ends in found.segments.items())
         self.say(
             f"{show_time(day)}: version {found.version} of {found.name} is a candidate ({spans}); "
-            f"it will be judged on {self.rolling.days_to_judge} days from now on"
+            f"it will be judged on {self.rolling.judge_days} days from now on"
         )
         self._record(folder, day, opens)
 
@@ -158,7 +158,7 @@ class RetrainingSteps:
                 scores = kept.read_scores()
                 if scores.version == known["champion"]:
                     rival[one] = scores.table["score"]
-        count = self.rolling.days_to_judge
+        count = self.rolling.judge_days
         if len(rival) < count:
             return
         days = sorted(rival)[:count]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from daily_world import World, small_scores
+from daily_world import World, moment
 from qlib.model.trainer import task_train
 
 from kronos_qlib.daily import daily_run, retraining_steps
 from kronos_qlib.daily.candidate_folder import CandidateFolder
+from kronos_qlib.daily.daily_settings import read_daily
 from kronos_qlib.daily.day_folder import DayFolder, read_json
 from kronos_qlib.errors import ConfigError, DailyError
 from kronos_qlib.ledger.ledger import Ledger
@@ -20,7 +23,7 @@ from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.faults import stored_calendar
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.registry.model_folder import source_of_folder
-from kronos_qlib.plugin.registry.newest_scores import newest_scores
+from kronos_qlib.plugin.registry.newest_scores import NewestScores, newest_scores
 from kronos_qlib.plugin.registry.registered_models import (
     find_registered,
     register,
@@ -33,23 +36,45 @@ from kronos_qlib.plugin.rolling.retraining import RetrainConfig
 pytestmark = pytest.mark.integration
 
 LABEL = "Ref($close, -2) / Ref($close, -1) - 1"
-ROLLING = "rolling: {every: 10, judge_days: 10%s}"
+ROLLING = "rolling: {every: 10, judge_days: 16%s}"
+VERDICT = 18
+"""The evening of the verdict: 16 days after the first, whose labels take two more."""
 
 
-class Registry:
-    """In the place of MLflow: versions, who is in force, and what was trained when."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A market that is all there; what an evening may see of it is its day's."""
+    world = World(tmp_path_factory.mktemp("made") / "world", names=8)
+    world.make()
+    shutil.rmtree(world.qlib)
+    write_provider(world.bars, world.qlib, benchmark="MEAN", future_bars=10)
+    return world
 
-    def __init__(self, world: World, skill: float) -> None:
-        self.world, self.skill = world, skill
+
+class Evenings:
+    """Evenings of retraining, and what is in the place of MLflow and the models.
+
+    The champion's scores know nothing; a candidate's know what comes, as far as its skill goes.
+    """
+
+    def __init__(self, world: World, folder: Path, monkeypatch: Any, skill: float, more: str = ""):
+        self.days, self.skill = world.days, skill
+        text = world.config_file.read_text().partition("rolling:")[0] + ROLLING % more
+        file = world.folder / f"{folder.name}.yaml"
+        file.write_text(text.replace("home: home", f"home: {folder.as_posix()}"))
+        self.config = read_daily(file)
         self.version, self.trained, self.marks = "1", {}, []
+        self.said: list[str] = []
         closes = world.bars.pivot(index="date", columns="symbol", values="close")
         self.returns = closes.shift(-2) / closes.shift(-1) - 1
+        monkeypatch.setattr(retraining_steps, "train_candidate", self.train)
+        monkeypatch.setattr(retraining_steps, "promote", self.promote)
+        monkeypatch.setattr(retraining_steps, "version_in_force", lambda *_, **__: self.version)
+        monkeypatch.setattr(retraining_steps, "learned_to", lambda *_, **__: None)
 
     def train(self, model: str, *, day: pd.Timestamp, mark: str, **others: Any) -> Candidate:
         self.marks.append(mark)
         version = self.trained.setdefault(mark, str(len(self.trained) + 2))
-        calendar = stored_calendar(self.world.qlib, "day")
-        assert pd.Timestamp(calendar[-1]) == day, "no later bar is there"
         return Candidate(
             name="small", version=version, champion=self.version,
             segments={"train": ("2020-01-02", "2020-03-02"), "valid": ("2020-03-03", f"{day:%F}")},
@@ -57,179 +82,220 @@ class Registry:
             facts={"model": {"version": version}},
         )  # fmt: skip
 
-    def score(self, model: str, *, day: str, **others: Any) -> Any:
-        """The champion knows nothing; a candidate knows what comes, as far as its skill goes."""
-        found = small_scores(model, day=day, **others)
-        rng = np.random.default_rng([int(day.replace("-", "")), len(model)])
-        noise = pd.Series(rng.normal(0, 0.02, len(found.table)), found.table.index)
-        version = model.rpartition("/")[2] if "@" not in model else self.version
-        if version != "1":
-            noise = noise + self.skill * self.returns.loc[day].reindex(noise.index).fillna(0)
-        table = noise.rename("score").to_frame().sort_values("score", ascending=False)
-        return type(found)(**{**vars(found), "table": table, "version": version})
-
     def promote(self, model: str, version: str, **others: Any) -> None:
         self.version = version
 
+    def score(self, model: str, day: pd.Timestamp) -> NewestScores:
+        version = self.version if "@" in model else model.rpartition("/")[2]
+        known = self.returns.loc[day].fillna(0)
+        rng = np.random.default_rng([day.day_of_year, int(version)])
+        table = pd.Series(rng.normal(0, 0.02, len(known)), known.index, name="score").to_frame()
+        table["score"] += self.skill * known * (version != "1")
+        table = table.rename_axis("instrument")
+        return NewestScores(model, version, day, table, {}, (), table.reset_index())
 
-def played(folder, monkeypatch, days: int, *, skill: float, more: str = "") -> tuple[World, Any]:
-    world = World(folder, names=8).make(more=ROLLING % more)
-    registry = put(monkeypatch, world, skill)
-    lines: list[str] = []
-    for day in world.days[:days]:
-        world.drop_day(day)
-        world.evening(day, say=lines.append)
-    return world, (registry, lines)
+    def steps(self, day: pd.Timestamp) -> retraining_steps.RetrainingSteps:
+        ledger = Ledger(self.config.ledger_folder, clock=lambda: moment(day))
+        assert self.config.rolling is not None
+        return retraining_steps.RetrainingSteps(
+            self.config, self.config.rolling, ledger, self.score, self.said.append
+        )
+
+    def evening(self, number: int) -> None:
+        """As `daily` has it: the verdict, the champion's scores, then the candidate."""
+        day = self.days[number]
+        self.steps(day).decide(day, None)
+        folder = DayFolder(self.config.home, day)
+        if not folder.scores.is_dir():
+            folder.write_scores(self.score(str(self.config.model), day))
+        self.steps(day).follow(day, None)
+
+    def play(self, count: int) -> Evenings:
+        for number in range(count):
+            self.evening(number)
+        return self
+
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        entries = Ledger(self.config.ledger_folder).entries()
+        return [(entry.kind, f"{entry.day:%Y-%m-%d}") for entry in entries]
+
+    def files(self) -> dict[str, bytes]:
+        home = self.config.home
+        return {
+            path.relative_to(home).as_posix(): path.read_bytes()
+            for path in sorted(home.rglob("*"))
+            if path.is_file() and path.suffix in (".json", ".parquet")
+        }
 
 
-def put(monkeypatch, world: World, skill: float) -> Registry:
-    registry = Registry(world, skill)
-    monkeypatch.setattr(daily_run, "newest_scores", registry.score)
-    monkeypatch.setattr(retraining_steps, "train_candidate", registry.train)
-    monkeypatch.setattr(retraining_steps, "promote", registry.promote)
-    monkeypatch.setattr(
-        retraining_steps, "version_in_force", lambda model, **others: registry.version
-    )
-    monkeypatch.setattr(retraining_steps, "learned_to", lambda model, **others: None)
-    return registry
+@pytest.fixture(scope="module")
+def followed(made, tmp_path_factory):
+    """The home of a candidate on the eve of its verdict."""
+    folder = tmp_path_factory.mktemp("followed") / "home"
+    with pytest.MonkeyPatch.context() as patched:
+        Evenings(made, folder, patched, skill=8.0).play(VERDICT)
+    return folder
 
 
-def kinds(world: World) -> list[tuple[str, str]]:
-    entries = Ledger(world.home / "ledger").entries()
-    return [(entry.kind, f"{entry.day:%m-%d}") for entry in entries if entry.kind != "scores"]
+@pytest.fixture
+def eve(made, followed, tmp_path, monkeypatch):
+    """Begins that evening in a home of its own."""
+
+    def begin(name: str, more: str = "") -> Evenings:
+        shutil.copytree(followed, tmp_path / name)
+        played = Evenings(made, tmp_path / name, monkeypatch, 8.0, more)
+        played.trained["the first"] = "2"
+        return played
+
+    return begin
 
 
-def test_a_better_candidate_is_promoted_after_the_days_that_were_agreed_and_no_earlier(
-    tmp_path, monkeypatch
-):
-    world, (registry, lines) = played(tmp_path / "world", monkeypatch, 14, skill=8.0)
-    first = CandidateFolder.all(world.home)[0]
-    assert first.day == world.days[0]
-    followed = world.days[1:11]
-    judged = world.days[12]  # the label of the tenth day is known two days after it
+def test_a_better_candidate_is_promoted_after_the_days_that_were_agreed_and_no_earlier(eve):
+    played = eve("home")
+    assert CandidateFolder.all(played.config.home)[0].is_open
+    played.evening(VERDICT)
+    played.evening(VERDICT + 1)
+    home, days = played.config.home, [f"{day:%F}" for day in played.days]
+    first = CandidateFolder.all(home)[0]
+    assert first.day == played.days[0]
+    followed = list(played.days[1:17])
+    assert first.scored_days() == [*followed, played.days[17]]
     verdict = read_json(first.verdict)
-    assert (verdict["day"], verdict["days"]) == (f"{judged:%Y-%m-%d}", 10)
+    assert (verdict["day"], verdict["days"]) == (days[VERDICT], 16)
     assert verdict["promote"] and verdict["is_better"] and verdict["p"] < 0.05
-    assert registry.version == "2"
-    assert first.scored_days()[:10] == list(followed)
-    by_hand = [  # the paired difference, from the files
-        [
-            scores.corr(registry.returns.loc[day].reindex(scores.index), method="spearman")
-            for scores in (
-                first.read_scores(day),
-                DayFolder(world.home, day).read_scores().table["score"],
-            )
-        ]
-        for day in followed
-    ]
-    means = np.mean(by_hand, axis=0)
-    assert verdict["candidate"] == pytest.approx(means[0], abs=1e-4)
-    assert verdict["champion"] == pytest.approx(means[1], abs=1e-4)
+    assert played.version == "2"
+    each = []
+    for day in followed:
+        came = played.returns.loc[day]
+        both = (first.read_scores(day), DayFolder(home, day).read_scores().table["score"])
+        each.append([scores.corr(came, method="spearman") for scores in both])
+    expected = np.mean(each, axis=0)
+    assert [verdict["candidate"], verdict["champion"]] == pytest.approx(expected, abs=1e-4)
     # That evening's scores are the new one's, and those before stay what they were.
-    versions = [DayFolder(world.home, day).read_scores().version for day in world.days[11:14]]
-    assert versions == ["1", "2", "2"]
-    assert kinds(world) == [
-        ("candidate", f"{world.days[0]:%m-%d}"),
-        ("verdict", f"{judged:%m-%d}"),
-        ("promotion", f"{judged:%m-%d}"),
-        ("candidate", f"{judged:%m-%d}"),
+    versions = [
+        DayFolder(home, day).read_scores().version for day in played.days[VERDICT - 1 : VERDICT + 2]
     ]
-    assert any("it is promoted" in line for line in lines)
+    assert versions == ["1", "2", "2"]
+    assert played.entries == [
+        ("candidate", days[0]),
+        ("verdict", days[VERDICT]),
+        ("promotion", days[VERDICT]),
+        ("candidate", days[VERDICT]),
+    ]
+    assert "it is promoted" in "\n".join(played.said)
 
 
-@pytest.mark.parametrize(("skill", "more"), [(0.0, ""), (8.0, ", promote: never")])
-def test_one_that_is_not_better_or_is_not_to_be_promoted_stays_a_candidate(
-    tmp_path, monkeypatch, skill, more
-):
-    world, (registry, lines) = played(tmp_path / "world", monkeypatch, 13, skill=skill, more=more)
-    verdict = read_json(CandidateFolder.all(world.home)[0].verdict)
+@pytest.mark.parametrize("is_better", [False, True], ids=["not better", "promote: never"])
+def test_one_that_is_not_better_or_is_not_to_be_promoted_stays_a_candidate(eve, is_better):
+    played = eve("home", ", promote: never" if is_better else "")
+    first = CandidateFolder.all(played.config.home)[0]
+    if not is_better:
+        rng = np.random.default_rng(3)
+        for day in first.scored_days():
+            scores = first.read_scores(day)
+            scores[:] = rng.normal(size=len(scores))
+            scores.to_frame().to_parquet(first.score_file(day))
+    played.evening(VERDICT)
+    verdict = read_json(first.verdict)
     assert not verdict["promote"]
-    assert verdict["is_better"] == bool(skill)
-    assert registry.version == "1"
-    assert any("the champion stays" in line for line in lines)
-    assert [kind for kind, _ in kinds(world)] == ["candidate", "verdict", "candidate"]
+    assert verdict["is_better"] == is_better
+    assert played.version == "1"
+    assert "the champion stays" in "\n".join(played.said)
+    assert [kind for kind, _ in played.entries] == ["candidate", "verdict", "candidate"]
 
 
-def test_a_kill_between_any_two_steps_is_brought_to_the_same_end(tmp_path, monkeypatch):
-    """Each thing that an evening of a verdict does fails once, after it is done or before."""
-    whole, _ = played(tmp_path / "whole", monkeypatch, 13, skill=8.0)
-    expected = {
-        name: digest for name, digest in whole.contents().items()
-        if name.startswith("home/") and "index" not in name
-    }  # fmt: skip
-    world, (registry, _) = played(tmp_path / "world", monkeypatch, 12, skill=8.0)
-    day = world.days[12]
-    world.drop_day(day)
-    steps = ("append", "keep", "promote", "train", "write_scores")
-    for number in range(1, 12):
-        left = number
+def test_an_evening_that_is_cut_off_after_any_step_comes_to_the_same_end(eve, monkeypatch):
+    other = eve("whole")
+    other.evening(VERDICT)
+    other.evening(VERDICT + 1)
+    whole, played = other.files(), eve("home")
+    calls = 0
 
-        def dying(works):
-            def call(*arguments, **others):
-                nonlocal left
-                left -= 1
-                found = works(*arguments, **others)
-                if left == 0:
-                    raise KeyboardInterrupt
-                return found
+    def dying(works):
+        def call(*arguments, **others):
+            nonlocal calls
+            found = works(*arguments, **others)
+            calls -= 1
+            if calls == 0:
+                raise KeyboardInterrupt
+            return found
 
-            return call
+        return call
 
-        with monkeypatch.context() as patched:
-            patched.setattr(Ledger, "append", dying(Ledger.append))
-            patched.setattr(CandidateFolder, "keep", dying(CandidateFolder.keep))
-            patched.setattr(retraining_steps, "promote", dying(registry.promote))
-            patched.setattr(retraining_steps, "train_candidate", dying(registry.train))
+    for owner, name in (
+        (Ledger, "append"),
+        (CandidateFolder, "keep"),
+        (retraining_steps, "promote"),
+        (retraining_steps, "train_candidate"),
+    ):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    cuts = 0
+    for number in (VERDICT, VERDICT + 1):
+        while True:
+            cuts += 1
+            calls = cuts
             try:
-                world.evening(day)
+                played.evening(number)
             except KeyboardInterrupt:
                 continue
             break
-    assert number > 3, steps
-    found = {name: world.contents()[name] for name in expected}
-    assert found == expected
-    assert len(set(registry.marks)) == 2, "no training is made twice under another mark"
+    assert cuts > 5
+    found = played.files()
+    # A ledger's names are their digests: the same entries, and not one twice.
+    assert sorted(found) == sorted(whole)
+    assert found == whole
+    assert len(set(played.marks)) == 1
 
 
-def test_a_promotion_by_hand_is_recorded_and_ends_the_comparison(tmp_path, monkeypatch):
-    world, (registry, lines) = played(tmp_path / "world", monkeypatch, 3, skill=0.0)
-    registry.version = "2"
-    world.drop_day(world.days[3])
-    world.evening(world.days[3], say=lines.append)
-    assert [kind for kind, _ in kinds(world)] == ["candidate", "verdict", "promotion"]
-    assert "not judged: version 2 is in force" in "\n".join(lines)
-    promotion = Ledger(world.home / "ledger").entries("promotion")[0]
-    assert (promotion.facts["from"], promotion.facts["to"], promotion.facts["by"]) == (
-        "1",
-        "2",
-        "hand",
-    )
+def test_a_promotion_by_hand_is_recorded_and_ends_the_comparison(made, tmp_path, monkeypatch):
+    played = Evenings(made, tmp_path / "one", monkeypatch, skill=0.0).play(3)
+    played.version = "2"
+    played.evening(3)
+    assert [kind for kind, _ in played.entries] == ["candidate", "verdict", "promotion"]
+    assert "not judged: version 2 is in force" in "\n".join(played.said)
+    promotion = Ledger(played.config.ledger_folder).entries("promotion")[0]
+    facts = [promotion.facts[name] for name in ("from", "to", "by")]
+    assert facts == ["1", "2", "hand"]
 
 
 def test_a_training_that_fails_leaves_the_day_done_and_is_tried_again(tmp_path, monkeypatch):
-    world = World(tmp_path / "world", names=8).make(more=ROLLING % "")
-    registry = put(monkeypatch, world, 0.0)
+    world = World(tmp_path / "world").make(more=ROLLING % "")
+    fake = Evenings(world, tmp_path / "home", monkeypatch, skill=0.0)
+    order = []
 
-    def broken(*arguments, **others):
-        raise RuntimeError("out of memory")
+    def newest(model, *, day, **others):
+        order.append("score")
+        return fake.score(model, pd.Timestamp(day))
 
-    monkeypatch.setattr(retraining_steps, "train_candidate", broken)
+    def train(model, *, day, **others):
+        order.append("train")
+        assert pd.Timestamp(stored_calendar(world.qlib, "day")[-1]) == day, "no later bar is there"
+        assert DayFolder(world.home, day).scores.is_dir()
+        if len(order) < 3:
+            raise RuntimeError("out of memory")
+        return fake.train(model, day=day, **others)
+
+    monkeypatch.setattr(daily_run, "newest_scores", newest)
+    monkeypatch.setattr(retraining_steps, "train_candidate", train)
     first, second = world.days[:2]
     world.drop_day(first)
     with pytest.raises(DailyError, match=rf"step candidate of {first:%F}: .*out of memory"):
         world.evening(first)
     assert DayFolder(world.home, first).is_done
-    monkeypatch.setattr(retraining_steps, "train_candidate", registry.train)
     world.drop_day(second)
     assert world.evening(second).days == (second,)
     assert [folder.day for folder in CandidateFolder.all(world.home)] == [second]
+    assert order == ["score", "train"] * 2
+    kinds = [entry.kind for entry in Ledger(world.home / "ledger").entries()]
+    assert kinds == ["scores", "scores", "candidate"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ("rolling: {evry: 10}", "evry"),
-        ("rolling: {every: 5}", "judge_days 5 are too few for the paired test"),
+        ("rolling: {judge_days: 5}", "judge_days 5 are too few for the paired test"),
         ("rolling: {promote: always}", "promote"),
         ("rolling: monthly", "rolling is a mapping"),
     ],
@@ -258,7 +324,7 @@ TASK = {
             "hidden": 4,
             "device": "cpu",
             "show_progress": False,
-            "training": {"epochs": 1, "hidden": 4},
+            "training": {"epochs": 2, "hidden": 4, "learning_rate": 1e-2, "metric": "loss"},
         },
     },
     "dataset": {
@@ -306,7 +372,7 @@ def test_a_candidate_is_the_champions_kind_on_bars_of_the_evening_and_before(tmp
         mlflow.set_tracking_uri(before)
     register("small", "small", tracking_uri=uri)
     day = pd.Timestamp("2020-03-27")
-    given = {"day": day, "tracking_uri": uri, "how": RetrainConfig(start="warm")}
+    given = {"day": day, "tracking_uri": uri, "how": RetrainConfig()}
     found = train_candidate(
         "models:/small@champion", mark="one", provider_uri=str(world.qlib), **given
     )

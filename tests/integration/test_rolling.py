@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from qlib.utils import init_instance_by_config
 from qlib.workflow.task.gen import RollingGen
 
+from kronos_qlib.cli.main import main
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, KronosError
 from kronos_qlib.plugin.lookahead import check_lookahead, open_provider
 from kronos_qlib.plugin.provider.reader import read_calendar
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.qlib_internals import metrics_dropped
+from kronos_qlib.plugin.registry.newest_scores import newest_scores
+from kronos_qlib.plugin.registry.registered_models import register
 from kronos_qlib.plugin.rolling import RollingModel
 from kronos_qlib.plugin.rolling.kept_rolls import RollStore
+from kronos_qlib.plugin.rolling.rolled_workflow import RolledWorkflow
 from kronos_qlib.plugin.rolling.rolls import moved_to, purged, rolls_of
+from kronos_qlib.plugin.runs.newest_day import score_newest
+from kronos_qlib.plugin.runs.run_comparison import compare
+from kronos_qlib.plugin.runs.stored_runs import read_signal
 
 pytestmark = pytest.mark.integration
 
@@ -332,7 +342,8 @@ def test_a_start_after_a_kill_does_the_missing_rolls_alone(rolled, tmp_path, mon
 def test_bars_after_a_rolls_start_change_nothing_in_what_it_learned(bars, config, data, tmp_path):
     """To the folder of finished trainings too: a later bar is no reason to train again."""
     folder = tmp_path / "rolls"
-    model = trained(folder, config, data())
+    every = 12 if config is TREES else 20
+    model = trained(folder, config, data(), every=every)
     begun = model.rolls[1].segments["test"][0]
     changed = bars.copy()
     later = changed["date"] >= begun
@@ -343,8 +354,8 @@ def test_bars_after_a_rolls_start_change_nothing_in_what_it_learned(bars, config
     )
     write_provider(changed, tmp_path / "qlib", benchmark="MEAN")
     open_provider(tmp_path / "qlib")
-    again = trained(folder, config, data())
-    assert [roll.seconds > 0 for roll in again.rolls] == [False, False, True]
+    again = trained(folder, config, data(), every=every)
+    assert [roll.seconds > 0 for roll in again.rolls] == [False, False, True][: len(model.rolls)]
     if config is TREES:
         anew = trained(None, config, data())
         assert [one.kept.files for one in anew.rolls[:2]] == [
@@ -363,7 +374,7 @@ def test_no_score_of_a_roll_knows_a_later_bar_and_trees_are_purged(bars):
     assert check_lookahead(bars, scores_of, firsts[:2]).moved > 0.5
 
 
-@pytest.mark.parametrize("config", [GRU, TREES, blend()], ids=["gru", "trees", "blend"])
+@pytest.mark.parametrize("config", [TREES, blend()], ids=["trees", "gru and trees"])
 def test_warm_goes_on_and_is_the_same_after_a_kill(config, tmp_path, monkeypatch):
     data = table if config is TREES else windows
     model = trained(tmp_path / "one", config, data(), start="warm", every=20)
@@ -411,3 +422,91 @@ def test_a_damaged_training_is_said(rolled, tmp_path):
         RollStore(tmp_path).find("abc")
     assert RollStore(folder).find(place.name) is not None
     assert RollStore(folder).find("none") is None
+
+
+# As a run.
+
+
+def test_a_workflow_is_rolled_as_one_run_beside_the_one_that_is_not(
+    provider, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("KRONOS_")]:
+        monkeypatch.delenv(name)
+    records = [
+        {
+            "class": "KronosSignalRecord",
+            "module_path": "kronos_qlib.plugin.records",
+            "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
+        },
+        {
+            "class": "ForecastReportRecord",
+            "module_path": "kronos_qlib.plugin.records",
+            "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
+        },
+        {"class": "SigAnaRecord", "module_path": "qlib.workflow.record_temp", "kwargs": {}},
+    ]
+    uri = "sqlite:///mlflow.db"
+    config = {
+        "qlib_init": {
+            "provider_uri": str(provider),
+            "region": "us",
+            "exp_manager": {
+                "class": "KronosExpManager",
+                "module_path": "kronos_qlib.plugin.runs",
+                "kwargs": {"uri": uri, "default_exp_name": "workflow"},
+            },
+        },
+        "experiment_name": "trees",
+        "task": {
+            "model": TREES,
+            "dataset": {
+                "class": "DatasetH",
+                "module_path": "qlib.data.dataset",
+                "kwargs": {
+                    "handler": HANDLER,
+                    "segments": {name: list(ends) for name, ends in SEGMENTS.items()},
+                },
+            },
+            "record": records,
+        },
+    }
+    Path("trees.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    before = mlflow.get_tracking_uri()
+    try:
+        assert main(["roll", "trees.yaml", "--every", "12", "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert "rolls     3: the first scores 2020-05-01 to 2020-05-18, the last" in said
+        assert "note: ForecastReportRecord is left out" in said
+        assert not Path("rolls").exists() and not Path("mlflow.db").exists()
+        assert main(["roll", "trees.yaml", "--every", "12"]) == 0
+        assert "done: experiment trees_rolled" in capsys.readouterr().out
+        config["task"]["record"] = [records[0], records[2]]
+        Path("trees.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        assert main(["run", "trees.yaml"]) == 0
+        found = compare(["trees", "trees_rolled"], tracking_uri=uri)
+        assert found.signals is not None
+        assert found.signals.pairs[0].difference is not None
+        scored = score_newest("trees_rolled", tracking_uri=uri, day="2020-06-12")
+        version, _ = register("trees_rolled", "trees", tracking_uri=uri)
+        registered = newest_scores("models:/trees@champion", tracking_uri=uri, day="2020-06-12")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert "Trained again" in found.settings.index
+    assert "every 12" in found.settings.loc["Trained again", "trees_rolled"]
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(version.run_id)
+    assert run.info.run_name.startswith("LGBModel retrained every 12")
+    assert len(list(Path("rolls", "trees_rolled").glob("*/about.json"))) == 3
+    # The newest day is scored by the newest roll's model, as the run itself scored it.
+    signal = read_signal(client, run)
+    last = signal.score.xs(pd.Timestamp("2020-06-12"), level="datetime")
+    for table in (scored.table.set_index("instrument")["score"], registered.table["score"]):
+        np.testing.assert_allclose(table.reindex(last.index), last, rtol=1e-12)
+    assert signal.score.index.get_level_values("datetime").nunique() == 31
+
+
+def test_a_rolling_model_is_not_rolled_again():
+    model = {"class": "RollingModel", "kwargs": {"model": GRU}}
+    with pytest.raises(ConfigError, match="run it with kronos-qlib run"):
+        RolledWorkflow().of({"task": {"model": model}}, Path("own.yaml"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from kronos_qlib.plugin.rolling.retraining import (
 from kronos_qlib.plugin.rolling.rolling_model import calendar_of, learnable
 from kronos_qlib.plugin.rolling.rolls import Segments, moved_to
 from kronos_qlib.plugin.runs.about_run import BARS, VERSION, WEIGHTS, bars_digest, weights_digest
-from kronos_qlib.plugin.runs.kept_models import KeptModel, kept_model
+from kronos_qlib.plugin.runs.kept_models import STATE, KeptModel, kept_model
 from kronos_qlib.plugin.runs.newest_day import ModelSource, open_bars
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
 from kronos_qlib.plugin.runs.tracking import open_tracking
@@ -226,12 +227,9 @@ def _trained(
     kept = kept_model(model)
     learned = {name: dict(data.segments) for name, data in datasets.items()}
     _set_segments(task, learned)
-    new = ModelSource(
-        f"the candidate of {day:%Y-%m-%d}",
-        task,
-        {**source.state, "model": kept.state},
-        lambda: kept.files,
-    )
+    state = {**source.state, "model": kept.state}
+    files = {**kept.files, Path(STATE).name: json.dumps(state, indent=1).encode()}
+    new = ModelSource(f"the candidate of {day:%Y-%m-%d}", task, state, lambda: files)
     run = _begun(client, champion, day, model, datasets[""])
     known = {
         **about,
