@@ -468,8 +468,14 @@ def mean_percentile(parts: Sequence[pd.Series]) -> pd.Series:
 # Judging.
 
 
-def judged(bench: Bench, rows: Sequence[str], seeds: Sequence[int], money: bool) -> dict[str, Any]:
-    """Everything the tables say."""
+def judged(
+    bench: Bench,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    money: bool,
+    against: Sequence[str] = AGAINST,
+) -> dict[str, Any]:
+    """Everything the tables say; each row is held against those of `against`."""
     scores: dict[tuple[str, int], pd.Series] = {}
     seconds: dict[str, float] = {}
     for row in rows:
@@ -502,7 +508,7 @@ def judged(bench: Bench, rows: Sequence[str], seeds: Sequence[int], money: bool)
             found |= money_of([bench.traded(row, seed, scores[row, seed]) for seed in seeds])
         table.append(found)
         log(f"{row}: Rank IC {found['rank_ic']:.4f}")
-    pairs = [(one, other) for one in rows for other in AGAINST if other in rows and one != other]
+    pairs = [(one, other) for one in rows for other in against if other in rows and one != other]
     differences = [
         {"of": one, "less": other, **difference(daily[one], daily[other])} for one, other in pairs
     ]

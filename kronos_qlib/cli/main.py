@@ -27,6 +27,10 @@ COMMANDS = {
         "run a workflow on a market: checked, estimated, by qrun",
         "kronos_qlib.cli.run_command",
     ),
+    "roll": (
+        "run a workflow whose model is trained again every N trading days",
+        "kronos_qlib.cli.every_day.roll_command",
+    ),
     "workflow": (
         "list workflows and markets, or print one to edit",
         "kronos_qlib.cli.workflow_command",

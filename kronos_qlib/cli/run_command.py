@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from kronos_qlib.cli.parsers import add_changes, describe
+
+if TYPE_CHECKING:
+    from kronos_qlib.plugin.workflows.execution import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kronos-qlib run lightgbm --market us --set provider_uri=data/mine --set topk=30",
         "kronos-qlib run my.yaml --market mine.yaml --dry-run",
     )
+    add_workflow(parser)
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from kronos_qlib.plugin.workflows.execution import plan_run
+
+    plan = plan_run(arguments.workflow, arguments.market, arguments.changes, arguments.fit_dates)
+    carry_out(plan, dry_run=arguments.dry_run)
+
+
+def add_workflow(parser: argparse.ArgumentParser) -> None:
+    """The workflow, its market and dates, and whether to stop before the work."""
     parser.add_argument(
         "workflow",
         metavar="WORKFLOW",
@@ -34,19 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="stop before the work, when all is checked"
     )
-    parser.set_defaults(command=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from kronos_qlib.plugin.workflows.execution import plan_run, run_plan
+def carry_out(plan: Plan, *, dry_run: bool) -> None:
+    """Say what a plan is going to do, and do it unless told otherwise."""
+    from kronos_qlib.plugin.workflows.execution import run_plan
 
-    plan = plan_run(arguments.workflow, arguments.market, arguments.changes, arguments.fit_dates)
     width = max(len(name) for name, _ in plan.lines)
     for name, text in plan.lines:
         print(f"{name:{width}}  {text}")
     for note in plan.notes:
         print(f"note: {note}")
-    if arguments.dry_run:
+    if dry_run:
         print("dry run: nothing was trained or written")
         return
     sys.stdout.flush()  # before what Qlib logs

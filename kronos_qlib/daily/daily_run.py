@@ -3,7 +3,8 @@
 What has been done is read off what is there, so that a process may be killed anywhere and the next
 one goes on: the bars of a day are in the Qlib folder's calendar; scores and orders are folders of
 the day's own; the ledger knows its entries; `done.json` ends a day. Of several days that came, each
-goes through all steps before the next one goes in: no score can see a later day.
+goes through all steps before the next one goes in: no score can see a later day. A candidate that
+cannot be trained or scored ends the start, but not the day: the next one tries again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kronos_qlib.daily.day_folder import DayFolder, last_heads, write_json
 from kronos_qlib.daily.drop_folder import Dropped, read_dropped, read_taken, write_taken
 from kronos_qlib.daily.fetching import FETCHED, fetch
 from kronos_qlib.daily.rescoring import rescore
+from kronos_qlib.daily.retraining_steps import RetrainingSteps
 from kronos_qlib.data.calendar.exchanges import exchange_times
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_time
@@ -216,9 +218,13 @@ class _Evening:
         with _step("home", day):
             folder.recover()
         facts: dict[str, object] = {"late": is_late}
+        retraining = self._retraining()
         if self.config.members is not None:
             with _step("members", day):
                 self._members()
+        if retraining is not None:
+            with _step("promotion", day):
+                retraining.decide(day, self._opens(day))
         if self.config.model is not None:
             with _step("scores", day, folder.path):
                 found = self._kept_scores(folder)
@@ -230,9 +236,18 @@ class _Evening:
                 self.say(f"{show_time(day)}: no orders, the next day has come already")
             with _step("ledger", day, self.config.ledger_folder):
                 facts |= self._record(found, orders, day)
+        failed = None
+        if retraining is not None:
+            try:
+                with _step("candidate", day):
+                    retraining.follow(day, self._opens(day))
+            except DailyError as problem:  # the evening's orders stand, and tomorrow's must come
+                failed = problem
         with _step("home", day, folder.path):
             folder.finish(facts)
         self.done.append(day)
+        if failed is not None:
+            raise failed
 
     def _members(self) -> None:
         members = self.config.members
@@ -246,11 +261,20 @@ class _Evening:
             ):
                 self.say(str(summary))
 
+    def _retraining(self) -> RetrainingSteps | None:
+        rolling = self.config.rolling
+        if rolling is None:
+            return None
+        return RetrainingSteps(self.config, rolling, self.ledger, self._scores_of, self.say)
+
     def _scores(self, day: pd.Timestamp) -> NewestScores:
+        return self._scores_of(str(self.config.model), day)
+
+    def _scores_of(self, model: str, day: pd.Timestamp) -> NewestScores:
         config = self.config
         self.is_open = None  # the model opens Qlib on the folder as it is now
         return newest_scores(
-            str(config.model),
+            model,
             tracking_uri=config.tracking_uri,
             provider_uri=str(config.provider_uri),
             day=f"{day:%Y-%m-%d}",
@@ -310,12 +334,7 @@ class _Evening:
     def _record(
         self, scores: NewestScores, orders: Orders | None, day: pd.Timestamp
     ) -> dict[str, object]:
-        opens = None
-        if self.config.exchange is not None:
-            calendar = stored_calendar(self.config.provider_uri, "day")
-            past = calendar[calendar <= day.to_datetime64()][-PAST_BARS:]
-            following = exchange_times(past, 1, self.config.exchange)[0]
-            opens = opening_of(pd.Timestamp(following), self.config.exchange)
+        opens = self._opens(day)
         self._look_for_last_head(day)
         entries = [record_scores(self.ledger, scores, opens=opens)]
         if orders is not None:
@@ -333,6 +352,15 @@ class _Evening:
                 f"warning: the ledger does not have entry {lacking[0]}, which an earlier day left "
                 "there: it was cut, written anew or taken away since"
             )
+
+    def _opens(self, day: pd.Timestamp) -> dt.datetime | None:
+        """When the market opens after a day; None where no exchange is named."""
+        if self.config.exchange is None:
+            return None
+        calendar = stored_calendar(self.config.provider_uri, "day")
+        past = calendar[calendar <= day.to_datetime64()][-PAST_BARS:]
+        following = exchange_times(past, 1, self.config.exchange)[0]
+        return opening_of(pd.Timestamp(following), self.config.exchange)
 
     def _open(self) -> None:
         newest = self._newest()

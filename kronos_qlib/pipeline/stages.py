@@ -615,6 +615,7 @@ def train_gru(
     source: WindowDataset,
     device: torch.device,
     *,
+    net: AlphaNet | None = None,
     show_progress: bool = False,
     resume: Resume | None = None,
     log_every: int = 20,
@@ -627,6 +628,7 @@ def train_gru(
     Args:
         config: of an alpha head; what it says of a backbone is not used.
         device: trained on.
+        net: of the same sizes and options, to go on from; None makes one.
         resume, log_every, log: as of `run_stages`.
 
     Returns:
@@ -651,10 +653,11 @@ def train_gru(
         log=PlainLog() if log is None else log,
     )
     segments = _labelled_segments(config, work)
-    net = make_gru(config, sizes)
-    train = segments[0]
-    for member in net.head.members:
-        member.fit_market(_states_of(train, [day.start for day in train.days]))
+    if net is None:
+        net = make_gru(config, sizes)
+        train = segments[0]
+        for member in net.head.members:
+            member.fit_market(_states_of(train, [day.start for day in train.days]))
     work.run("gru", AlphaStep(net, None, ALPHA_LOSSES[config.loss]), segments, config)
     result.head = net.head
     assert net.predictor is not None

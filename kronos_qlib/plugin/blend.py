@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,16 @@ class BlendModel(Model):
         Raises:
             ConfigError: residuals are asked for, and a data set has no windows or no table.
         """
+        self.fit_members(
+            dataset, lambda model, data: auto_filter_kwargs(model.fit)(data, reweighter=reweighter)
+        )
+
+    def fit_members(self, dataset: Any, how: Callable[[Any, Any], None]) -> None:
+        """As `fit`, each member by a function of the member and its data set.
+
+        Raises:
+            ConfigError: as of `fit`.
+        """
         residual = self.residual
         order = [*self.members]
         if residual is not None:  # which the others learn from
@@ -103,12 +113,11 @@ class BlendModel(Model):
             model, data = self.members[name], self.dataset_of(name, dataset)
             logger.info(f"blend: fitting {name}")
             with logged_under(name):
-                fit = auto_filter_kwargs(model.fit)
                 if residual is not None and name != residual.of:
                     if scores is None:
                         scores = self._scores_to_leave(residual, dataset)
                     data = residual_source(source_of(data, reader=name), scores)
-                fit(data, reweighter=reweighter)
+                how(model, data)
 
     def _scores_to_leave(self, residual: ResidualConfig, dataset: Any) -> pd.Series:
         """Of the member that the others are to complete, out of fold.
@@ -211,3 +220,7 @@ class BlendModel(Model):
         if name not in self._datasets:
             self._datasets[name] = init_instance_by_config(self.dataset_configs[name])
         return self._datasets[name]
+
+    def use_datasets(self, datasets: Mapping[str, Any]) -> None:
+        """Give members that have a data set of their own these, by their names, in its place."""
+        self._datasets = dict(datasets)

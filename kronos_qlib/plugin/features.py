@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.pipeline.contexts import contexts_of
+from kronos_qlib.pipeline.contexts import contexts_of, stored_contexts
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.signals.paths import check_signals
@@ -94,6 +95,11 @@ class KronosFeatureDataset(KronosDataset):
         self._computed = {}
         super().setup_data(handler_kwargs=handler_kwargs, **kwargs)
 
+    def keep_contexts(self, folder: Path) -> None:
+        """Keep contexts in a folder and find them there, unless the model names one."""
+        if self.model.contexts_folder is None:
+            self.model.contexts_folder = folder
+
     @property
     def columns(self) -> list[str]:
         """Names of the columns that are added."""
@@ -143,9 +149,14 @@ class KronosFeatureDataset(KronosDataset):
         table = np.empty((len(windows), len(self.columns)), dtype=np.float32)
         show, place = self.model.show_progress, 0
         if self.embeddings:
-            contexts = contexts_of(self.model.predictor, windows, show)
+            predictor, folder = self.model.predictor, self.model.contexts_folder
+            contexts = (
+                contexts_of(predictor, windows, show)
+                if folder is None
+                else stored_contexts(predictor, windows, folder, show, report=logger.info)
+            )
             place = contexts.shape[1]
-            table[:, :place] = contexts
+            table[:, :place] = contexts[:]
         if self.signals:
             table[:, place:] = self.model.signals_of(source, windows, self.signals)
         for day in windows.moments():

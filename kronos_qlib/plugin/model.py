@@ -256,11 +256,7 @@ class KronosModel(ModelFT):
         if reweighter is not None:
             raise ConfigError("KronosModel.fit does not use a reweighter; leave it out")
         claim_active_run()
-        if not self.training.is_zero_shot:
-            self._check_packages()
-        self._check_windows(_source_of(dataset))
-        if not self.training.is_zero_shot:
-            check_trainable(self.training, _source_of(dataset))
+        self.check_dataset(dataset)
         self.trained_weights, self.history, self.fingerprints = {}, {}, {}
         self._head = None
         if self.calibration == FIT:
@@ -272,6 +268,27 @@ class KronosModel(ModelFT):
         else:
             self._train(dataset)
         self._fit_calibration(_source_of(dataset))
+
+    def check_dataset(self, dataset: KronosDataset | WindowDataset) -> None:
+        """Refuse what `fit` would refuse, before weights are loaded.
+
+        Raises:
+            ConfigError, BarDataError, MissingDependencyError, TrainingError: as of `fit`.
+        """
+        if not self.training.is_zero_shot:
+            self._check_packages()
+        self._check_windows(_source_of(dataset))
+        if not self.training.is_zero_shot:
+            check_trainable(self.training, _source_of(dataset))
+
+    @property
+    def contexts_folder(self) -> Path | None:
+        """Where contexts of a frozen backbone are kept, if anywhere."""
+        return self._folder_of(self._contexts_folder)
+
+    @contexts_folder.setter
+    def contexts_folder(self, folder: Path | None) -> None:
+        self._contexts_folder = None if folder is None else str(folder)
 
     def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
         """Train on from the weights it has now.
@@ -286,6 +303,29 @@ class KronosModel(ModelFT):
         self._check_calibration(_source_of(dataset))
         self._train(dataset)
         self._fit_calibration(_source_of(dataset))
+
+    def fit_head(self, dataset: KronosDataset | WindowDataset, *, anew: bool = False) -> None:
+        """Train the alpha head alone; the backbone stays as it is now, whatever `training` says.
+
+        Args:
+            anew: from new weights of the head; otherwise it goes on from those that it has.
+
+        Raises:
+            ConfigError: no alpha head is configured.
+            Otherwise as `fit`.
+        """
+        own = self.training
+        if own.alpha is None:
+            raise ConfigError("fit_head needs the setting training.alpha")
+        if anew:
+            self.trained_weights.pop("alpha", None)
+            self._head = None
+        try:
+            alone = replace(own.alpha, backbone="frozen", initial="pretrained")
+            self.training = StagesConfig(alpha=alone)
+            self.finetune(dataset)
+        finally:
+            self.training = own
 
     def predict(
         self,
@@ -378,7 +418,7 @@ class KronosModel(ModelFT):
             raise ConfigError("there is no alpha head: its score is made of paths")
         return {
             "show_progress": self.show_progress,
-            "contexts_folder": self._folder_of(self._contexts_folder),
+            "contexts_folder": self.contexts_folder,
             "report": logger.info,
             "features": features_to_score(source, windows, self.head.names),
         }
@@ -625,7 +665,7 @@ class KronosModel(ModelFT):
                 processes=self.n_processes,
                 log_every=self.log_every,
                 log=ActiveRunLog(),
-                contexts_folder=self._folder_of(self._contexts_folder),
+                contexts_folder=self.contexts_folder,
             )
         except BaseException:
             # Half trained in place: what is kept is what was trained before.

@@ -16,11 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "promised goes with it.",
         "kronos-qlib register kronos_alpha csi300",
         "kronos-qlib register 1f0c2a9b csi300 --alias candidate",
+        "kronos-qlib register models:/csi300@candidate csi300    # a candidate, promoted by hand",
     )
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="an experiment's name, for its newest finished run; or the id of a run",
+        help="an experiment's name, for its newest finished run; or the id of a run; or "
+        "models:/NAME@ALIAS or models:/NAME/VERSION: a version that is there, for another alias",
     )
     parser.add_argument("name", metavar="NAME", help="of the registered model")
     parser.add_argument("--alias", default="champion", help="that scoring asks for (%(default)s)")

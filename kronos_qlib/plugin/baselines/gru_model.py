@@ -17,7 +17,14 @@ from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_drop
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.pipeline.scoring import scores_from_gru
-from kronos_qlib.pipeline.stages import Resume, columns_to_score, make_gru, train_gru
+from kronos_qlib.pipeline.stages import (
+    Resume,
+    StagesConfig,
+    check_trainable,
+    columns_to_score,
+    make_gru,
+    train_gru,
+)
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
@@ -120,8 +127,6 @@ class GRUModel(Model):
                 nothing is trained; or segments or columns cannot work.
             BarDataError, TrainingError: a segment has no windows; a loss is not finite.
         """
-        from kronos_qlib.inference.devices import pick_device
-
         if reweighter is not None:
             raise ConfigError("GRUModel.fit does not use a reweighter; leave it out")
         claim_active_run()
@@ -129,6 +134,30 @@ class GRUModel(Model):
             logger.info(f"the weights in {self.weights} are used as they are")
             self._net = self._load()
             return
+        self._train(dataset, None)
+
+    def check_dataset(self, dataset: KronosDataset | WindowDataset) -> None:
+        """Refuse what `fit` would refuse.
+
+        Raises:
+            ConfigError, BarDataError, TrainingError: as of `fit`.
+        """
+        check_trainable(StagesConfig(alpha=self.training), source_of(dataset, reader="GRUModel"))
+
+    def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
+        """Train on from the weights it has now.
+
+        Raises:
+            ConfigError: it has none, or those of a folder, which are not trained.
+            Otherwise as `fit`.
+        """
+        if self.weights is not None:
+            raise ConfigError(f"the weights in {self.weights} are used as they are: leave it out")
+        self._train(dataset, self.net)
+
+    def _train(self, dataset: KronosDataset | WindowDataset, net: AlphaNet | None) -> None:
+        from kronos_qlib.inference.devices import pick_device
+
         self.trained_weights, self.history, self._net = {}, {}, None
         resume = None
         if self.resume_folder is not None:
@@ -139,6 +168,7 @@ class GRUModel(Model):
             self.sizes,
             source_of(dataset, reader="GRUModel"),
             pick_device(self.device),
+            net=net,
             show_progress=self.show_progress,
             resume=resume,
             log_every=self.log_every,

@@ -103,9 +103,10 @@ KEPT_IN = ("resume_folder", "contexts_folder")
 
 
 def kept_folders(run: PlannedRun) -> list[tuple[str, Path]]:
-    """Such folders of the run's models, and the setting that names each."""
+    """Such folders of the run's models, those of finished rolls too, and the setting of each."""
     models = run.settings_of("KronosModel", "GRUModel")
-    named = ((name, model.get(name)) for model in models for name in KEPT_IN)
+    named = [(name, model.get(name)) for model in models for name in KEPT_IN]
+    named += [("folder", model.get("folder")) for model in run.settings_of("RollingModel")]
     return [(name, Path(str(each)).expanduser().absolute()) for name, each in named if each]
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import pandas as pd
 
 from kronos_qlib.plugin.registry.model_folder import about_folder, source_of_folder
-from kronos_qlib.plugin.registry.registered_models import find_registered, registered_folder
+from kronos_qlib.plugin.registry.registered_models import (
+    REGISTRY,
+    find_registered,
+    registered_folder,
+)
 from kronos_qlib.plugin.runs.about_run import bars_digest, weights_digest
 from kronos_qlib.plugin.runs.newest_day import (
     ModelSource,
@@ -27,8 +31,6 @@ from kronos_qlib.version import __version__
 
 QUANTILES = tuple(round(0.05 * place, 2) for place in range(1, 20))
 """Levels of the forecasts that are kept: 0.05 to 0.95."""
-REGISTRY = "models:/"
-"""How the URI of a registered model begins."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import pandas as pd
 from kronos_qlib.errors import ConfigError, MissingArtifactError, some_of
 from kronos_qlib.markup import cause_of, one_line
 from kronos_qlib.plugin.registry.model_folder import about_folder, write_folder
-from kronos_qlib.plugin.runs.newest_day import open_bars, source_of_run
+from kronos_qlib.plugin.runs.newest_day import ModelSource, open_bars, source_of_run
 from kronos_qlib.plugin.runs.tracking import find_run, open_tracking
 from kronos_qlib.plugin.task_sections import freq_of, label_bars_of, label_of, value_at
 from kronos_qlib.version import __version__
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 """The alias of the model in force."""
+REGISTRY = "models:/"
+"""How the URI of a registered model begins."""
 URI = re.compile(r"models:/(?P<name>[^/@:\\]+)(?:@(?P<alias>[^/@:\\]+)|/(?P<version>\d+))")
 DATA = "model"
 """Where an MLflow model has our folder."""
@@ -70,7 +72,9 @@ def register(
     run that is a version of the name already stays that one.
 
     Args:
-        run: an experiment's name, for its newest finished run; or a run's id or its beginning.
+        run: an experiment's name, for its newest finished run; or a run's id or its beginning; or
+            models:/NAME@ALIAS or models:/NAME/VERSION, for a version that is there: it is given
+            the alias alone.
         name: of the registered model; made if it is not there.
         alias: set on the version; None sets none.
         provider_uri: the folder of bars that spreads are read from; None takes the run's own.
@@ -86,13 +90,20 @@ def register(
     from mlflow.exceptions import MlflowException
 
     client = open_tracking(tracking_uri)
-    found = find_run(client, run)
-    run_id = found.info.run_id
     notes: list[str] = []
     try:
-        version = _version_of_run(client, name, run_id)
+        if run.startswith(REGISTRY):
+            version: Registered | None = find_registered(client, run)
+            if version is not None and version.name != name:
+                raise ConfigError(f"{run} is a version of {version.name!r}, not of {name!r}")
+        else:
+            found = find_run(client, run)
+            version = _version_of_run(client, name, found.info.run_id)
         if version is None:
-            version, notes = _new_version(client, found, name, provider_uri)
+            source = source_of_run(client, found.info.run_id)
+            open_bars(provider_uri, source)
+            about, notes = _about(client, found, source.task)
+            version = new_version(client, found, name, source, about)
         if alias is not None:
             client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as refusal:
@@ -162,9 +173,25 @@ def _version_of_run(client: MlflowClient, name: str, run_id: str) -> Registered 
     return None
 
 
-def _new_version(
-    client: MlflowClient, run: Run, name: str, provider_uri: str | None
-) -> tuple[Registered, list[str]]:
+def new_version(
+    client: MlflowClient,
+    run: Run,
+    name: str,
+    source: ModelSource,
+    about: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> Registered:
+    """Make a model a version, its files among those of a run.
+
+    Args:
+        name: of the registered model; made if it is not there.
+        about: what is known of it, for `about.json`.
+        tags: of the version, beside ours; they are there as soon as it is.
+
+    Raises:
+        ConfigError: MLflow refuses it.
+        Otherwise as `register`.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -172,9 +199,6 @@ def _new_version(
 
     quiet_libraries()
     run_id = run.info.run_id
-    source = source_of_run(client, run_id)
-    open_bars(provider_uri, source)
-    about, notes = _about(client, run, source.task)
     place = f"registered/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
     with tempfile.TemporaryDirectory() as into:
         data, model = Path(into, DATA), Path(into, "mlflow_model")
@@ -192,12 +216,11 @@ def _new_version(
         client.create_registered_model(name)
     source_uri = f"{run.info.artifact_uri.rstrip('/')}/{place}"
     try:
-        version = client.create_model_version(
-            name, source_uri, run_id, tags={PLACE: place, "kronos_qlib.version": __version__}
-        )
+        ours = {**(tags or {}), PLACE: place, "kronos_qlib.version": __version__}
+        version = client.create_model_version(name, source_uri, run_id, tags=ours)
     except MlflowException as refusal:
         raise ConfigError(f"MLflow makes no version of {name!r}: {cause_of(refusal)}") from refusal
-    return Registered(name, str(version.version), run_id, place), notes
+    return Registered(name, str(version.version), run_id, place)
 
 
 def _settle(model: Path, data: Path) -> None:

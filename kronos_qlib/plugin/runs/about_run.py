@@ -154,6 +154,9 @@ def model_name(config: object) -> str:
     name = str(value_at(config, "class") or "").rpartition(".")[2]
     kwargs = value_at(config, "kwargs")
     members = value_at(kwargs, "members")
+    if is_map(rolled := value_at(kwargs, "model")):
+        every = value_at(kwargs, "every")
+        return f"{model_name(rolled)} retrained" + (f" every {every}" if every else "")
     if isinstance(members, list | tuple):
         return f"{name} {' + '.join(filter(None, map(model_name, members)))}"
     checkpoint = value_at(kwargs, "checkpoint")
@@ -230,6 +233,8 @@ def weights_digest(model: object) -> str:
     The same weights have the same digest, in whichever folder and on whichever device. Of a blend
     the digests of its members; of LightGBM that of the trees.
     """
+    if callable(newest := getattr(model, "newest_model", None)):  # of the last of several rolls
+        return weights_digest(newest())
     members = getattr(model, "members", None)
     if isinstance(members, Mapping):
         each = {name: weights_digest(member) for name, member in members.items()}
@@ -265,12 +270,17 @@ def bars_digest(dataset: object) -> str:
     frame = loaded_frame(getattr(dataset, "handler", None))
     if frame is None:
         return ""
+    return f"frame {frame_digest(frame)[:16]}"
+
+
+def frame_digest(frame: pd.DataFrame) -> str:
+    """SHA-256 of a frame's columns, index and values, in hexadecimal digits."""
     digest = hashlib.sha256(repr([*map(str, frame.columns)]).encode())
     rows = pd.util.hash_pandas_object(frame.index.to_frame(), index=False)
     digest.update(rows.to_numpy().tobytes())
     for place in range(frame.shape[1]):  # a column at a time: the whole may be gigabytes
         digest.update(np.ascontiguousarray(frame.iloc[:, place].to_numpy()).data)
-    return f"frame {digest.hexdigest()[:16]}"
+    return digest.hexdigest()
 
 
 def add_verdict(recorder: Recorder, part: str, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,35 @@ STATE = f"{FOLDER}/state.json"
 PARTS = ("tokenizer", "predictor", "gru", "alpha")
 
 
+@dataclass(frozen=True)
+class KeptModel:
+    """What fitting left of a model.
+
+    state, files: for `restore`; a state of None is of a class that is not kept in plain files, and
+        `model` then is the model itself.
+    """
+
+    state: Mapping[str, Any] | None
+    files: Mapping[str, bytes]
+    model: Any = None
+
+
 def write_model(model: object, folder: Path) -> None:
     """Write what fitting left of a model, and where its bars were, for `restore`.
+
+    Of a RollingModel what its newest roll left, and which days each roll is of.
 
     Args:
         folder: that becomes the run's top; the files go into `weights` of it.
     """
-    files: dict[str, bytes] = {}
+    from kronos_qlib.plugin.rolling.rolling_model import RollingModel
+
+    rolls = model.described() if isinstance(model, RollingModel) else None
+    kept = model.newest if isinstance(model, RollingModel) else kept_model(model)
+    files = dict(kept.files)
     state = {
-        "model": _state_of(model, "", files),
+        "model": None if kept.state is None else dict(kept.state),
+        **({} if rolls is None else {"rolls": rolls}),
         "provider_uri": {str(freq): str(uri) for freq, uri in C.provider_uri.items()},
         "region": str(C.region),
     }
@@ -47,6 +68,13 @@ def write_model(model: object, folder: Path) -> None:
     for name, data in files.items():
         (folder / FOLDER / name).write_bytes(data)
     (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def kept_model(model: Any) -> KeptModel:
+    """What fitting left of a model, in memory."""
+    files: dict[str, bytes] = {}
+    state = _state_of(model, "", files)
+    return KeptModel(state, files, model if state is None else None)
 
 
 def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any] | None:

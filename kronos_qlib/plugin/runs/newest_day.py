@@ -16,7 +16,7 @@ from kronos_qlib.errors import BarDataError, ConfigError, MissingArtifactError, 
 from kronos_qlib.plugin.provider.faults import check_folder
 from kronos_qlib.plugin.runs.plain_files import artifact, artifacts, read_json, read_task
 from kronos_qlib.plugin.runs.tracking import find_run, open_tracking
-from kronos_qlib.plugin.task_sections import freq_of, mapping_of, value_at
+from kronos_qlib.plugin.task_sections import class_of, freq_of, mapping_of, value_at
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,7 +155,8 @@ def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> 
     """
     from kronos_qlib.plugin.runs.kept_models import FOLDER
 
-    task = read_task(client, run_id, any_class=trust)
+    state = _state(client, run_id)
+    task = _of_last_roll(read_task(client, run_id, any_class=trust), state)
     missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
     if missing:
         raise MissingArtifactError(
@@ -182,9 +183,19 @@ def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> 
         with artifact(client, run_id, "params.pkl") as path:
             return run_pickle(path)
 
-    return ModelSource(
-        f"run {run_id}", task, _state(client, run_id), read, unpickle if trust else None
-    )
+    return ModelSource(f"run {run_id}", task, state, read, unpickle if trust else None)
+
+
+def _of_last_roll(task: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The task of the model that a RollingModel trained last; any other as it is."""
+    model = task.get("model")
+    inner, rolls = value_at(model, "kwargs", "model"), state.get("rolls")
+    if class_of(model) != "RollingModel" or not isinstance(inner, Mapping) or not rolls:
+        return task
+    dataset = copy.deepcopy(dict(mapping_of(task.get("dataset"))))
+    segments = value_at(rolls[-1], "segments")
+    dataset["kwargs"] = {**mapping_of(dataset.get("kwargs")), "segments": dict(segments or {})}
+    return {**task, "model": inner, "dataset": dataset}
 
 
 def open_day(

@@ -11,6 +11,9 @@ from kronos_qlib.plugin.task_sections import label_of, mapping_of, records_of, v
 LONGEST_SETTING = 300
 """Letters of a setting that are shown."""
 
+ROLLING = ("every", "train", "start", "retrain")
+"""Settings of a RollingModel that are shown."""
+
 MUST_AGREE = (
     "Universe",
     "Label",
@@ -30,6 +33,10 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
     """What a workflow's task asked for, in words; "" where it says nothing."""
     model = mapping_of(task.get("model")) or {"class": task.get("model")}
     kwargs = mapping_of(model.get("kwargs"))
+    rolled: str | None = None
+    if inner := mapping_of(kwargs.get("model")):  # of a RollingModel
+        rolled = _pairs({name: kwargs[name] for name in ROLLING if name in kwargs})
+        model, kwargs = inner, mapping_of(inner.get("kwargs"))
     data = mapping_of(value_at(task, "dataset", "kwargs"))
     handler = mapping_of(value_at(data, "handler", "kwargs"))
     segments = mapping_of(data.get("segments"))
@@ -38,6 +45,7 @@ def settings_of(task: Mapping[str, Any]) -> dict[str, str]:
         "Model": model.get("class"),
         "Checkpoint": kwargs.get("checkpoint"),
         "Training": ", ".join(map(str, mapping_of(kwargs.get("training")))) or None,
+        "Trained again": rolled,
         "Sampling": _pairs(kwargs.get("sampling")),
         "Seed": kwargs.get("seed"),
         "Lookback, bars": data.get("lookback"),

@@ -5,6 +5,7 @@ A guess within a factor of two or so, to know before it starts whether it takes 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from kronos_qlib.inference.calibrating import PATHS as CALIBRATION_PATHS
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import FIT, KronosModel
+from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 
@@ -40,6 +42,8 @@ ROW_FEATURES, ROW_TREES = 4e-4, 1.2e-4
 DAY_REPORT, START = 0.03, 15.0
 """Seconds a bar of reports and backtest; of imports, figures and MLflow."""
 REPORT_WINDOWS = 500
+EACH_TRAINING = ("training", "calibrating")
+"""Parts that come again with each training of a RollingModel."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ def estimate(
     moments = len(np.unique(test.times)) if test is not None and len(test) else 0
     counts = Counts({name: len(windows) for name, windows in found.items()}, moments)
     parts = [Part("start, reports and backtest", START + DAY_REPORT * moments)]
+    trainings = 1
+    if isinstance(model, RollingModel):
+        trainings, model = math.ceil(moments / model.how.every), model.make()
     measured: dict[tuple[object, ...], Rates] = {}
 
     def rates_of(one: KronosModel) -> Rates:
@@ -115,9 +122,8 @@ def estimate(
         parts.append(Part("contexts and signals as features", each * counts.of(*counts.windows)))
     if class_of(value_at(dataset, "kwargs", "handler")) not in ("KronosHandler", ""):
         rows = counts.of(*counts.windows)
-        parts.append(
-            Part("features of tables, and trees on them", rows * (ROW_FEATURES + ROW_TREES))
-        )
+        seconds = rows * (ROW_FEATURES + trainings * ROW_TREES)
+        parts.append(Part("features of tables, and trees on them", seconds))
     if draws_paths(task):
         network = next((one for one in _models(model) if isinstance(one, KronosModel)), None)
         if network is not None and counts.moments:
@@ -128,7 +134,8 @@ def estimate(
             parts.append(Part("judging forecasts", segments * (paths * rate + GARCH_SECONDS)))
     merged: dict[str, float] = {}
     for part in parts:
-        merged[part.what] = merged.get(part.what, 0.0) + part.seconds
+        times = trainings if part.what in EACH_TRAINING else 1
+        merged[part.what] = merged.get(part.what, 0.0) + times * part.seconds
     return sorted((Part(*item) for item in merged.items()), key=lambda part: -part.seconds)
 
 

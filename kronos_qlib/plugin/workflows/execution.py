@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
 from kronos_qlib.errors import BarDataError, ConfigError, printable
 from kronos_qlib.pipeline.stages import check_segments
+from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.preflight.checks import check_run
 from kronos_qlib.plugin.provider.reader import read_calendar
+from kronos_qlib.plugin.rolling.retraining import check_learnable
+from kronos_qlib.plugin.rolling.rolled_workflow import RolledWorkflow, records_left_out
+from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
 from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
@@ -73,6 +77,7 @@ def plan_run(
     market: str | Path | None = None,
     changes: Sequence[str] = (),
     fit_dates: bool = False,
+    rolled: RolledWorkflow | None = None,
 ) -> Plan:
     """Everything before the work: the file rendered, settings and bars checked, time estimated.
 
@@ -80,31 +85,44 @@ def plan_run(
         name, market, changes: as of `read_workflow`.
         fit_dates: train, valid and test are the first 60 %, the next 20 % and the last 20 % of the
             days that the folder has, whatever the market's profile says; `changes` still win.
+        rolled: train its model again as time goes on; None runs the workflow as it is.
 
     Raises:
         ConfigError: a setting cannot work, or there are no bars; names what and where.
         BarDataError: a segment that is to be learned from, judged by or scored has no windows.
+        TrainingError: a roll has nothing to learn from.
     """
     with _environment():  # libraries set some as they are imported
         workflow = read_workflow(name, market, changes)
         if fit_dates:
             changes = (*_fitted(workflow), *changes)
             workflow = read_workflow(name, market, changes)
-        config = workflow.config
-        task = _checked_task(config, workflow.path)
+        task = _checked_task(workflow.config, workflow.path)
         quiet_libraries()
-        _open(config["qlib_init"])
+        _open(workflow.config["qlib_init"])
         model = _made(task["model"], f"{workflow.path}: task.model")
+        notes = list(workflow.notes)
+        if rolled is not None:
+            notes += [
+                f"{name} is left out: it judges one model, and each roll has its own"
+                for name in records_left_out(task)
+            ]
+            workflow = replace(workflow, config=rolled.of(workflow.config, workflow.path))
+            task = workflow.config["task"]
+            model = _made(task["model"], f"{workflow.path}: task.model")
+        config = workflow.config
         _check_dates(task, model)
         check_run(config)
         source = windows_of(task["dataset"], workflow.path)
         found = _windows(source, model)
+        if isinstance(model, RollingModel):
+            _check_rolls(model, source, freq_of(task))
         parts = estimate(task, model, task["dataset"], source, found)
     return Plan(
         workflow,
         tuple(described_plan(workflow, source, found, parts)),
-        (*workflow.notes, *doubts_about(model, source, task)),
-        header_of(name, market, changes) + dump_yaml(config),
+        (*notes, *doubts_about(model, source, task)),
+        header_of(name, market, changes, rolled) + dump_yaml(config),
     )
 
 
@@ -186,6 +204,14 @@ def _made(section: Mapping[str, Any], where: str) -> Any:
         return init_instance_by_config(section)
     except (ImportError, AttributeError, TypeError) as problem:
         raise ConfigError(f"{where} cannot be made: {problem}") from problem
+
+
+def _check_rolls(model: RollingModel, source: WindowDataset, freq: str) -> None:
+    """Refuse rolls that have nothing to learn from or to score."""
+    inner = model.make()
+    for segments in model.planned(source.segments, freq):
+        if not isinstance(inner, BlendModel):  # whose members may have windows of their own
+            check_learnable(inner, replace(source, segments=segments))
 
 
 def _needed(model: Any, segments: Sequence[str]) -> list[str]:

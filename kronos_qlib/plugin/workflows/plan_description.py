@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.rolling.retraining import HEADS
+from kronos_qlib.plugin.rolling.rolled_workflow import RolledWorkflow, rolled_model
+from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.runs.about_run import model_name, universe_of
 from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
 from kronos_qlib.plugin.workflows.estimate import Part, describe_estimate
@@ -82,6 +86,17 @@ def described_plan(
             ),
         )
     yield "model", f"{model_name(task['model'])}; {described_training(task['model'])}"
+    if rolled_model(task) is not None:
+        model = RollingModel(**task["model"]["kwargs"])
+        rolls = model.planned(source.segments, freq)
+        first, last = rolls[0]["test"], rolls[-1]["test"]
+        yield (
+            "rolls",
+            (
+                f"{len(rolls)}: the first scores {first[0]} to {first[1]}, the last {last[0]} to "
+                f"{last[1]}; finished ones are kept in {model.folder or 'no folder'}"
+            ),
+        )
     yield (
         "estimate",
         f"{describe_estimate(parts)} (rates measured here just now; on a busy machine far longer)",
@@ -98,6 +113,13 @@ def described_plan(
 def described_training(section: Mapping[str, Any]) -> str:
     """What a model's section trains, in words."""
     kwargs = section.get("kwargs") or {}
+    if class_of(section) == RollingModel.__name__:
+        how = RollingModel(**kwargs).how
+        which = "the alpha head alone" if how.retrain == HEADS else "all"
+        return (
+            f"{described_training(kwargs['model'])}; {which} again every {how.every} trading days, "
+            f"{how.start}, train {how.train}"
+        )
     if kwargs.get("members"):
         return "; ".join(
             f"{member.get('name', class_of(member))}: {described_training(member)}"
@@ -126,6 +148,7 @@ def doubts_about(
     """What is no error, and yet better known before than after."""
     from kronos_qlib.model.checkpoints.pretrained import is_published
 
+    model = model.make() if isinstance(model, RollingModel) else model
     members = getattr(model, "members", None)
     models = members.values() if isinstance(members, Mapping) else [model]
     for one in models:
@@ -156,11 +179,18 @@ def doubts_about(
         )
 
 
-def header_of(name: str | Path, market: str | Path | None, changes: Sequence[str]) -> str:
+def header_of(
+    name: str | Path,
+    market: str | Path | None,
+    changes: Sequence[str],
+    rolled: RolledWorkflow | None = None,
+) -> str:
     """Comment above a rendered file: the command that rendered it."""
-    words = ["kronos-qlib run", str(name)]
+    words = ["kronos-qlib run" if rolled is None else "kronos-qlib roll", str(name)]
     words += [f"--market {market}"] if market is not None else []
     words += [f"--set {change}" for change in changes]
+    if rolled is not None:
+        words += [f"--{key} {value}" for key, value in asdict(rolled.how).items()]
     line = " ".join(words).encode("ascii", "backslashreplace").decode()
     line = "".join(letter for letter in line if letter.isprintable())
     for mark in ("{{", "{%", "{#"):  # qrun renders comments too
