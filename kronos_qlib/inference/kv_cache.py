@@ -28,6 +28,7 @@ class KeyValueStore:
         self.taken = 0
         self._is_few = steps <= FEW_STEPS
         self._prompt: tuple[Tensor, Tensor] | None = None
+        self._room: tuple[Tensor, Tensor] | None = None
         self._own: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -44,15 +45,43 @@ class KeyValueStore:
         """Remember prompts, k and v (B, T, H, W)."""
         assert self.is_empty, "a store remembers one prompt per window"
         # (B, H, T, W): a window's head is one matrix.
-        self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
+        k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        self.adopt(k, v, k.shape[2])
+
+    def adopt(self, k: Tensor, v: Tensor, length: int) -> None:
+        """Take prompts that were read before, without a copy.
+
+        Args:
+            k, v: (B, H, at least `length`, W), the first `length` bars in use; `lengthen` writes
+                into what is free behind them.
+        """
+        assert self.is_empty, "a store remembers one prompt per window"
+        self._room = (k, v)
+        self._prompt = (k[:, :, :length], v[:, :, :length])
         if self.steps:
-            windows, _, heads, width = k.shape
+            windows, heads, _, width = k.shape
             shape = (windows, heads, self.paths)
             if self._is_few:
                 own = k.new_empty((self.steps, *shape, width))
             else:
                 own = k.new_zeros((*shape, FEW_STEPS, width))
             self._own = (own, own.clone())
+
+    @property
+    def prompt(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompts, (B, H, T, W) each."""
+        assert self._prompt is not None, "no prompt has been read"
+        return self._prompt
+
+    def lengthen(self, k: Tensor, v: Tensor) -> None:
+        """Add a bar to every prompt, k and v (B, 1, H, W), before a path has bars of its own."""
+        assert self._room is not None and not self.taken, "a prompt ends where paths begin"
+        at = self.length
+        assert at < self._room[0].shape[2], "no room for another bar"
+        for room, new in zip(self._room, (k, v), strict=True):
+            room[:, :, at] = new[:, 0]
+        room_k, room_v = self._room
+        self._prompt = (room_k[:, :, : at + 1], room_v[:, :, : at + 1])
 
     def read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Remember prompts and attend causally within them: all (B, T, H, W), to (B, T, H * W)."""
@@ -67,6 +96,11 @@ class KeyValueStore:
         """Remember prompts and attend from their last bar only: all (B, T, H, W), to (B, 1, D)."""
         self.keep_prompt(k, v)
         return self._rows(self._attend_prompt(q[:, -1:].transpose(1, 2)))
+
+    def read_more(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add a bar to every prompt and attend from it: all (B, 1, H, W), to (B, 1, H * W)."""
+        self.lengthen(k, v)
+        return self._rows(self._attend_prompt(q.transpose(1, 2)))
 
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""

@@ -121,7 +121,7 @@ def test_pooled_contexts_are_means_of_the_networks_own(predictor, windows, pooli
 def test_a_context_alone_has_the_bits_of_the_reader_that_draws_after_it(predictor, windows):
     """What draws paths keeps keys for the s2 attention besides; contexts never needed them."""
     bars, stamps = windows.take(slice(30, 40)).cut(6).seen()
-    packed = predictor._engine()
+    packed = predictor.engine()
     z = predictor._normalised(WindowScale.of(bars), bars)
     with torch.inference_mode():
         s1, s2 = packed.tokenizer.encode(z)
