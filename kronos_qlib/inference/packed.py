@@ -146,9 +146,18 @@ class Turn:
         self.rates = rotary.inv_freq.detach()
         self.table = self._build(0)
 
-    def __call__(self, x: Tensor, start: int) -> Tensor:
-        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`."""
-        table = self._at(start, x.shape[1])[:, None]
+    def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`.
+
+        Args:
+            start: of all; or (B,) int64, each for N / B rows in a row.
+        """
+        if isinstance(start, Tensor):
+            every = self._at(0, int(start.max()) + x.shape[1])
+            places = start[:, None] + torch.arange(x.shape[1], device=start.device)
+            table = every[places.repeat_interleave(len(x) // len(start), dim=0)][:, :, None]
+        else:
+            table = self._at(start, x.shape[1])[:, None]
         pairs = x.float().view(*x.shape[:-1], -1, 2)
         if x.device.type == "mps":  # where not every torch multiplies complex numbers
             (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)

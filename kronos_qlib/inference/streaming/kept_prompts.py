@@ -19,6 +19,9 @@ from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 
+MOST_RUNS = 6
+"""Up to this many parts of a batch are cheaper one by one than a copy of their keys together."""
+
 Slots = npt.NDArray[np.int64]
 """(B,) increasing: of a batch."""
 
@@ -64,7 +67,7 @@ class KeptPrompts:
             stamps = torch.zeros(1, 1, len(TIME_FIELDS), dtype=torch.int64, device=self.device)
             stores, self._newest = self._read(z, stamps)
             for store in stores:
-                k, v = (part.new_empty(*part.shape[:2], self.room, part.shape[3])
+                k, v = (part.new_zeros(*part.shape[:2], self.room, part.shape[3])
                         for part in store.prompt)  # fmt: skip
                 self._layers.append((k, v))
         else:
@@ -88,39 +91,43 @@ class KeptPrompts:
         self._keep_newest(slots, newest)
 
     @torch.inference_mode()
-    def read_more(self, slots: Slots, length: int, z: Tensor, stamps: Tensor) -> None:
-        """Read one more bar into slots that hold `length` bars each.
+    def read_more(self, slots: Slots, lengths: Tensor, z: Tensor, stamps: Tensor) -> None:
+        """Read one more bar into slots.
 
         Args:
+            lengths: (B,) int64, bars that they hold.
             z: (B, 1, 6) by the scale of their prompts. stamps: (B, 1, 5) int64.
         """
         which = _indices(slots)
         encoder, reader, decoder = self._stores(1, 0)
         stores = [*encoder, *reader.stores, reader.s2_store, *decoder]
         for (k, v), store in zip(self._layers, stores, strict=True):
-            store.adopt(k[which], v[which], length)
+            store.adopt(k[which], v[which], lengths)
         s1, s2 = self.tokenizer.encode(z, encoder)
         context = reader.read_more(s1, s2, stamps)
         bar = self.tokenizer.decode_prompt((s1, s2), decoder)
         if not isinstance(which, slice):  # what was written went into a copy
+            row = torch.arange(len(slots), device=self.device)
             for (k, v), store in zip(self._layers, stores, strict=True):
                 new_k, new_v = store.prompt
-                k[which, :, length], v[which, :, length] = new_k[:, :, length], new_v[:, :, length]
+                k[which, :, lengths] = new_k[row, :, lengths]
+                v[which, :, lengths] = new_v[row, :, lengths]
         self._keep_newest(slots, [context, bar, s1, s2])
 
     @torch.inference_mode()
     def draw(
         self,
         slots: Slots,
-        length: int,
+        lengths: int | Tensor,
         ahead: Tensor,
         how: SamplingConfig,
         uniforms: Tensor,
         each_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw paths after the prompts of slots that hold `length` bars each.
+        """Draw paths after the prompts of slots.
 
         Args:
+            lengths: bars that each holds, or (B,) int64, see `KeyValueStore.adopt`.
             ahead: (B, horizon, 5) int64 stamps. uniforms: (B, P, horizon, 2), as of `generate`.
 
         Returns:
@@ -131,12 +138,12 @@ class KeptPrompts:
         _, reader, decoder = self._stores(paths, horizon - 1)
         stores = [*reader.stores, reader.s2_store, *decoder]
         for (k, v), store in zip(self._layers[-len(stores) :], stores, strict=True):
-            store.adopt(k[which], v[which], length)
+            store.adopt(k[which], v[which], lengths)
         context, bar, s1, s2 = (part[which] for part in self._newest)
         # The stamp of the last bar read is asked for no more, any will do.
         stamps = torch.cat((ahead[:, :1], ahead), dim=1)
         begun = reader, context.repeat_interleave(paths, dim=0)
-        most = length + horizon
+        most = self.room + horizon
         drawn = generate(
             self.net, (s1, s2), stamps, horizon, how, uniforms, most, each_step, begun
         )
@@ -184,6 +191,14 @@ class HeldScales:
         return WindowScale(self.mean[slots][:, None], self.spread[slots][:, None])
 
 
+def runs_of(slots: Slots) -> list[slice]:
+    """The parts of a batch whose slots lie side by side; all of it where these are many."""
+    ends = [*(np.flatnonzero(np.diff(slots) > 1) + 1).tolist(), len(slots)]
+    if len(ends) > MOST_RUNS:
+        return [slice(0, len(slots))]
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
 def _indices(slots: Slots) -> slice | Tensor:
     """A slice where slots lie side by side: a view, where other indices make a copy."""
     first, last = int(slots[0]), int(slots[-1])
@@ -194,6 +209,6 @@ def _indices(slots: Slots) -> slice | Tensor:
 
 def _grown(part: Tensor, slots: int) -> Tensor:
     """(S, ...) with as many rows as there are to be slots."""
-    out = part.new_empty(slots, *part.shape[1:])
+    out = part.new_zeros(slots, *part.shape[1:])  # what is free must be finite
     out[: len(part)] = part[: len(out)]
     return out

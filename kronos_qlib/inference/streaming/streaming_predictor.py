@@ -46,7 +46,7 @@ from kronos_qlib.inference.options import AUTO, CalibrationChoice, Request
 from kronos_qlib.inference.predictor import Drawing, KronosPredictor, Packed, in_units
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.inference.streaming.kept_bars import KeptBars, Kind
-from kronos_qlib.inference.streaming.kept_prompts import HeldScales, KeptPrompts
+from kronos_qlib.inference.streaming.kept_prompts import HeldScales, KeptPrompts, runs_of
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE, VOLUME
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Pushed:
     forecast: Forecast | None
     """Of the bars after the newest one; None before there are `lookback` bars."""
     levels: tuple[float, ...]
+    age: int = 0
+    """Bars for which the scale of that forecast has been held; 0 right after a read."""
     note: str = ""
     """Bars that the clock expected and that did not come, or one that it did not; may be empty."""
 
@@ -505,11 +507,10 @@ class StreamingPredictor:
                 outcomes[name] = "waiting", f"{len(stream.kept)} of {self.lookback} bars"
                 continue
             due.append(one)
-        for group, length, reason in self._groups(due):
-            appended = bool(length)
-            for one in group:
-                outcomes[one.stream.name] = ("appended", "") if appended else ("read", reason)
-            self._forecast(group, length)
+        to_read, to_append = self._parted(due, outcomes)
+        for group, anew in ((to_read, True), (to_append, False)):
+            if group:
+                self._forecast(group, anew)
         return [
             Pushed(
                 one.stream.name,
@@ -517,19 +518,21 @@ class StreamingPredictor:
                 *outcomes[one.stream.name],
                 one.stream.forecast,
                 self.levels,
+                max(0, one.stream.length - self.lookback),
                 one.note,
             )
             for one in coming
         ]
 
-    def _groups(self, due: Sequence[_Coming]) -> Iterator[tuple[list[_Coming], int, str]]:
-        """Bars that are worked on together: the length of their prompts, 0 to read anew, and why."""
+    def _parted(
+        self, due: Sequence[_Coming], outcomes: dict[str, tuple[Outcome, str]]
+    ) -> tuple[list[_Coming], list[_Coming]]:
+        """Bars whose windows are read anew, and those that are appended, by slot."""
         if self.mode == "exact":
-            if due:
-                yield list(due), 0, ""
-            return
+            outcomes.update((one.stream.name, ("read", "")) for one in due)
+            return list(due), []
         self._find_slots(due)
-        groups: dict[tuple[int, str], list[_Coming]] = {}
+        parted: tuple[list[_Coming], list[_Coming]] = [], []
         can = [one for one in due if one.stream.length]
         beyond = set()
         if can:
@@ -539,16 +542,18 @@ class StreamingPredictor:
             beyond = {one.stream.name for one, is_far in zip(can, far, strict=True) if is_far}
         for one in due:
             stream = one.stream
-            key = stream.length, ""
+            why = ""
             if not stream.length:
-                key = 0, stream.why
-            elif stream.length >= self.lookback + self.hold:
-                key = 0, f"the scale was held for {self.hold} bars"
+                why = stream.why
+            elif stream.length >= self._most:
+                why = f"the scale was held for {self.hold} bars"
             elif stream.name in beyond:
-                key = 0, f"beyond {self.predictor.clip:g} deviations of the held scale"
-            groups.setdefault(key, []).append(one)
-        for (length, reason), group in groups.items():
-            yield sorted(group, key=lambda one: one.stream.slot), length, reason
+                why = f"beyond {self.predictor.clip:g} deviations of the held scale"
+            outcomes[stream.name] = ("read", why) if why else ("appended", "")
+            parted[0 if why else 1].append(one)
+        for group in parted:
+            group.sort(key=lambda one: one.stream.slot)
+        return parted
 
     def _find_slots(self, due: Sequence[_Coming]) -> None:
         for one in due:
@@ -580,56 +585,68 @@ class StreamingPredictor:
             self._prompts = None
         self._packed = packed
 
-    def _forecast(self, group: Sequence[_Coming], length: int) -> None:
-        """Forecast windows of one kind: of prompts of this length, or, of 0, read anew."""
+    def _forecast(self, group: Sequence[_Coming], anew: bool) -> None:
+        """Read windows anew, or append their newest bars to what is kept, and draw."""
         windows = np.stack([one.kept.bars[-self.lookback :] for one in group])
         stamps = stamps_of(np.stack([one.kept.times[-self.lookback :] for one in group]))
         times = [one.ahead for one in group if one.ahead is not None]
         drawing = None
         if self.mode == "fast":
             slots = np.array([one.stream.slot for one in group], dtype=np.int64)
+            lengths = np.array([one.stream.length for one in group], dtype=np.int64)
             for one in group:  # whatever stops this, no half of a prompt is taken for one
                 one.stream.length, one.stream.why = 0, "interrupted"
-            self._read(slots, length, windows, stamps)
-            now = length + 1 if length else self.lookback
-            drawing = self._drawing(slots, now, windows[:, -1, CLOSE])
+            if anew:
+                self._scales.keep(slots, WindowScale.of(windows))
+                self._read(slots, None, windows, stamps)
+                lengths[:] = self.lookback
+            else:
+                self._read(slots, lengths, windows[:, -1:], stamps[:, -1:])
+                lengths += 1
+            drawing = self._drawing(slots, None if anew else lengths, windows[:, -1, CLOSE])
         names = [one.stream.name for one in group]
         ahead = stamps_of(np.stack(times))
         paths, chosen = self.predictor.draw(windows, stamps, ahead, self._request, names, drawing)
         anchored = self._request.sampling.anchor
-        for one, drawn, after, taken in zip(group, paths, times, chosen, strict=True):
-            close = float(one.kept.bars[-1, CLOSE])
+        for place, (one, after, taken) in enumerate(zip(group, times, chosen, strict=True)):
+            drawn, close = paths[place].copy(), float(one.kept.bars[-1, CLOSE])
             stream = one.stream
-            stream.forecast = Forecast(drawn.copy(), after, close, stream.name, anchored, taken.text)
+            stream.forecast = Forecast(drawn, after, close, stream.name, anchored, taken.text)
             if self.mode == "fast":
-                stream.length = now
+                stream.length = int(lengths[place])
 
-    def _read(self, slots: Slots, length: int, windows: Floats, stamps: npt.NDArray[Any]) -> None:
-        """Bring the prompts of slots up to their newest bar."""
+    def _read(
+        self, slots: Slots, lengths: Slots | None, bars: Floats, stamps: npt.NDArray[np.int64]
+    ) -> None:
+        """Read bars into the prompts of slots: whole windows, or, given their lengths, one more."""
         assert self._prompts is not None
         prompts, predictor = self._prompts, self.predictor
-        if not length:
-            self._scales.keep(slots, WindowScale.of(windows))
-        else:
-            windows, stamps = windows[:, -1:], stamps[:, -1:]
+        device = predictor.device
 
         def read(rows: slice, _: slice) -> None:
-            own = slots[rows]
-            z = predictor.normalised(self._scales.of(own), windows[rows])
-            moments = torch.from_numpy(stamps[rows]).to(predictor.device)
-            if length:
-                prompts.read_more(own, length, z, moments)
-            else:
-                prompts.read_anew(own, z, moments)
+            z = predictor.normalised(self._scales.of(slots[rows]), bars[rows])
+            moments = torch.from_numpy(stamps[rows]).to(device)
+            for run in runs_of(slots[rows]):
+                own = slots[rows][run]
+                if lengths is None:
+                    prompts.read_anew(own, z[run], moments[run])
+                else:
+                    held = torch.from_numpy(lengths[rows][run]).to(device)
+                    prompts.read_more(own, held, z[run], moments[run])
 
         plan: BatchPlan = predictor.plan(len(slots), self.lookback, 1, 1)
         for _ in run_batches(read, plan.batches(len(slots), 1), plan):
             pass
 
-    def _drawing(self, slots: Slots, length: int, closes: Floats) -> Drawing:
-        """Draws from what is kept in these slots."""
+    def _drawing(self, slots: Slots, lengths: Slots | None, closes: Floats) -> Drawing:
+        """Draws from what is kept in these slots.
+
+        Args:
+            lengths: of their prompts; None: a lookback each, in the arithmetic of a full read.
+        """
         assert self._prompts is not None
         prompts, predictor, how = self._prompts, self.predictor, self._request.sampling
+        device = predictor.device
 
         def draw(
             rows: slice,
@@ -637,11 +654,17 @@ class StreamingPredictor:
             uniforms: torch.Tensor,
             each_step: Callable[[], None] | None,
         ) -> Floats:
-            own = slots[rows]
-            moments = torch.from_numpy(ahead.astype(np.int64)).to(predictor.device)
-            numbers = uniforms.to(predictor.device)
-            drawn, newest = prompts.draw(own, length, moments, how, numbers, each_step)
-            return in_units(self._scales.of(own), drawn, newest, closes[rows], how)
+            moments = torch.from_numpy(ahead.astype(np.int64)).to(device)
+            numbers = uniforms.to(device)
+            parts = []
+            for run in runs_of(slots[rows]):
+                own, held = slots[rows][run], self.lookback
+                if lengths is not None:
+                    held = torch.from_numpy(lengths[rows][run]).to(device)
+                drawn, newest = prompts.draw(own, held, moments[run], how, numbers[run], each_step)
+                scale = self._scales.of(own)
+                parts.append(in_units(scale, drawn, newest, closes[rows][run], how))
+            return np.concatenate(parts)
 
         return draw
 
