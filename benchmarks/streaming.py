@@ -10,7 +10,9 @@ Difference: at `--starts` moments, evenly spaced, both modes begin with the same
 next ones; random numbers are common. By the age of the held scale, in bars: how far fast's median
 and its 5-95 % band lie from exact's, as mean |difference| in shares of the width of exact's band;
 CRPS of both, of closes as returns in basis points, and their difference with a standard error
-over the moments. Age 0 is a read, and must be 0.
+over the moments. Age 0 is a read, and must be 0. Paths are as drawn; with `--calibrated` as users
+get them, where a calibration takes its band from past volatility alone, as nano's does of hours, and
+no quantile of a bar differs at all.
 
 Example:
     python benchmarks/streaming.py --data crypto_1h_2021_2022.parquet --freq h
@@ -32,6 +34,7 @@ import torch
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.evaluation.forecasts.distributions import PathDistribution
+from kronos_qlib.inference.options import AUTO
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.inference.streaming.streaming_predictor import StreamingPredictor
@@ -76,7 +79,9 @@ class Market:
         return table
 
 
-def stream_of(predictor: KronosPredictor, mode: str, args: argparse.Namespace) -> StreamingPredictor:
+def stream_of(
+    predictor: KronosPredictor, mode: str, args: argparse.Namespace
+) -> StreamingPredictor:
     return StreamingPredictor(
         predictor,
         lookback=args.lookback,
@@ -87,6 +92,7 @@ def stream_of(predictor: KronosPredictor, mode: str, args: argparse.Namespace) -
         levels=LEVELS,
         freq=args.freq,
         exchange=args.exchange,
+        calibration=AUTO if args.calibrated else None,
         invalid="skip",
         incomplete="skip",
     )
@@ -204,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--horizon", type=int, default=1)
     parser.add_argument("--paths", type=int, default=20)
     parser.add_argument("--starts", type=int, default=40)
+    parser.add_argument("--calibrated", action="store_true", help="paths as users get them")
     parser.add_argument("--json", type=Path, help="write both tables here too")
     args = parser.parse_args(argv)
     predictor = KronosPredictor.from_pretrained(args.checkpoint, device="cpu")

@@ -144,9 +144,7 @@ class KeptPrompts:
         stamps = torch.cat((ahead[:, :1], ahead), dim=1)
         begun = reader, context.repeat_interleave(paths, dim=0)
         most = self.room + horizon
-        drawn = generate(
-            self.net, (s1, s2), stamps, horizon, how, uniforms, most, each_step, begun
-        )
+        drawn = generate(self.net, (s1, s2), stamps, horizon, how, uniforms, most, each_step, begun)
         return self.tokenizer.decode_after(drawn, decoder), bar
 
     def _read(self, z: Tensor, stamps: Tensor) -> tuple[list[KeyValueStore], list[Tensor]]:

@@ -57,7 +57,8 @@ Slots = npt.NDArray[np.int64]
 Mode = Literal["exact", "fast"]
 Outcome = Literal["read", "appended", "repeated", "too late", "left out", "waiting"]
 """What a bar did: its window was read anew; it was appended to what is kept; nothing, for it was
-there, or came too late, or broke a rule; or there are not enough bars for a forecast."""
+there, or came too late, or broke a rule; or there are not enough bars for a forecast, or the times
+to come are not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Pushed:
     reason: str
     """Of a read in fast mode, of a bar without effect, of a forecast that waits; may be empty."""
     forecast: Forecast | None
-    """Of the bars after the newest one; None before there are `lookback` bars."""
+    """Of the bars after the newest one; None while it waits."""
     levels: tuple[float, ...]
     age: int = 0
     """Bars for which the scale of that forecast has been held; 0 right after a read."""
@@ -196,7 +197,8 @@ class StreamingPredictor:
 
     Bars that lack are no error: instruments are suspended, minutes without a trade have no bar, and a
     window is the last bars there were. Where the clock by which the forecast was made expected
-    others, `Pushed.note` says so.
+    others, `Pushed.note` says so. Where the window does not show how its bars go on, or not as `freq`
+    or `exchange` say, the bar is taken in and the forecast waits ("waiting", with the reason).
 
     An error leaves all as it was, for every instrument of that push. Memory per instrument is
     bounded: bars kept, one forecast, in fast mode one prompt of at most `lookback` + `hold` bars
@@ -337,7 +339,7 @@ class StreamingPredictor:
             What it did, and the forecast.
 
         Raises:
-            BarDataError, CalendarError: as of `push_many`.
+            BarDataError, ConfigError: as of `push_many`.
         """
         [pushed] = self.push_many(pd.DataFrame([dict(bar)])).values()
         return pushed
@@ -355,7 +357,7 @@ class StreamingPredictor:
         Raises:
             BarDataError: a bar cannot be read, an instrument has two, or one breaks a rule that is
                 an error. Names instrument and time; nothing was taken in.
-            CalendarError: the times to come are not known; nothing was taken in.
+            ConfigError: `exchange`, `freq` or the calibration asked for cannot work.
         """
         read = read_bars(bars, as_is=True).bars
         twice = read["symbol"].duplicated()
@@ -457,12 +459,8 @@ class StreamingPredictor:
             raise fault_error(where, rule_name, one.bar, alike, len(refused) - len(alike))
 
     def _look_ahead(self, coming: Sequence[_Coming]) -> None:
-        """The times of the bars to come, and what the clock says of the bar that came.
-
-        Raises:
-            CalendarError: they are not known.
-        """
-        made: dict[bytes, Ahead] = {}
+        """The times of the bars to come, and what the clock says of the bar that came."""
+        made: dict[bytes, Ahead | CalendarError] = {}
         for one in coming:
             if not _is_taken(one) or len(one.kept) < self.lookback:
                 continue
@@ -473,10 +471,14 @@ class StreamingPredictor:
                     made[key] = bars_ahead(
                         past, self.horizon, exchange=self.exchange, freq=self.freq
                     )
-                except CalendarError as bad:
-                    raise CalendarError(f"{one.stream.name}: {bad}") from bad
-                self._log_doubts(made[key])
-            one.ahead = made[key].times
+                except CalendarError as unknown:
+                    made[key] = unknown
+            found = made[key]
+            if isinstance(found, CalendarError):
+                one.note = str(found)
+                continue
+            self._log_doubts(found)
+            one.ahead = found.times
             if one.kind == "new" and one.stream.forecast is not None:
                 one.note = _gap_note(one.time, one.stream.forecast.times)
 
@@ -505,6 +507,10 @@ class StreamingPredictor:
                 stream.length, stream.why = 0, one.kind
             if len(stream.kept) < self.lookback:
                 outcomes[name] = "waiting", f"{len(stream.kept)} of {self.lookback} bars"
+                continue
+            if one.ahead is None:
+                outcomes[name], one.note = ("waiting", one.note), ""
+                stream.length, stream.why, stream.forecast = 0, "times to come were not known", None
                 continue
             due.append(one)
         to_read, to_append = self._parted(due, outcomes)
