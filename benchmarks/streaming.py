@@ -1,18 +1,18 @@
 """What StreamingPredictor takes for a bar, and what its fast mode changes.
 
 Speed: `--instruments` names (those of the file, over and over) get a bar each by `push_many`, bar
-by bar, for as many bars as a scale is held and one more, so that a full read of all is among them. A
-first such round is not timed. Columns: bars a second over the round; milliseconds of the middle
-push and of the slowest, for all instruments together; MiB kept. What is timed begins with a frame of
-bars and ends with a table of quantiles.
+by bar, for as many bars as a scale is held and one more, so that a full read of all is among them.
+A first such round is not timed. Columns: bars a second over the round; milliseconds of the middle
+push and of the slowest, for all instruments together; MiB kept. What is timed begins with a frame
+of bars and ends with a table of quantiles.
 
-Difference: at `--starts` moments, evenly spaced, both modes begin with the same bars and get the same
-next ones; random numbers are common. By the age of the held scale, in bars: how far fast's median
-and its 5-95 % band lie from exact's, as mean |difference| in shares of the width of exact's band;
-CRPS of both, of closes as returns in basis points, and their difference with a standard error
+Difference: at `--starts` moments, evenly spaced, both modes begin with the same bars and get the
+same next ones; random numbers are common. By the age of the held scale, in bars: how far fast's
+median and its 5-95 % band lie from exact's, as mean |difference| in shares of the width of exact's
+band; CRPS of both, of closes as returns in basis points, and their difference with a standard error
 over the moments. Age 0 is a read, and must be 0. Paths are as drawn; with `--calibrated` as users
-get them, where a calibration takes its band from past volatility alone, as nano's does of hours, and
-no quantile of a bar differs at all.
+get them: a calibration that takes its band from past volatility alone, as nano's does of hours,
+makes the quantiles of both modes the same.
 
 Example:
     python benchmarks/streaming.py --data crypto_1h_2021_2022.parquet --freq h
@@ -171,7 +171,8 @@ def compared(market: Market, now: int, pushed: dict) -> list[dict]:
         rows.append({
             "age": fast.age, "width": width,
             "median": abs(quantiles["fast"][1] - middle) / width,
-            "band": (abs(quantiles["fast"][0] - low) + abs(quantiles["fast"][2] - high)) / 2 / width,
+            "band": (abs(quantiles["fast"][0] - low) + abs(quantiles["fast"][2] - high))
+            / 2 / width,
             "exact": scores["exact"] * BASIS_POINTS, "fast": scores["fast"] * BASIS_POINTS,
         })  # fmt: skip
     return rows

@@ -38,7 +38,7 @@ from kronos_qlib.data.windows.faulty_bars import (
     fault_error,
 )
 from kronos_qlib.data.windows.scale import WindowScale
-from kronos_qlib.errors import BarDataError, CalendarError, ConfigError, some_of
+from kronos_qlib.errors import BarDataError, CalendarError, ConfigError
 from kronos_qlib.inference.batching import BatchPlan, run_batches
 from kronos_qlib.inference.forecast import Forecast, quantiles_over_paths
 from kronos_qlib.inference.frames import whole
@@ -145,6 +145,8 @@ class _Stream:
     forecast: Forecast | None = None
     trades: bool = False
     """Whether it ever had a volume."""
+    is_due: bool = False
+    """Whether a bar was taken in and its forecast is not made: what was at it has failed."""
 
 
 @dataclass(eq=False)
@@ -175,13 +177,14 @@ class StreamingPredictor:
 
     "fast": a window is read, then its scale is held for up to `hold` further bars. The prompt's
     tokens keep their values, so keys and values are kept too: a bar that comes is normalised by the
-    held scale, made a token, and appended; only paths are drawn anew. Right after a read the forecast
-    is exact mode's bit for bit; later it differs in two ways: the scale is of up to `hold` bars ago,
-    and the prompt is up to `hold` bars longer. The window grows rather than slides: each key was
-    made in sight of all bars before it, so dropping the oldest would not give what a read of the
-    rest gives. It is read anew after `hold` bars; when a bar lies beyond the clip in the held scale;
-    when a bar was corrected or came late; when weights have changed. `benchmarks/streaming.py` measures
-    what it saves and what it costs. Calibration and coherence see the last `lookback` bars in both.
+    held scale, made a token, and appended; only paths are drawn anew. Right after a read the
+    forecast is exact mode's bit for bit; later it differs in two ways: the scale is of up to `hold`
+    bars ago, and the prompt is up to `hold` bars longer. The window grows rather than slides: each
+    key was made in sight of all bars before it, so dropping the oldest would not give what a read
+    of the rest gives. It is read anew after `hold` bars; when a bar lies beyond the clip in the
+    held scale; when a bar was corrected or came late; when weights have changed.
+    `benchmarks/streaming.py` measures what it saves and what it costs. Calibration and coherence
+    see the last `lookback` bars in both.
 
     A bar of an instrument, at a time, is one of these:
 
@@ -195,15 +198,17 @@ class StreamingPredictor:
         breaking a rule of `data.rules`: by `incomplete`, `invalid` and `untraded` an error, or
             left out as if suspended ("left out"), as everywhere.
 
-    Bars that lack are no error: instruments are suspended, minutes without a trade have no bar, and a
-    window is the last bars there were. Where the clock by which the forecast was made expected
-    others, `Pushed.note` says so. Where the window does not show how its bars go on, or not as `freq`
-    or `exchange` say, the bar is taken in and the forecast waits ("waiting", with the reason).
+    Bars that lack are no error: instruments are suspended, minutes without a trade have no bar, and
+    a window is the last bars there were. Where the clock by which the forecast was made expected
+    others, `Pushed.note` says so. Where the window does not show how its bars go on, or not as
+    `freq` or `exchange` say, the bar is taken in and the forecast waits ("waiting", with the
+    reason).
 
-    An error leaves all as it was, for every instrument of that push. Memory per instrument is
-    bounded: bars kept, one forecast, in fast mode one prompt of at most `lookback` + `hold` bars
-    (`nbytes`). Nothing is written to disk: after a restart `begin` with the last bars is all
-    that is needed. Calls from several threads wait for each other.
+    A bar that cannot be taken in leaves all as it was, for every instrument of that push; where
+    drawing fails (memory, an interrupt) the bars are in, and pushed again they are forecast. Memory
+    per instrument is bounded: bars kept, one forecast, in fast mode one prompt of at most
+    `lookback` + `hold` bars (`nbytes`). Nothing is written to disk: after a restart `begin` with
+    the last bars is all that is needed. Calls from several threads wait for each other.
 
     Args:
         predictor: whose weights, device, context and clip are taken.
@@ -332,8 +337,8 @@ class StreamingPredictor:
         """One bar of one instrument.
 
         Args:
-            bar: symbol, date, open, high, low, close, and if known volume and amount, under the names
-                that `read_bars` knows, as `bars_of_frame` has them.
+            bar: symbol, date, open, high, low, close, and if known volume and amount, under the
+                names that `read_bars` knows.
 
         Returns:
             What it did, and the forecast.
@@ -351,8 +356,8 @@ class StreamingPredictor:
             bars: a long table as `read_bars` takes it, one row an instrument, mostly of one time.
 
         Returns:
-            By instrument, upper-cased as `read_bars` does it. A forecast depends on its own instrument's bars,
-            name and the seed only, not on what else is in the batch.
+            By instrument, upper-cased as `read_bars` does it. A forecast depends on its own
+            instrument's bars, name and the seed only, not on what else is in the batch.
 
         Raises:
             BarDataError: a bar cannot be read, an instrument has two, or one breaks a rule that is
@@ -500,17 +505,22 @@ class StreamingPredictor:
             if not _is_taken(one):
                 outcomes[name] = _without_effect(one)
                 continue
+            if stream.is_due:
+                stream.length, stream.why = 0, "interrupted"
             self._streams[name] = stream
-            stream.kept = one.kept
+            stream.kept, stream.is_due, stream.forecast = one.kept, True, None
             stream.trades = stream.trades or bool((one.bar[VOLUME:] > 0).any())
-            if one.kind != "new":
+            if one.kind in ("corrected", "late"):
                 stream.length, stream.why = 0, one.kind
             if len(stream.kept) < self.lookback:
                 outcomes[name] = "waiting", f"{len(stream.kept)} of {self.lookback} bars"
+                stream.is_due = False
                 continue
             if one.ahead is None:
-                outcomes[name], one.note = ("waiting", one.note), ""
-                stream.length, stream.why, stream.forecast = 0, "times to come were not known", None
+                outcomes[name] = "waiting", one.note
+                one.note = ""
+                stream.length, stream.why = 0, "times to come were not known"
+                stream.is_due = False
                 continue
             due.append(one)
         to_read, to_append = self._parted(due, outcomes)
@@ -535,7 +545,8 @@ class StreamingPredictor:
     ) -> tuple[list[_Coming], list[_Coming]]:
         """Bars whose windows are read anew, and those that are appended, by slot."""
         if self.mode == "exact":
-            outcomes.update((one.stream.name, ("read", "")) for one in due)
+            for one in due:
+                outcomes[one.stream.name] = "read", ""
             return list(due), []
         self._find_slots(due)
         parted: tuple[list[_Coming], list[_Coming]] = [], []
@@ -618,6 +629,7 @@ class StreamingPredictor:
             drawn, close = paths[place].copy(), float(one.kept.bars[-1, CLOSE])
             stream = one.stream
             stream.forecast = Forecast(drawn, after, close, stream.name, anchored, taken.text)
+            stream.is_due = False
             if self.mode == "fast":
                 stream.length = int(lengths[place])
 
@@ -684,7 +696,8 @@ def _before(one: _Coming) -> Floats:
 
 
 def _is_taken(one: _Coming) -> bool:
-    return one.rule < 0 and one.kind in ("new", "corrected", "late")
+    again = one.kind == "repeated" and one.stream.is_due
+    return one.rule < 0 and (again or one.kind in ("new", "corrected", "late"))
 
 
 def _without_effect(one: _Coming) -> tuple[Outcome, str]:
