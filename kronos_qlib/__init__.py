@@ -14,6 +14,7 @@ from kronos_qlib.version import __version__
 if TYPE_CHECKING:
     from kronos_qlib.data.windows.window_dataset import WindowDataset
     from kronos_qlib.inference.predictor import KronosPredictor
+    from kronos_qlib.inference.streaming.streaming_predictor import StreamingPredictor
     from kronos_qlib.model.tokenizer import KronosTokenizer
     from kronos_qlib.model.transformer import Kronos
     from kronos_qlib.plugin.dataset import KronosDataset
@@ -25,6 +26,7 @@ __all__ = [
     "KronosModel",
     "KronosPredictor",
     "KronosTokenizer",
+    "StreamingPredictor",
     "WindowDataset",
     "__version__",
 ]
@@ -35,6 +37,7 @@ _HOME = {
     "KronosModel": "kronos_qlib.plugin.model",
     "KronosPredictor": "kronos_qlib.inference.predictor",
     "KronosTokenizer": "kronos_qlib.model.tokenizer",
+    "StreamingPredictor": "kronos_qlib.inference.streaming.streaming_predictor",
     "WindowDataset": "kronos_qlib.data.windows.window_dataset",
 }
 

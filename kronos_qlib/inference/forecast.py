@@ -71,6 +71,26 @@ def make_coherent(paths: Floats, past: Floats) -> Floats:
     return result
 
 
+def quantiles_over_paths(
+    values: Floats | Doubles, levels: float | Sequence[float], calibrated: bool
+) -> Doubles:
+    """(levels, ...) over the paths, the first axis of `values`.
+
+    numpy's usual quantile of 20 calibrated paths would call 85 % of the probability 90 %.
+
+    Raises:
+        ConfigError: no level, or one outside [0, 1].
+    """
+    try:
+        given = np.atleast_1d(np.asarray(levels, dtype=np.float64))
+    except (TypeError, ValueError) as bad:
+        raise ConfigError(f"quantile levels are numbers in [0, 1], got {levels!r}") from bad
+    if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all():
+        raise ConfigError(f"quantile levels lie in [0, 1], at least one, got {levels!r}")
+    method: Literal["hazen", "linear"] = "hazen" if calibrated else "linear"
+    return np.asarray(np.quantile(values, given, axis=0, method=method))
+
+
 @dataclass(frozen=True)
 class PathBars:
     """The paths of one series, as they are given to a condition.
@@ -154,15 +174,10 @@ class Forecast:
         Raises:
             ConfigError: no level, or one outside [0, 1].
         """
-        try:
-            given = np.atleast_1d(np.asarray(levels, dtype=np.float64))
-        except (TypeError, ValueError) as bad:
-            raise ConfigError(f"quantile levels are numbers in [0, 1], got {levels!r}") from bad
-        if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all():
-            raise ConfigError(f"quantile levels lie in [0, 1], at least one, got {levels!r}")
-        found = self._quantile(self.paths, given).astype(np.float32)  # (levels, H, 6)
+        found = quantiles_over_paths(self.paths, levels, self.is_calibrated)
+        found = found.astype(np.float32)  # (levels, H, 6)
         columns = pd.MultiIndex.from_product(
-            [BAR_COLUMNS, given.tolist()], names=["column", "level"]
+            [BAR_COLUMNS, np.ravel(levels).tolist()], names=["column", "level"]
         )
         table = found.transpose(1, 2, 0).reshape(len(self.times), -1)
         return pd.DataFrame(table, index=self._index, columns=columns)
@@ -270,7 +285,7 @@ class Forecast:
             moves, what, form = self.returns(), "return", "+.2%"
         else:
             moves, what, form = self.paths[:, -1, CLOSE].astype(np.float64), "close", ".4g"
-        low, high = self._quantile(moves, (0.05, 0.95))
+        low, high = quantiles_over_paths(moves, (0.05, 0.95), self.is_calibrated)
         name = f"{self.name}: " if self.name else ""
         begin = "anchored" if self.anchored else "not anchored"
         return (
@@ -278,14 +293,6 @@ class Forecast:
             f"{self.calibration}; "
             f"expected {what} {moves.mean():{form}}, 5-95 %: {low:{form}} to {high:{form}}>"
         )
-
-    def _quantile(self, values: Floats | Doubles, levels: Doubles | Sequence[float]) -> Doubles:
-        """(levels, ...) over the paths, the first axis of `values`.
-
-        numpy's usual quantile of 20 calibrated paths would call 85 % of the probability 90 %.
-        """
-        method: Literal["hazen", "linear"] = "hazen" if self.is_calibrated else "linear"
-        return np.asarray(np.quantile(values, levels, axis=0, method=method))
 
     @property
     def _index(self) -> pd.DatetimeIndex:

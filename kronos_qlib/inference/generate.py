@@ -30,6 +30,7 @@ def generate(
     uniforms: Tensor,
     max_context: int,
     each_step: Callable[[], None] | None = None,
+    begun: tuple[Reader, Tensor] | None = None,
 ) -> TokenPair:
     """Continue each window by `horizon` bars along as many paths as `uniforms` has.
 
@@ -43,6 +44,9 @@ def generate(
         uniforms: (B, P, horizon, 2) float32 in [0, 1), see `path_uniforms`.
         max_context: bars that the predictor attends to at once.
         each_step: called after each bar; what it raises ends the work.
+        begun: a reader that has read the lookbacks, with room for `horizon` - 1 bars of each path,
+            and the context after them, (B * P, D). All must fit `max_context`; `tokens` and
+            `stamps` may then begin at the last bar of the lookbacks.
 
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
@@ -61,11 +65,15 @@ def generate(
     every_stamp = stamps.repeat_interleave(paths, dim=0)
     numbers = uniforms.flatten(0, 1)  # (R, horizon, 2)
     prompt = slice(lookback - held, lookback)
-    reader = Reader(net, paths, cached_steps - 1, how.rotate_s2)
+    if begun is None:
+        reader = Reader(net, paths, cached_steps - 1, how.rotate_s2)
+        newest = reader.read(tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt])
+    else:
+        reader, newest = begun
     for step in range(horizon):
         at = lookback + step
         if step == 0:
-            newest = reader.read(tokens[0][:, prompt], tokens[1][:, prompt], stamps[:, prompt])
+            pass  # the lookbacks have been read
         elif step < cached_steps:
             last = slice(at - 1, at)
             newest = reader.read(s1[:, last], s2[:, last], every_stamp[:, last])

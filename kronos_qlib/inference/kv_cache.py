@@ -28,6 +28,8 @@ class KeyValueStore:
         self.taken = 0
         self._is_few = steps <= FEW_STEPS
         self._prompt: tuple[Tensor, Tensor] | None = None
+        self._room: tuple[Tensor, Tensor] | None = None
+        self._lengths: Tensor | None = None
         self._own: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -36,23 +38,62 @@ class KeyValueStore:
         return self._prompt is None
 
     @property
-    def length(self) -> int:
-        """Bars remembered, so the position of the next one."""
+    def length(self) -> int | Tensor:
+        """Bars remembered, so the position of the next one; (B,) where prompts differ in length."""
+        if self._lengths is not None:
+            return self._lengths + self.taken
         return 0 if self._prompt is None else self._prompt[0].shape[2] + self.taken
 
     def keep_prompt(self, k: Tensor, v: Tensor) -> None:
         """Remember prompts, k and v (B, T, H, W)."""
         assert self.is_empty, "a store remembers one prompt per window"
         # (B, H, T, W): a window's head is one matrix.
-        self._prompt = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
+        k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        self.adopt(k, v, k.shape[2])
+
+    def adopt(self, k: Tensor, v: Tensor, length: int | Tensor) -> None:
+        """Take prompts that were read before, without a copy.
+
+        Args:
+            k, v: (B, H, room, W), the first `length` bars in use; `lengthen` writes into what is
+                free behind them.
+            length: of all prompts; or (B,) int64, of each. Then all of the room is read and what
+                is free weighs nothing, so that a prompt's result does not depend on the lengths of
+                others; it must be finite.
+        """
+        assert self.is_empty, "a store remembers one prompt per window"
+        self._room = (k, v)
+        if isinstance(length, Tensor):
+            self._lengths, self._prompt = length, (k, v)
+        else:
+            self._prompt = (k[:, :, :length], v[:, :, :length])
         if self.steps:
-            windows, _, heads, width = k.shape
+            windows, heads, _, width = k.shape
             shape = (windows, heads, self.paths)
             if self._is_few:
                 own = k.new_empty((self.steps, *shape, width))
             else:
                 own = k.new_zeros((*shape, FEW_STEPS, width))
             self._own = (own, own.clone())
+
+    @property
+    def prompt(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompts, (B, H, T, W) each."""
+        assert self._prompt is not None, "no prompt has been read"
+        return self._prompt
+
+    def lengthen(self, k: Tensor, v: Tensor) -> None:
+        """Add a bar to every prompt, k and v (B, 1, H, W), before a path has bars of its own."""
+        assert self._room is not None and not self.taken, "a prompt ends where paths begin"
+        (room_k, room_v), at = self._room, self.length
+        if isinstance(at, Tensor):
+            row = torch.arange(len(at), device=at.device)
+            room_k[row, :, at], room_v[row, :, at] = k[:, 0], v[:, 0]
+            self._lengths = at + 1
+        else:
+            assert at < room_k.shape[2], "no room for another bar"
+            room_k[:, :, at], room_v[:, :, at] = k[:, 0], v[:, 0]
+            self._prompt = (room_k[:, :, : at + 1], room_v[:, :, : at + 1])
 
     def read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Remember prompts and attend causally within them: all (B, T, H, W), to (B, T, H * W)."""
@@ -67,6 +108,11 @@ class KeyValueStore:
         """Remember prompts and attend from their last bar only: all (B, T, H, W), to (B, 1, D)."""
         self.keep_prompt(k, v)
         return self._rows(self._attend_prompt(q[:, -1:].transpose(1, 2)))
+
+    def read_more(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add a bar to every prompt and attend from it: all (B, 1, H, W), to (B, 1, H * W)."""
+        self.lengthen(k, v)
+        return self._rows(self._attend_prompt(q.transpose(1, 2)))
 
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
@@ -128,7 +174,7 @@ class KeyValueStore:
     def _attend_prompt(self, queries: Tensor) -> Tensor:
         assert self._prompt is not None, "nothing to attend to"
         k, v = self._prompt
-        scores = (queries @ k.transpose(-1, -2)).float()
+        scores = self._in_use((queries @ k.transpose(-1, -2)).float())
         return torch.softmax(scores, dim=-1).to(v.dtype) @ v
 
     def _weigh(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,10 +190,18 @@ class KeyValueStore:
         """
         assert self._prompt is not None, "nothing to attend to"
         k, v = self._prompt
-        scores = torch.cat(((queries @ k.transpose(-1, -2)).float(), own), dim=-1)
+        of_prompt = self._in_use((queries @ k.transpose(-1, -2)).float())
+        scores = torch.cat((of_prompt, own), dim=-1)
         weights = torch.softmax(scores, dim=-1).to(v.dtype)
         seen = k.shape[2]
         return weights[..., :seen] @ v, weights[..., seen:]
+
+    def _in_use(self, scores: Tensor) -> Tensor:
+        """Scores (B, H, N, T) of prompts, minus infinity behind the end of each."""
+        if self._lengths is None:
+            return scores
+        places = torch.arange(scores.shape[-1], device=scores.device)
+        return scores.masked_fill_((places >= self._lengths[:, None])[:, None, None], -torch.inf)
 
     def _by_window(self, rows: Tensor) -> Tensor:
         """(R, H, W) to (B, H, P, W)."""

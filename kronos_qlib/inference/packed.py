@@ -146,9 +146,18 @@ class Turn:
         self.rates = rotary.inv_freq.detach()
         self.table = self._build(0)
 
-    def __call__(self, x: Tensor, start: int) -> Tensor:
-        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`."""
-        table = self._at(start, x.shape[1])[:, None]
+    def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`.
+
+        Args:
+            start: of all; or (B,) int64, each for N / B rows in a row.
+        """
+        if isinstance(start, Tensor):
+            every = self._at(0, int(start.max()) + x.shape[1])
+            places = start[:, None] + torch.arange(x.shape[1], device=start.device)
+            table = every[places.repeat_interleave(len(x) // len(start), dim=0)][:, :, None]
+        else:
+            table = self._at(start, x.shape[1])[:, None]
         pairs = x.float().view(*x.shape[:-1], -1, 2)
         if x.device.type == "mps":  # where not every torch multiplies complex numbers
             (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
@@ -218,6 +227,10 @@ class PackedBlock:
         if newest_only:
             return self._finish(x[:, -1:], store.read_newest(q, k, v))
         return self._finish(x, store.read_prompt(q, k, v))
+
+    def read_more(self, x: Tensor, store: KeyValueStore) -> Tensor:
+        """Take in one more bar of each prompt, (B, 1, D)."""
+        return self._finish(x, store.read_more(*self._parts(x, store.length)))
 
     def read_next(self, x: Tensor, store: KeyValueStore) -> Tensor:
         """Take in each path's newest bar, (R, 1, D)."""
@@ -308,6 +321,23 @@ class Reader:
         newest = context[:, -1]
         return newest.repeat_interleave(self.paths, dim=0) if is_prompt else newest
 
+    def read_more(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        """Take in one more bar of each prompt, whose keys and values the stores have adopted.
+
+        Args:
+            s1, s2: (B, 1) int64. stamps: (B, 1, 5) int64.
+
+        Returns:
+            The context after it, (B, D).
+        """
+        net = self.net
+        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        for block, store in zip(net.blocks, self.stores, strict=True):
+            x = block.read_more(x, store)
+        context = normalised(x, net.norm_eps) * net.norm_weight
+        self.s2_store.lengthen(*self._for_s2(context))
+        return context[:, -1]
+
     def s1_logits(self, newest: Tensor) -> Tensor:
         """(R, 2**s1_bits) float32 from the newest bars' context."""
         return self.net.s1_head(newest).float()
@@ -323,12 +353,16 @@ class Reader:
         return net.s2_head(normalised(attended, net.s2_norm_eps)).float()
 
     def _keep_for_s2(self, context: Tensor, is_prompt: bool) -> None:
+        k, v = self._for_s2(context)
+        (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
+
+    def _for_s2(self, context: Tensor) -> tuple[Tensor, Tensor]:
         net = self.net
         both = _heads(net.s2_keys_values(context), 2 * net.s2_heads)
         k, v = both[:, :, : net.s2_heads], both[:, :, net.s2_heads :]
         if self.rotate_s2:
             k = net.s2_turn(k, self.s2_store.length)
-        (self.s2_store.keep_prompt if is_prompt else self.s2_store.keep)(k, v)
+        return k, v
 
 
 def read_contexts(
@@ -421,11 +455,24 @@ class PackedTokenizer:
         self.from_code = Product([net.post_quant_embed], dtype)
         self.head = Product([net.head], dtype)
 
-    def encode(self, z: Tensor) -> TokenPair:
-        """(B, T, 6) normalised bars to s1 and s2, (B, T) int64 each."""
+    def encoder_stores(self) -> list[KeyValueStore]:
+        """Empty ones, for `encode` to fill."""
+        return [KeyValueStore(paths=1, steps=0) for _ in self.encoder]
+
+    def decoder_stores(self, paths: int) -> list[KeyValueStore]:
+        """Empty ones, for `decode_prompt` to fill."""
+        return [KeyValueStore(paths, steps=0) for _ in self.decoder]
+
+    def encode(self, z: Tensor, stores: Sequence[KeyValueStore] | None = None) -> TokenPair:
+        """(B, T, 6) normalised bars to s1 and s2, (B, T) int64 each.
+
+        Args:
+            stores: where keys and values are kept: empty ones, or those of the bars before, which
+                z (B, 1, 6) continues. None: they are not kept.
+        """
         x = self.embed(z.to(self.dtype))
-        for block in self.encoder:
-            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+        for block, store in zip(self.encoder, stores or self.encoder_stores(), strict=True):
+            x = block.read_prompt(x, store) if store.is_empty else block.read_more(x, store)
         code = self.to_code(x).float()
         require_finite(code, "codes of the tokenizer")
         ids: TokenPair = self.quantizer.to_ids(code)
@@ -446,16 +493,31 @@ class PackedTokenizer:
         Returns:
             The drawn bars (R, S, 6) and the last bar of each prompt (B, 6), float32 normalised.
         """
-        stores = [KeyValueStore(paths, steps=0) for _ in self.decoder]
+        stores = self.decoder_stores(paths)
+        newest = self.decode_prompt(prompt, stores)
+        return self.decode_after(drawn, stores), newest
+
+    def decode_prompt(self, prompt: TokenPair, stores: Sequence[KeyValueStore]) -> Tensor:
+        """The last bar (B, 6) of prompts (B, T), whose keys and values are kept.
+
+        Args:
+            stores: empty ones, or those of the bars before, which a prompt (B, 1) continues.
+        """
         x = self._embed_ids(prompt)
         for block, store in zip(self.decoder, stores, strict=True):
-            # Of the prompt's bars only the last is asked for, and only of the last block.
-            x = block.read_prompt(x, store, newest_only=store is stores[-1])
-        newest = self.head(x[:, -1]).float()
+            if store.is_empty:
+                # Of the prompt's bars only the last is asked for, and only of the last block.
+                x = block.read_prompt(x, store, newest_only=store is stores[-1])
+            else:
+                x = block.read_more(x, store)
+        return self.head(x[:, -1]).float()
+
+    def decode_after(self, drawn: TokenPair, stores: Sequence[KeyValueStore]) -> Tensor:
+        """Bars (R, S, 6) of tokens drawn after the prompts of `stores`, which stay as they are."""
         x = self._embed_ids(drawn)
         for block, store in zip(self.decoder, stores, strict=True):
             x = block.read_ahead(x, store)
-        return self.head(x).float(), newest
+        return self.head(x).float()
 
     def _embed_ids(self, tokens: TokenPair) -> Tensor:
         return self.from_code(self.quantizer.to_codes(*tokens).to(self.dtype))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,28 @@ class Packed:
 
     net: PackedKronos
     tokenizer: PackedTokenizer
+
+
+class Drawing(Protocol):
+    """Draws the paths of some series from what was kept of their prompts."""
+
+    def __call__(
+        self,
+        rows: slice,
+        ahead: Stamps,
+        uniforms: torch.Tensor,
+        each_step: Callable[[], None] | None,
+    ) -> Floats:
+        """
+        Args:
+            rows: which of the series that were asked for.
+            ahead: (B, H, 5) int64 stamps of the bars to come of those.
+            uniforms: (B, P, H, 2) random numbers.
+            each_step: to be called after each bar.
+
+        Returns:
+            (B, P, H, 6) float32 bars in their own units.
+        """
 
 
 class KronosPredictor:
@@ -286,7 +308,7 @@ class KronosPredictor:
         results: dict[int, Forecast] = {}
         for places in by_length.values():
             group = [series[place] for place in places]
-            drawn, chosen = self._paths(
+            drawn, chosen = self.draw(
                 np.stack([one.bars for one in group]),
                 stamps_of(np.stack([one.past for one in group])),
                 stamps_of(np.stack([one.ahead for one in group])),
@@ -339,20 +361,33 @@ class KronosPredictor:
         how = Request.of((T, top_k, top_p), sample_count, verbose, {**options, "seed": seed})
         pred_len = whole("pred_len", pred_len)
         _check_stamps(y_stamp, (len(x), pred_len, len(TIME_FIELDS)), "y_stamp", keys)
-        result, chosen = self._paths(x, x_stamp, y_stamp, how, keys)
+        result, chosen = self.draw(x, x_stamp, y_stamp, how, keys)
         for one in chosen:
             self._log_uncalibrated(one.text, how)
         return result
 
-    def _paths(
+    def draw(
         self,
         x: Floats,
         x_stamp: Stamps,
         y_stamp: Stamps,
         request: Request,
         keys: Sequence[str] | None,
+        drawing: Drawing | None = None,
     ) -> tuple[Floats, list[Chosen]]:
-        """Paths, and the calibration that each series took."""
+        """What `paths` and `predict_paths` are made of: random numbers, batches, calibration.
+
+        Args:
+            x, x_stamp, y_stamp, keys: as in `paths`.
+            request: the arguments of the call.
+            drawing: draws a batch in place of a full read of its bars; None: a full read.
+
+        Returns:
+            As `paths`, and the calibration that each series took.
+
+        Raises:
+            BarDataError, ConfigError: as of `paths`.
+        """
         how, pred_len = request.sampling, y_stamp.shape[1]
         x = _checked(x, x_stamp, keys)
         chosen = check_request(self._choose(request.calibration), request)
@@ -362,7 +397,7 @@ class KronosPredictor:
         x, x_stamp = self._seen(x, x_stamp)
         taken = sort_out(chosen, x, x_stamp, lambda series: _name(series, keys))
         stamps = np.concatenate((x_stamp, y_stamp), axis=1)
-        packed = self._engine()
+        packed = self.engine()
 
         plan = self.plan(len(x), x.shape[1], pred_len, how.paths, how.stratified)
         names = [key_of(row) for row in x] if keys is None else [str(key).encode() for key in keys]
@@ -374,7 +409,10 @@ class KronosPredictor:
         def draw(rows: slice, futures: slice) -> None:
             past = x[rows]
             uniforms = torch.from_numpy(uniforms_in(result[rows, futures]).copy())
-            drawn = self._forecast(packed, past, stamps[rows], how, uniforms, each_step)
+            if drawing is None:
+                drawn = self._forecast(packed, past, stamps[rows], how, uniforms, each_step)
+            else:
+                drawn = drawing(rows, np.asarray(y_stamp)[rows], uniforms, each_step)
             result[rows, futures] = make_coherent(drawn, past) if request.coherent else drawn
 
         _run(draw, plan, batches, "forecasting", request.verbose)
@@ -545,7 +583,7 @@ class KronosPredictor:
         if not len(x):
             return result
         x, stamps = self._seen(x, x_stamp)
-        packed = self._engine()
+        packed = self.engine()
 
         def read(rows: slice, _: slice) -> None:
             result[rows] = self._embed(packed, x[rows], stamps[rows], pooling)
@@ -566,25 +604,20 @@ class KronosPredictor:
     ) -> Floats:
         horizon, paths = stamps.shape[1] - bars.shape[1], uniforms.shape[1]
         scale = WindowScale.of(bars)
-        tokens = packed.tokenizer.encode(self._normalised(scale, bars))
+        tokens = packed.tokenizer.encode(self.normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         places = uniforms.to(self.device)
         drawn = generate(
             packed.net, tokens, moments, horizon, how, places, self.max_context, each_step
         )
         ahead, newest = decode_drawn(packed.tokenizer, tokens, drawn, paths, self.max_context)
-        require_finite(ahead, "bars of the tokenizer")
-        futures = scale.to_bars(ahead.cpu().numpy().reshape(len(bars), paths * horizon, -1))
-        if how.anchor:
-            seen = scale.to_bars(newest.cpu().numpy()[:, None])
-            futures[..., PRICES] += (bars[:, -1:, CLOSE] - seen[..., CLOSE])[..., None]
-        return futures.reshape(len(bars), paths, horizon, -1)
+        return in_units(scale, ahead, newest, bars[:, -1, CLOSE], how)
 
     @torch.inference_mode()
     def _embed(
         self, packed: Packed, bars: Floats, stamps: Stamps, pooling: ContextConfig
     ) -> Floats:
-        s1, s2 = packed.tokenizer.encode(self._normalised(WindowScale.of(bars), bars))
+        s1, s2 = packed.tokenizer.encode(self.normalised(WindowScale.of(bars), bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
         newest = read_contexts(packed.net, s1, s2, moments, pooling)
         require_finite(newest, "contexts of the predictor")
@@ -602,10 +635,11 @@ class KronosPredictor:
             )
         return x[:, seen], np.asarray(stamps)[:, seen]
 
-    def _normalised(self, scale: WindowScale, bars: Floats) -> torch.Tensor:
+    def normalised(self, scale: WindowScale, bars: Floats) -> torch.Tensor:
+        """Z-scores of bars (B, T, 6), clipped, on the device."""
         return torch.from_numpy(scale.to_z(bars, self.clip)).to(self.device)
 
-    def _engine(self) -> Packed:
+    def engine(self) -> Packed:
         """Both halves packed for decoding: again whenever a weight has changed since."""
         now = self._weights_now()
         if self._packed is None or now != self._packed_from:
@@ -622,6 +656,35 @@ class KronosPredictor:
         # A replaced part may have no weight at all.
         now.append((id(self.model.time_emb), id(self.tokenizer.quantizer)))
         return now
+
+
+def in_units(
+    scale: WindowScale,
+    ahead: torch.Tensor,
+    newest: torch.Tensor,
+    closes: Floats,
+    how: SamplingConfig,
+) -> Floats:
+    """Decoded paths in the units of their bars, anchored if that is asked for.
+
+    Args:
+        scale: of B lookbacks.
+        ahead, newest: (B * P, H, 6) and (B, 6) normalised, from `decode_drawn`.
+        closes: (B,) last closes seen.
+
+    Returns:
+        (B, P, H, 6) float32.
+
+    Raises:
+        CheckpointError: the bars are not finite.
+    """
+    require_finite(ahead, "bars of the tokenizer")
+    windows, (rows, horizon, _) = len(closes), ahead.shape
+    futures = scale.to_bars(ahead.cpu().numpy().reshape(windows, -1, len(BAR_COLUMNS)))
+    if how.anchor:
+        seen = scale.to_bars(newest.cpu().numpy()[:, None])
+        futures[..., PRICES] += (closes[:, None] - seen[..., CLOSE])[..., None]
+    return futures.reshape(windows, rows // windows, horizon, -1)
 
 
 def _run(

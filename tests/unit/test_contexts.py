@@ -100,7 +100,7 @@ def test_pooled_contexts_are_means_of_the_networks_own(predictor, windows, pooli
         bars, stamps = group.seen()
         for row, place in enumerate(places[:2]):
             one = bars[row : row + 1]
-            z = predictor._normalised(WindowScale.of(one), one)
+            z = predictor.normalised(WindowScale.of(one), one)
             s1, s2 = tokenizer.encode(z)
             stamp = torch.from_numpy(stamps[row : row + 1])
             with torch.inference_mode():
@@ -121,8 +121,8 @@ def test_pooled_contexts_are_means_of_the_networks_own(predictor, windows, pooli
 def test_a_context_alone_has_the_bits_of_the_reader_that_draws_after_it(predictor, windows):
     """What draws paths keeps keys for the s2 attention besides; contexts never needed them."""
     bars, stamps = windows.take(slice(30, 40)).cut(6).seen()
-    packed = predictor._engine()
-    z = predictor._normalised(WindowScale.of(bars), bars)
+    packed = predictor.engine()
+    z = predictor.normalised(WindowScale.of(bars), bars)
     with torch.inference_mode():
         s1, s2 = packed.tokenizer.encode(z)
         expected = Reader(packed.net, paths=1, steps=0).read(s1, s2, torch.from_numpy(stamps))
