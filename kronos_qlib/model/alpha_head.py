@@ -35,6 +35,9 @@ class AcrossNames(nn.Module):
     place of B * B, so 5,000 shares cost 5,000 times the landmarks. Its output map begins at zero,
     so a new head scores as without it.
 
+    What it adds must differ between shares, since what is the same for all moves no rank: shares
+    are normalised, and each landmark is kept beside what it has read, or all would be one mean.
+
     Source: induced set attention, Lee et al., "Set Transformer", arXiv 1810.00825; a gate by the
     market, Li et al., "MASTER", arXiv 2312.15235.
     """
@@ -44,7 +47,8 @@ class AcrossNames(nn.Module):
 
     def __init__(self, hidden: int, landmarks: int, market: int) -> None:
         super().__init__()
-        self.landmarks = nn.Parameter(torch.randn(landmarks, hidden) * hidden**-0.5)
+        # Of one deviation: smaller ones attend to all shares alike.
+        self.inducing_points = nn.Parameter(torch.randn(landmarks, hidden))
         self.to_keys, self.to_values = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
         self.to_queries = nn.Linear(hidden, hidden)
         self.gate = nn.Linear(market, hidden)
@@ -61,7 +65,8 @@ class AcrossNames(nn.Module):
 
     def forward(self, x: Tensor, market: Tensor) -> Tensor:
         """(B, hidden) of one whole day and its market's state (M,), to (B, hidden)."""
-        told = _attend(self.landmarks, self.to_keys(x), self.to_values(x))
+        x, points = F.layer_norm(x, x.shape[-1:]), self.inducing_points
+        told = points + _attend(points, self.to_keys(x), self.to_values(x))
         mixed = _attend(self.to_queries(x), told, told)
         state = (market - self.market_level) / (self.market_spread + TINY)
         gate = torch.sigmoid(self.gate(state.clamp(-STATE_LIMIT, STATE_LIMIT)))

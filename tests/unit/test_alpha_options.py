@@ -19,7 +19,7 @@ from kronos_qlib.data.windows.scale_features import SCALE_FEATURES, scale_featur
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.inference.predictor import KronosPredictor
-from kronos_qlib.model.alpha_head import AlphaEnsemble, AlphaHead, compared
+from kronos_qlib.model.alpha_head import AcrossNames, AlphaEnsemble, AlphaHead, compared
 from kronos_qlib.model.sizes import ContextConfig, HeadConfig
 from kronos_qlib.pipeline.scoring import scores_from_alpha
 from kronos_qlib.pipeline.stages import StagesConfig, labels_of, make_head, run_stages
@@ -406,6 +406,17 @@ def test_a_score_depends_on_all_of_its_day_in_whatever_order_and_on_the_market()
         [head(context[:10], features[:10], market), head(context[10:], features[10:], market)]
     )
     assert not torch.allclose(parts, scores), "which is why a day is never scored in parts"
+
+
+def test_what_an_attention_adds_differs_between_names():
+    """It was one mean for all names: a constant, which no rank and no correlation notices."""
+    torch.manual_seed(0)
+    across = AcrossNames(64, 16, F)
+    torch.nn.init.normal_(across.out.weight)
+    x = torch.nn.functional.silu(0.6 * torch.randn(300, 64))
+    with torch.no_grad():
+        added = across(x, torch.zeros(F))
+    assert added.std(dim=0).mean() > 0.1 * added.mean(dim=0).abs().mean()
 
 
 def test_a_market_far_from_any_seen_is_held_at_three_deviations():
