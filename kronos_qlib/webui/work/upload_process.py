@@ -79,6 +79,7 @@ def read_upload(
     _CHECKS[suffix](name, data)
     if suffix == ".xlsx":
         frame = _sheet(name, data)
+
         def row_of(found: re.Match[str]) -> str:
             """As the sheet counts: the header is row 1, and blank rows are rows."""
             return f"row {frame.index[int(found[1]) - 1] + 2}"
