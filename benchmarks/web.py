@@ -134,7 +134,7 @@ def soaked(server: Server, chosen: argparse.Namespace) -> Iterator[list[str]]:
             return timed(port, "POST", "/predict", form, "multipart/form-data; boundary=b")
         return forecast(port, bars, number, keep=kind == 2, **few)
 
-    first = min(max(1, 100 // chosen.clients), chosen.requests)
+    first = max(1, min(100 // chosen.clients, chosen.requests // 2))
     begun = time.perf_counter()
     early = many(chosen.clients, first, 10_000, one)
     before = server.memory()

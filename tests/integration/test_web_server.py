@@ -46,7 +46,6 @@ def asked(port, data):
         (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ", 400),
         (POST + b"Content-Length: 99999999999\r\n\r\n{}", 413),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n0\r\n\r\n", 400),
-        (POST + b"X: " + b"a" * 300_000 + b"\r\n\r\n", 431),
     ],
 )
 def test_a_request_that_is_none_gets_a_problem_document(port, data, status):
