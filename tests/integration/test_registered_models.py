@@ -171,8 +171,9 @@ def test_the_champion_scores_a_day_with_the_bits_of_its_run(uri, ran, tmp_path, 
         assert not levels
     if name == "alpha":
         assert " alpha " in found.facts["model"]["weights"]
-    # The run's newest day is another, and the same run is the same version.
-    assert newest_scores(champion, tracking_uri=uri).day == pd.Timestamp(NEWEST)
+    if name == "zero_shot":  # the newest day is another
+        assert newest_scores(champion, tracking_uri=uri).day == pd.Timestamp(NEWEST)
+    # The same run is the same version.
     assert register(name, name, tracking_uri=uri, alias=None)[0] == version
 
 
