@@ -55,6 +55,23 @@ SETTINGS = {
     "KRONOS_LAMBDA_L2": "50",
 }
 """,
+    "04_every_day": """
+INSTRUMENTS, NAMES, DAYS = 12, 8, 5
+SETTINGS = {
+    "KRONOS_START": "2022-01-03",
+    "KRONOS_TRAIN_START": "2022-08-01",
+    "KRONOS_TRAIN_END": "2022-08-31",
+    "KRONOS_VALID_START": "2022-09-01",
+    "KRONOS_VALID_END": "2022-09-30",
+    "KRONOS_TEST_START": "2022-10-03",
+    "KRONOS_TEST_END": "2022-11-30",
+    "KRONOS_EPOCHS": "1",
+    "KRONOS_LOOKBACK": "30",
+    "KRONOS_TOPK": "4",
+    "KRONOS_N_DROP": "1",
+    "KRONOS_THREADS": "1",
+}
+""",
 }
 
 

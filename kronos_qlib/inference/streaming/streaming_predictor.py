@@ -346,7 +346,7 @@ class StreamingPredictor:
         Raises:
             BarDataError, ConfigError: as of `push_many`.
         """
-        [pushed] = self.push_many(pd.DataFrame([dict(bar)])).values()
+        [pushed] = self.push_many(pd.DataFrame([dict(bar.items())])).values()
         return pushed
 
     def push_many(self, bars: pd.DataFrame) -> Pushes:
@@ -551,7 +551,7 @@ class StreamingPredictor:
         self._find_slots(due)
         parted: tuple[list[_Coming], list[_Coming]] = [], []
         can = [one for one in due if one.stream.length]
-        beyond = set()
+        beyond: set[str] = set()
         if can:
             bars = np.stack([one.bar for one in can])[:, None]
             z = self._scales.of(np.array([one.stream.slot for one in can])).to_z(bars, np.inf)
@@ -607,7 +607,7 @@ class StreamingPredictor:
         windows = np.stack([one.kept.bars[-self.lookback :] for one in group])
         stamps = stamps_of(np.stack([one.kept.times[-self.lookback :] for one in group]))
         times = [one.ahead for one in group if one.ahead is not None]
-        drawing = None
+        drawing: Drawing | None = None
         if self.mode == "fast":
             slots = np.array([one.stream.slot for one in group], dtype=np.int64)
             lengths = np.array([one.stream.length for one in group], dtype=np.int64)

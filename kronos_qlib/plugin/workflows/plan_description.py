@@ -114,11 +114,11 @@ def described_training(section: Mapping[str, Any]) -> str:
     """What a model's section trains, in words."""
     kwargs = section.get("kwargs") or {}
     if class_of(section) == RollingModel.__name__:
-        how = RollingModel(**kwargs).how
-        which = "the alpha head alone" if how.retrain == HEADS else "all"
+        rolling = RollingModel(**kwargs).how
+        which = "the alpha head alone" if rolling.retrain == HEADS else "all"
         return (
-            f"{described_training(kwargs['model'])}; {which} again every {how.every} trading days, "
-            f"{how.start}, train {how.train}"
+            f"{described_training(kwargs['model'])}; {which} again every {rolling.every} trading "
+            f"days, {rolling.start}, train {rolling.train}"
         )
     if kwargs.get("members"):
         return "; ".join(
