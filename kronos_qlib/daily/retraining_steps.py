@@ -61,8 +61,8 @@ class RetrainingSteps:
         """Judge a candidate that has followed enough days, promote it or not, and note who is in
         force, whoever changed that."""
         recover(self.champion_file)
-        for folder in CandidateFolder.all(self.config.home):
-            recover(folder.verdict)
+        for each in CandidateFolder.all(self.config.home):
+            recover(each.verdict)
         folder = self._newest()
         if folder is not None and folder.is_open:
             self._judge(folder, day)

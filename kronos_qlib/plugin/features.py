@@ -97,8 +97,7 @@ class KronosFeatureDataset(KronosDataset):
 
     def keep_contexts(self, folder: Path) -> None:
         """Keep contexts in a folder and find them there, unless the model names one."""
-        if self.model.contexts_folder is None:
-            self.model.contexts_folder = folder
+        self.model.keep_contexts(folder)
 
     @property
     def columns(self) -> list[str]:

@@ -286,9 +286,9 @@ class KronosModel(ModelFT):
         """Where contexts of a frozen backbone are kept, if anywhere."""
         return self._folder_of(self._contexts_folder)
 
-    @contexts_folder.setter
-    def contexts_folder(self, folder: Path | None) -> None:
-        self._contexts_folder = None if folder is None else str(folder)
+    def keep_contexts(self, folder: Path) -> None:
+        """Keep contexts in a folder, and find them there, unless the settings name one."""
+        self._contexts_folder = self._contexts_folder or str(folder)
 
     def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
         """Train on from the weights it has now.

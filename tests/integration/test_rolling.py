@@ -30,6 +30,7 @@ from kronos_qlib.plugin.rolling.rolls import moved_to, purged, rolls_of
 from kronos_qlib.plugin.runs.newest_day import score_newest
 from kronos_qlib.plugin.runs.run_comparison import compare
 from kronos_qlib.plugin.runs.stored_runs import read_signal
+from kronos_qlib.plugin.workflows import estimate
 
 pytestmark = pytest.mark.integration
 
@@ -431,6 +432,7 @@ def test_a_workflow_is_rolled_as_one_run_beside_the_one_that_is_not(
     provider, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(estimate, "PROBE_SECONDS", 0.0)  # a few windows will do
     for name in [name for name in os.environ if name.startswith("KRONOS_")]:
         monkeypatch.delenv(name)
     records = [
@@ -480,13 +482,11 @@ def test_a_workflow_is_rolled_as_one_run_beside_the_one_that_is_not(
     Path("gru.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     before = mlflow.get_tracking_uri()
     try:
-        assert main(["roll", "gru.yaml", "--every", "12", "--dry-run"]) == 0
+        assert main(["roll", "gru.yaml", "--every", "12"]) == 0
         said = capsys.readouterr().out
         assert "rolls     3: the first scores 2020-05-01 to 2020-05-18, the last" in said
         assert "note: ForecastReportRecord is left out" in said
-        assert not Path("rolls").exists() and not Path("mlflow.db").exists()
-        assert main(["roll", "gru.yaml", "--every", "12"]) == 0
-        assert "done: experiment gru_rolled" in capsys.readouterr().out
+        assert "done: experiment gru_rolled" in said
         config["task"]["record"] = [records[0], records[2]]
         Path("gru.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         assert main(["run", "gru.yaml"]) == 0

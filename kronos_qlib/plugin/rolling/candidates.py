@@ -17,6 +17,7 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.expressions import reach_of
 from kronos_qlib.plugin.features import KronosFeatureDataset
+from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.qlib_internals import metrics_dropped
 from kronos_qlib.plugin.registry.inputs import references_of
 from kronos_qlib.plugin.registry.model_folder import about_folder, source_of_folder
@@ -290,8 +291,8 @@ def _made(config: Mapping[str, Any], contexts_folder: Path | None) -> Any:
     model = init_instance_by_config(copy.deepcopy(dict(config)))
     members = model.members.values() if isinstance(model, BlendModel) else [model]
     for one in members:
-        if contexts_folder is not None and hasattr(one, "contexts_folder"):
-            one.contexts_folder = contexts_folder
+        if contexts_folder is not None and isinstance(one, KronosModel):
+            one.keep_contexts(contexts_folder)
     return model
 
 

@@ -88,6 +88,10 @@ def retrain(model: Any, dataset: Any, before: KeptModel | None, how: RetrainConf
     Args:
         model: made from its settings, nothing fitted.
         before: what the training before left; None where this is the first.
+
+    Raises:
+        ConfigError: it is to go on from a model that is not kept in plain files.
+        Otherwise as the models' `fit` and `finetune`.
     """
     if before is None or (how.start == ANEW and how.retrain == ALL):
         _fit(model, dataset)

@@ -68,13 +68,13 @@ def rolls_of(
     days = pd.DatetimeIndex(np.unique(calendar.astype("datetime64[D]")))
     rolling.ta.cals = [*days, *pd.date_range(days[-1], periods=every + 2)[1:]]
     given = {name: tuple(map(_day, bounds[name])) for name in ORDER}
-    rolls = []
+    rolls: list[Segments] = []
     for each in rolling.generate({"dataset": {"kwargs": {"segments": given}}}):
         found = each["dataset"]["kwargs"]["segments"]
         if found["test"][0] > last:
             break
-        ends = {**found, "test": (found["test"][0], min(found["test"][1], last))}
-        rolls.append({name: (_text(ends[name][0]), _text(ends[name][1])) for name in ORDER})
+        cut = {**found, "test": (found["test"][0], min(found["test"][1], last))}
+        rolls.append({name: (_text(cut[name][0]), _text(cut[name][1])) for name in ORDER})
     return rolls
 
 

@@ -89,12 +89,12 @@ def described_plan(
     if rolled_model(task) is not None:
         model = RollingModel(**task["model"]["kwargs"])
         rolls = model.planned(source.segments, freq)
-        first, last = rolls[0]["test"], rolls[-1]["test"]
+        begun, ended = (" to ".join(each["test"]) for each in (rolls[0], rolls[-1]))
         yield (
             "rolls",
             (
-                f"{len(rolls)}: the first scores {first[0]} to {first[1]}, the last {last[0]} to "
-                f"{last[1]}; finished ones are kept in {model.folder or 'no folder'}"
+                f"{len(rolls)}: the first scores {begun}, the last {ended}; finished ones are kept "
+                f"in {model.folder or 'no folder'}"
             ),
         )
     yield (
@@ -114,11 +114,11 @@ def described_training(section: Mapping[str, Any]) -> str:
     """What a model's section trains, in words."""
     kwargs = section.get("kwargs") or {}
     if class_of(section) == RollingModel.__name__:
-        rolling = RollingModel(**kwargs).how
-        which = "the alpha head alone" if rolling.retrain == HEADS else "all"
+        again = RollingModel(**kwargs).how
+        which = "the alpha head alone" if again.retrain == HEADS else "all"
         return (
-            f"{described_training(kwargs['model'])}; {which} again every {rolling.every} trading "
-            f"days, {rolling.start}, train {rolling.train}"
+            f"{described_training(kwargs['model'])}; {which} again every {again.every} trading "
+            f"days, {again.start}, train {again.train}"
         )
     if kwargs.get("members"):
         return "; ".join(

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class QueuedJob:
     """Called with the job, to tell its progress; what it returns becomes `result`."""
     seconds: float
     """Longest that it may take."""
-    about: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    about: Mapping[str, str | list[str]] = field(default_factory=dict)
     """What was asked for, to ask for it again when it is done."""
     id: str = field(default_factory=lambda: secrets.token_hex(10))
     state: State = "queued"
@@ -123,7 +123,7 @@ class JobQueue:
         label: str,
         work: Callable[[QueuedJob], Any],
         *,
-        about: Mapping[str, str | Sequence[str]] | None = None,
+        about: Mapping[str, str | list[str]] | None = None,
         seconds: float = MOST_SECONDS,
         must: bool = False,
     ) -> QueuedJob:
