@@ -242,7 +242,7 @@ class PackedBlock:
         """All bars of each path after the prompt at once, (R, S, D); the store stays as it is."""
         return self._finish(x, store.attend_ahead(*self._parts(x, store.length)))
 
-    def _parts(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
         turned = self.turn(parts[:, :, : 2 * self.heads], start)
         return turned[:, :, : self.heads], turned[:, :, self.heads :], parts[:, :, 2 * self.heads :]

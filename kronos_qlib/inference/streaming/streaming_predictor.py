@@ -259,7 +259,7 @@ class StreamingPredictor:
         self.levels = tuple(levels)
         quantiles_over_paths(np.zeros((1, 1)), self.levels, calibrated=False)
         self._check_context()
-        options = {"coherent": coherent, "calibration": calibration, "seed": seed}
+        options: dict[str, Any] = {"coherent": coherent, "calibration": calibration, "seed": seed}
         if sampling is not None:
             options["sampling"] = sampling
         self._request = Request.of((1.0, 0, 0.9), 20, False, options, usual_paths=20)
@@ -555,7 +555,7 @@ class StreamingPredictor:
         if can:
             bars = np.stack([one.bar for one in can])[:, None]
             z = self._scales.of(np.array([one.stream.slot for one in can])).to_z(bars, np.inf)
-            far = (np.abs(z) > self.predictor.clip).any(axis=(1, 2))
+            far = np.any(np.abs(z) > self.predictor.clip, axis=(1, 2)).tolist()
             beyond = {one.stream.name for one, is_far in zip(can, far, strict=True) if is_far}
         for one in due:
             stream = one.stream
@@ -676,7 +676,8 @@ class StreamingPredictor:
             numbers = uniforms.to(device)
             parts = []
             for run in runs_of(slots[rows]):
-                own, held = slots[rows][run], self.lookback
+                own = slots[rows][run]
+                held: int | torch.Tensor = self.lookback
                 if lengths is not None:
                     held = torch.from_numpy(lengths[rows][run]).to(device)
                 drawn, newest = prompts.draw(own, held, moments[run], how, numbers[run], each_step)
