@@ -166,6 +166,7 @@ SERVERS = {
         "security": "web",
         "serving": "web",
         "static_files": "web",
+        "wire_errors": "web",
     }.items()
 }
 """Modules that are of an extra as a whole, which the commands that import them check before."""

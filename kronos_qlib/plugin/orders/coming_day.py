@@ -23,7 +23,8 @@ class EveningExchange(BarExchange):
     """
 
     def __init__(self, *args: Any, evening: pd.Timestamp, day: pd.Timestamp, **kwargs: Any) -> None:
-        self._evening, self._day = evening, day
+        self._evening = evening
+        self._day = day
         kwargs |= {"start_time": evening - BEFORE, "end_time": evening}
         # No limits: they are the coming day's, and its prices are not known.
         super().__init__(*args, limit_threshold=float("inf"), **kwargs)
