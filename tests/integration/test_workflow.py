@@ -42,9 +42,9 @@ REDUCED = {
     "KRONOS_LOOKBACK": "30",
     "KRONOS_HORIZON": "5",
     "KRONOS_PATHS": "2",
-    "KRONOS_FORECAST_WINDOWS": "100",
+    "KRONOS_FORECAST_WINDOWS": "50",
     "KRONOS_EPOCHS": "1",
-    "KRONOS_WINDOWS_PER_EPOCH": "1200",
+    "KRONOS_WINDOWS_PER_EPOCH": "600",
     "KRONOS_VALIDATION_WINDOWS": "32",
     "KRONOS_TOPK": "6",
     "KRONOS_N_DROP": "2",
@@ -270,7 +270,7 @@ def test_a_workflow_runs_to_its_end(finished, client, tmp_path, name):
             "coverage_90_calibrated",
         ):
             assert f"forecast.{metric}" in run.data.metrics, sorted(run.data.metrics)
-        assert run.data.metrics["forecast.windows"] == 100
+        assert run.data.metrics["forecast.windows"] == int(REDUCED["KRONOS_FORECAST_WINDOWS"])
     else:
         assert not judged
 
