@@ -55,7 +55,7 @@ def dirty_tables(draw: st.DrawFn) -> pd.DataFrame:
     return table[["symbol", "date", *NUMBERS]]
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(dirty_tables(), st.sampled_from(["bracket", "drop-bracket"]))
 def test_all_repairs_but_one_leave_no_error_and_no_jump(table, without):
     before = table.copy()
@@ -66,7 +66,7 @@ def test_all_repairs_but_one_leave_no_error_and_no_jump(table, without):
     pd.testing.assert_frame_equal(table, before)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(dirty_tables(), st.sampled_from(sorted(MENDS)))
 def test_a_repair_leaves_nothing_of_what_it_mends(table, rule):
     mended, _ = repair_bars(table, [rule])
