@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,16 +50,18 @@ def adapters(net: nn.Module, rank: int | None, alpha: float, seed: int) -> Itera
 
 def merge_adapters(net: nn.Module) -> nn.Module:
     """Merge the adapters in `net`, if it has any, into its weights, and remove them."""
-    if not hasattr(net, "peft_config"):
+    made_by = sys.modules.get("peft.tuners.tuners_utils")
+    if made_by is None:  # nobody has imported peft, so there are none
         return net
-    layer_type = require("peft.tuners.tuners_utils", for_="LoRA").BaseTunerLayer
+    layer_type = made_by.BaseTunerLayer
     found = [(name, part) for name, part in net.named_modules() if isinstance(part, layer_type)]
     for name, part in found:
         layer: Any = part
         layer.merge()
         path, _, last = name.rpartition(".")
         setattr(net.get_submodule(path), last, layer.get_base_layer())
-    del net.peft_config
+    if hasattr(net, "peft_config"):
+        del net.peft_config
     return net
 
 
