@@ -448,7 +448,7 @@ def test_a_workflow_is_rolled_as_one_run_beside_the_one_that_is_not(
         },
         {"class": "SigAnaRecord", "module_path": "qlib.workflow.record_temp", "kwargs": {}},
     ]
-    uri = "sqlite:///mlflow.db"
+    uri = f"sqlite:///{Path.cwd().as_posix()}/mlflow.db"  # MLflow keeps a relative one open
     config = {
         "qlib_init": {
             "provider_uri": str(provider),
