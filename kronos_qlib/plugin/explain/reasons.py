@@ -28,6 +28,7 @@ from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.dataset import source_of
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import ALPHA, KronosModel
+from kronos_qlib.plugin.runs.kept_models import is_lightgbm
 
 EXPLAINED = "KronosModel with an alpha head as its score, Qlib's LGBModel, and blends of them"
 """Models whose scores are explained, for messages."""
@@ -112,7 +113,7 @@ def _way_of(model: Any) -> Any:
     if isinstance(model, KronosModel):
         is_alpha = model.head is not None and model.signal_settings.score in (None, ALPHA)
         return _of_head if is_alpha else None
-    is_trees = type(model).__name__ == "LGBModel" and getattr(model, "model", None) is not None
+    is_trees = is_lightgbm(model) and getattr(model, "model", None) is not None
     return _of_trees if is_trees else None
 
 

@@ -14,7 +14,7 @@ from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.rolling.rolls import EXPANDING, TRAIN
-from kronos_qlib.plugin.runs.kept_models import KeptModel, needs_state, restore
+from kronos_qlib.plugin.runs.kept_models import KeptModel, is_lightgbm, needs_state, restore
 from kronos_qlib.settings import check_known, check_whole
 
 ANEW, WARM = "anew", "warm"
@@ -55,7 +55,7 @@ def check_retrainable(model: Any, how: RetrainConfig) -> None:
         )
     if how.start == WARM:
         for one in members_of(model):
-            if not isinstance(one, KronosModel | GRUModel) and not _is_lightgbm(one):
+            if not isinstance(one, KronosModel | GRUModel) and not is_lightgbm(one):
                 raise ConfigError(
                     f"start: {WARM} takes a KronosModel, a GRUModel, LightGBM or a blend of them, "
                     f"and a {type(one).__name__} learns anew each time: say start: {ANEW}"
@@ -129,7 +129,7 @@ def _go_on(model: Any, dataset: Any, how: RetrainConfig) -> None:
         model.fit_head(dataset, anew=how.start == ANEW)
     elif how.start == ANEW or (isinstance(model, KronosModel) and model.training.is_zero_shot):
         _fit(model, dataset)
-    elif _is_lightgbm(model):
+    elif is_lightgbm(model):
         model.fit(dataset, init_model=model.model)  # Qlib's own `finetune` fails: pyqlib 0.9.7
     else:
         model.finetune(dataset)
@@ -141,7 +141,3 @@ def _fit(model: Any, dataset: Any) -> None:
 
 def _has_head(model: Any) -> bool:
     return isinstance(model, KronosModel) and model.training.alpha is not None
-
-
-def _is_lightgbm(model: Any) -> bool:
-    return type(model).__name__ == "LGBModel"

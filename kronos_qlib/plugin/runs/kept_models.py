@@ -98,7 +98,7 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
         ]
         if None in state["members"]:
             return None
-    elif kind == "LGBModel" and getattr(model, "model", None) is not None:
+    elif is_lightgbm(model) and getattr(model, "model", None) is not None:
         files[f"{prefix}lightgbm.txt"] = model.model.model_to_string().encode()
         state["booster"] = f"{prefix}lightgbm.txt"
     elif kind == "LinearModel" and getattr(model, "coef_", None) is not None:
@@ -109,6 +109,11 @@ def _state_of(model: Any, prefix: str, files: dict[str, bytes]) -> dict[str, Any
     elif type(model) not in (GRUModel, BaselineModel):
         return None
     return state
+
+
+def is_lightgbm(model: object) -> bool:
+    """Whether it is Qlib's model of LightGBM: by its name, since LightGBM may not be installed."""
+    return type(model).__name__ == "LGBModel"
 
 
 def needs_state(model: object) -> bool:
