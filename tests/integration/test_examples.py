@@ -41,7 +41,7 @@ SECTIONS = {
     "backtest": BacktestConfig,
 }
 """Mappings of a workflow that are held against their class wherever a page shows one."""
-FOREIGN = {"make", "mlflow", "pip", "python3", "qrun", "source", "torchrun", "accelerate"}
+FOREIGN = {"cp", "make", "mlflow", "pip", "python3", "qrun", "source", "torchrun", "accelerate"}
 """Programs that are named and not run here."""
 PRINTED = {
     "README.md": ("paths of 10 bars", "calibrated on A-shares", "Name: score"),
@@ -142,6 +142,8 @@ def run(words: list[str]) -> int:
 
 def check_arguments(words: list[str]) -> None:
     """Whether a command that is not run here is one, and takes what the page gives it."""
+    if ">" in words:  # the shell's
+        words = words[: words.index(">")]
     if "kronos_qlib.cli" in words:  # after torchrun and its own flags
         words = ["kronos-qlib", *words[words.index("kronos_qlib.cli") + 1 :]]
     program, *rest = words
