@@ -253,8 +253,6 @@ def _drawn(
     seed: int,
     show_progress: bool,
 ) -> np.ndarray:
-    index = windows.take(places).index
-    keys = [f"{name} {moment.isoformat()}" for moment, name in index]
     paths = predictor.paths(
         sample.bars[places].astype(np.float32),
         sample.stamps[places],
@@ -262,7 +260,7 @@ def _drawn(
         sample.ahead.shape[1],
         sampling=replace(sampling, stratified=False, common=False),
         seed=seed,
-        keys=keys,
+        keys=windows.take(places).keys(),
         verbose=show_progress,
     )
     return np.asarray(paths[..., CLOSE])

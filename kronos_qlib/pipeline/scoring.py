@@ -170,10 +170,7 @@ def draw_paths(
     Returns:
         (N, P, H, 6) float32 bars in their own units.
     """
-    keys = [
-        (moment.isoformat() if sampling.common else f"{name} {moment.isoformat()}") + mark
-        for moment, name in windows.index
-    ]
+    keys = [key + mark for key in windows.keys(by_name=not sampling.common)]
     bars, stamps = windows.seen(lookback)
     return predictor.paths(
         bars,

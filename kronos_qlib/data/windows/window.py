@@ -106,6 +106,17 @@ class Windows:
             [pd.DatetimeIndex(self.times), owners], names=["datetime", "instrument"]
         )
 
+    def keys(self, by_name: bool = True) -> list[str]:
+        """What the random numbers of each window's paths are drawn by: its moment and its name.
+
+        Args:
+            by_name: False leaves the name out, so that all windows of a moment have the same.
+        """
+        return [
+            f"{name} {moment.isoformat()}" if by_name else moment.isoformat()
+            for moment, name in self.index
+        ]
+
     @property
     def times(self) -> Times:
         """(N,) datetime64[ns] of the last bars seen."""
