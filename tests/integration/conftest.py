@@ -40,7 +40,9 @@ def quick_stores(tmp_path_factory) -> Iterator[None]:
 
     def copied(engine: sqlalchemy.Engine) -> None:
         path = engine.url.database
-        is_new = engine.dialect.name == "sqlite" and not sqlalchemy.inspect(engine).get_table_names()
+        is_new = (
+            engine.dialect.name == "sqlite" and not sqlalchemy.inspect(engine).get_table_names()
+        )
         if is_new and path and template.exists():
             copy_database(template, path)
             return
