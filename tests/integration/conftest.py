@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import mlflow
+import mlflow.store.db.utils
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy
 from qlib.workflow.recorder import MLflowRecorder
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
@@ -23,6 +26,43 @@ def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         yield importlib.import_module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_stores(tmp_path_factory) -> Iterator[None]:
+    """MLflow's second new database and those after it are copies of the first, which took it some
+    two seconds and as many migrations as it ever had. Other processes make their own."""
+    make = getattr(mlflow.store.db.utils, "_initialize_tables", None)
+    if make is None:  # of another MLflow: then each takes its time
+        yield
+        return
+    template = tmp_path_factory.mktemp("first_store") / "mlflow.db"
+
+    def copied(engine: sqlalchemy.Engine) -> None:
+        path = engine.url.database
+        is_new = (
+            engine.dialect.name == "sqlite" and not sqlalchemy.inspect(engine).get_table_names()
+        )
+        if is_new and path and template.exists():
+            copy_database(template, path)
+            return
+        make(engine)
+        if is_new and path:
+            copy_database(path, template)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mlflow.store.db.utils, "_initialize_tables", copied)
+        yield
+
+
+def copy_database(source: Path | str, target: Path | str) -> None:
+    """By sqlite, which minds what others have open."""
+    one, other = sqlite3.connect(source), sqlite3.connect(target)
+    try:
+        one.backup(other)
+    finally:
+        one.close()
+        other.close()
 
 
 @pytest.fixture(scope="module")

@@ -136,10 +136,15 @@ def test_nothing_is_found_in_noise_with_every_option(tmp_path):
     assert daily.abs().mean() > 0.05, "scores are no constant"
 
 
+QUARTER = ("2021-04-01", "2021-06-30")
+"""Of the test: enough to be scored several times."""
+
+
 def test_every_option_is_in_the_pickle_and_in_the_folder(fitted_with_all, provider, tmp_path):
     dataset = dataset_of(provider)
-    scores = fitted_with_all.predict(dataset)
-    assert pickle.loads(pickle.dumps(fitted_with_all)).predict(dataset).equals(scores)
+    scores = fitted_with_all.predict(dataset, QUARTER)
+    assert len(scores) > 1000
+    assert pickle.loads(pickle.dumps(fitted_with_all)).predict(dataset, QUARTER).equals(scores)
     fitted_with_all.save_pretrained(str(tmp_path))
     assert sorted(path.name for path in (tmp_path / "alpha").iterdir()) == [
         "config.json",
@@ -147,7 +152,7 @@ def test_every_option_is_in_the_pickle_and_in_the_folder(fitted_with_all, provid
     ]
     saved = {"checkpoint": str(tmp_path), "alpha_head": str(tmp_path / "alpha")}
     again = KronosModel(**saved, device="cpu", show_progress=False)
-    assert again.predict(dataset).equals(scores)
+    assert again.predict(dataset, QUARTER).equals(scores)
     day = scores.index.get_level_values("datetime").unique()[30]
     alone = again.predict(dataset, (day, day))
     assert alone.equals(scores[scores.index.get_level_values("datetime") == day])
@@ -202,9 +207,9 @@ def test_the_history_shows_what_was_chosen_by(fitted):
 
 def test_a_pickle_scores_alike_and_a_day_alone_too(fitted, provider):
     dataset = dataset_of(provider)
-    scores = fitted.predict(dataset)
+    scores = fitted.predict(dataset, QUARTER)
     again = pickle.loads(pickle.dumps(fitted))
-    assert again.predict(dataset).equals(scores)
+    assert again.predict(dataset, QUARTER).equals(scores)
     day = scores.index.get_level_values("datetime").unique()[30]
     alone = again.predict(dataset, (day, day))
     assert alone.equals(scores[scores.index.get_level_values("datetime") == day])

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 
 SEEDS = 20
 NAMES = 24
-LOOKBACK, HORIZON = 40, 5
+LOOKBACK, HORIZON = 24, 5
 SCORED_DAYS = 15
 TOP = 5
 """Names held, of equal weight, from the close after the score to the next."""
@@ -48,7 +48,7 @@ def measured(effect: float, seed: int) -> pd.Series:
     """One market's mean IC, Rank IC and daily excess return of the best names, by signal."""
     market = make_market(
         MarketConfig(
-            instruments=NAMES, sectors=4, years=0.47, effect=effect, late_share=0.0, seed=seed
+            instruments=NAMES, sectors=4, years=0.41, effect=effect, late_share=0.0, seed=seed
         )
     )
     table = BarTable.from_bars(market.bars)

@@ -383,14 +383,20 @@ def test_every_fault_of_the_dirty_us_panel_is_found():
     assert faults_found(bars) == wanted
 
 
-@needs_us_daily
-@pytest.mark.parametrize("offsets", [(-1,), (1,), (-1, 1), (-3, -2, -1)])
-def test_jumps_are_found_across_bars_without_a_close(offsets):
-    """A NaN bar next to a jump would hide it from whoever compares neighbouring rows."""
+@pytest.fixture(scope="module")
+def jumping():
+    """Names of the panel with a jump and twenty others, and the jumps."""
     every = pd.read_parquet(US_DAILY).sort_values(["symbol", "date"], ignore_index=True)
     jumps = faults_by_hand(every)["jump"]
     names = {name for name, _ in jumps} | set(every["symbol"].unique()[:20])
-    bars = every[every["symbol"].isin(names)].reset_index(drop=True)
+    return every[every["symbol"].isin(names)].reset_index(drop=True), jumps
+
+
+@needs_us_daily
+@pytest.mark.parametrize("offsets", [(-1,), (1,), (-1, 1), (-3, -2, -1)])
+def test_jumps_are_found_across_bars_without_a_close(jumping, offsets):
+    """A NaN bar next to a jump would hide it from whoever compares neighbouring rows."""
+    bars, jumps = jumping[0].copy(), jumping[1]
     rows = np.flatnonzero([key in jumps for key in zip(bars["symbol"], bars["date"], strict=True)])
     for offset in offsets:
         bars.loc[rows + offset, PRICES] = np.nan

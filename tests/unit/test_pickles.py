@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pandas.core.indexes.base import _new_Index
 
 from kronos_qlib.errors import MissingArtifactError, UnsafeArtifactError
+from kronos_qlib.plugin.pickles import pickle_steps
 from kronos_qlib.plugin.pickles.load_pickle import load_pickle
 from kronos_qlib.plugin.runs.plain_files import as_table
 
@@ -272,8 +273,6 @@ BOMBS = {
     "array": pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"),
     "array of nothing": pickle.dumps(np.zeros(3, dtype="S1")).replace(b"S1", b"S0"),
     "cycle": b"]\x94h\x00a.",
-    "many lists": b"\x80\x04" + b"]" * 2**23 + b".",
-    "many sets": b"\x80\x04" + b"\x8f" * 2**21 + b".",
     "set of a range": pickle.dumps(Call(set, Call(range, 2**40))),
     "frozenset of a range": pickle.dumps(Call(frozenset, Call(range, 2**40))),
     "numbers of one hash": pickle.dumps(dict.fromkeys(range(2**61 - 1, 2**72, 2**61 - 1))),
@@ -298,6 +297,25 @@ def test_a_bomb_is_refused(name, tmp_path):
             with pytest.raises(MissingArtifactError):
                 read(BOMBS[name], tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 400e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("step", "steps"), [(b"]", 2**23), (b"\x8f", 2**21)], ids=["lists", "sets"]
+)
+def test_a_pickle_of_many_empty_containers_is_refused_before_they_fill_the_memory(
+    step, steps, tmp_path, monkeypatch
+):
+    """On an eighth of the scale: each step of a pickle is counted by the memory that it takes."""
+    import tracemalloc
+
+    monkeypatch.setattr(pickle_steps, "MOST_STEPS", pickle_steps.MOST_STEPS // 8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MissingArtifactError, match="it takes more steps than a table"):
+            read(b"\x80\x04" + step * (steps // 8) + b".", tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 400e6 / 8
     finally:
         tracemalloc.stop()
 

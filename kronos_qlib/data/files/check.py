@@ -157,6 +157,8 @@ def check_columns(
 
 def describe_bars(bars: pd.DataFrame, where: Flags, explain: Explain) -> Changes:
     """(symbol, date, detail) of the flagged bars."""
+    if not where.any():  # as mostly, and a look at pandas takes longer
+        return []
     flagged = bars.loc[where]
     names = [str(name) for name in flagged.columns]
     rows = (dict(zip(names, row, strict=True)) for row in flagged.itertuples(index=False))
