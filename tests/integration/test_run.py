@@ -37,8 +37,8 @@ SMALL = {
     "valid_end": "2020-12-31",
     "test_start": "2021-01-04",
     "test_end": "2021-02-12",
-    "topk": 6,
-    "n_drop": 2,
+    "topk": 4,
+    "n_drop": 1,
     "open_cost": 0.0005,
     "close_cost": 0.0015,
 }
@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
 def folder(tmp_path_factory):
     """A small market, and a profile of it."""
     place = tmp_path_factory.mktemp("run")
-    small = ["--instruments", "30", "--years", "1.25", "--effect", "0.3", "--seed", "1"]
+    small = ["--instruments", "12", "--years", "1.25", "--effect", "0.3", "--seed", "1"]
     assert main(["data", "demo", str(place / "market"), *small]) == 0
     (place / "small.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     return place
@@ -316,7 +316,7 @@ def test_a_plan_says_what_will_be_done_and_does_nothing(here, capsys):
     assert main(asked) == 0
     said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert said["market"] == "all of market, region us, benchmark BENCHMARK"
-    assert "30 instruments, 2020-01-01 to 2021-02-12" in said["bars"]
+    assert "12 instruments, 2020-01-01 to 2021-02-12" in said["bars"]
     assert said["test"].startswith("2021-01-04 to 2021-02-12, ") and "instruments" in said["test"]
     assert said["model"].startswith("KronosModel nano finetuned; trains the predictor 1 epoch of")
     assert "minute" in said["estimate"] and "measured here just now" in said["estimate"]
@@ -412,7 +412,8 @@ def test_a_workflow_is_run_by_name_and_as_a_printed_file_elsewhere(folder, tmp_p
     """One in the market's folder, its printed file in another, by run and by qrun: equal scores."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    profile = str(folder / "small.yaml")
+    profile = str(tmp_path / "short.yaml")
+    Path(profile).write_text(yaml.safe_dump({**SMALL, "train_start": "2020-06-01"}), "utf-8")
     few = sets(lookback=30, horizon=5, provider_uri=(folder / "market").as_posix())
     told, log = run_in(
         elsewhere,
@@ -431,7 +432,7 @@ def test_a_workflow_is_run_by_name_and_as_a_printed_file_elsewhere(folder, tmp_p
     assert f"run {runs[0].info.run_id[:8]}" in log
     kept = client.download_artifacts(runs[0].info.run_id, "workflow.yaml", str(tmp_path))
     config = load_yaml(Path(kept).read_text(encoding="utf-8"), "it")
-    assert config["task"]["backtest"]["topk"] == 6
+    assert config["task"]["backtest"]["topk"] == 4
     assert config["qlib_init"]["provider_uri"] == (folder / "market").as_posix()
 
     # What a run keeps, qrun does again: nothing but the name of the experiment is another.
