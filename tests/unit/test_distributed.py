@@ -157,6 +157,16 @@ def meet(rank, count, folder):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
 
 
+def start(work, arguments, count):
+    """Processes that are forked of one that has imported most, where the system can; in processes
+    that are new each imports torch, its compiler and the test's own needs for some seconds."""
+    method = "spawn"
+    if "forkserver" in mp.get_all_start_methods():
+        method = "forkserver"
+        mp.set_forkserver_preload(["torch._dynamo", "kronos_qlib.training.processes", "hypothesis"])
+    mp.start_processes(work, arguments, count, start_method=method)
+
+
 def totals():
     """A loss of gathered rows and the mean gradient of a weight that made them."""
     weight = torch.tensor([2.0, 3.0], requires_grad=True)
@@ -251,7 +261,7 @@ def alone(tmp_path_factory):
 
 
 def by_processes(count, folder):
-    mp.start_processes(run_cases, (count, str(folder)), count, start_method="spawn")
+    start(run_cases, (count, str(folder)), count)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
@@ -342,7 +352,7 @@ def test_more_processes_than_windows_wait_for_nobody(tmp_path):
     for count in (1, 4):
         (tmp_path / str(count)).mkdir()
     run_small(0, 1, tmp_path / "1")
-    mp.start_processes(run_small, (4, tmp_path / "4"), 4, start_method="spawn")
+    start(run_small, (4, tmp_path / "4"), 4)
     for kind in SMALL:
         one, first, last = (
             torch.load(tmp_path / name, weights_only=False)
