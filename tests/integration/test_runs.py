@@ -108,27 +108,39 @@ def test_a_run_of_another_machine_is_left_alone(tmp_path, monkeypatch):
     assert runs._lock_path("../../etc/passwd") is None
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_qrun_from_another_folder_says_what_it_looked_for_and_makes_no_store(tmp_path, there):
+ELSEWHERE = """
+import os, sys, traceback
+from qlib.cli.run import run, workflow
+os.chdir(sys.argv[2])
+try:
+    workflow(sys.argv[1])
+except Exception:
+    traceback.print_exc()
+os.chdir(sys.argv.pop())
+sys.argv.pop()
+run()
+"""
+
+
+def test_qrun_from_another_folder_says_what_it_looked_for_and_makes_no_store(tmp_path):
     """It made an empty mlflow.db there, and failed much later for want of a calendar."""
-    if there:
-        (tmp_path / "demo" / "market").mkdir(parents=True)
+    empty, without = tmp_path / "empty", tmp_path / "without"
+    empty.mkdir()
+    (without / "demo" / "market").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KRONOS_")}
-    code = "from qlib.cli.run import run; run()"
     workflow = str(WORKFLOWS / "workflow_kronos_zero_shot.yaml")
     done = subprocess.run(
-        [sys.executable, "-c", code, workflow],
-        cwd=tmp_path,
+        [sys.executable, "-c", ELSEWHERE, workflow, str(empty), str(without)],
         env=clean,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode != 0
-    looked_for = tmp_path.resolve() / "demo" / "market"
-    says = f"{looked_for} is no Qlib folder" if there else f"there is no Qlib folder {looked_for}"
-    assert f"RefusedRunError: this run would fail: {says}" in done.stdout + done.stderr
+    for folder, says in ((empty, "there is no Qlib folder {}"), (without, "{} is no Qlib folder")):
+        looked_for = says.format(folder.resolve() / "demo" / "market")
+        assert f"RefusedRunError: this run would fail: {looked_for}" in done.stdout + done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
