@@ -237,7 +237,11 @@ def test_no_score_changes_when_every_later_bar_does(bars, provider, tmp_path):
     changed.loc[later, "amount"] = rng.uniform(1, 1e6, later.sum())
     write_provider(changed, tmp_path / "qlib")
     quick = {"alpha": {"epochs": 2, "hidden": 8}}
-    segments = {**SEGMENTS, "test": ("2021-06-01", "2021-07-15")}
+    segments = {
+        "train": ("2020-09-01", "2020-12-31"),
+        "valid": ("2021-01-01", "2021-02-26"),
+        "test": ("2021-06-01", "2021-07-15"),
+    }
     scores = []
     for folder in (provider, tmp_path / "qlib"):
         dataset = dataset_of(folder, segments)
