@@ -175,12 +175,20 @@ def steady(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "n_processes"])
-def test_launched_processes_end_with_the_weights_of_one(file, steady, tmp_path, launcher):
-    """torchrun on the same command, and `n_processes` from inside: gloo, two on this CPU."""
+@pytest.fixture(scope="module")
+def by_one(file, steady, tmp_path_factory):
+    """The file of a training, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("by_one")
     training = {"predictor": {**STAGE, "learning_rate": 1e-3}}
-    config = written(tmp_path, file, {"checkpoint": str(steady), "training": training})
-    assert main(["finetune", str(config), "--out", str(tmp_path / "one")]) == 0
+    config = written(folder, file, {"checkpoint": str(steady), "training": training})
+    assert main(["finetune", str(config), "--out", str(folder / "one")]) == 0
+    return config, folder / "one"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "n_processes"])
+def test_launched_processes_end_with_the_weights_of_one(by_one, steady, tmp_path, launcher):
+    """torchrun on the same command, and `n_processes` from inside: gloo, two on this CPU."""
+    config, one = by_one
     command = ["finetune", str(config), "--out", str(tmp_path / "two")]
     if launcher == "torchrun":
         run = [sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -196,7 +204,7 @@ def test_launched_processes_end_with_the_weights_of_one(file, steady, tmp_path, 
         assert done.stdout.count("saved in") == 1, "only the first process speaks"
     else:
         assert main([*command, "--set", "n_processes=2"]) == 0
-    last = [Kronos.from_pretrained(tmp_path / name / "last") for name in ("one", "two")]
+    last = [Kronos.from_pretrained(folder / "last") for folder in (one, tmp_path / "two")]
     own, other, first = (
         torch.cat([weight.detach().flatten() for weight in net.parameters()])
         for net in (*last, Kronos.from_pretrained(steady))
