@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from kronos_qlib.data.windows.faulty_bars import Floats, Ints
@@ -548,6 +547,7 @@ def with_day_tokens(
 
 def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
     """One day's IC and Rank IC of scores and returns (B,); 0 where either is constant."""
+    from scipy.stats import rankdata  # here, as in `standardised_over_day`
 
     def correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
         one, other = one - one.mean(), other - other.mean()

@@ -28,7 +28,6 @@ from kronos_qlib.data.windows.segments import (
 from kronos_qlib.errors import ConfigError, KronosError, RefusedRunError
 from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.extras import check_extra
-from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.plugin.preflight.planned_run import PlannedData, PlannedRun
 from kronos_qlib.plugin.preflight.run_outputs import (
     halves_of,
@@ -300,6 +299,8 @@ def _reports(run: PlannedRun) -> Iterator[str]:
         try:
             made = getattr(import_module(module), name)(recorder=None, **kwargs)
             if class_of(record) == "ForecastReportRecord":
+                from kronos_qlib.inference.sampling import SamplingConfig  # and with it torch
+
                 own = mapping_of(run.models[0].get("sampling")) if run.models else {}
                 made.checked_paths(own.get("paths", SamplingConfig().paths))
         except (ImportError, AttributeError, TypeError) as unknown:
