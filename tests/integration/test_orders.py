@@ -227,6 +227,24 @@ def test_what_was_bought_on_the_day_of_the_close_is_sold_on_the_next_at_the_earl
     assert not (orders.table["side"] == "sell").any()
 
 
+def test_limits_do_not_lie_beyond_the_regions(market, ranks):
+    """`limit_threshold: null` is the region's, and orders lay 15 % from the close in Shanghai."""
+    open_provider(market, region="cn")
+    far, calm = OrderConfig(limit_distance=0.15, tick=1e-6), BacktestConfig(benchmark="BENCH")
+    evening = pd.Timestamp(D.calendar()[200])
+    (order, *_) = make_orders(
+        ranks, Book.of_cash(1e7), calm, evening=evening, how=far
+    ).table.itertuples()
+    close = D.features([order.instrument], ["$close / $factor"], evening, evening).iloc[0, 0]
+    assert order.limit == pytest.approx(close * 1.095, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"tick": "x"}, {"limit_distance": "2%"}, {"tick": None}])
+def test_settings_of_another_kind_are_named(change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} must be a number"):
+        OrderConfig(**change)
+
+
 def test_a_suspended_name_is_left_alone(opened):
     frame = D.features(D.instruments("all"), ["$close"])["$close"].unstack("instrument")
     gaps = frame.iloc[60:].isna().stack()
@@ -267,6 +285,12 @@ def test_positions_are_read_by_days_or_by_the_day_of_purchase(evening, tmp_path)
     path.write_text(f"Instrument,quantity,bought\nSYM0001,300,{day:%Y-%m-%d}\n", encoding="utf-8")
     book = Book.read(path, 1e5, evening)
     assert book.holdings.loc["SYM0001"].to_dict() == {"quantity": 300, "days": 3}
+    # With the hour, in another form: the same day.
+    for text in (f"{day:%Y-%m-%d} 14:55", f"{day:%Y%m%d}"):
+        path.write_text(f"instrument,quantity,bought\nSYM0001,300,{text}\n", encoding="utf-8")
+        assert Book.read(path, 1e5, evening).holdings.loc["SYM0001", "days"] == 3
+        alone = Book.read(path, 1e5, evening, np.array(D.calendar()[197:200], "datetime64[ns]"))
+        assert alone.holdings.loc["SYM0001", "days"] == 2
     book.write(tmp_path / "again.csv")
     again = Book.read(tmp_path / "again.csv", 1e5, evening)
     assert again.holdings.to_dict() == book.holdings.to_dict()
@@ -276,10 +300,13 @@ def test_positions_are_read_by_days_or_by_the_day_of_purchase(evening, tmp_path)
     for text, words in (
         ("instrument,quantity,days\nA,x,1\n", "line 2: quantity is a number"),
         ("instrument,quantity,days\nA,100,1\nA,100,1\n", "A is held twice"),
+        ("instrument,quantity,days\nsh1,100,1\nSH1,100,1\n", "SH1 is held twice"),
         ("instrument,quantity,days\nA,-100,1\n", "A: a quantity is a number above 0"),
         ("instrument,quantity\nA,100\n", "either days"),
         ("instrument,quantity,bought\nA,100,2999-01-01\n", "which is after"),
         ("instrument,quantity,bought\nA,100,soon\n", "bought is a date"),
+        ("instrument,quantity,bought\nA,100,05/06/2020\n", "bought is a date"),
+        ("instrument,quantity,bought\nA,100,5\n", "bought is a date"),
         ("instrument,quantity,bought\nA,100,\n", "bought is a date"),
         ("instrument,quantity,days\n,100,1\n", "line 2: no instrument"),
     ):

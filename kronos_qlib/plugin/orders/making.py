@@ -17,6 +17,7 @@ from qlib.backtest.decision import Order, OrderDir
 from qlib.backtest.position import Position
 from qlib.backtest.signal import Signal
 from qlib.backtest.utils import CommonInfrastructure, LevelInfrastructure
+from qlib.config import C
 from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
 
@@ -33,6 +34,7 @@ from kronos_qlib.plugin.records.backtest_record import (
     strategy_settings,
 )
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
+from kronos_qlib.settings import check_number
 
 BUY, SELL = "buy", "sell"
 COLUMNS = ["instrument", "side", "quantity", "limit", "reason"]
@@ -52,9 +54,10 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         far = self.limit_distance
+        check_number(self, "tick", *() if far is None else ("limit_distance",))
         if far is not None and not 0 <= far < 1:
             raise ConfigError(f"limit_distance is a fraction from 0 to below 1, got {far!r}")
-        if not (self.tick > 0 and math.isfinite(self.tick)):
+        if self.tick <= 0:
             raise ConfigError(f"tick is money above 0, got {self.tick!r}")
 
 
@@ -272,7 +275,7 @@ class _Market:
             )
         if self.exchange.trade_w_adj_price:
             yield "the folder has no $factor: quantities are of adjusted prices, not whole lots"
-        distance = how.limit_distance or 0.0
+        distance = self._distance(how) or 0.0
         if self.settings.risk_degree * (1 + distance) > 1:
             yield (
                 f"if every purchase fills at its limit, {distance:.1%} above the close, the cash "
@@ -366,13 +369,17 @@ class _Market:
         """The evening's close of a real share."""
         return float(self.quotes["close"][name]) / float(self.quotes["factor"][name])
 
-    def _limit(self, dealt: _Dealt, how: OrderConfig) -> float:
-        if how.limit_distance is None or not np.isfinite(
-            self.quotes["close"].get(dealt.name, np.nan)
-        ):
-            return math.nan
+    def _distance(self, how: OrderConfig) -> float | None:
+        """Of limits from the close, within what may be traded at all; None: market orders."""
         most = self.settings.limit_threshold
-        far = how.limit_distance if most is None else min(how.limit_distance, most)
+        most = C.limit_threshold if most is None else most  # the region's, None where it has none
+        far = how.limit_distance
+        return far if far is None or most is None else min(far, most)
+
+    def _limit(self, dealt: _Dealt, how: OrderConfig) -> float:
+        far = self._distance(how)
+        if far is None or not np.isfinite(self.quotes["close"].get(dealt.name, np.nan)):
+            return math.nan
         ticks = self._price(dealt.name) * (1 + far if dealt.side == BUY else 1 - far) / how.tick
         # Towards the cautious side, but for what is a whole tick up to rounding.
         whole = math.floor(ticks + PART) if dealt.side == BUY else math.ceil(ticks - PART)
