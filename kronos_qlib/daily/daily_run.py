@@ -396,6 +396,8 @@ class _Evening:
             evening=scores.day,
             day=self._following(scores.day),
             how=trading.how,
+            weights=trading.weights,
+            quantiles=scores.table,
         )
 
     def _book(self, day: pd.Timestamp) -> Book:

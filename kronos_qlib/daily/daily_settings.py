@@ -25,6 +25,7 @@ from kronos_qlib.extras import check_extra
 from kronos_qlib.files import followed, recover
 from kronos_qlib.plugin.orders.book import Book, read_cash
 from kronos_qlib.plugin.orders.making import OrderConfig
+from kronos_qlib.plugin.orders.target_weights import WeightConfig
 from kronos_qlib.plugin.provider.faults import check_frequency
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 from kronos_qlib.plugin.rolling.retraining import RetrainConfig
@@ -165,6 +166,9 @@ class TradingConfig:
     """The backtest's settings."""
     how: OrderConfig = field(default_factory=OrderConfig)
     """What orders need beside them."""
+    weights: WeightConfig | None = None
+    """None: TopK decides. Else weights do, by expected return and tail risk of the forecasts: of
+    `strategy` then costs, lots, limits, hold_thresh and risk_degree count."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.cash, Path):
@@ -344,7 +348,11 @@ def _build(values: dict[str, Any], path: Path) -> DailyConfig:
             orders["positions"] = _place(orders["positions"], base, f"{where}.positions")
         if isinstance(orders.get("cash"), str):
             orders["cash"] = _place(orders["cash"], base, f"{where}.cash")
-        for name, kind in (("strategy", BacktestConfig), ("how", OrderConfig)):
+        for name, kind in (
+            ("strategy", BacktestConfig),
+            ("how", OrderConfig),
+            ("weights", WeightConfig),
+        ):
             if (inner := _section(orders, name, path)) is not None:
                 orders[name] = from_mapping(kind, inner, f"{where}.{name}")
         values["orders"] = from_mapping(TradingConfig, orders, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -24,7 +25,9 @@ from kronos_qlib.daily import daily_run, daily_settings, fetching
 from kronos_qlib.daily.day_folder import DayFolder
 from kronos_qlib.daily.drop_folder import read_taken
 from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError
+from kronos_qlib.evaluation.ranking.uncertainty import DailyMean
 from kronos_qlib.ledger.ledger import Ledger
+from kronos_qlib.plugin.live.live_report import _promises
 from kronos_qlib.plugin.provider.appending import append as appending
 from kronos_qlib.plugin.provider.appending.append import read_log
 from kronos_qlib.plugin.provider.faults import stored_calendar
@@ -882,6 +885,33 @@ def test_a_day_that_was_cut_off_has_its_orders_whatever_comes_late(world, monkey
     world.drop_day(first)
     assert world.evening(second, hour=19).days == (second,)
     assert DayFolder(world.home, second).orders.is_dir()
+
+
+def test_weights_in_the_place_of_topk_stand_in_the_ledger(world, monkeypatch):
+    with_orders(world)
+    world.configure(more=ORDERS.replace("}}", "}, weights: {most: 0.3, days: 40}}"))
+    day = world.days[0]
+    world.drop_day(day)
+    with pytest.raises(DailyError, match=r"step orders of .*this model draws no paths"):
+        world.evening(day)
+    shutil.rmtree(DayFolder(world.home, day).scores)
+
+    def with_quantiles(model, **others):
+        found = small_scores(model, **others)
+        spread = np.linspace(-0.02, 0.04, 19)
+        levels = {f"q{0.05 * (place + 1):g}": each for place, each in enumerate(spread)}
+        return dataclasses.replace(found, table=found.table.assign(**levels))
+
+    monkeypatch.setattr(daily_run, "newest_scores", with_quantiles)
+    assert world.evening(day, hour=19).days == (day,)
+    entry = Ledger(world.home / "ledger").entries("orders")[-1]
+    assert entry.facts["weights"] == {"most": 0.3, "days": 40, "aversion": 0.1, "tail": 0.1}
+    orders = Ledger(world.home / "ledger").table(entry)
+    assert len(orders) >= 2 and orders["reason"].str.contains("weight").all()
+    notes = []
+    promised = {"net_return": {}, "rank_ic": vars(DailyMean(0.1, 0.1, 20, 5, 1, 0.0))}
+    assert set(_promises({"promised": promised}, [entry], notes)) == {"rank_ic"}
+    assert "it promises no return" in notes[0]
 
 
 def test_orders_are_for_the_exchanges_next_day(world):

@@ -160,10 +160,10 @@ def _closes_since(
     counts = []
     for line, text in enumerate(bought, start=2):
         try:
-            moment = pd.Timestamp(text if BOUGHT.fullmatch(text.strip()) else "")
+            moment = pd.Timestamp(text.strip()) if BOUGHT.fullmatch(text.strip()) else None
         except ValueError:
-            moment = pd.NaT
-        if pd.isna(moment) or moment.tz is not None:
+            moment = None
+        if moment is None or moment.tz is not None:
             raise ConfigError(
                 f"{path}, line {line}: bought is a date such as 2024-06-18, got {short_repr(text)}"
             )

@@ -27,6 +27,7 @@ from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.exchange import BarExchange
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.coming_day import BEFORE, EveningExchange, OneStep
+from kronos_qlib.plugin.orders.target_weights import WeightConfig
 from kronos_qlib.plugin.provider.reader import read_calendar, read_spans
 from kronos_qlib.plugin.records.backtest_record import (
     BacktestConfig,
@@ -80,6 +81,8 @@ class Orders:
     """What was held when they were made."""
     settings: BacktestConfig
     notes: tuple[str, ...]
+    weights: WeightConfig | None = None
+    """What they were weighed by; None where TopK decided."""
 
     def write(self, path: Path | str) -> None:
         """`table` as CSV, atomically."""
@@ -96,6 +99,8 @@ def make_orders(
     day: pd.Timestamp | None = None,
     how: OrderConfig | None = None,
     hindsight: bool = False,
+    weights: WeightConfig | None = None,
+    quantiles: pd.DataFrame | None = None,
 ) -> Orders:
     """The orders that Qlib's backtest would give with this book and these scores.
 
@@ -109,11 +114,15 @@ def make_orders(
         hindsight: take prices, limits and suspensions of `day` itself, as a backtest does: for
             replays. False takes the evening's: what did not trade then is left alone, and the
             limits of the day to come are not known.
+        weights: bring the book to the weights that a linear programme finds, in place of TopK's
+            decision: no backtest is like it, and `topk` and `n_drop` play no part.
+        quantiles: for these, of each scored name's return: a column a level ("q0.05"), as of
+            `NewestScores.table`; others are passed over.
 
     Raises:
         ConfigError: bars are not of days; the calendar has no day after the evening; a score is
             missing or a name scored twice; a holding has no price, or is held twice in two
-            spellings.
+            spellings. Of weights: there are no quantiles, or no weights that keep the bounds.
     """
     how = how or OrderConfig()
     if settings.freq not in (None, "day", "1day"):
@@ -123,7 +132,13 @@ def make_orders(
     book = _spelt_as_there(book, ranked)
     quotes = last_quotes(sorted({*ranked.index, *book.holdings.index}), evening)
     with quiet_backtest():
-        market = _Market(ranked, book, settings, evening, day, quotes, hindsight)
+        facts = (ranked, book, settings, evening, day, quotes, hindsight)
+        if weights is None:
+            market = Market(*facts)
+        else:
+            from kronos_qlib.plugin.orders.weighed_market import WeighedMarket, outcomes_of
+
+            market = WeighedMarket(*facts, outcomes_of(quantiles, ranked), weights)
         dealt = list(market.deal())
     table = pd.DataFrame(
         [market.row(each, how) for each in dealt if each.quantity], columns=COLUMNS
@@ -137,6 +152,7 @@ def make_orders(
         book=book,
         settings=settings,
         notes=tuple(market.notes(how)),
+        weights=weights,
     )
 
 
@@ -164,7 +180,7 @@ def read_scores(path: Path | str) -> pd.Series[float]:
 
 
 @dataclass(frozen=True)
-class _Dealt:
+class Dealt:
     """An order of the strategy, as the exchange deals it."""
 
     name: str
@@ -175,7 +191,7 @@ class _Dealt:
 
 
 @dataclass
-class _Market:
+class Market:
     """One day's decision: what the strategy wants, and what comes of it."""
 
     ranked: pd.Series[float]
@@ -223,8 +239,8 @@ class _Market:
             for name, row in rows_of(self.book.holdings)
         }
 
-    def deal(self) -> Iterator[_Dealt]:
-        """The strategy's orders one after the other, as Qlib's executor deals them."""
+    def decide(self) -> list[Order]:
+        """What the strategy wants."""
         common, level = CommonInfrastructure(), LevelInfrastructure()
         account = SimpleNamespace(current_position=self.position)
         common.reset_infra(trade_account=account, trade_exchange=self.exchange)
@@ -235,8 +251,12 @@ class _Market:
             level_infra=level,
             **strategy_settings(self.settings),
         )
+        return list(strategy.generate_trade_decision().get_decision())
+
+    def deal(self) -> Iterator[Dealt]:
+        """The orders wanted, one after the other, as Qlib's executor deals them."""
         dealt: dict[str, float] = defaultdict(float)
-        orders = strategy.generate_trade_decision().get_decision()
+        orders = self.decide()
         # Qlib goes through what is held as through a set: in another order in every process.
         orders = sorted(orders, key=lambda each: (each.direction == Order.BUY, self._place(each)))
         for order in orders:
@@ -245,9 +265,9 @@ class _Market:
             factor = self._factor(order.stock_id)
             asked, quantity = (_shares(each * factor) for each in (order.amount, order.deal_amount))
             side = BUY if order.direction == Order.BUY else SELL
-            yield _Dealt(order.stock_id, side, asked, quantity)
+            yield Dealt(order.stock_id, side, asked, quantity)
 
-    def row(self, dealt: _Dealt, how: OrderConfig) -> list[Any]:
+    def row(self, dealt: Dealt, how: OrderConfig) -> list[Any]:
         """A row of the table."""
         return [
             dealt.name,
@@ -257,7 +277,7 @@ class _Market:
             self._reason(dealt),
         ]
 
-    def left_alone(self, dealt: Sequence[_Dealt]) -> Iterator[list[str]]:
+    def left_alone(self, dealt: Sequence[Dealt]) -> Iterator[list[str]]:
         """Who would have been traded by its rank and is not, and why."""
         traded = {each.name for each in dealt if each.quantity}
         none = {each.name: each for each in dealt if not each.quantity}
@@ -302,14 +322,14 @@ class _Market:
         buys = today[: max(0, len(sells) + topk - len(last))]
         return list(sells), list(buys)
 
-    def _why_not(self, name: str, side: str, dealt: _Dealt | None) -> str:
+    def _why_not(self, name: str, side: str, dealt: Dealt | None) -> str:
         settings = self.settings
         if not self._is_tradable(name, side):
             return self._obstacle(name)
         if side == SELL:
             days = int(self.book.holdings["days"][name])
             if days < settings.hold_thresh:
-                return f"held for {_closes(days)}, and hold_thresh is {settings.hold_thresh}"
+                return f"held for {closes_text(days)}, and hold_thresh is {settings.hold_thresh}"
             return "nothing of it can be sold: see cash and volume_share"
         price = self._price(name)
         if dealt is not None and not dealt.asked:
@@ -337,19 +357,23 @@ class _Market:
         found = self.exchange.is_stock_tradable(name, self.day, self.day, direction)
         return bool(found)
 
-    def _reason(self, dealt: _Dealt) -> str:
+    def _reason(self, dealt: Dealt) -> str:
+        text = self._why(dealt)
+        if dealt.quantity < dealt.asked - PART:
+            text += f"; cut from {dealt.asked:g} by cash or volume_share"
+        return text
+
+    def _why(self, dealt: Dealt) -> str:
         if dealt.side == SELL:
             days = int(self.book.holdings["days"][dealt.name])
             drop = self.settings.n_drop
             lowest = "the lowest" if drop == 1 else f"among the {drop} lowest"
             text = (
                 f"{self._rank(dealt.name)}: {lowest} of what is held and what would be bought; "
-                f"held for {_closes(days)}"
+                f"held for {closes_text(days)}"
             )
         else:
             text = f"{self._rank(dealt.name)}: among the best that are not held"
-        if dealt.quantity < dealt.asked - PART:
-            text += f"; cut from {dealt.asked:g} by cash or volume_share"
         return text
 
     def _rank(self, name: str) -> str:
@@ -376,7 +400,7 @@ class _Market:
         far = how.limit_distance
         return far if far is None or most is None else min(far, most)
 
-    def _limit(self, dealt: _Dealt, how: OrderConfig) -> float:
+    def _limit(self, dealt: Dealt, how: OrderConfig) -> float:
         far = self._distance(how)
         if far is None or not np.isfinite(self.quotes["close"].get(dealt.name, np.nan)):
             return math.nan
@@ -386,7 +410,8 @@ class _Market:
         return round(max(whole, 1) * how.tick, 10)
 
 
-def _closes(days: int) -> str:
+def closes_text(days: int) -> str:
+    """So many closes."""
     return f"{days} close{'s' if days != 1 else ''}"
 
 
