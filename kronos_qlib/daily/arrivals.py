@@ -106,7 +106,7 @@ def sort_out(
     ready: list[pd.Timestamp] = []
     waiting: list[Waiting] = []
     for day in new:
-        reason = _too_early(day, config, now)
+        reason = too_early(day, config, now)
         if not reason and day not in accepted:
             names = int(counts.get(day, 0))
             reason = (
@@ -203,7 +203,8 @@ def _checked(
     return mended, notes, joint[repeated_bars(joint) & is_new], jumps
 
 
-def _too_early(day: pd.Timestamp, config: DailyConfig, now: dt.datetime) -> str:
+def too_early(day: pd.Timestamp, config: DailyConfig, now: dt.datetime) -> str:
+    """Why a day is not over by the clock; "" where it is, or where nobody said when it is."""
     local = config.local(now)
     if day.date() > local.date():
         return (

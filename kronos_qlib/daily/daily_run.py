@@ -21,27 +21,33 @@ import numpy as np
 import pandas as pd
 from filelock import Timeout
 
-from kronos_qlib.daily.arrivals import PAST_BARS, Arrivals, sort_out
+from kronos_qlib.daily.arrivals import PAST_BARS, Arrivals, sort_out, too_early
 from kronos_qlib.daily.daily_settings import DailyConfig
 from kronos_qlib.daily.day_folder import DayFolder, last_heads, write_json
-from kronos_qlib.daily.drop_folder import Dropped, read_dropped, read_taken, write_taken
+from kronos_qlib.daily.drop_folder import (
+    Dropped,
+    read_dropped,
+    read_taken,
+    still_taken,
+    write_taken,
+)
 from kronos_qlib.daily.fetching import FETCHED, fetch
 from kronos_qlib.daily.rescoring import rescore
 from kronos_qlib.daily.retraining_steps import RetrainingSteps
 from kronos_qlib.data.calendar.exchanges import exchange_times
 from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.calendar.time_text import show_time
-from kronos_qlib.errors import DailyBusyError, DailyError, KronosError
+from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError, KronosError, some_of
 from kronos_qlib.files import recover, replacing
-from kronos_qlib.ledger.ledger import Ledger
+from kronos_qlib.ledger.ledger import Ledger, utc_now
 from kronos_qlib.owners import lock_of
 from kronos_qlib.plugin.live.recording import opening_of, record_orders, record_scores
 from kronos_qlib.plugin.lookahead import open_provider
-from kronos_qlib.plugin.orders.book import Book, read_cash
+from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.making import Orders, make_orders
 from kronos_qlib.plugin.provider.appending.append import AppendSummary, append_bars, read_log
 from kronos_qlib.plugin.provider.appending.changed_history import REBASED
-from kronos_qlib.plugin.provider.faults import stored_calendar
+from kronos_qlib.plugin.provider.faults import feature_folder, stored_calendar
 from kronos_qlib.plugin.provider.members import write_members
 from kronos_qlib.plugin.registry.newest_scores import NewestScores, newest_scores
 
@@ -76,31 +82,56 @@ def run_daily(
 
     Args:
         now: the time, with a zone, that stands in the ledger and that days are compared with; None
-            is this machine's clock. Another one is for replays.
+            is this machine's clock, each time that it is asked for. Another one is for replays.
         accepted: days to take although they look incomplete.
         patience: seconds to wait for another process on the same days.
         say: is told, line by line, what is done.
 
     Raises:
+        ConfigError: positions or cash cannot be used; nothing was done.
         DailyBusyError: another process is at work.
         DailyError: a step failed, or the clock was set back. Names the step and the day.
     """
-    now = now if now is not None else dt.datetime.now(dt.timezone.utc)
+    clock = utc_now if now is None else lambda: now
+    check_book(config, clock())
     with _alone(config, patience):
         with _step("clock", place=config.home):
-            _check_clock(config.home, now)
-        return _Evening(config, now, accepted, say).run()
+            _check_clock(config.home, clock())
+        return _Evening(config, clock, accepted, say).run()
+
+
+def check_book(config: DailyConfig, now: dt.datetime) -> Book | None:
+    """Refuse positions and cash that no orders can be made of, before any work.
+
+    Returns:
+        What is held; None where no orders are asked for.
+
+    Raises:
+        ConfigError: a file is missing, or a line of it cannot be used. Names file and line.
+    """
+    if config.orders is None:
+        return None
+    today = pd.Timestamp(config.local(now).date())
+    return config.orders.book(today, stored_calendar(config.provider_uri, "day"))
 
 
 class _Evening:
     """One start of `daily`."""
 
     def __init__(
-        self, config: DailyConfig, now: dt.datetime, accepted: Collection[pd.Timestamp], say: Say
+        self,
+        config: DailyConfig,
+        clock: Callable[[], dt.datetime],
+        accepted: Collection[pd.Timestamp],
+        say: Say,
     ) -> None:
-        self.config, self.now, self.accepted, self.say = config, now, accepted, say
-        self.ledger = Ledger(config.ledger_folder, clock=lambda: now)
+        self.config, self.accepted, self.say = config, accepted, say
+        self.now = clock()
+        # Asked when an entry is appended: what took until the market had opened came late.
+        self.ledger = Ledger(config.ledger_folder, clock=clock)
         self.done: list[pd.Timestamp] = []
+        self.brought: set[pd.Timestamp] = set()
+        """Days that this start has appended."""
         self.is_open: pd.Timestamp | None = None
         """The day up to which Qlib has read the folder in this process."""
 
@@ -117,25 +148,55 @@ class _Evening:
                 dropped, arrivals = self._arrivals(said)
                 newest = self._newest()
                 was_appended = self._was_appended(newest)
+            if first:
+                with _step("positions"):
+                    self._check_holdings(arrivals)
             # A day whose steps were cut off; the folder's own last one, if nothing newer is there.
             if first and (not arrivals.ready or was_appended):
-                self._finish(newest, is_late=bool(arrivals.ready))
+                self._finish(newest, self._later(newest, arrivals))
             first = False
             day = arrivals.ready[0] if arrivals.ready else None
             with _step("bars", day, config.provider_uri):
                 self._append(dropped, arrivals, day)
             if day is None:
                 break
-            self._finish(self._newest(), is_late=len(arrivals.ready) > 1)
+            newest = self._newest()
+            self._finish(newest, self._later(newest, arrivals))
         if config.model is not None:
             with _step("scores of a changed past"):
                 rescore(config, self._scores, self.say)
+        came = self.brought | {each.day for each in arrivals.waiting}
+        for day in sorted({*self.accepted} - came):
+            self.say(f"note: --accept {show_time(day)}: no new bars of that day came")
         waiting = [*dropped.waiting, *map(str, arrivals.waiting)]
         for line in waiting:
             self.say(line)
         if not self.done and not waiting:
             self.say(f"nothing new: {show_time(self._newest())} is done")
         return DailyReport(tuple(self.done), tuple(waiting))
+
+    def _check_holdings(self, arrivals: Arrivals) -> None:
+        """Refuse a holding that would have no price, before anything goes in.
+
+        Raises:
+            ConfigError: names it.
+        """
+        book, folder = check_book(self.config, self.now), self.config.provider_uri
+        if book is None:
+            return
+        settings = self.config.bars
+        came = {*arrivals.bars["symbol"].str.upper(), *map(str.upper, settings.renames.values())}
+        unknown = [
+            name
+            for name in map(str, book.holdings.index)
+            if name.upper() not in came
+            and not (folder / "features" / feature_folder(name)).is_dir()
+        ]
+        if unknown:
+            raise ConfigError(
+                f"{some_of(unknown)} is held, and neither {folder} nor what came has bars of it: "
+                "was it renamed, or is it spelt otherwise there? Correct the positions"
+            )
 
     # Bars
 
@@ -144,7 +205,8 @@ class _Evening:
         folders = [config.home / FETCHED]
         if config.bars.drop is not None:
             folders.append(config.bars.drop)
-        dropped = read_dropped(folders, config.bars, read_taken(config.home))
+        taken = still_taken(read_taken(config.home), self._newest())
+        dropped = read_dropped(folders, config.bars, taken)
         arrivals = sort_out(dropped.bars, config, self.now, self.accepted, dropped.days)
         for note in (*dropped.notes, *arrivals.notes):
             if note not in said:
@@ -167,6 +229,7 @@ class _Evening:
                 future_times=self._future(calendar, day),
                 renames=settings.renames,
             )
+            self.brought |= {*summary.times}
             self._tell(summary)
         known = pd.DatetimeIndex(stored_calendar(config.provider_uri, "day"))
         if taken := dropped.taken_by(known):
@@ -204,43 +267,55 @@ class _Evening:
     def _newest(self) -> pd.Timestamp:
         return pd.Timestamp(stored_calendar(self.config.provider_uri, "day")[-1])
 
+    def _later(self, day: pd.Timestamp, arrivals: Arrivals) -> pd.Timestamp | None:
+        """The first day after this one that is over and has bars, if not all yet; None where this
+        is the last."""
+        came = [*arrivals.ready, *(each.day for each in arrivals.waiting)]
+        over = [other for other in came if not too_early(other, self.config, self.now)]
+        return min((other for other in over if other > day), default=None)
+
     def _was_appended(self, day: pd.Timestamp) -> bool:
         log = read_log(self.config.provider_uri)
         return any(f"{day:%Y-%m-%d}" in entry.get("times", ()) for entry in log)
 
     # What follows from them
 
-    def _finish(self, day: pd.Timestamp, *, is_late: bool) -> None:
-        """All steps after the bars, of the folder's newest day."""
+    def _finish(self, day: pd.Timestamp, later: pd.Timestamp | None) -> None:
+        """All steps after the bars, of the folder's newest day.
+
+        Args:
+            later: a day after it that has come already: nothing can be ordered for that any more.
+        """
         folder = DayFolder(self.config.home, day)
         if folder.is_done:
             return
         with _step("home", day):
             folder.recover()
-        facts: dict[str, object] = {"late": is_late}
+        facts: dict[str, object] = {"late": later is not None}
+        opens = self._opens(day, later)
         retraining = self._retraining()
         if self.config.members is not None:
             with _step("members", day):
                 self._members()
         if retraining is not None:
             with _step("promotion", day):
-                retraining.decide(day, self._opens(day))
+                retraining.decide(day, opens)
         if self.config.model is not None:
             with _step("scores", day, folder.path):
                 found = self._kept_scores(folder)
             orders = None
-            if self.config.orders is not None and not is_late:
+            if self.config.orders is not None and later is None:
                 with _step("orders", day, folder.path):
                     orders = self._kept_orders(folder, found)
             elif self.config.orders is not None:
                 self.say(f"{show_time(day)}: no orders, the next day has come already")
             with _step("ledger", day, self.config.ledger_folder):
-                facts |= self._record(found, orders, day)
+                facts |= self._record(found, orders, day, opens)
         failed = None
         if retraining is not None:
             try:
                 with _step("candidate", day):
-                    retraining.follow(day, self._opens(day))
+                    retraining.follow(day, opens)
             except DailyError as problem:  # the evening's orders stand, and tomorrow's must come
                 failed = problem
         with _step("home", day, folder.path):
@@ -319,27 +394,35 @@ class _Evening:
             book,
             trading.strategy,
             evening=scores.day,
+            day=self._following(scores.day),
             how=trading.how,
+            weights=trading.weights,
+            quantiles=scores.table,
         )
 
     def _book(self, day: pd.Timestamp) -> Book:
         trading = self.config.orders
         assert trading is not None
-        cash = trading.cash
-        book = Book.read(
-            trading.positions, read_cash(cash) if isinstance(cash, Path) else cash, day
-        )
+        book = trading.book(day, stored_calendar(self.config.provider_uri, "day"))
         return Book(book.cash, book.holdings.sort_index())  # in the order that is kept
 
     def _record(
-        self, scores: NewestScores, orders: Orders | None, day: pd.Timestamp
+        self,
+        scores: NewestScores,
+        orders: Orders | None,
+        day: pd.Timestamp,
+        opens: dt.datetime | None,
     ) -> dict[str, object]:
-        opens = self._opens(day)
         self._look_for_last_head(day)
         entries = [record_scores(self.ledger, scores, opens=opens)]
         if orders is not None:
             entries.append(record_orders(self.ledger, orders, opens=opens))
         self.say(f"{show_time(day)}: ledger {entries[-1].head}")
+        if entries[-1].is_late and opens is not None:
+            self.say(
+                f"warning: the market had opened by {opens:%Y-%m-%d %H:%M} UTC: what is said of "
+                f"{show_time(day)} came late, and counts in no figure of the report"
+            )
         return {"ledger": [entry.head for entry in entries]}
 
     def _look_for_last_head(self, day: pd.Timestamp) -> None:
@@ -353,14 +436,24 @@ class _Evening:
                 "there: it was cut, written anew or taken away since"
             )
 
-    def _opens(self, day: pd.Timestamp) -> dt.datetime | None:
-        """When the market opens after a day; None where no exchange is named."""
+    def _following(self, day: pd.Timestamp) -> pd.Timestamp | None:
+        """The exchange's next day; None where none is named: then the folder's calendar says."""
         if self.config.exchange is None:
             return None
         calendar = stored_calendar(self.config.provider_uri, "day")
         past = calendar[calendar <= day.to_datetime64()][-PAST_BARS:]
-        following = exchange_times(past, 1, self.config.exchange)[0]
-        return opening_of(pd.Timestamp(following), self.config.exchange)
+        return pd.Timestamp(exchange_times(past, 1, self.config.exchange)[0])
+
+    def _opens(self, day: pd.Timestamp, later: pd.Timestamp | None) -> dt.datetime | None:
+        """When the market opens after a day; where no exchange is named, None or, if a later day
+        has come, that day's beginning."""
+        following = self._following(day)
+        if following is not None and self.config.exchange is not None:
+            return opening_of(following, self.config.exchange)
+        if later is None:
+            return None
+        zone = self.config.local(self.now).tzinfo
+        return dt.datetime.combine(later.date(), dt.time(), zone)
 
     def _open(self) -> None:
         newest = self._newest()
@@ -380,16 +473,19 @@ def _alone(config: DailyConfig, patience: float) -> Iterator[None]:
         DailyError: a lock cannot be made.
     """
     place = config.provider_uri
-    locks = (config.home / ".daily.lock", place.with_name(f".{place.name}.daily.lock"))
+    locks = {
+        config.home: config.home / ".daily.lock",
+        place: place.with_name(f".{place.name}.daily.lock"),
+    }
     with ExitStack() as held:
-        for path in locks:
+        for busy, path in locks.items():
             with _step("start"):
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock = lock_of(path, patience)
             except Timeout:
                 raise DailyBusyError(
-                    f"another `kronos-qlib daily` is at work on {path.parent}: this one did "
+                    f"another `kronos-qlib daily` is at work on {busy}: this one did "
                     "nothing; start it again later, or let it wait (--wait SECONDS)"
                 ) from None
             except OSError as problem:

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kronos_qlib.daily.bar_sources.choosing import check_source
 from kronos_qlib.data.calendar.exchanges import check_exchange, exchange_zone
+from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.data.files.check import WARNINGS
 from kronos_qlib.data.files.repair import REPAIRS
 from kronos_qlib.data.rules import MAX_MOVE
@@ -20,12 +23,15 @@ from kronos_qlib.errors import ConfigError, short_repr
 from kronos_qlib.evaluation.ranking.uncertainty import LEAST_DAYS
 from kronos_qlib.extras import check_extra
 from kronos_qlib.files import followed, recover
+from kronos_qlib.plugin.orders.book import Book, read_cash
 from kronos_qlib.plugin.orders.making import OrderConfig
+from kronos_qlib.plugin.orders.target_weights import WeightConfig
 from kronos_qlib.plugin.provider.faults import check_frequency
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig
 from kronos_qlib.plugin.rolling.retraining import RetrainConfig
 from kronos_qlib.plugin.workflows.templates import load_yaml
 from kronos_qlib.settings import (
+    check_choice,
     check_known,
     check_number,
     check_whole,
@@ -92,7 +98,7 @@ class BarsConfig:
     def __post_init__(self) -> None:
         for name in ("symbols", "extra", "repair", "refuse"):
             value = getattr(self, name)
-            if value is not None:
+            if name != "symbols" or value is not None:
                 is_list = isinstance(value, (list, tuple))
                 require(
                     is_list and all(isinstance(one, str) for one in value),
@@ -118,6 +124,7 @@ class BarsConfig:
                 isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values()),
                 f"{name} is a mapping of names, got {short_repr(value)}",
             )
+        check_choice(self, "final_newline")
         check_number(self, "max_move", "complete")
         require(self.max_move > 0, f"max_move must be above 0, got {self.max_move}")
         require(0 < self.complete <= 1, f"complete must lie in (0, 1], got {self.complete}")
@@ -159,11 +166,26 @@ class TradingConfig:
     """The backtest's settings."""
     how: OrderConfig = field(default_factory=OrderConfig)
     """What orders need beside them."""
+    weights: WeightConfig | None = None
+    """None: TopK decides. Else weights do, by expected return and tail risk of the forecasts: of
+    `strategy` then costs, lots, limits, hold_thresh and risk_degree count."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.cash, Path):
             check_number(self, "cash")
             require(self.cash >= 0, f"cash must not be negative, got {self.cash}")
+
+    def book(self, day: pd.Timestamp, calendar: Times) -> Book:
+        """What is held, as the files have it now.
+
+        Args:
+            day: of the last close, to which `bought` is counted on the calendar.
+
+        Raises:
+            ConfigError: a file is missing, or a line of it cannot be used. Names file and line.
+        """
+        cash = read_cash(self.cash) if isinstance(self.cash, Path) else self.cash
+        return Book.read(self.positions, cash, day, calendar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +232,8 @@ class DailyConfig:
     zone: str | None = None
     """The zone of the market's days; none takes the exchange's, or this machine's."""
     ready_at: str | None = None
-    """The hour from which a day's bars are taken to be final, such as "16:30"."""
+    """The hour from which a day's bars are taken to be final, such as "16:30"; a service's need
+    it."""
     members: MembersConfig | None = None
     """Markets that are written anew."""
     orders: TradingConfig | None = None
@@ -225,6 +248,14 @@ class DailyConfig:
     """Of those days, how many of the newest are scored again."""
 
     def __post_init__(self) -> None:
+        check_choice(self, "trust")
+        for name in ("model", "tracking_uri", "exchange", "zone"):
+            value = getattr(self, name)
+            is_open = value is None and name != "tracking_uri"
+            require(
+                is_open or (isinstance(value, str) and bool(value)),
+                f"{name} is a text, got {short_repr(value)}",
+            )
         check_whole(self, "window")
         check_whole(self, "rescore_days", least=0)
         require(self.region in ("cn", "us", "tw"), f"region is cn, us or tw, got {self.region!r}")
@@ -236,6 +267,11 @@ class DailyConfig:
         require(
             self.ready_at is None or self.zone is not None or self.exchange is not None,
             "ready_at needs zone or exchange: an hour of which place?",
+        )
+        require(
+            self.ready_at is not None or self.bars.source is None,
+            f"bars of {self.bars.source} need ready_at: a service answers with the bar of a day "
+            "that is not over, and nothing else says when it is",
         )
         require(
             self.orders is None or self.model is not None, "orders need a model, and none is named"
@@ -312,7 +348,11 @@ def _build(values: dict[str, Any], path: Path) -> DailyConfig:
             orders["positions"] = _place(orders["positions"], base, f"{where}.positions")
         if isinstance(orders.get("cash"), str):
             orders["cash"] = _place(orders["cash"], base, f"{where}.cash")
-        for name, kind in (("strategy", BacktestConfig), ("how", OrderConfig)):
+        for name, kind in (
+            ("strategy", BacktestConfig),
+            ("how", OrderConfig),
+            ("weights", WeightConfig),
+        ):
             if (inner := _section(orders, name, path)) is not None:
                 orders[name] = from_mapping(kind, inner, f"{where}.{name}")
         values["orders"] = from_mapping(TradingConfig, orders, where)

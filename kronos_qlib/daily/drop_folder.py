@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,17 @@ class Dropped:
     waiting: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def taken_by(self, known: Iterable[pd.Timestamp]) -> dict[str, str]:
-        """Digest to name of the files all of whose days are known."""
+    def taken_by(self, known: Iterable[pd.Timestamp]) -> dict[str, dict[str, str]]:
+        """Digest to name and last day of the files all of whose days are known."""
         there = frozenset(known)
-        return {self.digests[path]: path.name for path, days in self.days.items() if days <= there}
+        return {
+            self.digests[path]: {"file": path.name, "last": f"{max(days):%Y-%m-%d}"}
+            for path, days in self.days.items()
+            if days <= there
+        }
 
 
-def read_dropped(folders: Iterable[Path], config: BarsConfig, taken: Mapping[str, str]) -> Dropped:
+def read_dropped(folders: Iterable[Path], config: BarsConfig, taken: Container[str]) -> Dropped:
     """Read what is new in some folders.
 
     Args:
@@ -115,8 +119,8 @@ def read_dropped(folders: Iterable[Path], config: BarsConfig, taken: Mapping[str
     return Dropped(bars, days, digests, tuple(waiting), tuple(notes))
 
 
-def read_taken(home: Path) -> dict[str, str]:
-    """Digest to name of what was taken.
+def read_taken(home: Path) -> dict[str, Any]:
+    """Digest to name and last day of what was taken; of older versions to the name alone.
 
     Raises:
         BarDataError: the file is none of ours.
@@ -136,7 +140,19 @@ def read_taken(home: Path) -> dict[str, str]:
     return found
 
 
-def write_taken(home: Path, taken: Mapping[str, str]) -> None:
+def still_taken(taken: Mapping[str, Any], newest: pd.Timestamp) -> set[str]:
+    """Digests of what a folder that ends with this day can have taken.
+
+    A folder that was put back from a copy, or made anew, ends before some: those are read again.
+    """
+    lasts = {
+        digest: about.get("last") for digest, about in taken.items() if isinstance(about, Mapping)
+    }
+    end = f"{newest:%Y-%m-%d}"
+    return {digest for digest in taken if str(lasts.get(digest, "")) <= end}
+
+
+def write_taken(home: Path, taken: Mapping[str, Any]) -> None:
     """Keep what was taken; the file is replaced whole."""
     with replacing(home / TAKEN) as draft:
         draft.write_text(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from kronos_qlib.daily.arrivals import too_early
 from kronos_qlib.daily.bar_sources.choosing import make_source
 from kronos_qlib.daily.daily_settings import DailyConfig
 from kronos_qlib.data.files.read import write_bars
@@ -34,6 +35,8 @@ def fetch(config: DailyConfig, now: dt.datetime, say: Callable[[str], None]) -> 
     calendar = stored_calendar(config.provider_uri, "day")
     first = pd.Timestamp(calendar[max(0, len(calendar) - settings.overlap)]).date()
     last = config.local(now).date()
+    if too_early(pd.Timestamp(last), config, now):
+        last -= dt.timedelta(days=1)  # services answer with the bar that is under way
     if last < first:
         return
     bars = make_source(settings.source).bars(symbols, first, last)

@@ -46,7 +46,8 @@ def rescore(
         BarDataError: the folder's log is damaged.
     """
     calendar = stored_calendar(config.provider_uri, "day")
-    for number, entry in enumerate(read_log(config.provider_uri), start=1):
+    log = read_log(config.provider_uri)
+    for number, entry in enumerate(log, start=1):
         changes = [each for each in entry.get("changes", ()) if each["kind"] != REBASED]
         said = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
         target = config.home / RESCORED / f"{number:06d}-{said[:8]}"
@@ -54,9 +55,10 @@ def rescore(
         if not changes or target.exists():
             continue
         days = affected_days(config.home, calendar, changes, config.window)
-        # Days that this very append brought were scored with it.
-        own = [pd.Timestamp(time) for time in entry.get("times", ())]
-        days = [day for day in days if day not in own and (not own or day < own[-1])]
+        # Days that this append brought, or a later one, were scored with it. Not the others after
+        # them: a day that was missing may come late.
+        since = {pd.Timestamp(time) for one in log[number - 1 :] for time in one.get("times", ())}
+        days = [day for day in days if day not in since]
         kept = days[-config.rescore_days :] if config.rescore_days else []
         with replacing(target) as draft:
             draft.mkdir()

@@ -106,6 +106,11 @@ class Ledger:
             known = self._up_to_date()
             same = [each for each in known if each.kind == kind and each.day == day]
             if same and same[-1].content == content:
+                if read_entry(self._bytes(same[-1]), same[-1].path) != same[-1]:
+                    raise LedgerError(
+                        f"the index says other of entry {same[-1].number} than its file: whether "
+                        f"this is in the ledger already is not known; {LOOK}"
+                    )
                 return same[-1]
             now = dt.datetime.fromisoformat(stamp(self.clock()))
             if known and now < known[-1].appended_at - CLOCK_SLACK:
@@ -276,12 +281,13 @@ class Ledger:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
             raise
-        if os.name == "posix":  # the name too; Windows has no such call
-            place = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(place)
-            finally:
-                os.close(place)
+        if os.name == "posix":  # the names too, of new folders as well; Windows has no such call
+            for folder in (path.parent, path.parent.parent, self.folder):
+                place = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(place)
+                finally:
+                    os.close(place)
 
 
 def _free_name(path: Path) -> Path:

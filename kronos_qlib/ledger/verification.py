@@ -95,14 +95,17 @@ def verify(folder: Path | str, head: str | None = None) -> Verification:
     faults: list[Fault] = []
     notes: list[str] = []
     by_number: dict[int, list[_File]] = defaultdict(list)
-    for path in sorted(each for each in folder.rglob("*") if not each.is_dir()):
+    # Before the files: what another process appends meanwhile is then a file too many, not too few.
+    rows = _rows(folder, faults)
+    for path in sorted(
+        each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()
+    ):
         place = path.relative_to(folder)
         named = NAME.fullmatch(path.name) if len(place.parts) == 3 else None
         if named:
             by_number[int(named[1])].append(_look_at(path, int(named[1]), named[2]))
         elif len(place.parts) > 1 or not OURS.fullmatch(path.name):
             faults.append(Fault(None, "inserted", f"{path} is no file of a ledger"))
-    rows = _rows(folder, faults)
     witness = {int(str(row[0])): str(row[1]) for row in rows}
     chain: dict[int, _File] = {}
     last = max([*by_number, *witness], default=0)

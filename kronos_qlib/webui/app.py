@@ -155,7 +155,7 @@ def documented(*statuses: int, **answers: Any) -> dict[str | int | HTTPStatus, A
         found["202"] = answers["accepted"]
     if "none" in answers:
         found["204"] = {"description": "done; nothing to say"}
-    for status in sorted({400, 401, 403, 422, 500, *statuses}):
+    for status in sorted({400, 401, 403, 422, 500, 503, *statuses}):
         found[str(status)] = {
             "description": "a problem document",
             "content": {MIMETYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from pathlib import PurePath
 from typing import Any
 
 from flask import Response, make_response, render_template, request
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 MIMETYPE = "application/problem+json"
 LONGEST = 1000
 """Letters of a detail."""
+AWAY = (
+    "This is no fault of what was asked: the page needs these files, and whoever started it must "
+    "bring them back"
+)
 
 
 class HttpProblemError(Exception):
@@ -71,6 +76,9 @@ def problem_of(error: BaseException, private: dict[str, str]) -> tuple[Problem, 
         headers = {"Retry-After": "1"}
     elif isinstance(error, KronosError):
         status, detail = 422, str(error)
+    elif isinstance(error, OSError) and isinstance(error.filename, str):
+        logger.error("%s", name, exc_info=error)
+        status, detail = 503, f"{_shown(error.filename, private)}: {error.strerror}. {AWAY}"
     else:
         logger.error("%s", name, exc_info=error)
         status, detail = 500, "this is a fault of the program; its log says more"
@@ -84,6 +92,14 @@ def problem_of(error: BaseException, private: dict[str, str]) -> tuple[Problem, 
         Problem(title=title, status=status, detail=detail, field=field, errors=errors),
         headers,
     )
+
+
+def _shown(path: str, private: dict[str, str]) -> str:
+    """A file that the page needs, by its place in a folder that clients know, else by its name."""
+    for text, shown in private.items():
+        if shown and path.startswith(text):
+            return shown + path[len(text) :]
+    return PurePath(path).name
 
 
 def respond(problem: Problem, headers: dict[str, str]) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -20,14 +21,17 @@ import pytest
 from daily_world import World, moment, small_scores
 
 from kronos_qlib.cli.main import main
-from kronos_qlib.daily import daily_run
+from kronos_qlib.daily import daily_run, daily_settings, fetching
 from kronos_qlib.daily.day_folder import DayFolder
 from kronos_qlib.daily.drop_folder import read_taken
 from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError
+from kronos_qlib.evaluation.ranking.uncertainty import DailyMean
 from kronos_qlib.ledger.ledger import Ledger
+from kronos_qlib.plugin.live.live_report import _promises
 from kronos_qlib.plugin.provider.appending import append as appending
 from kronos_qlib.plugin.provider.appending.append import read_log
 from kronos_qlib.plugin.provider.faults import stored_calendar
+from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.schema import PRICE_COLUMNS
 
 pytestmark = pytest.mark.integration
@@ -133,6 +137,8 @@ def test_days_that_come_together_go_in_one_by_one(world, monkeypatch):
     assert seen == {day: day for day in map("{:%Y-%m-%d}".format, world.days[:3])}
     late = [json.loads(DayFolder(world.home, day).end.read_text())["late"] for day in report.days]
     assert late == [True, True, False]
+    entries = Ledger(world.home / "ledger").entries()
+    assert [entry.is_late for entry in entries] == [True, True, False], "said after the fact"
 
 
 def test_together_or_one_by_one_the_folder_is_the_same(world, made, tmp_path):
@@ -535,6 +541,31 @@ def test_bars_before_the_close_wait(world):
     assert world.evening(day, hour=17).days == (day,)
 
 
+def test_a_service_is_asked_for_days_that_are_over(world, monkeypatch):
+    """It answers with today's bar at any hour, and a day of half an hour's bars went in."""
+    asked = []
+
+    class Service:
+        def bars(self, symbols, first, last):
+            asked.append((first, last))
+            dates = world.bars["date"]
+            return world.bars[dates.between(pd.Timestamp(first), pd.Timestamp(last))]
+
+    monkeypatch.setattr(fetching, "make_source", lambda name: Service())
+    monkeypatch.setattr(daily_settings, "check_extra", lambda *_, **__: None)
+    world.configure(bars=", source: yfinance, overlap: 2")
+    with pytest.raises(ConfigError, match="bars of yfinance need ready_at"):
+        _ = world.config
+    world.configure(bars=", source: yfinance, overlap: 2", more='ready_at: "16:30"')
+    first, second = world.days[:2]
+    report = world.evening(second, hour=10)
+    assert (report.days, report.waiting) == ((first,), ())
+    assert asked[-1][1] == first.date()
+    assert json.loads(DayFolder(world.home, first).end.read_text())["late"] is False
+    assert world.evening(second, hour=17).days == (second,)
+    assert asked[-1] == (pd.Timestamp("2020-04-07").date(), second.date())
+
+
 def test_a_changed_past_is_told_applied_and_scored_again(world, lines):
     world.play(5)
     bars = world.of(world.days[2]).copy()
@@ -660,6 +691,19 @@ def test_halted_names_as_vendors_write_them(world):
             ["orders.positions", "p.csv"],
         ),
         ({"more": "orders: {positions: p.csv, cash: 1, strategy: {}}"}, ["benchmark"]),
+        (
+            {"more": "orders: {positions: p.csv, cash: 1, strategy: {benchmark: M, topk: all}}"},
+            ["strategy", "topk must be a whole number", "'all'"],
+        ),
+        (
+            {"more": "orders: {positions: p.csv, cash: 1, strategy: {benchmark: M, account: }}"},
+            ["strategy", "account must be a number"],
+        ),
+        ({"more": 'trust: "no"'}, ["trust must be true or false"]),
+        ({"more": "tracking_uri: 7"}, ["tracking_uri is a text"]),
+        ({"bars": ', final_newline: "no"'}, ["final_newline must be true or false"]),
+        ({"bars": ", repair: "}, ["repair is a list"]),
+        ({"bars": ", source: [yfinance]"}, ["source", "is none of akshare"]),
     ],
 )
 def test_settings_are_checked_before_any_work(world, change, words, capsys):
@@ -775,12 +819,217 @@ def test_days_that_are_late_have_no_orders(world, lines):
     assert there == [False, True]
 
 
-def test_cash_that_is_no_number_is_said(world):
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("cash.txt", "much\n", "cash.txt is to hold one number"),
+        ("cash.txt", "", "cash.txt is to hold one number"),
+        ("positions.csv", "instrument,quantity\n", "either days"),
+        ("positions.csv", "instrument,quantity,days\nSYM0001,many,1\n", "line 2: quantity"),
+        ("positions.csv", "instrument,quantity,bought\nSYM0001,1,2030-01-01\n", "is after 2020"),
+    ],
+)
+def test_positions_and_cash_are_read_before_any_bar_goes_in(world, name, text, word, capsys):
+    """A letter too many in the broker's file was found when the bars were in."""
     with_orders(world)
-    (world.folder / "cash.txt").write_text("much\n")
+    (world.folder / name).write_text(text)
     world.drop_day(world.days[0])
-    with pytest.raises(DailyError, match=r"step orders .*cash\.txt is to hold one number"):
+    before = world.contents()
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")) as problem:
         world.evening(world.days[0])
+    assert word in str(problem.value)
+    at = ["--at", moment(world.days[0]).isoformat()]
+    assert main(["daily", str(world.config_file), "--check", *at]) == 2
+    assert word in capsys.readouterr().err
+    assert world.contents() == before
+
+
+def test_a_holding_without_bars_is_said_before_any_bar_goes_in(world):
+    with_orders(world)
+    held = world.folder / "positions.csv"
+    held.write_text("instrument,quantity,days\nNOBODY,100,5\n")
+    day = world.days[0]
+    world.drop_day(day)
+    refused(world, day, "step positions: NOBODY is held, and neither")
+    # Of what comes tonight for the first time it is none of ours to say.
+    bars = world.of(day)
+    gone = bars["symbol"].iloc[-1]
+    world.drop(bars.replace({"symbol": {gone: "NOBODY"}}), f"{day:%Y-%m-%d}.csv")
+    assert world.evening(day).days == (day,)
+
+
+def test_a_day_whose_next_one_has_come_in_part_has_no_orders(world, lines):
+    """Orders for that next day were made on its evening."""
+    with_orders(world)
+    first, second = world.days[:2]
+    world.drop_day(first)
+    world.drop(world.of(second).iloc[:1], "part.csv")
+    assert world.evening(second, say=lines.append).days == (first,)
+    assert any(f"{first:%Y-%m-%d}: no orders" in line for line in lines)
+    assert not DayFolder(world.home, first).orders.exists()
+    assert Ledger(world.home / "ledger").entries()[0].is_late
+    world.drop(world.of(second).iloc[1:], "rest.csv")
+    assert world.evening(second, hour=19).days == (second,)
+    assert DayFolder(world.home, second).orders.is_dir()
+
+
+def test_a_day_that_was_cut_off_has_its_orders_whatever_comes_late(world, monkeypatch):
+    """A missing older day beside it, and its orders were left out."""
+    with_orders(world)
+    first, second = world.days[:2]
+    world.drop_day(second)
+    with monkeypatch.context() as patched:
+        patched.setattr(daily_run, "newest_scores", lambda *_, **__: 1 / 0)
+        with pytest.raises(DailyError, match="ZeroDivisionError"):
+            world.evening(second)
+    world.drop_day(first)
+    assert world.evening(second, hour=19).days == (second,)
+    assert DayFolder(world.home, second).orders.is_dir()
+
+
+def test_weights_in_the_place_of_topk_stand_in_the_ledger(world, monkeypatch):
+    with_orders(world)
+    world.configure(more=ORDERS.replace("}}", "}, weights: {most: 0.3, days: 40}}"))
+    day = world.days[0]
+    world.drop_day(day)
+    with pytest.raises(DailyError, match=r"step orders of .*this model draws no paths"):
+        world.evening(day)
+    shutil.rmtree(DayFolder(world.home, day).scores)
+
+    def with_quantiles(model, **others):
+        found = small_scores(model, **others)
+        spread = np.linspace(-0.02, 0.04, 19)
+        levels = {f"q{0.05 * (place + 1):g}": each for place, each in enumerate(spread)}
+        return dataclasses.replace(found, table=found.table.assign(**levels))
+
+    monkeypatch.setattr(daily_run, "newest_scores", with_quantiles)
+    assert world.evening(day, hour=19).days == (day,)
+    entry = Ledger(world.home / "ledger").entries("orders")[-1]
+    assert entry.facts["weights"] == {"most": 0.3, "days": 40, "aversion": 0.1, "tail": 0.1}
+    orders = Ledger(world.home / "ledger").table(entry)
+    assert len(orders) >= 2 and orders["reason"].str.contains("weight").all()
+    notes = []
+    promised = {"net_return": {}, "rank_ic": vars(DailyMean(0.1, 0.1, 20, 5, 1, 0.0))}
+    assert set(_promises({"promised": promised}, [entry], notes)) == {"rank_ic"}
+    assert "it promises no return" in notes[0]
+
+
+def test_orders_are_for_the_exchanges_next_day(world):
+    """2020-04-06 was a holiday: the folder's own calendar, made of weekdays, did not know."""
+    with_orders(world)
+    world.configure(more=f"exchange: XSHG\n{ORDERS}")
+    shutil.rmtree(world.qlib)
+    friday = pd.Timestamp("2020-04-03")
+    past = world.bars[world.bars["date"] <= friday]
+    write_provider(past, world.qlib, market="demo", benchmark="MEAN", future_bars=10)
+    assert stored_calendar(world.qlib, "day", future=True)[len(past["date"].unique())] == (
+        np.datetime64("2020-04-06")
+    )
+    assert world.evening(friday).days == (friday,)
+    about = json.loads((DayFolder(world.home, friday).orders / "about.json").read_text())
+    assert about["for"] == "2020-04-07"
+
+
+def test_an_entry_bears_the_time_at_which_it_was_appended(world, monkeypatch, lines):
+    """It bore that of the start: what took until the market had opened looked as if in time."""
+    day = world.days[0]
+    world.configure(more=EXCHANGE)
+    world.drop_day(day)
+    clock = [moment(day)]
+
+    def slow(model, **others):
+        clock.append(moment(world.days[1], hour=10))
+        return small_scores(model, **others)
+
+    monkeypatch.setattr(daily_run, "utc_now", lambda: clock[-1])
+    monkeypatch.setattr(daily_run, "newest_scores", slow)
+    daily_run.run_daily(world.config, say=lines.append)
+    (entry,) = Ledger(world.home / "ledger").entries()
+    assert entry.appended_at == clock[-1] and entry.is_late
+    assert any("warning: the market had opened by 2020-04-09 01:30 UTC" in line for line in lines)
+
+
+def test_a_day_that_comes_late_has_the_days_after_it_scored_again(world):
+    """Only days before it were, which do not see it."""
+    first, late, last = world.days[:3]
+    for day in (first, last):
+        world.drop_day(day)
+        world.evening(day)
+    world.drop_day(late)
+    world.evening(last, hour=20)
+    (folder,) = (world.home / "rescored").iterdir()
+    assert [path.stem for path in folder.glob("*.parquet")] == [f"{last:%Y-%m-%d}"]
+
+
+def test_bars_that_follow_a_days_others_change_its_past(world, lines):
+    """The last of a day's names came when it was in: nobody was told, and nothing scored again."""
+    day = world.days[0]
+    world.configure(bars=", complete: 0.5")
+    bars = world.of(day)
+    world.drop(bars.iloc[:-1], "most.csv")
+    world.evening(day)
+    world.drop(bars.iloc[-1:], "rest.csv")
+    world.evening(day, hour=20, say=lines.append)
+    name = bars["symbol"].iloc[-1]
+    assert any(f"{name} {day:%Y-%m-%d}: 1 bar added" in line for line in lines)
+    (folder,) = (world.home / "rescored").iterdir()
+    assert name in pd.read_parquet(folder / f"{day:%Y-%m-%d}.parquet").index
+
+
+def test_a_folder_that_was_put_back_takes_its_days_again(world):
+    """Their files counted as taken, and the days never came back."""
+    day = world.days[0]
+    shutil.copytree(world.qlib, world.folder / "copy")
+    world.play(1)
+    shutil.rmtree(world.qlib)
+    (world.folder / "copy").rename(world.qlib)
+    world.evening(day, hour=20)
+    assert newest(world) == day
+
+
+def test_a_day_to_accept_that_did_not_come_is_said(world, lines):
+    day, other = world.days[:2]
+    world.drop_day(day)
+    world.evening(day, accepted=[day, other], say=lines.append)
+    assert [line for line in lines if "--accept" in line] == [
+        f"note: --accept {other:%Y-%m-%d}: no new bars of that day came"
+    ]
+
+
+ONE_EVENING = """
+import sys, time
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import daily_world
+
+folder, mine, other = (Path(each) for each in sys.argv[2:])
+daily_world.daily_run.newest_scores = daily_world.small_scores
+world = daily_world.World(folder)
+mine.touch()
+until = time.monotonic() + 300
+while not other.exists() and time.monotonic() < until:
+    time.sleep(0.01)
+print(len(world.evening(world.days[0], patience=300).days))
+"""
+
+
+def test_two_processes_at_once_do_it_once(world, tmp_path, once):
+    """Threads share what a lock is kept in; processes do not."""
+    world.drop_day(world.days[0])
+    names = [tmp_path / "one", tmp_path / "two"]
+    tests = str(Path(daily_world.__file__).parent)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_EVENING, tests, *map(str, (world.folder, *pair))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for pair in (names, names[::-1])
+    ]
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert sorted(said) == ["0\n", "1\n"]
+    assert world.contents() == once
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and SIGKILL")

@@ -208,6 +208,26 @@ def test_a_day_that_has_not_come_is_left_out(provider, days, tmp_path):
     assert earned_table([(entry, orders.table)], pd.DatetimeIndex(D.calendar())).empty
 
 
+def test_orders_for_a_holiday_count_on_the_next_day(provider, days, tmp_path):
+    """Where no exchange is named the next weekday is taken for a day of trading: orders for a
+    holiday were in no figure."""
+    open_provider(provider)
+    holiday, following = days[4], days[5]
+    names = names_of()[:4]
+    orders = make_orders(
+        pd.Series([4.0, 3.0, 2.0, 1.0], index=names),
+        Book.of_cash(1e6),
+        BacktestConfig(**SETTINGS),
+        evening=days[3],
+        day=holiday,
+        how=OrderConfig(limit_distance=None),
+    )
+    entry = record_orders(Ledger(tmp_path), orders, opens=None)
+    assert earned_table([(entry, orders.table)], days[days < holiday]).empty
+    found = earned_table([(entry, orders.table)], days.drop(holiday))
+    assert found.index.tolist() == [following] and found["filled"].iloc[0] > 0
+
+
 def test_a_changed_ledger_has_no_report(kept, provider, tmp_path, capsys):
     import shutil
 

@@ -19,6 +19,7 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.orders.book import Book, read_cash
 from kronos_qlib.plugin.orders.making import OrderConfig, make_orders
+from kronos_qlib.plugin.orders.target_weights import WeightConfig
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig, qlib_config
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
@@ -227,6 +228,95 @@ def test_what_was_bought_on_the_day_of_the_close_is_sold_on_the_next_at_the_earl
     assert not (orders.table["side"] == "sell").any()
 
 
+def test_limits_do_not_lie_beyond_the_regions(market, ranks):
+    """`limit_threshold: null` is the region's, and orders lay 15 % from the close in Shanghai."""
+    open_provider(market, region="cn")
+    far, calm = OrderConfig(limit_distance=0.15, tick=1e-6), BacktestConfig(benchmark="BENCH")
+    evening = pd.Timestamp(D.calendar()[200])
+    (order, *_) = make_orders(
+        ranks, Book.of_cash(1e7), calm, evening=evening, how=far
+    ).table.itertuples()
+    close = D.features([order.instrument], ["$close / $factor"], evening, evening).iloc[0, 0]
+    assert order.limit == pytest.approx(close * 1.095, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"tick": "x"}, {"limit_distance": "2%"}, {"tick": None}])
+def test_settings_of_another_kind_are_named(change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} must be a number"):
+        OrderConfig(**change)
+
+
+LEVELS = np.round(np.arange(1, 20) * 0.05, 2)
+
+
+def forecasts(ranks, spread=0.03):
+    """Quantiles of returns whose means fall with the rank."""
+    normal = np.array([-1.64, -1.28, -1.04, -0.84, -0.67, -0.52, -0.39, -0.25, -0.13, 0])
+    normal = np.concatenate([normal, -normal[-2::-1]])
+    means = (ranks.to_numpy() / ranks.max() - 0.4) * 0.05
+    table = pd.DataFrame(means[:, None] + spread * normal, index=ranks.index)
+    return table.set_axis([f"q{level:g}" for level in LEVELS], axis=1).assign(score=ranks)
+
+
+def test_weights_in_the_place_of_topk(evening, ranks):
+    """Cap, budget, lots, T+1 and names that are not scored, as the settings have them."""
+    how = WeightConfig(most=0.3, days=60, aversion=0.1)
+    given = {"evening": evening, "weights": how, "quantiles": forecasts(ranks)}
+    lots = BacktestConfig(**{**SETTINGS, "volume_share": None, "account": 1e6})
+    book = Book(1e6, held(SYM0008=(3000, 9), SYM0007=(300, 1)).holdings)
+    orders = make_orders(ranks, book, lots, **given)
+    table = orders.table.set_index("instrument")
+    assert table.loc["SYM0008", ["side", "quantity"]].tolist() == ["sell", 3000]
+    assert "nothing is forecast of it" in table.loc["SYM0008", "reason"]
+    assert "SYM0007" not in table.index
+    left = dict(orders.left_alone.to_numpy().tolist())
+    assert left["SYM0007"] == "rank 7 of 7: held for 1 close, and hold_thresh is 2"
+    bought = table[table["side"] == "buy"]
+    assert list(bought.index) == ["SYM0001", "SYM0002"] and (bought["quantity"] % 100 == 0).all()
+    assert left["SYM0003"] == f"rank 3 of 7: suspended: it has no bar of {evening:%Y-%m-%d}"
+    closes = D.features([*table.index, "SYM0007"], ["$close / $factor"], evening, evening)
+    closes = closes.droplevel("datetime").iloc[:, 0]
+    value = 1e6 + 3000 * closes["SYM0008"] + 300 * closes["SYM0007"]
+    share = bought["quantity"] * closes.reindex(bought.index) / value
+    assert (share <= 0.3).all() and share.max() > 0.25 and share.sum() <= 0.95
+    assert bought["reason"].str.contains(r"rank \d of \d: weight 0.0% to \d+").all()
+    again = make_orders(ranks, book, lots, **given)
+    pd.testing.assert_frame_equal(again.table, orders.table)
+    # Who fears the tail holds less, who fears nothing all that is allowed.
+    bold, shy = (
+        make_orders(
+            ranks,
+            Book.of_cash(1e6),
+            lots,
+            evening=evening,
+            weights=WeightConfig(most=0.3, days=60, aversion=aversion),
+            quantiles=forecasts(ranks),
+        )
+        .table["quantity"]
+        .sum()
+        for aversion in (0.0, 20.0)
+    )
+    assert shy < bold
+
+
+def test_weights_need_forecasts_of_returns(evening, ranks):
+    for table, word in (
+        (None, "draws no paths"),
+        (ranks.to_frame("score"), "draws no paths"),
+        (forecasts(ranks).drop(columns="q0.5"), "equally spaced"),
+        (forecasts(ranks).iloc[1:], "has a score and no quantiles"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            make_orders(
+                ranks,
+                Book.of_cash(1e6),
+                CALM,
+                evening=evening,
+                weights=WeightConfig(),
+                quantiles=table,
+            )
+
+
 def test_a_suspended_name_is_left_alone(opened):
     frame = D.features(D.instruments("all"), ["$close"])["$close"].unstack("instrument")
     gaps = frame.iloc[60:].isna().stack()
@@ -267,6 +357,12 @@ def test_positions_are_read_by_days_or_by_the_day_of_purchase(evening, tmp_path)
     path.write_text(f"Instrument,quantity,bought\nSYM0001,300,{day:%Y-%m-%d}\n", encoding="utf-8")
     book = Book.read(path, 1e5, evening)
     assert book.holdings.loc["SYM0001"].to_dict() == {"quantity": 300, "days": 3}
+    # With the hour, in another form: the same day.
+    for text in (f"{day:%Y-%m-%d} 14:55", f"{day:%Y%m%d}"):
+        path.write_text(f"instrument,quantity,bought\nSYM0001,300,{text}\n", encoding="utf-8")
+        assert Book.read(path, 1e5, evening).holdings.loc["SYM0001", "days"] == 3
+        alone = Book.read(path, 1e5, evening, np.array(D.calendar()[197:200], "datetime64[ns]"))
+        assert alone.holdings.loc["SYM0001", "days"] == 2
     book.write(tmp_path / "again.csv")
     again = Book.read(tmp_path / "again.csv", 1e5, evening)
     assert again.holdings.to_dict() == book.holdings.to_dict()
@@ -276,10 +372,13 @@ def test_positions_are_read_by_days_or_by_the_day_of_purchase(evening, tmp_path)
     for text, words in (
         ("instrument,quantity,days\nA,x,1\n", "line 2: quantity is a number"),
         ("instrument,quantity,days\nA,100,1\nA,100,1\n", "A is held twice"),
+        ("instrument,quantity,days\nsh1,100,1\nSH1,100,1\n", "SH1 is held twice"),
         ("instrument,quantity,days\nA,-100,1\n", "A: a quantity is a number above 0"),
         ("instrument,quantity\nA,100\n", "either days"),
         ("instrument,quantity,bought\nA,100,2999-01-01\n", "which is after"),
         ("instrument,quantity,bought\nA,100,soon\n", "bought is a date"),
+        ("instrument,quantity,bought\nA,100,05/06/2020\n", "bought is a date"),
+        ("instrument,quantity,bought\nA,100,5\n", "bought is a date"),
         ("instrument,quantity,bought\nA,100,\n", "bought is a date"),
         ("instrument,quantity,days\n,100,1\n", "line 2: no instrument"),
     ):

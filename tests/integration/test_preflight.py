@@ -69,6 +69,12 @@ def put(config, path, value):
     config[last] = value
 
 
+def put_of(config, path):
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
 HANDLER = "task.dataset.kwargs.handler.kwargs"
 SPANS = "task.dataset.kwargs.segments"
 
@@ -253,6 +259,26 @@ def test_a_full_disk_is_said_before_it_is_full(config, tmp_path, monkeypatch):
     said = int(problem.split("about ")[1].split(" MiB")[0])
     size = checkpoint.check_there("predictor", "nano")
     assert said == pytest.approx(20 + 14 * size / 2**20, abs=1)
+
+
+def test_every_training_of_a_roll_takes_its_disk(config, tmp_path, monkeypatch):
+    """One training was counted, and the disk was full after some of them."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(run_outputs.shutil, "disk_usage", lambda _: usage(1, 1, 21 * 2**20))
+    inner = put_of(config, "task.model")
+    inner["kwargs"]["training"] = {"predictor": {"epochs": 1}}
+    kwargs = {"every": 20, "folder": str(tmp_path / "rolls"), "model": inner}
+    place = "kronos_qlib.plugin.rolling"
+    put(config, "task.model", {"class": "RollingModel", "module_path": place, "kwargs": kwargs})
+    (problem,) = problems_of(config)
+    said = int(problem.split("about ")[1].split(" MiB")[0])
+    size = checkpoint.check_there("predictor", "nano") / 2**20
+    # 44 weekdays of the test, so 3 trainings: in params.pkl, in their folder, the newest as files.
+    assert said == pytest.approx(20 + (3 + 3 + 1) * size, abs=1)
+    inner["kwargs"]["resume_folder"] = str(tmp_path / "states")
+    (problem,) = problems_of(config)
+    said = int(problem.split("about ")[1].split(" MiB")[0])
+    assert said == pytest.approx(20 + (3 + 3 + 1 + 3 * 12) * size, abs=1)
 
 
 def test_artifacts_of_an_old_experiment_lie_where_the_store_says(config, tmp_path):

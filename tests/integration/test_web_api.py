@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -417,6 +418,21 @@ def test_no_message_shows_where_the_owner_s_things_are(client, places):
         client.get("/forecasts"),
     ):
         assert str(places.data.parent) not in answer.text
+
+
+def test_a_folder_of_bars_that_is_gone_is_named(client, places):
+    """It was called a fault of the program."""
+    assert client.get("/instruments").status_code == 200
+    away = places.data.with_name("away")
+    places.data.rename(away)
+    try:
+        answer = client.get("/instruments")
+    finally:
+        away.rename(places.data)
+    problem(answer, 503)
+    assert re.match(r"market[/\\]calendars[/\\]day.txt: ", answer.json["detail"])
+    assert str(places.data.parent) not in answer.text
+    assert client.get("/instruments").status_code == 200
 
 
 def test_without_a_store_of_runs_the_pages_say_so_in_words(client):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import json
+import os
+import sqlite3
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from filelock import FileLock
 
 from kronos_qlib.errors import ConfigError, LedgerError
 from kronos_qlib.ledger import ledger as module
+from kronos_qlib.ledger import verification
 from kronos_qlib.ledger.entry import FIRST, HEADER
 from kronos_qlib.ledger.index import INDEX
 from kronos_qlib.ledger.ledger import DRAFT, LOCK, Ledger
@@ -43,6 +47,42 @@ def test_an_entry_comes_back_as_it_was_appended(tmp_path):
     assert place == f"kind=scores/month=2024-06/00000001-{entry.digest}.parquet"
 
 
+def test_an_entry_that_is_appended_while_verify_looks_is_no_fault(tmp_path, monkeypatch):
+    """The index was read after the files: it knew an entry more, which was said to be cut off."""
+    ledger = ledger_at(tmp_path)
+    ledger.append("scores", DAY, TABLE, {}, opens=OPENS)
+    read = verification.read_rows
+
+    def meanwhile(path):
+        ledger.append("orders", DAY, TABLE, {}, opens=OPENS)
+        return read(path)
+
+    monkeypatch.setattr(verification, "read_rows", meanwhile)
+    assert verify(tmp_path).is_whole
+
+    def after(path):
+        rows = read(path)
+        ledger.append("verdict", DAY, TABLE, {}, opens=OPENS)
+        return rows
+
+    monkeypatch.setattr(verification, "read_rows", after)
+    found = verify(tmp_path)
+    assert found.is_whole and found.entries == 3 and "newest 1" in found.notes[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the right to make links")
+def test_a_link_in_a_ledger_is_a_fault(tmp_path):
+    """What a linked folder held was read as entries, and `verify` did not look there."""
+    ledger = ledger_at(tmp_path / "ledger")
+    ledger.append("scores", DAY, TABLE, {}, opens=OPENS)
+    (tmp_path / "kind=scores").mkdir()
+    (tmp_path / "ledger" / "kind=orders").symlink_to(
+        tmp_path / "kind=scores", target_is_directory=True
+    )
+    (fault,) = verify(tmp_path / "ledger").faults
+    assert fault.what == "inserted" and "kind=orders" in fault.words
+
+
 def test_pandas_and_duckdb_can_read_the_files_and_the_header_is_json(tmp_path):
     import pyarrow.parquet as pq
 
@@ -51,6 +91,33 @@ def test_pandas_and_duckdb_can_read_the_files_and_the_header_is_json(tmp_path):
     assert found["instrument"].tolist() == ["SH600000", "SZ000001"]
     header = json.loads(pq.read_schema(entry.path).metadata[HEADER])
     assert header["number"] == 1 and header["previous"] == FIRST
+
+
+def test_an_index_that_says_other_than_the_file_hides_no_entry(tmp_path):
+    """Who wrote tonight's digest into yesterday's row kept tonight's scores out of the ledger."""
+    ledger = ledger_at(tmp_path)
+    ledger.append("scores", DAY, TABLE.iloc[:1], {}, opens=OPENS)
+    wanted = ledger_at(tmp_path / "other").append("scores", DAY, TABLE, {}, opens=OPENS).content
+    with sqlite3.connect(tmp_path / INDEX) as base:
+        base.execute("UPDATE entries SET content = ?", (wanted,))
+    base.close()
+    with pytest.raises(LedgerError, match="the index says other of entry 1 than its file"):
+        ledger.append("scores", DAY, TABLE, {}, opens=OPENS)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such call")
+def test_names_of_new_folders_are_on_the_disk_too(tmp_path, monkeypatch):
+    """After a power cut the index knew an entry whose new month was not there: "cut"."""
+    synced, sync = set(), os.fsync
+
+    def note(number):
+        synced.add(os.fstat(number).st_ino)
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    path = ledger_at(tmp_path).append("scores", DAY, TABLE, {}, opens=None).path
+    places = (path, path.parent, path.parent.parent, tmp_path)
+    assert {place.stat().st_ino for place in places} <= synced
 
 
 def test_a_repetition_appends_nothing_and_another_table_does(tmp_path):

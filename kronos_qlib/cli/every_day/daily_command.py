@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stands in the ledger",
     )
     parser.add_argument(
-        "--check", action="store_true", help="read the settings, do nothing, and leave"
+        "--check",
+        action="store_true",
+        help="read the settings, positions and cash, do nothing, and leave",
     )
     parser.set_defaults(command=daily, bad_input=(ConfigError, MissingDependencyError))
 
@@ -56,15 +58,18 @@ def daily(arguments: argparse.Namespace) -> int:
     if arguments.wait < 0:
         raise ConfigError(f"--wait must not be negative, got {arguments.wait:g}")
     from kronos_qlib.daily.daily_settings import read_daily
+    from kronos_qlib.ledger.ledger import utc_now
 
     config = read_daily(arguments.config)
     accepted = [_day(text) for text in arguments.accept]
-    if arguments.check:
-        print(f"{arguments.config}: the settings can be used")
-        return 0
     import pandas as pd
 
-    from kronos_qlib.daily.daily_run import run_daily
+    from kronos_qlib.daily.daily_run import check_book, run_daily
+
+    if arguments.check:
+        check_book(config, now or utc_now())
+        print(f"{arguments.config}: the settings can be used")
+        return 0
 
     try:
         report = run_daily(

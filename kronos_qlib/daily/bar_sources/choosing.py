@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from kronos_qlib.errors import ConfigError
+from kronos_qlib.errors import ConfigError, short_repr
 
 SOURCES: Mapping[str, str] = {
     name: f"kronos_qlib.daily.bar_sources.{name}_source"
@@ -40,8 +40,8 @@ def check_source(name: str) -> None:
     Raises:
         ConfigError: names those there are.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"source: {name!r} is none of {', '.join(SOURCES)}")
+    if name not in [*SOURCES]:  # whatever a file has in a name's place
+        raise ConfigError(f"source: {short_repr(name)} is none of {', '.join(SOURCES)}")
 
 
 def make_source(name: str) -> BarSource:

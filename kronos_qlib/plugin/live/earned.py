@@ -24,7 +24,8 @@ COLUMNS = ("net_return", "bench", "excess_return", "cost", "turnover", "orders",
 
 
 def earned_on(entry: Entry, table: pd.DataFrame, calendar: pd.DatetimeIndex) -> pd.Series | None:
-    """What came of an entry of orders, on the day that they were for.
+    """What came of an entry of orders, on the day that they were for or, if that had no trade, on
+    the next one.
 
     Args:
         table: of the entry.
@@ -38,8 +39,11 @@ def earned_on(entry: Entry, table: pd.DataFrame, calendar: pd.DatetimeIndex) -> 
         ConfigError: settings or book cannot be read, or a name has no bars.
     """
     day, evening = pd.Timestamp(str(entry.facts.get("for"))), pd.Timestamp(entry.day)
-    if day not in calendar:
+    # Where nobody named the exchange, the day that they were for may have been a holiday.
+    coming = calendar[calendar >= day]
+    if not len(coming):
         return None
+    day = coming[0]
     settings, book = read_settings(entry), read_book(entry)
     names = sorted({*map(str, book.holdings.index), *map(str, table["instrument"])})
     before, after = last_quotes(names, evening), last_quotes(names, day)

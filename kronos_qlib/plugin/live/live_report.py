@@ -104,7 +104,7 @@ def live_report(
         ewma=walk,
         horizon=horizon,
         money=money,
-        promised=_promises(newest),
+        promised=_promises(newest, ordered, notes),
         drift=_drift(scored),
         notes=[*notes, _drift_note(scored)],
         about=_about(scored, found.head, newest),
@@ -204,8 +204,13 @@ def _baselines(index: pd.Index, notes: list[str]) -> pd.DataFrame | None:
         return None
 
 
-def _promises(facts: Mapping[str, Any]) -> dict[str, DailyMean]:
+def _promises(
+    facts: Mapping[str, Any], ordered: Sequence[Entry], notes: list[str]
+) -> dict[str, DailyMean]:
     found = {name: read_promise(each) for name, each in facts.get("promised", {}).items()}
+    if any(entry.facts.get("weights") for entry in ordered):
+        notes.append("Orders were weighed, and the backtest was TopK's: it promises no return.")
+        found = {name: each for name, each in found.items() if "return" not in name}
     return {name: promise for name, promise in found.items() if promise is not None}
 
 

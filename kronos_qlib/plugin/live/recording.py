@@ -66,6 +66,7 @@ def record_orders(ledger: Ledger, orders: Orders, *, opens: dt.datetime | None) 
         "book": book,
         "left_alone": orders.left_alone.to_dict("records"),
         "notes": list(orders.notes),
+        **({} if orders.weights is None else {"weights": asdict(orders.weights)}),
     }
     return ledger.append(ORDERS, orders.evening.date(), orders.table, facts, opens=opens)
 

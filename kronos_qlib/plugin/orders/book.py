@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from kronos_qlib.data.calendar.stamps import Times
 from kronos_qlib.errors import ConfigError, printable, short_repr, some_of
 from kronos_qlib.files import replacing
 from kronos_qlib.markup import cause_of
 
 COLUMNS = ("quantity", "days")
+BOUGHT = re.compile(r"(?:\d{8}|\d{4}([-/.])\d{1,2}\1\d{1,2})(?:[T ].*)?", re.ASCII)
+"""A date with its year first: 05/06/2024 is one day here and another there."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Book:
         lacking = [name for name in COLUMNS if name not in self.holdings]
         if lacking:
             raise ConfigError(f"holdings have the columns quantity and days, not {lacking[0]}")
-        twice = self.holdings.index[self.holdings.index.duplicated()]
+        # Qlib keeps SH600000 and sh600000 in one folder.
+        twice = self.holdings.index[self.holdings.index.astype(str).str.upper().duplicated()]
         if len(twice):
             raise ConfigError(f"{some_of(twice.tolist())} is held twice: add the quantities up")
         for name, row in self.holdings.iterrows():
@@ -56,11 +61,14 @@ class Book:
         return cls(cash, nothing.rename_axis("instrument"))
 
     @classmethod
-    def read(cls, path: Path | str, cash: float, day: pd.Timestamp, freq: str = "day") -> Book:
+    def read(
+        cls, path: Path | str, cash: float, day: pd.Timestamp, calendar: Times | None = None
+    ) -> Book:
         """A positions CSV: instrument, quantity, and `days` or `bought` (the day of purchase).
 
         Args:
-            day: of the last close, to which `bought` is counted on Qlib's calendar.
+            day: of the last close, to which `bought` is counted.
+            calendar: (K,) to count on; None is Qlib's, of days.
 
         Raises:
             ConfigError: the file is missing, or a line cannot be used (names line and column).
@@ -87,7 +95,7 @@ class Book:
         if timed == ["days"]:
             days = [_number(text, path, line, "days") for text, line in _each(found, lines, "days")]
         else:
-            days = [float(count) for count in _closes_since(found["bought"], path, day, freq)]
+            days = [float(count) for count in _closes_since(found["bought"], path, day, calendar)]
         names = pd.Index(found["instrument"].str.strip(), name="instrument")
         if (names == "").any():
             raise ConfigError(f"{path}, line {2 + int((names == '').argmax())}: no instrument")
@@ -139,25 +147,30 @@ def _number(text: str, path: Path, line: int, column: str) -> float:
         ) from None
 
 
-def _closes_since(bought: pd.Series[str], path: Path, day: pd.Timestamp, freq: str) -> list[int]:
+def _closes_since(
+    bought: pd.Series[str], path: Path, day: pd.Timestamp, calendar: Times | None
+) -> list[int]:
     """Closes from each day of purchase to `day`, both included."""
-    from kronos_qlib.plugin.provider.reader import read_calendar
+    if calendar is None:
+        from kronos_qlib.plugin.provider.reader import read_calendar
 
-    calendar = pd.DatetimeIndex(read_calendar(freq))
-    last = int(calendar.searchsorted(day, side="right"))
+        calendar = read_calendar("day")
+    days = pd.DatetimeIndex(calendar)
+    last = int(days.searchsorted(day, side="right"))
     counts = []
     for line, text in enumerate(bought, start=2):
         try:
-            moment = pd.Timestamp(text)
+            moment = pd.Timestamp(text.strip()) if BOUGHT.fullmatch(text.strip()) else None
         except ValueError:
+            moment = None
+        if moment is None or moment.tz is not None:
             raise ConfigError(
                 f"{path}, line {line}: bought is a date such as 2024-06-18, got {short_repr(text)}"
-            ) from None
-        if pd.isna(moment) or moment.tz is not None:
-            raise ConfigError(f"{path}, line {line}: bought is a date, got {short_repr(text)}")
+            )
+        moment = moment.normalize()
         if moment > day:
             raise ConfigError(
                 f"{path}, line {line}: bought on {text}, which is after {day:%Y-%m-%d}"
             )
-        counts.append(last - int(calendar.searchsorted(moment)))
+        counts.append(last - int(days.searchsorted(moment)))
     return counts

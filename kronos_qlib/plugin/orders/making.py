@@ -17,6 +17,7 @@ from qlib.backtest.decision import Order, OrderDir
 from qlib.backtest.position import Position
 from qlib.backtest.signal import Signal
 from qlib.backtest.utils import CommonInfrastructure, LevelInfrastructure
+from qlib.config import C
 from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
 
@@ -26,6 +27,7 @@ from kronos_qlib.markup import cause_of
 from kronos_qlib.plugin.exchange import BarExchange
 from kronos_qlib.plugin.orders.book import Book
 from kronos_qlib.plugin.orders.coming_day import BEFORE, EveningExchange, OneStep
+from kronos_qlib.plugin.orders.target_weights import WeightConfig
 from kronos_qlib.plugin.provider.reader import read_calendar, read_spans
 from kronos_qlib.plugin.records.backtest_record import (
     BacktestConfig,
@@ -33,6 +35,7 @@ from kronos_qlib.plugin.records.backtest_record import (
     strategy_settings,
 )
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
+from kronos_qlib.settings import check_number
 
 BUY, SELL = "buy", "sell"
 COLUMNS = ["instrument", "side", "quantity", "limit", "reason"]
@@ -52,9 +55,10 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         far = self.limit_distance
+        check_number(self, "tick", *() if far is None else ("limit_distance",))
         if far is not None and not 0 <= far < 1:
             raise ConfigError(f"limit_distance is a fraction from 0 to below 1, got {far!r}")
-        if not (self.tick > 0 and math.isfinite(self.tick)):
+        if self.tick <= 0:
             raise ConfigError(f"tick is money above 0, got {self.tick!r}")
 
 
@@ -77,6 +81,8 @@ class Orders:
     """What was held when they were made."""
     settings: BacktestConfig
     notes: tuple[str, ...]
+    weights: WeightConfig | None = None
+    """What they were weighed by; None where TopK decided."""
 
     def write(self, path: Path | str) -> None:
         """`table` as CSV, atomically."""
@@ -93,6 +99,8 @@ def make_orders(
     day: pd.Timestamp | None = None,
     how: OrderConfig | None = None,
     hindsight: bool = False,
+    weights: WeightConfig | None = None,
+    quantiles: pd.DataFrame | None = None,
 ) -> Orders:
     """The orders that Qlib's backtest would give with this book and these scores.
 
@@ -106,11 +114,15 @@ def make_orders(
         hindsight: take prices, limits and suspensions of `day` itself, as a backtest does: for
             replays. False takes the evening's: what did not trade then is left alone, and the
             limits of the day to come are not known.
+        weights: bring the book to the weights that a linear programme finds, in place of TopK's
+            decision: no backtest is like it, and `topk` and `n_drop` play no part.
+        quantiles: for these, of each scored name's return: a column a level ("q0.05"), as of
+            `NewestScores.table`; others are passed over.
 
     Raises:
         ConfigError: bars are not of days; the calendar has no day after the evening; a score is
             missing or a name scored twice; a holding has no price, or is held twice in two
-            spellings.
+            spellings. Of weights: there are no quantiles, or no weights that keep the bounds.
     """
     how = how or OrderConfig()
     if settings.freq not in (None, "day", "1day"):
@@ -120,7 +132,13 @@ def make_orders(
     book = _spelt_as_there(book, ranked)
     quotes = last_quotes(sorted({*ranked.index, *book.holdings.index}), evening)
     with quiet_backtest():
-        market = _Market(ranked, book, settings, evening, day, quotes, hindsight)
+        facts = (ranked, book, settings, evening, day, quotes, hindsight)
+        if weights is None:
+            market = Market(*facts)
+        else:
+            from kronos_qlib.plugin.orders.weighed_market import WeighedMarket, outcomes_of
+
+            market = WeighedMarket(*facts, outcomes_of(quantiles, ranked), weights)
         dealt = list(market.deal())
     table = pd.DataFrame(
         [market.row(each, how) for each in dealt if each.quantity], columns=COLUMNS
@@ -134,6 +152,7 @@ def make_orders(
         book=book,
         settings=settings,
         notes=tuple(market.notes(how)),
+        weights=weights,
     )
 
 
@@ -161,7 +180,7 @@ def read_scores(path: Path | str) -> pd.Series[float]:
 
 
 @dataclass(frozen=True)
-class _Dealt:
+class Dealt:
     """An order of the strategy, as the exchange deals it."""
 
     name: str
@@ -172,7 +191,7 @@ class _Dealt:
 
 
 @dataclass
-class _Market:
+class Market:
     """One day's decision: what the strategy wants, and what comes of it."""
 
     ranked: pd.Series[float]
@@ -220,8 +239,8 @@ class _Market:
             for name, row in rows_of(self.book.holdings)
         }
 
-    def deal(self) -> Iterator[_Dealt]:
-        """The strategy's orders one after the other, as Qlib's executor deals them."""
+    def decide(self) -> list[Order]:
+        """What the strategy wants."""
         common, level = CommonInfrastructure(), LevelInfrastructure()
         account = SimpleNamespace(current_position=self.position)
         common.reset_infra(trade_account=account, trade_exchange=self.exchange)
@@ -232,8 +251,12 @@ class _Market:
             level_infra=level,
             **strategy_settings(self.settings),
         )
+        return list(strategy.generate_trade_decision().get_decision())
+
+    def deal(self) -> Iterator[Dealt]:
+        """The orders wanted, one after the other, as Qlib's executor deals them."""
         dealt: dict[str, float] = defaultdict(float)
-        orders = strategy.generate_trade_decision().get_decision()
+        orders = self.decide()
         # Qlib goes through what is held as through a set: in another order in every process.
         orders = sorted(orders, key=lambda each: (each.direction == Order.BUY, self._place(each)))
         for order in orders:
@@ -242,9 +265,9 @@ class _Market:
             factor = self._factor(order.stock_id)
             asked, quantity = (_shares(each * factor) for each in (order.amount, order.deal_amount))
             side = BUY if order.direction == Order.BUY else SELL
-            yield _Dealt(order.stock_id, side, asked, quantity)
+            yield Dealt(order.stock_id, side, asked, quantity)
 
-    def row(self, dealt: _Dealt, how: OrderConfig) -> list[Any]:
+    def row(self, dealt: Dealt, how: OrderConfig) -> list[Any]:
         """A row of the table."""
         return [
             dealt.name,
@@ -254,7 +277,7 @@ class _Market:
             self._reason(dealt),
         ]
 
-    def left_alone(self, dealt: Sequence[_Dealt]) -> Iterator[list[str]]:
+    def left_alone(self, dealt: Sequence[Dealt]) -> Iterator[list[str]]:
         """Who would have been traded by its rank and is not, and why."""
         traded = {each.name for each in dealt if each.quantity}
         none = {each.name: each for each in dealt if not each.quantity}
@@ -272,7 +295,7 @@ class _Market:
             )
         if self.exchange.trade_w_adj_price:
             yield "the folder has no $factor: quantities are of adjusted prices, not whole lots"
-        distance = how.limit_distance or 0.0
+        distance = self._distance(how) or 0.0
         if self.settings.risk_degree * (1 + distance) > 1:
             yield (
                 f"if every purchase fills at its limit, {distance:.1%} above the close, the cash "
@@ -299,14 +322,14 @@ class _Market:
         buys = today[: max(0, len(sells) + topk - len(last))]
         return list(sells), list(buys)
 
-    def _why_not(self, name: str, side: str, dealt: _Dealt | None) -> str:
+    def _why_not(self, name: str, side: str, dealt: Dealt | None) -> str:
         settings = self.settings
         if not self._is_tradable(name, side):
             return self._obstacle(name)
         if side == SELL:
             days = int(self.book.holdings["days"][name])
             if days < settings.hold_thresh:
-                return f"held for {_closes(days)}, and hold_thresh is {settings.hold_thresh}"
+                return f"held for {closes_text(days)}, and hold_thresh is {settings.hold_thresh}"
             return "nothing of it can be sold: see cash and volume_share"
         price = self._price(name)
         if dealt is not None and not dealt.asked:
@@ -334,19 +357,23 @@ class _Market:
         found = self.exchange.is_stock_tradable(name, self.day, self.day, direction)
         return bool(found)
 
-    def _reason(self, dealt: _Dealt) -> str:
+    def _reason(self, dealt: Dealt) -> str:
+        text = self._why(dealt)
+        if dealt.quantity < dealt.asked - PART:
+            text += f"; cut from {dealt.asked:g} by cash or volume_share"
+        return text
+
+    def _why(self, dealt: Dealt) -> str:
         if dealt.side == SELL:
             days = int(self.book.holdings["days"][dealt.name])
             drop = self.settings.n_drop
             lowest = "the lowest" if drop == 1 else f"among the {drop} lowest"
             text = (
                 f"{self._rank(dealt.name)}: {lowest} of what is held and what would be bought; "
-                f"held for {_closes(days)}"
+                f"held for {closes_text(days)}"
             )
         else:
             text = f"{self._rank(dealt.name)}: among the best that are not held"
-        if dealt.quantity < dealt.asked - PART:
-            text += f"; cut from {dealt.asked:g} by cash or volume_share"
         return text
 
     def _rank(self, name: str) -> str:
@@ -366,20 +393,25 @@ class _Market:
         """The evening's close of a real share."""
         return float(self.quotes["close"][name]) / float(self.quotes["factor"][name])
 
-    def _limit(self, dealt: _Dealt, how: OrderConfig) -> float:
-        if how.limit_distance is None or not np.isfinite(
-            self.quotes["close"].get(dealt.name, np.nan)
-        ):
-            return math.nan
+    def _distance(self, how: OrderConfig) -> float | None:
+        """Of limits from the close, within what may be traded at all; None: market orders."""
         most = self.settings.limit_threshold
-        far = how.limit_distance if most is None else min(how.limit_distance, most)
+        most = C.limit_threshold if most is None else most  # the region's, None where it has none
+        far = how.limit_distance
+        return far if far is None or most is None else min(far, most)
+
+    def _limit(self, dealt: Dealt, how: OrderConfig) -> float:
+        far = self._distance(how)
+        if far is None or not np.isfinite(self.quotes["close"].get(dealt.name, np.nan)):
+            return math.nan
         ticks = self._price(dealt.name) * (1 + far if dealt.side == BUY else 1 - far) / how.tick
         # Towards the cautious side, but for what is a whole tick up to rounding.
         whole = math.floor(ticks + PART) if dealt.side == BUY else math.ceil(ticks - PART)
         return round(max(whole, 1) * how.tick, 10)
 
 
-def _closes(days: int) -> str:
+def closes_text(days: int) -> str:
+    """So many closes."""
     return f"{days} close{'s' if days != 1 else ''}"
 
 

@@ -71,7 +71,9 @@ def check_run(config: Mapping[str, Any]) -> None:
 
     Free disk is compared with an estimate of what the run writes: 20 MiB of reports, 200 bytes for
     each bar and name of the test segment, twice the weights of a model that is trained (weights are
-    kept whole), and 12 times its weights in its resume folder.
+    kept whole), and 12 times its weights in its resume folder. A RollingModel is trained as often
+    as its test segment has stretches: it keeps the weights of each training in the run and in its
+    folder, and each training has a resume folder.
 
     Args:
         config: as Qlib reads a workflow file, jinja rendered and BASE_CONFIG_PATH merged:

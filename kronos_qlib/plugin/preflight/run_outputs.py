@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sqlite3
@@ -13,9 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+
 from kronos_qlib.data.windows.segments import bounds_of, places_of
 from kronos_qlib.errors import ConfigError, KronosError
 from kronos_qlib.plugin.preflight.planned_run import PlannedRun
+from kronos_qlib.plugin.rolling.retraining import RetrainConfig
 from kronos_qlib.plugin.task_sections import mapping_of, value_at
 
 QRUN_STORE = "mlruns"
@@ -29,8 +33,6 @@ SCORE_BYTES = 200
 STATE_WEIGHTS = 12
 """Times the weights that a resume folder holds: weights, the best ones and the optimizer's two
 moments, in the two states that are kept and the one that is being written."""
-RUN_WEIGHTS = 2
-"""Times the trained weights that a run keeps: in params.pkl and as plain files."""
 
 
 def why_unwritable(folder: Path) -> str:
@@ -142,19 +144,38 @@ def _bytes_of_scores(run: PlannedRun) -> int:
     return total
 
 
+def _trainings(run: PlannedRun) -> tuple[int, Any]:
+    """How often the run trains its model, and where a RollingModel keeps each training."""
+    rolling, data = run.settings_of("RollingModel"), run.data[:1]
+    if not rolling or not data or not data[0].is_tested:
+        return 1, None
+    start, stop = places_of(data[0].calendar, *bounds_of(data[0].segments, "test"))
+    days = len(np.unique(data[0].calendar[start:stop].astype("datetime64[D]")))
+    every = rolling[0].get("every", RetrainConfig.every)
+    is_number = type(every) is int and every > 0  # what else it is, another check says
+    return math.ceil(days / every) if is_number else 1, rolling[0].get("folder")
+
+
 def short_of_disk(run: PlannedRun) -> Iterator[str]:
     """A line for each disk that has less free space than the run is estimated to write."""
     store = [folder for _, folder in outputs_of(run)]
     needs: list[tuple[Path, int]] = []
     if store:
         needs.append((store[-1], PAGES_BYTES + _bytes_of_scores(run)))
+    trainings, kept_in = _trainings(run)
     for model in run.models:
         if not model.get("training"):
             continue
         weights = _bytes_of_weights(model)
-        needs += [(store[-1], RUN_WEIGHTS * weights)] if store else []
-        if folder := model.get("resume_folder"):
-            needs.append((Path(str(folder)).expanduser().absolute(), STATE_WEIGHTS * weights))
+        # In params.pkl those of all trainings, and as plain files the newest one's.
+        needs += [(store[-1], (trainings + 1) * weights)] if store else []
+        states = trainings * STATE_WEIGHTS * weights  # each training's in a folder of its own
+        for folder, size in (
+            (model.get("resume_folder"), states),
+            (kept_in, trainings * weights),
+        ):
+            if folder:
+                needs.append((Path(str(folder)).expanduser().absolute(), size))
     disks: dict[int, tuple[Path, int]] = {}
     for folder, needed in needs:
         if (place := _nearest(folder)).is_dir():

@@ -9,6 +9,7 @@ task:
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from kronos_qlib.plugin.records.artifacts import (
     report_frequency,
 )
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
-from kronos_qlib.settings import from_mapping
+from kronos_qlib.settings import check_choice, check_number, check_whole, from_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,12 @@ class BacktestConfig:
                 "backtest.benchmark is missing: an instrument such as SH000300, or a list of "
                 "instruments whose mean return is taken (Qlib would take SH000300 in silence)"
             )
+        check_whole(self, "topk", "n_drop", "hold_thresh", least=-sys.maxsize)
+        if self.trade_unit is not None:
+            check_whole(self, "trade_unit")
+        check_number(self, "open_cost", "close_cost", "risk_degree", "account")
+        check_number(self, "min_cost", "impact_cost")
+        check_choice(self, "only_tradable", "forbid_all_trade_at_limit")
         if self.topk < 1 or not 1 <= self.n_drop <= self.topk:
             raise ConfigError(
                 "backtest.topk must be 1 or more and backtest.n_drop lie between 1 and topk, got "

@@ -122,6 +122,7 @@ function columns(universe) {
     {
       key: "why",
       title: "",
+      className: "act",
       label: "Explain",
       show: (row) =>
         h(

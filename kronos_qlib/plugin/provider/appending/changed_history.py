@@ -140,7 +140,7 @@ def merge(
         at = int(np.flatnonzero(differs)[0])
         changes.append(_change(symbol, CORRECTED, times, places[differs]))
         changes[-1] = _explained(changes[-1], before[at], given, at, column)
-    late = ~is_known & (places < known) & bool(len(stored)) & (places < start + len(stored))
+    late = ~is_known & (places < known) & bool(len(stored))
     if late.any():
         changes.append(_change(symbol, ADDED, times, places[late]))
     touched = differs | ~is_known
