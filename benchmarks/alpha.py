@@ -348,7 +348,10 @@ class Bench:
         """A row's model, trained unless it is there."""
         path, settings = self.place(row, seed) / "model.pkl", self.settings(row, seed)
         if (note := recall(path, settings)) is not None:
-            return pickle.loads(path.read_bytes()), note
+            model = pickle.loads(path.read_bytes())
+            if isinstance(model, KronosModel):  # a pickle names no folder of this machine
+                model.keep_contexts(self.work / "contexts")
+            return model, note
         forget(path)
         log(f"{row}, seed {seed}: training")
         self.open("valid")
