@@ -56,7 +56,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,8 @@ class Bench:
     seeds: int
     checkpoint: str = "nano"
     device: str = "auto"
+    tables: dict[Sources | str, SomeMoments] = field(default_factory=dict)
+    """Of those that were asked for."""
 
     # Bars and windows.
 
@@ -233,6 +235,11 @@ class Bench:
 
     def learned(self, sources: Sources) -> SomeMoments:
         """Windows of "train" and "valid" of these markets, in one table."""
+        if sources not in self.tables:
+            self.tables[sources] = self._learned(sources)
+        return self.tables[sources]
+
+    def _learned(self, sources: Sources) -> SomeMoments:
         frames, moments, spans = [], [], []
         for name in sources:
             market, bars = MARKETS[name], self.bars(name, "valid")
@@ -261,6 +268,11 @@ class Bench:
 
     def judged(self, name: str) -> SomeMoments:
         """Windows of "test" of one market."""
+        if name not in self.tables:
+            self.tables[name] = self._judged(name)
+        return self.tables[name]
+
+    def _judged(self, name: str) -> SomeMoments:
         table = BarTable.from_bars(self.bars(name, "judged"))
         span = MARKETS[name].judged
         return SomeMoments(
