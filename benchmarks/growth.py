@@ -20,6 +20,8 @@ above 1.15 is named. The same of the peak memory of scoring over names, where 0 
 windows are read in blocks. Memory is what a stage took at its highest beyond what there was when it
 began (Linux; elsewhere not known).
 
+Points stay in --work, so that a run goes on where it was stopped; changed code is not noticed.
+
 Example:
     python benchmarks/growth.py --json growth.json
     python benchmarks/growth.py --names 50 200 --years 1 2 --names-by-year 50
@@ -43,6 +45,7 @@ import numpy as np
 import pandas as pd
 import qlib
 import torch
+from finetuning import forget, keep, recall, versions
 from intervals import stationary
 from qlib.backtest import backtest
 from windows import Memory
@@ -243,11 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--names", type=int, nargs="+", default=[100, 500, 1500, 5000])
+    parser.add_argument("--work", type=Path, default=Path("demo/growth"), help="what is kept")
+    parser.add_argument("--names", type=int, nargs="+", default=[100, 500, 5000])
     parser.add_argument("--years", type=float, nargs="+", default=[1, 3, 10])
     parser.add_argument("--names-by-year", type=int, default=500, metavar="NAMES")
-    parser.add_argument("--scored", type=int, default=8, help="days of a year (%(default)s)")
-    parser.add_argument("--drawn", type=int, default=2, help="days of a year (%(default)s)")
+    parser.add_argument("--scored", type=int, default=4, help="days of a year (%(default)s)")
+    parser.add_argument("--drawn", type=int, default=1, help="days of a year (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the table here too")
     args = parser.parse_args(argv)
     if len(set(args.names)) < 2 or len(set(args.years)) < 2:
@@ -258,6 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_years = [(args.names_by_year, years) for years in sorted(set(args.years))]
     rows = {}
     for point in dict.fromkeys([*by_names, *by_years]):
+        kept = args.work / f"{point[0]}x{point[1]:g}.point"
+        settings = {"point": point, "scored": args.scored, "drawn": args.drawn, **versions()}
+        if (note := recall(kept, settings)) is not None:
+            rows[point] = {"names": point[0], "years": point[1], "stages": note["stages"]}
+            continue
+        forget(kept)
         print(f"{point[0]} names x {point[1]:g} years", file=sys.stderr, flush=True)
         spawn = multiprocessing.get_context("spawn")
         with (
@@ -266,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             job = fresh.submit(measure, point, Path(folder) / "qlib", args.scored, args.drawn)
             stages = job.result()
+        kept.touch()
+        keep(kept, settings, stages=stages)
         rows[point] = {"names": point[0], "years": point[1], "stages": stages}
     fits = [
         *fitted([rows[point] for point in by_names], "names"),

@@ -56,7 +56,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,8 @@ class Budget:
     train_moments: int
     valid_moments: int
     judged_moments: int
+    drawn_moments: int
+    """Of the judged, for which paths are drawn."""
     windows: int
     """An epoch of the predictor's."""
     epochs: int
@@ -266,11 +268,16 @@ class Bench:
             moments=np.concatenate(moments),
         )
 
-    def judged(self, name: str) -> SomeMoments:
-        """Windows of "test" of one market."""
+    def judged(self, name: str, method: str) -> SomeMoments:
+        """Windows of "test" of one market; of some of its judged moments where paths are drawn."""
         if name not in self.tables:
             self.tables[name] = self._judged(name)
-        return self.tables[name]
+        source = self.tables[name]
+        return replace(source, moments=self.drawn(source.moments)) if method == "paths" else source
+
+    def drawn(self, moments: Times) -> Times:
+        many = min(self.budget.drawn_moments, len(moments))
+        return moments[np.linspace(0, len(moments) - 1, many).round().astype(int)]
 
     def _judged(self, name: str) -> SomeMoments:
         table = BarTable.from_bars(self.bars(name, "judged"))
@@ -362,13 +369,14 @@ class Bench:
 
     def scored(self, row: Row, judged: str, seed: int) -> pd.Series:
         """Scores of a judged market, made unless they are there."""
-        market, budget = MARKETS[judged], self.budget
+        market, budget, drawn = MARKETS[judged], self.budget, row.method == "paths"
+        moments = budget.drawn_moments if drawn else budget.judged_moments
         settings = {
             "model": self.settings(row.method, row.sources, seed),
             "file": self.files[market.judged_file or market.file],
             "judged": market.judged,
-            "budget": [budget.names, budget.judged_moments, budget.horizon],
-            "paths": budget.paths if row.method == "paths" else None,
+            "budget": [budget.names, moments, budget.horizon],
+            "paths": budget.paths if drawn else None,
         }
         path = self.place("scores", row.method, row.sources, seed) / f"{judged}.parquet"
         if recall(path, settings) is None:
@@ -376,14 +384,14 @@ class Bench:
             forget(path)
             log(f"{row.method}, {row.name}, seed {seed}: scoring {judged}")
             with redirect_stdout(sys.stderr):
-                scores = model.predict(self.judged(judged))
+                scores = model.predict(self.judged(judged, row.method))
             scores.rename("score").to_frame().to_parquet(path)
             keep(path, settings)
         return pd.read_parquet(path)["score"]
 
-    def labels(self, judged: str) -> pd.Series:
+    def labels(self, judged: str, method: str) -> pd.Series:
         """What came, of each window of the judged market where it is known."""
-        source = self.judged(judged)
+        source = self.judged(judged, method)
         windows = source.windows("test")
         values = source.label.of(windows)
         return pd.Series(values, index=windows.index, name="label").dropna()
@@ -410,12 +418,14 @@ def moved(span: Span, move: pd.Timedelta) -> Span:
 # Judging.
 
 
-def judge(bench: Bench, judged: str, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one judged market, all on the same days and names."""
-    rows = rows_of(judged, methods)
-    seeds = {row: range(1 if row.method == "paths" else bench.seeds) for row in rows}
+def judge(bench: Bench, judged: str, method: str) -> list[dict[str, Any]]:
+    """The rows of a method on one judged market, all on the same days and names."""
+    rows = rows_of(judged, [method])
+    seeds = {row: range(1 if method == "paths" else bench.seeds) for row in rows}
     scores = {(row, seed): bench.scored(row, judged, seed) for row in rows for seed in seeds[row]}
-    alike = pd.concat([*scores.values(), bench.labels(judged)], axis=1, join="inner").dropna()
+    alike = pd.concat(
+        [*scores.values(), bench.labels(judged, method)], axis=1, join="inner"
+    ).dropna()
     alike = alike.sort_index()
     label = to_wide(alike.iloc[:, -1])
     own = {
@@ -441,8 +451,7 @@ def judge(bench: Bench, judged: str, methods: Sequence[str]) -> list[dict[str, A
             "seed_low": min(means), "seed_high": max(means),
         }  # fmt: skip
         for other in ("home", "zero-shot"):
-            rest = [each for each in rows if (each.name, each.method) == (other, row.method)]
-            for each in rest if row.name != other else ():
+            for each in [one for one in rows if one.name == other != row.name]:
                 apart = difference(daily[row], daily[each])
                 one |= {f"less_{other}_{name}": value for name, value in apart.items()}
         found.append(one)
@@ -465,13 +474,14 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
             return "-"
         return f"{number(row[f'{name}mean'], '{:+.4f}')} ({between(row, name, '{:+.4f}')})"
 
-    head = ["judged", "method", "row", "learned to", "Rank IC", "95 %", "Newey-West", "bootstrap",
-            "seeds", "less home", "less zero-shot"]  # fmt: skip
+    head = ["judged", "days, rows", "method", "row", "learned to", "Rank IC", "95 %",
+            "Newey-West", "bootstrap", "seeds", "less home", "less zero-shot"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for row in rows:
         learned = f"{row['learned_to'][:7]}{', later' if row['later'] else ''}"
         lines.append([
-            row["judged"], row["method"], row["row"], learned or "-", number(row["rank_ic"]),
+            row["judged"], f"{row['days']}, {row['pairs']:,}", row["method"], row["row"],
+            learned or "-", number(row["rank_ic"]),
             between(row, ""), between(row, "nw_"), between(row, "bootstrap_"),
             "-" if row["method"] == "paths" else between(row, "seed_"),
             less(row, "home"), less(row, "zero-shot"),
@@ -495,6 +505,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count("--train-moments", 240, "days, of hourly bars hours, that a market is learned from")
     count("--valid-moments", 60, "that choose")
     count("--judged-moments", 240, "that are judged")
+    count("--drawn-moments", 240, "of these, for which paths are drawn: most of the time")
     count("--windows", 4000, "windows of an epoch of the predictor's")
     count("--epochs", 2, "of the predictor")
     count("--paths", 5, "drawn of each window")
@@ -529,15 +540,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in rows_of(judged, [method]):
                 for seed in range(1 if method == "paths" else args.seeds):
                     bench.scored(row, judged, seed)
-    found = [row for judged in chosen for row in judge(bench, judged, args.methods)]
+    found = [
+        row for judged in chosen for method in args.methods for row in judge(bench, judged, method)
+    ]
     size = ", ".join(f"{name} {amount}" for name, amount in amounts.items())
-    days = ", ".join(
-        f"{judged} {row['days']} days, {row['pairs']:,} rows"
-        for judged in chosen
-        for row in [next(row for row in found if row["judged"] == judged)]
-    )
     text = (
-        f"{args.checkpoint}; {size}; {args.seeds} seeds of each head. Judged: {days}.\n"
+        f"{args.checkpoint}; {size}; {args.seeds} seeds of each head.\n"
         f"They were read {len(before)} times before with other rows or settings.\n\n{show(found)}"
     )
     print(text)
