@@ -43,7 +43,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import qlib
 import torch
 from finetuning import forget, keep, recall, versions
 from intervals import stationary
@@ -65,6 +64,7 @@ from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.pipeline.scoring import scores_from_alpha, signals_from_paths
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
+from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.writer import write_provider
 from kronos_qlib.plugin.records.backtest_record import BacktestConfig, qlib_config
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
@@ -130,7 +130,7 @@ def measure(point: Point, folder: Path, scored: int, drawn: int) -> dict[str, An
         lambda _: len(parts[0]),
     )
     parts.clear()
-    qlib.init(provider_uri=str(folder), region="cn", kernels=1, logging_level=logging.WARNING)
+    open_provider(folder, region="cn", logging_level=logging.WARNING)
     dataset = KronosDataset(KronosHandler("all"), {"test": (None, None)}, lookback=LOOKBACK,
                             horizon=5)  # fmt: skip
     source = meter.stage("read", lambda: dataset.source, lambda found: len(found.table))
