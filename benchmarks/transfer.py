@@ -22,6 +22,9 @@ them: the second and third are too narrow, and asked for). Seeds: the lowest and
 heads, whose daily mean is judged; paths have one. Less home, less zero-shot: differences on the
 same days and names with `daily_mean`'s interval.
 
+Names are drawn once out of those that the files hold, nearly all of them survivors: for comparing
+rows on equal terms, not for claims about returns.
+
 What cannot be seen:
 - Bars to learn from end with the months that chose, on 2022-06-30 at the latest: no judged month of
   2022 and 2023 is among them, in whatever market. A-shares therefore end half a year before 2023.
@@ -139,7 +142,8 @@ class SomeMoments(WindowDataset):
         return self._some(super().labelled_windows(segment, ahead))
 
     def _some(self, found: Windows) -> Windows:
-        return found.take(np.flatnonzero(np.isin(found.times, self.moments)))
+        chosen = np.isin(self.table.calendar, self.moments)
+        return found.take(np.flatnonzero(chosen[self.table.places[found.ends[:]]]))
 
 
 @dataclass(frozen=True)
