@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from kronos_qlib.data.windows.window import AT_ONCE
 from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.model.sizes import ContextConfig
 
@@ -278,10 +279,14 @@ def moment_digest(windows: Windows) -> str:
     digest = hashlib.blake2b(digest_size=16)
     table = windows.table
     for which, group in windows.by_length():
-        rows = group.rows(slice(None))
-        for part in (which, np.array(rows.shape), table.times_at(rows).view(np.int64)):
+        shape = np.array((len(group), group.lookback + group.ahead))
+        for part in (which, shape):
             digest.update(np.ascontiguousarray(part).data)
-        digest.update(np.ascontiguousarray(table.values[rows]).data)
+        blocks = [slice(start, start + AT_ONCE) for start in range(0, len(group), AT_ONCE)]
+        for block in blocks:
+            digest.update(table.times_at(group.rows(block)).view(np.int64).data)
+        for block in blocks:
+            digest.update(group.bars(block).data)
     return digest.hexdigest()
 
 

@@ -113,10 +113,11 @@ def _read(
     """Numbers of the days, and their windows' contexts.
 
     A batch is made of one day's windows of one length alone, as all scoring is: `Windows.by_day`.
+    Of a day with very many names a block is gathered at a time.
     """
     with_bar = progress(days, WHAT, unit="day", show=show_progress)
     for number, day in enumerate(reported(with_bar, WHAT, report, unit="day", total=len(days))):
         found = np.empty((day.stop - day.start, _width(predictor, pooling)), dtype=np.float32)
-        for which, group in windows.take(day).by_length():
+        for which, group in windows.take(day).in_blocks():
             found[which] = predictor.embed(*group.seen(), pooling=pooling)
         yield number, found

@@ -340,7 +340,7 @@ def day_inputs(windows: Windows) -> tuple[Floats, Floats]:
     market = np.empty((len(days), len(SCALE_FEATURES)), dtype=np.float32)
     for number, day in enumerate(days):
         one = windows.take(day)
-        for which, group in one.by_length():
+        for which, group in one.in_blocks():
             features[day.start + which] = scale_features(group.bars(slice(None)))
         broken = np.flatnonzero(~np.isfinite(features[day]).all(axis=1))
         if len(broken):  # one would spoil the ranks of all

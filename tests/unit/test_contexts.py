@@ -13,18 +13,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kronos_qlib.data.windows import window
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.gather import gather
 from kronos_qlib.data.windows.scale import WindowScale
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
+from kronos_qlib.data.windows.window import Windows
+from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.inference.packed import Reader
 from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import reported
+from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.pipeline import context_store, contexts
 from kronos_qlib.pipeline.context_store import ContextStore, moment_digest
 from kronos_qlib.pipeline.contexts import contexts_of, stored_contexts
+from kronos_qlib.pipeline.scoring import scores_from_alpha, scores_from_bars, signals_from_paths
 from kronos_qlib.schema import BAR_COLUMNS
 
 DAYS = pd.bdate_range("2024-01-01", periods=24)
@@ -116,6 +123,49 @@ def test_pooled_contexts_are_means_of_the_networks_own(predictor, windows, pooli
             expected = torch.cat(parts).numpy()
             tolerance = 2e-3 if pooling.dtype == "float16" else 1e-4
             np.testing.assert_allclose(found[place], expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("names", [7, 23])
+def test_of_a_day_with_many_names_a_block_is_read_at_a_time(
+    predictor, monkeypatch, tmp_path, names
+):
+    """Whole days were: of 5,000 names' bars a head's features took 75 MiB, of 500 a tenth."""
+    source = WindowDataset(
+        table=table_of(names),
+        segments={"test": (DAYS[9], DAYS[11])},
+        lookback=LOOKBACK,
+        min_bars=6,
+        horizon=2,
+    )
+    windows = source.windows("test")
+    head = AlphaHead(16, len(SCALE_FEATURES), 4, 8, 0.0).eval()
+    sampling = SamplingConfig(paths=2)
+
+    def found():
+        return [
+            scores_from_alpha(predictor, head, windows),
+            scores_from_alpha(predictor, head, windows, contexts_folder=tmp_path / "kept"),
+            signals_from_paths(predictor, source, windows, sampling, ["expected_return"], 0),
+            scores_from_bars(windows, "reversal", 5),
+            [moment_digest(windows.take(day)) for day in windows.moments()],
+        ]
+
+    expected, gathered, rows = found(), [], Windows.rows
+    monkeypatch.setattr(window, "AT_ONCE", 5)
+    monkeypatch.setattr(context_store, "AT_ONCE", 5)
+    shutil.rmtree(tmp_path / "kept")
+
+    def counted(self, which):
+        result = rows(self, which)
+        gathered.append(len(result))
+        return result
+
+    monkeypatch.setattr(Windows, "rows", counted)
+    for one, other in zip(expected, found(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert max(gathered) <= 5, "whatever the names"
+    # Twice for the head and once for its kept contexts, and so on: each window each time.
+    assert sum(gathered) >= 6 * len(windows)
 
 
 def test_a_context_alone_has_the_bits_of_the_reader_that_draws_after_it(predictor, windows):

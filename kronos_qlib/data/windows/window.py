@@ -24,6 +24,10 @@ from kronos_qlib.errors import BarDataError, some_of
 from kronos_qlib.log import progress
 from kronos_qlib.schema import CLOSE
 
+AT_ONCE = 1024
+"""Windows of a moment that are read together, at most, so that scoring a day of 5,000 names takes
+no more memory than one of 1,000."""
+
 
 class RunRows:
     """The rows of runs, one run after another, computed when asked for.
@@ -178,6 +182,14 @@ class Windows:
             which = np.flatnonzero(self.lengths == length)
             yield which, replace(self.take(which), lookback=length, lengths=None)
 
+    def in_blocks(self) -> Iterator[tuple[Ints, Windows]]:
+        """As `by_length`, but of at most AT_ONCE windows each: places among these, and windows."""
+        for which, group in self.by_length():
+            count = -(-len(group) // AT_ONCE)
+            edges = [len(group) * part // count for part in range(count + 1)]
+            for start, stop in pairwise(edges):
+                yield which[start:stop], group.take(slice(start, stop))
+
     def seen(self, last: int | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
         """What a predictor reads of windows of one length.
 
@@ -197,8 +209,9 @@ class Windows:
     def by_day(self, what: str = "", show_progress: bool = False) -> Iterator[DayGroup]:
         """Those of each moment that have seen equally many bars: the order of all scoring.
 
-        A batch is made of one day's windows alone, since a matrix product rounds by its shape: a
-        day scored by itself, in a backtest, or before later bars existed gets the same bits.
+        Of a moment with very many names they come `in_blocks`, one group after another. A batch is
+        made of one day's windows alone, since a matrix product rounds by its shape: a day scored by
+        itself, in a backtest, or before later bars existed gets the same bits.
 
         Args:
             what, show_progress: title of a progress bar over the days, and whether there is one.
@@ -208,7 +221,7 @@ class Windows:
         """
         days = progress(self.moments(), what, unit="day", show=show_progress)
         for day, places in enumerate(days):
-            for which, group in self.take(places).by_length():
+            for which, group in self.take(places).in_blocks():
                 yield DayGroup(day, places.start + which, group)
 
     def moments(self) -> list[slice]:
@@ -262,7 +275,7 @@ class Windows:
 
 
 class DayGroup(NamedTuple):
-    """Windows of one moment and one length, of those that `Windows.by_day` walks through."""
+    """Windows of one moment and one length, all or a block, that `Windows.by_day` walks through."""
 
     day: int
     """Which of the moments, from 0."""
