@@ -68,6 +68,18 @@ class Squares:
             os.kill(os.getpid(), 9)
 
 
+@dataclass(frozen=True)
+class Threads:
+    """How many a worker may begin: by torch, and by the variable that libraries read."""
+
+    def open(self):
+        import torch
+
+        return lambda block: pa.table(
+            {"torch": [torch.get_num_threads()], "omp": [os.environ["OMP_NUM_THREADS"]]}
+        )
+
+
 def main() -> None:
     folder, count, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     backend = OneProcess()

@@ -23,7 +23,7 @@ from kronos_qlib.errors import ConfigError, JobError
 from kronos_qlib.extras import require
 from kronos_qlib.markup import cause_of
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, Outcome, PartWriter
-from kronos_qlib.pipeline.block_jobs.run_blocks import Work, Worker
+from kronos_qlib.pipeline.block_jobs.run_blocks import Work, Worker, this_worker
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +133,19 @@ class _Actor:
     """A worker in an actor: Ray makes one in each of its processes."""
 
     def __init__(self, shared: Sequence[Any], threads: int) -> None:
-        ray = require("ray", for_=FOR)
         pin_threads(threads)
-        work, writer = pickle.loads(memoryview(ray.get(shared[0])))
-        self._worker = Worker(work, writer)
+        self._shared = shared[0]
+        self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._worker is None:
+            # Not above: what fails there is tried again, over and over, and said in a long story.
+            try:
+                ray = require("ray", for_=FOR)
+                self._worker = Worker(*pickle.loads(memoryview(ray.get(self._shared))))
+            except Exception as problem:
+                why = f"the work cannot be read there: {type(problem).__name__}: {problem}"
+                return asdict(Outcome(row["name"], worker=this_worker(), error=why, stops=True))
         return asdict(self._worker.do(Block(row["name"], pickle.loads(row["asked"]))))
 
 

@@ -92,7 +92,7 @@ class Worker:
     def __init__(self, work: Work, writer: PartWriter) -> None:
         self._work, self._writer = work, writer
         self._compute: Compute | None = None
-        self._who = f"{socket.gethostname()}:{os.getpid()}"
+        self._who = this_worker()
 
     def do(self, block: Block) -> Outcome:
         """Do a block and write its result; what an error says of it is the outcome's."""
@@ -230,6 +230,11 @@ class _Pace:
             f"{self.before + self.ended} of {self.blocks} blocks, {self.rate}, about "
             f"{minutes:.0f} minutes left"
         )
+
+
+def this_worker() -> str:
+    """Host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _peak_mb() -> float:
