@@ -89,7 +89,7 @@ def main() -> None:
         backend = RayBackend(workers=int(sys.argv[5]))
     with JobFolder.open(folder, FACTS, blocks_of(count)) as job:
         result = run_job(job, Squares(seconds), backend)
-    print(f"{result.rows} rows, {result.new} new", flush=True)
+    sys.stdout.write(f"{result.rows} rows, {result.new} new\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from kronos_qlib.cli.parsers import add_changes, add_tracking, check_output, des
 from kronos_qlib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kronos_qlib.pipeline.block_jobs.run_blocks import JobResult
     from kronos_qlib.plugin.runs.newest_day import OpenedDay
+    from kronos_qlib.plugin.scoring_jobs.backend_settings import BackendConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kronos-qlib score kronos_alpha --backend ray --from 2015-01-01 --to 2024-12-31 "
         "--out scores",
         "kronos-qlib score my.yaml --backend ray --address auto --what paths --out /shared/paths",
+        "kronos-qlib score my.yaml --backend ray --sweep task.dataset.kwargs.lookback=60,90 "
+        "--sweep seed=0,1,2 --out sweep",
     )
     parser.add_argument(
         "run",
@@ -82,6 +87,15 @@ def _add_span(parser: argparse.ArgumentParser) -> None:
         help="score a span in blocks: one after another here, or by workers of Ray, which needs "
         "the extra ray",
     )
+    span.add_argument(
+        "--sweep",
+        metavar="KEY=A,B,C",
+        action="append",
+        default=[],
+        help="run a workflow at every combination of settings, keys as of --set (seed=0,1,2); may "
+        "be repeated. Each is a run in MLflow with its records, as of `kronos-qlib run`, and a "
+        "start that was stopped goes on",
+    )
     span.add_argument("--from", dest="first", metavar="DAY", help="first day (the test segment's)")
     span.add_argument("--to", dest="last", metavar="DAY", help="last day (the test segment's)")
     span.add_argument(
@@ -117,7 +131,7 @@ def _add_span(parser: argparse.ArgumentParser) -> None:
 
 
 NEWEST = ("why", "day", "overwrite")
-SPAN = ("first", "last", "what", "moments", "threads", "market", "changes")
+SPAN = ("sweep", "first", "last", "what", "moments", "threads", "market", "changes")
 RAY = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
 OPTIONS = {"first": "from", "last": "to", "changes": "set"}
 """Options whose names here are others."""
@@ -155,6 +169,8 @@ def _score_span(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in RAY if getattr(arguments, name) is not None}
     how = BackendConfig(name=arguments.backend, folder=str(arguments.out), **given)
     how.check_packages()
+    if arguments.sweep:
+        return _sweep(arguments, how)
     found = score_span(
         arguments.run,
         arguments.out,
@@ -180,6 +196,30 @@ def _score_span(arguments: argparse.Namespace) -> int:
         f"{found.last:%Y-%m-%d}, {done} of {result.blocks} blocks ({result.new} of them now, in "
         f"{result.seconds:.0f} seconds), in {arguments.out}"
     )
+    return _failures(result)
+
+
+def _sweep(arguments: argparse.Namespace, how: BackendConfig) -> int:
+    from kronos_qlib.plugin.scoring_jobs.sweep import run_sweep
+
+    none = ("first", "last", "what", "threads", "provider_uri", "beyond_calendar", "trust")
+    _refuse(arguments, none, "a sweep runs a workflow as it is: --set changes it")
+    result = run_sweep(
+        arguments.run,
+        arguments.sweep,
+        arguments.out,
+        backend=replace(how, moments=arguments.moments),
+        market=arguments.market,
+        changes=arguments.changes,
+        report=print,
+    )
+    done = result.blocks - len(result.failed)
+    print(f"{done} of {result.blocks} runs done ({result.new} of them now), in {arguments.out}")
+    return _failures(result)
+
+
+def _failures(result: JobResult) -> int:
+    """Name what failed; the exit code."""
     for name, why in result.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
     if result.failed:

@@ -391,7 +391,8 @@ class KronosModel(ModelFT):
 
     @property
     def _is_elsewhere(self) -> bool:
-        return self.backend is not None and self.backend.name != "local"
+        how = self.backend
+        return how is not None and (how.name != "local" or how.folder is not None)
 
     def _frame_elsewhere(
         self,

@@ -21,11 +21,13 @@ from ruamel.yaml import YAML
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.inference.batching import planned_for
+from kronos_qlib.pipeline.block_jobs.job_folder import read_parts
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records.signal_record import signals_frame
 from kronos_qlib.plugin.scoring_jobs.block_scoring import read_arrays, read_scores
 from kronos_qlib.plugin.scoring_jobs.score_span import score_span
 from kronos_qlib.plugin.scoring_jobs.shipped_model import pack_model, unpack_model
+from kronos_qlib.plugin.scoring_jobs.sweep import variants_of
 
 pytestmark = pytest.mark.integration
 
@@ -159,7 +161,7 @@ def blend(provider, tmp_path_factory):
 
 
 def test_a_workflow_is_scored_as_in_one_pass(workflow, zero_shot, tmp_path):
-    model, dataset, expected = zero_shot
+    expected = zero_shot[2]
     found = score_span(str(workflow), tmp_path / "job", what="signals", moments=3)
     assert found.result.blocks == 4 and not found.result.failed
     assert found.result.rows == len(expected) and found.first == pd.Timestamp(SPAN[0])
@@ -251,6 +253,74 @@ def test_a_model_that_was_not_trained_is_refused(workflow, tmp_path):
 def test_options_of_the_other_kind_are_refused(workflow, capsys, more, said):
     assert main(["score", str(workflow), *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(opened, zero_shot, tmp_path):
+    expected = zero_shot[2]
+    how = {"name": "local", "folder": str(tmp_path), "moments": 4}
+    model = init_instance_by_config(kronos(backend=how))
+    dataset = init_instance_by_config(copy.deepcopy(WINDOWS))
+    pd.testing.assert_frame_equal(model.signals(dataset), expected, check_exact=True)
+    [job] = tmp_path.iterdir()
+    last = sorted((job / "parts").iterdir())[-1]
+    last.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (job / "parts").iterdir()}
+    pd.testing.assert_frame_equal(model.signals(dataset), expected, check_exact=True)
+    assert {path: path.stat().st_mtime_ns for path in times} == times and last.exists()
+    model.seed = 1
+    assert not model.signals(dataset)["score"].equals(expected["score"])
+    assert len([*tmp_path.iterdir()]) == 2, "other settings are another job"
+
+
+def test_a_sweep_is_a_run_for_each_setting(provider, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    manager = {
+        "class": "KronosExpManager",
+        "module_path": "kronos_qlib.plugin.runs.manager",
+        "kwargs": {"uri": uri, "default_exp_name": "workflow"},
+    }
+    record = {
+        "class": "KronosSignalRecord",
+        "module_path": "kronos_qlib.plugin.records.signal_record",
+        "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
+    }
+    windows = copy.deepcopy(WINDOWS)
+    windows["kwargs"]["segments"]["test"] = ("2020-12-10", "2020-12-11")
+    config = {
+        "experiment_name": "sweep",
+        "qlib_init": {"provider_uri": str(provider), "region": "us", "exp_manager": manager},
+        "task": {"model": kronos(), "dataset": windows, "record": [record]},
+    }
+    with (tmp_path / "my.yaml").open("w") as file:
+        YAML(typ="safe").dump(json.loads(json.dumps(config)), file)
+    before = mlflow.get_tracking_uri()
+    command = ["score", "my.yaml", "--backend", "local", "--out", "sweep", "--sweep"]
+    try:
+        # A lookback of 1 cannot be: the others are done, and it is named.
+        assert main([*command, "seed=0, 1", "--sweep", "task.dataset.kwargs.lookback=20, 1"]) == 1
+        said = capsys.readouterr()
+        assert "2 of 4 runs done (2 of them now)" in said.out
+        assert "failed: 0001_seed-0_task.dataset.kwargs.lookback-1: " in said.err
+        table = read_parts(tmp_path / "sweep").to_pandas()
+        scores = {}
+        for row in table.itertuples():
+            path = mlflow.MlflowClient(uri).download_artifacts(row.run, "scores.parquet")
+            scores[row.variant] = pd.read_parquet(path)["score"]
+        assert [*scores] == [f"seed {seed}, task.dataset.kwargs.lookback 20" for seed in (0, 1)]
+        assert not np.array_equal(*scores.values())
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def test_a_sweep_is_settings_with_values():
+    names = [block.asked["variant"] for block in variants_of(["seed=0,1", "sampling={top_k: 3}"])]
+    assert names == ['seed 0, sampling {"top_k": 3}', 'seed 1, sampling {"top_k": 3}']
+    for wrong, said in (("seed", "KEY=VALUE"), ("seed=", "KEY=VALUE"), ("=3", "KEY=VALUE")):
+        with pytest.raises(ConfigError, match=said):
+            variants_of([wrong])
+    with pytest.raises(ConfigError, match="a setting twice"):
+        variants_of(["seed=1", "seed=2"])
 
 
 def test_a_model_is_shipped_without_its_files(zero_shot):

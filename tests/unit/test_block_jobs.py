@@ -76,7 +76,7 @@ def test_a_failing_block_is_named_and_tried_alone(tmp_path, whole):
     result = start(folder, Squares(trouble=trouble))
     assert result.new == 10
     assert result.failed == {"b004": "block b004 cannot be", "b007": "MemoryError: no more"}
-    with pytest.raises(JobError, match="2 of 12 blocks failed.*b004: block b004 cannot be"):
+    with pytest.raises(JobError, match=r"2 of 12 blocks failed.*b004: block b004 cannot be"):
         result.check(folder)
     kept = parts_of(folder)
     (trouble / "b004").unlink()
@@ -144,7 +144,7 @@ def test_threads_stay_those_that_a_job_was_begun_with(tmp_path):
 def test_two_drivers_do_not_share_a_folder(tmp_path):
     with (
         JobFolder.open(tmp_path / "job", FACTS, blocks_of(2)),
-        pytest.raises(JobBusyError, match="another process works on the job in .*job"),
+        pytest.raises(JobBusyError, match=r"another process works on the job in .*job"),
     ):
         start(tmp_path / "job", count=2)
 

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,10 +101,18 @@ class RayBackend:
                     "kept; start again to go on"
                 ) from problem
 
+    def held(self) -> AbstractContextManager[None]:
+        """Within, Ray stays for several jobs, one after another.
+
+        Raises:
+            JobError, MissingDependencyError: as of `outcomes`.
+        """
+        return self._session(require("ray", for_=FOR), STORE_BYTES)
+
     @contextmanager
     def _session(self, ray: Any, nbytes: int) -> Iterator[None]:
         """Ray is there within; what was begun for it ends with it."""
-        if self.address is None and ray.is_initialized():
+        if ray.is_initialized():
             yield
             return
         _start(ray, self.address, nbytes)

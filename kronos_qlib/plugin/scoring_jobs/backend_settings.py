@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.settings import check_known, from_mapping
 
 if TYPE_CHECKING:
     from kronos_qlib.pipeline.block_jobs.run_blocks import Backend
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A backend that begins something which several jobs may share."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Within, it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +93,15 @@ class BackendConfig:
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker,
         )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Within, the workers' Ray stays as it is for several jobs, one after another.
+
+        Raises:
+            JobError: Ray cannot be started or reached.
+        """
+        made = self.make()
+        return made.held() if isinstance(made, Holding) else nullcontext()
 
     def check_packages(self) -> None:
         """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from qlib.config import C
 
 from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
@@ -64,10 +65,11 @@ class ScoringWork:
         from kronos_qlib.plugin.provider.faults import check_folder
         from kronos_qlib.plugin.runs.quiet import quiet_imports, quiet_libraries
 
-        quiet_libraries()
-        for folder in set(self.qlib["provider_uri"].values()):
-            check_folder(Path(folder))
-        qlib.init(**self.qlib, skip_if_reg=False, logging_level="WARNING")
+        if not is_open(self.qlib):  # in a run's own process its recorder stays as it is
+            quiet_libraries()
+            for folder in set(self.qlib["provider_uri"].values()):
+                check_folder(Path(folder))
+            qlib.init(**self.qlib, skip_if_reg=False, logging_level="WARNING")
         with quiet_imports():
             dataset = pickle.loads(self.dataset)
             if isinstance(dataset, Mapping):
@@ -81,6 +83,23 @@ class ScoringWork:
                 )
 
         return compute
+
+
+def qlib_settings() -> dict[str, Any]:
+    """What `qlib.init` was given here of the bars, for other processes: whole paths."""
+    uris: Mapping[str, Any] = C.provider_uri
+    return {
+        "provider_uri": {
+            str(freq): str(Path(str(uri)).expanduser().absolute()) for freq, uri in uris.items()
+        },
+        "region": str(C.region),
+        "custom_ops": list(C["custom_ops"]),
+    }
+
+
+def is_open(settings: Mapping[str, Any]) -> bool:
+    """Whether Qlib is on these bars in this process."""
+    return bool(C.registered) and qlib_settings() == settings
 
 
 class BlockScoring:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from qlib.config import C
 from qlib.log import get_module_logger
 
 from kronos_qlib.data.windows.segments import Segment, places_of
@@ -28,6 +27,7 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     ScoringWork,
     What,
     blocks_of,
+    qlib_settings,
     read_scores,
     usual_moments,
 )
@@ -65,7 +65,7 @@ def frame_on_backend(
     how.check_packages()
     if not isinstance(dataset, KronosDataset):
         raise ConfigError(
-            "backend ray: workers open the bars themselves, from Qlib's folder, and a "
+            "backend: workers open the bars themselves, from Qlib's folder, and a "
             f"{type(dataset).__name__} has them in this process: give a KronosDataset, or leave "
             "backend out"
         )
@@ -113,18 +113,6 @@ def frame_on_backend(
             "bars is another than this machine's"
         )
     return frame
-
-
-def qlib_settings() -> dict[str, Any]:
-    """What `qlib.init` was given here of the bars, for other processes: whole paths."""
-    uris: Mapping[str, Any] = C.provider_uri
-    return {
-        "provider_uri": {
-            str(freq): str(Path(str(uri)).expanduser().absolute()) for freq, uri in uris.items()
-        },
-        "region": str(C.region),
-        "custom_ops": list(C["custom_ops"]),
-    }
 
 
 def versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     What,
     blocks_of,
     check_what,
+    qlib_settings,
     usual_moments,
 )
 from kronos_qlib.plugin.task_sections import class_of, is_map, mapping_of, value_at
@@ -119,7 +120,7 @@ def score_span(
     from qlib.utils import init_instance_by_config
 
     from kronos_qlib.plugin.runs.quiet import quiet_imports, quiet_libraries
-    from kronos_qlib.plugin.scoring_jobs.model_on_backend import qlib_settings, versions
+    from kronos_qlib.plugin.scoring_jobs.model_on_backend import versions
     from kronos_qlib.plugin.scoring_jobs.shipped_model import pack_model
 
     quiet_libraries()
