@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import block_work
 import pandas as pd
@@ -38,6 +39,8 @@ def two_cpus():
     """One Ray for all: two CPUs, no dashboard."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        tests = str(Path(block_work.__file__).parent)
+        patched.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
         ray.init(
             address="local",
             num_cpus=2,

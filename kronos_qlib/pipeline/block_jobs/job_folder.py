@@ -60,6 +60,7 @@ class Outcome:
     """What became of a block.
 
     rows, bytes: of its part. seconds: at work, reading included. worker: host and process.
+    cpu_seconds: of the worker's process for it; of a worker's first block since the process began.
     peak_mb: MiB that the worker's process has held at most. error: why it failed; "" where it did
     not.
     """
@@ -69,6 +70,7 @@ class Outcome:
     bytes: int = 0
     seconds: float = 0.0
     worker: str = ""
+    cpu_seconds: float = 0.0
     peak_mb: float = 0.0
     error: str = ""
     stops: bool = False

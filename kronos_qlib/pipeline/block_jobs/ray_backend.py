@@ -74,7 +74,8 @@ class RayBackend:
         """
         ray = require("ray", for_=FOR)
         data = require("ray.data", for_=FOR)
-        packed = np.frombuffer(pickle.dumps((work, writer)), dtype=np.uint8)
+        # Ray's own pickle: of what a script or a notebook defines it takes the code along.
+        packed = np.frombuffer(ray.cloudpickle.dumps((work, writer)), dtype=np.uint8)
         with self._session(ray, packed.nbytes):
             workers = self._pool_size(ray, len(blocks))
             context = data.DataContext.get_current()

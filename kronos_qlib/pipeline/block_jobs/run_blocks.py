@@ -93,6 +93,7 @@ class Worker:
         self._work, self._writer = work, writer
         self._compute: Compute | None = None
         self._who = this_worker()
+        self._cpu = 0.0
 
     def do(self, block: Block) -> Outcome:
         """Do a block and write its result; what an error says of it is the outcome's."""
@@ -123,8 +124,10 @@ class Worker:
                     return self._failed(block, f"{type(problem).__name__}: {cause_of(problem)}")
                 attempt = self._writer.begin(block)
             else:
-                seconds = round(time.monotonic() - begun, 3)
-                return Outcome(block.name, rows, size, seconds, self._who, _peak_mb())
+                seconds, before = round(time.monotonic() - begun, 3), self._cpu
+                self._cpu = time.process_time()
+                spent = round(self._cpu - before, 3)
+                return Outcome(block.name, rows, size, seconds, self._who, spent, _peak_mb())
 
     def _failed(self, block: Block, why: str, stops: bool = False) -> Outcome:
         text = one_line(why)

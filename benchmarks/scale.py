@@ -1,0 +1,351 @@
+"""What scoring costs in one process and on Ray, and what that says of many GPUs.
+
+A simulated market is scored in blocks by `score_span`: in one process, and by 1 and 2 workers of
+Ray on this machine. Measured of each: seconds by the clock from the call to the end; CPU seconds of
+the workers' processes, which a busy machine does not change as it does the clock; what a worker
+takes before its first block; bytes of bars that a worker reads, of the model that it is sent and of
+results that it writes, a window; the most memory that a worker held. Drawing and reading contexts
+are of the same windows. Ray's own processes are in the clock's seconds alone.
+
+The cost of a job of N windows in B blocks by W workers is taken to be, in CPU seconds,
+
+    W * start + B * block + N * window
+
+fitted by least squares, none below 0, to jobs of 1 worker; then it says what another job, of 2
+workers, other blocks and more windows, will take, which is measured after that.
+
+What it says of GPUs is arithmetic, not measured here: floating-point operations of a window, over
+those a second that a GPU is taken to reach (--gpu-tflops), with the start of each worker and the
+slowest worker's last block on top. Bytes are held against a network (--network).
+
+Example:
+    python benchmarks/scale.py
+    python benchmarks/scale.py --names 40 --days 40 --tasks contexts paths5 paths20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+from scipy.optimize import nnls
+
+from kronos_qlib.data.files.synthetic import MarketConfig, make_market
+from kronos_qlib.evaluation.text_table import format_rows
+from kronos_qlib.model.checkpoints.pretrained import sizes_of
+from kronos_qlib.pipeline.block_jobs.job_folder import outcomes_of
+from kronos_qlib.pipeline.block_jobs.ray_backend import RayBackend
+from kronos_qlib.pipeline.block_jobs.run_blocks import Backend, OneProcess
+from kronos_qlib.plugin.provider.writer import write_provider
+from kronos_qlib.plugin.scoring_jobs.score_span import score_span
+
+LOOKBACK, HORIZON = 90, 10
+BYTES_A_BAR = 7 * 4
+"""Six columns and the factor, as Qlib keeps them."""
+TASKS = {"contexts": ("contexts", 1), "paths5": ("scores", 5), "paths20": ("scores", 20)}
+"""Name to what is kept and how many paths are drawn."""
+RESEARCH = 3_000_000_000
+"""Windows of 60,000 names, 10 years of 250 days and 20 variants."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measured job."""
+
+    size: str
+    task: str
+    workers: int
+    """0: one process without Ray."""
+    windows: int
+    blocks: int
+    seconds: float
+    cpu_seconds: float
+    start_cpu: float
+    """CPU seconds of a worker before and in its first block, over those of its others; nan where it
+    had one."""
+    read: float
+    """Bytes a window of bars that workers opened, each its own."""
+    sent: float
+    """Bytes a window of model that workers took from the object store."""
+    written: float
+    """Bytes a window of results."""
+    peak_mb: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--names", type=int, default=20, help="instruments (%(default)s)")
+    parser.add_argument("--days", type=int, default=24, help="days scored (%(default)s)")
+    parser.add_argument("--sizes", nargs="+", default=["nano"], help="checkpoints (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument(
+        "--gpu-tflops",
+        type=float,
+        default=20.0,
+        help="that a GPU is taken to reach (%(default)s: 2 %% of an H100's bfloat16)",
+    )
+    parser.add_argument("--price", type=float, default=3.0, help="dollars a GPU hour (%(default)s)")
+    parser.add_argument(
+        "--network", type=float, default=1.0, help="GB/s of the store (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kronos-scale-") as folder:
+        bench = Bench(Path(folder), chosen.names, chosen.days)
+        jobs, checks = [], []
+        for size in chosen.sizes:
+            for task in chosen.tasks:
+                found, check = bench.measure(size, task)
+                jobs += found
+                checks.append(check)
+                print(report(found), f"\n{check['text']}\n", sep="\n", flush=True)
+    print(extrapolated(chosen, jobs))
+    if chosen.json:
+        text = json.dumps({"jobs": [asdict(job) for job in jobs], "checks": checks}, indent=1)
+        chosen.json.write_text(text, encoding="utf-8")
+
+
+class Bench:
+    """A simulated market, and jobs over its newest days."""
+
+    def __init__(self, folder: Path, names: int, days: int) -> None:
+        self.folder, self.days, self.made = folder, days, 0
+        years = (LOOKBACK + days + 40) / 250
+        config = MarketConfig(
+            instruments=names, sectors=2, years=years, suspended_share=0.0, seed=1
+        )
+        bars = make_market(config).bars
+        self.moments = np.unique(bars["date"].to_numpy())
+        self.bars = len(bars)
+        write_provider(bars, folder / "market", future_bars=HORIZON + 10)
+
+    def measure(self, size: str, task: str) -> tuple[list[Job], dict[str, Any]]:
+        """One process and 1 worker at two lengths, then 2 workers at a third, foretold before."""
+        short, each = max(2, self.days // 4), 2
+        long = self.days // 2
+        jobs = [
+            self.run(size, task, 0, long, each),
+            self.run(size, task, 1, short, each),
+            self.run(size, task, 1, long, each),
+            self.run(size, task, 1, long, long),
+        ]
+        fit = fitted([job for job in jobs if job.workers])
+        last = self.run(size, task, 2, self.days, 3)
+        foretold = float(np.dot(fit, (2, last.blocks, last.windows)))
+        off = foretold / last.cpu_seconds - 1
+        text = (
+            f"{size} {task}: a worker {fit[0]:.2f}, a block {fit[1]:.3f}, a window "
+            f"{1000 * fit[2]:.3f} ms of CPU; the job of 2 workers was to take {foretold:.1f} CPU "
+            f"seconds and took {last.cpu_seconds:.1f} ({off:+.0%})"
+        )
+        check = {"size": size, "task": task, "fit": list(fit), "off": off, "text": text}
+        return [*jobs, last], check
+
+    def run(self, size: str, task: str, workers: int, days: int, each: int) -> Job:
+        """One job over the newest days."""
+        self.made += 1
+        out = self.folder / f"job{self.made}"
+        what, paths = TASKS[task]
+        backend: Backend = RayBackend(workers=workers) if workers else OneProcess()
+        begun, cpu = time.monotonic(), time.process_time()
+        found = score_span(
+            str(self.workflow(size, paths, days)),
+            out,
+            what=what,  # type: ignore[arg-type]
+            backend=backend,
+            moments=each,
+            threads=1,
+        )
+        seconds = time.monotonic() - begun
+        outcomes = [*outcomes_of(out).values()]
+        first = {outcome.worker: outcome for outcome in reversed(outcomes)}
+        others = [one for one in outcomes if one is not first[one.worker]]
+        rows = max(1, found.result.rows)
+        spent = sum(one.cpu_seconds for one in outcomes)
+        if not workers:  # this process was there before
+            spent = time.process_time() - cpu
+        usual = np.mean([one.cpu_seconds for one in others]) if others else np.nan
+        weights = self.model_bytes(size)
+        return Job(
+            size,
+            task,
+            workers,
+            found.result.rows,
+            found.result.blocks,
+            seconds,
+            spent,
+            float(np.mean([one.cpu_seconds for one in first.values()]) - usual),
+            max(1, len(first)) * self.bars * BYTES_A_BAR / rows,
+            len(first) * weights / rows if workers else 0.0,
+            sum(one.bytes for one in outcomes) / rows,
+            max(one.peak_mb for one in outcomes),
+        )
+
+    def workflow(self, size: str, paths: int, days: int) -> Path:
+        """A zero-shot model over the last days, as a file."""
+        begin, end = self.moments[-days], self.moments[-1]
+        text = [str(moment)[:10] for moment in (begin, end)]
+        kronos = "kronos_qlib.plugin"
+        config = {
+            "qlib_init": {"provider_uri": str(self.folder / "market"), "region": "us"},
+            "task": {
+                "model": {
+                    "class": "KronosModel",
+                    "module_path": f"{kronos}.model",
+                    "kwargs": {
+                        "checkpoint": size,
+                        "device": "cpu",
+                        "sampling": {"paths": paths},
+                        "show_progress": False,
+                    },
+                },
+                "dataset": {
+                    "class": "KronosDataset",
+                    "module_path": f"{kronos}.dataset",
+                    "kwargs": {
+                        "handler": {
+                            "class": "KronosHandler",
+                            "module_path": f"{kronos}.dataset",
+                            "kwargs": {"instruments": "all"},
+                        },
+                        "segments": {"test": text},
+                        "lookback": LOOKBACK,
+                        "horizon": HORIZON,
+                    },
+                },
+            },
+        }
+        path = self.folder / f"workflow{self.made}.yaml"
+        with path.open("w") as file:
+            YAML(typ="safe").dump(config, file)
+        return path
+
+    def model_bytes(self, size: str) -> int:
+        """Of both halves in float32, as they are sent."""
+        return 4 * sum(weights_of(size).values())
+
+
+def weights_of(size: str) -> dict[str, int]:
+    """Numbers of each half of a checkpoint's shape; none are read or allocated."""
+    import torch
+
+    from kronos_qlib.model.tokenizer import KronosTokenizer
+    from kronos_qlib.model.transformer import Kronos
+
+    with torch.device("meta"):
+        nets = {
+            "predictor": Kronos(**sizes_of(size, "predictor")),
+            "tokenizer": KronosTokenizer(**sizes_of(size, "tokenizer")),
+        }
+    return {name: sum(one.numel() for one in net.parameters()) for name, net in nets.items()}
+
+
+def operations(size: str, task: str) -> float:
+    """Floating-point operations of a window: two for each weight and bar that passes it."""
+    weights, (what, paths) = weights_of(size), TASKS[task]
+    half = weights["tokenizer"] / 2  # encoder and decoder are about equal
+    if what == "contexts":
+        return 2.0 * LOOKBACK * (weights["predictor"] + half)
+    drawn = paths * HORIZON
+    return 2.0 * ((LOOKBACK + drawn) * weights["predictor"] + (2 * LOOKBACK + drawn) * half)
+
+
+def fitted(jobs: Sequence[Job]) -> tuple[float, float, float]:
+    """CPU seconds of a worker, a block and a window; each job counts by its share."""
+    shape = np.array([(job.workers, job.blocks, job.windows) for job in jobs], dtype=float)
+    spent = np.array([job.cpu_seconds for job in jobs])
+    found, _ = nnls(shape / spent[:, None], np.ones(len(jobs)))
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def report(jobs: Sequence[Job]) -> str:
+    """A row a job."""
+    rows = [
+        [
+            "size",
+            "task",
+            "workers",
+            "windows",
+            "blocks",
+            "s by the clock",
+            "windows/s",
+            "CPU s",
+            "first block's CPU s above others",
+            "bytes read, sent, written a window",
+            "MiB of a worker",
+        ]
+    ]
+    for job in jobs:
+        rows.append(
+            [
+                job.size,
+                job.task,
+                "none: one process" if not job.workers else str(job.workers),
+                f"{job.windows:,}",
+                str(job.blocks),
+                f"{job.seconds:.1f}",
+                f"{job.windows / job.seconds:.1f}",
+                f"{job.cpu_seconds:.1f}",
+                "-" if np.isnan(job.start_cpu) or not job.workers else f"{job.start_cpu:.1f}",
+                f"{job.read:,.0f}, {job.sent:,.0f}, {job.written:,.0f}",
+                f"{job.peak_mb:,.0f}",
+            ]
+        )
+    return format_rows(rows)
+
+
+def extrapolated(chosen: argparse.Namespace, jobs: Sequence[Job]) -> str:
+    """Hours and money of the research question, and what would have to be true."""
+    rows = [["size", "task", "GFLOP a window", "GPUs", "hours", "dollars", "GB/s of bars"]]
+    start, block = 60.0, 120.0
+    for size in chosen.sizes:
+        for task in chosen.tasks:
+            each = operations(size, task)
+            for count in (1, 8, 64):
+                work = RESEARCH * each / (chosen.gpu_tflops * 1e12) / count
+                hours = (start + work + block) / 3600
+                # A block of one day reads its lookback anew where bars are not kept in memory.
+                rate = RESEARCH / 20 * BYTES_A_BAR / max(work, 1.0) / 1e9
+                rows.append(
+                    [
+                        size,
+                        task,
+                        f"{each / 1e9:.2f}",
+                        str(count),
+                        f"{hours:,.1f}",
+                        f"{hours * count * chosen.price:,.0f}",
+                        f"{rate:.3f}",
+                    ]
+                )
+    cpu = [
+        f"{job.size} {job.task} "
+        f"{operations(job.size, job.task) * job.windows / job.cpu_seconds / 1e9:.0f}"
+        for job in jobs
+        if job.workers == 2
+    ]
+    return "\n".join(
+        [
+            f"{RESEARCH:,} windows, not measured: arithmetic at {chosen.gpu_tflops:g} TFLOP/s "
+            f"a GPU and {chosen.price:g} dollars an hour",
+            format_rows(rows),
+            "What would have to be true: a GPU reaches those operations on batches of a day's "
+            "windows (a CPU core here reaches, in GFLOP/s with the start in it, "
+            f"{'; '.join(cpu)}); a worker starts within {start:.0f} seconds and its last block "
+            f"takes at most {block:.0f}; every machine opens the bars at the rate above, of "
+            f"{chosen.network:g} GB/s that the store has; nobody waits for GPUs.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
