@@ -26,7 +26,7 @@ from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records.signal_record import signals_frame
 from kronos_qlib.plugin.scoring_jobs.block_scoring import read_arrays, read_scores
 from kronos_qlib.plugin.scoring_jobs.score_span import score_span
-from kronos_qlib.plugin.scoring_jobs.shipped_model import pack_model, unpack_model
+from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 from kronos_qlib.plugin.scoring_jobs.sweep import variants_of
 
 pytestmark = pytest.mark.integration
@@ -325,7 +325,7 @@ def test_a_sweep_is_settings_with_values():
 
 def test_a_model_is_shipped_without_its_files(zero_shot):
     model, dataset, expected = zero_shot
-    other = unpack_model(pack_model(model))
+    other = pickle.loads(pickle.dumps(ShippedModel.of(model))).open()
     other.checkpoint = other.tokenizer = "/no/such/folder"
     pd.testing.assert_series_equal(other.predict(dataset), expected["score"], check_exact=True)
     assert len(pickle.dumps(dataset)) < 20_000, "bars go to nobody"

@@ -8,16 +8,14 @@ there once.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from kronos_qlib.errors import ConfigError, JobError
 from kronos_qlib.extras import require
@@ -74,15 +72,17 @@ class RayBackend:
         """
         ray = require("ray", for_=FOR)
         data = require("ray.data", for_=FOR)
-        # Ray's own pickle: of what a script or a notebook defines it takes the code along.
-        packed = np.frombuffer(ray.cloudpickle.dumps((work, writer)), dtype=np.uint8)
-        with self._session(ray, packed.nbytes):
+        with self._session(ray, len(ray.cloudpickle.dumps(work))):
             workers = self._pool_size(ray, len(blocks))
             context = data.DataContext.get_current()
             context.enable_progress_bars = False  # ours counts what matters
             context.print_on_execution_start = False
-            shared = ray.put(packed)  # all workers take it from here; its owner is this process
-            items = [{"name": block.name, "asked": pickle.dumps(block.asked)} for block in blocks]
+            shared = ray.put(
+                (work, writer)
+            )  # all workers take it from here; its owner is this process
+            items = [
+                {"name": block.name, "asked": json.dumps(dict(block.asked))} for block in blocks
+            ]
             rows = data.from_items(items, override_num_blocks=len(items)).map(
                 _Actor,
                 # In a list, so that Ray hands over the reference and not what it refers to.
@@ -151,11 +151,11 @@ class _Actor:
             # Not above: what fails there is tried again, over and over, and said in a long story.
             try:
                 ray = require("ray", for_=FOR)
-                self._worker = Worker(*pickle.loads(memoryview(ray.get(self._shared))))
+                self._worker = Worker(*ray.get(self._shared))
             except Exception as problem:
                 why = f"the work cannot be read there: {type(problem).__name__}: {problem}"
                 return asdict(Outcome(row["name"], worker=this_worker(), error=why, stops=True))
-        return asdict(self._worker.do(Block(row["name"], pickle.loads(row["asked"]))))
+        return asdict(self._worker.do(Block(row["name"], json.loads(row["asked"]))))
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -142,6 +142,7 @@ class OneProcess:
     def outcomes(
         self, work: Work, blocks: Sequence[Block], writer: PartWriter
     ) -> Generator[Outcome, None, None]:
+        """In their order; what became of each as it is done."""
         worker = Worker(work, writer)
         for block in blocks:
             yield worker.do(block)

@@ -349,6 +349,7 @@ def without_backend(section: Any) -> Any:
 
 
 def freq_of_dataset(dataset: Mapping[str, Any]) -> str:
+    """The frequency of the bars that windows of a data set's config are made of."""
     own = value_at(dataset, "kwargs", "bar_handler", "freq")
     return str(own or freq_of({"dataset": dataset}))
 

@@ -7,7 +7,7 @@ names of a day. So a block has the bits that the day would have anywhere else.
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
 from kronos_qlib.plugin.dataset import KronosDataset
 from kronos_qlib.plugin.model import KronosModel
-from kronos_qlib.plugin.scoring_jobs.shipped_model import unpack_model
+from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,10 +43,9 @@ SHAPE = b"shape"
 class ScoringWork:
     """What a worker opens: a model, a data set and where its bars are. Bars are not in it."""
 
-    model: bytes
-    """Of `pack_model`."""
-    dataset: bytes
-    """A pickle of a data set without bars, or of its config."""
+    model: ShippedModel
+    dataset: Any
+    """A data set, whose pickle has no bars, or its config."""
     qlib: Mapping[str, Any]
     """What `qlib.init` takes."""
     what: What
@@ -71,10 +70,10 @@ class ScoringWork:
                 check_folder(Path(folder))
             qlib.init(**self.qlib, skip_if_reg=False, logging_level="WARNING")
         with quiet_imports():
-            dataset = pickle.loads(self.dataset)
+            dataset = self.dataset
             if isinstance(dataset, Mapping):
                 dataset = init_instance_by_config(dict(dataset))
-            scored = BlockScoring(unpack_model(self.model), dataset, self.what)
+            scored = BlockScoring(self.model.open(), dataset, self.what)
 
         def compute(block: Block) -> pa.Table | None:
             with planned_for(self.threads):
@@ -111,6 +110,7 @@ class BlockScoring:
 
     def __init__(self, model: Any, dataset: Any, what: What) -> None:
         check_what(model, what)
+        dataset = copy.copy(dataset)  # whose segments are moved, with the handler that has the bars
         self.model, self.dataset, self.what = model, dataset, what
         members = [*getattr(model, "dataset_configs", {})]
         self._datasets = [dataset, *(model.dataset_of(name, dataset) for name in members)]

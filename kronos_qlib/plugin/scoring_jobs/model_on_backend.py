@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +30,7 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     read_scores,
     usual_moments,
 )
-from kronos_qlib.plugin.scoring_jobs.shipped_model import pack_model, settings_of_kronos
+from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel, settings_of_kronos
 from kronos_qlib.version import __version__
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def frame_on_backend(
     ]
     each = how.moments or usual_moments(model)
     work = ScoringWork(
-        pack_model(model), pickle.dumps(dataset), qlib_settings(), what, torch.get_num_threads()
+        ShippedModel.of(model), dataset, qlib_settings(), what, torch.get_num_threads()
     )
     facts = {
         "what": what,

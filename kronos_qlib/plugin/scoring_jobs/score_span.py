@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +120,7 @@ def score_span(
 
     from kronos_qlib.plugin.runs.quiet import quiet_imports, quiet_libraries
     from kronos_qlib.plugin.scoring_jobs.model_on_backend import versions
-    from kronos_qlib.plugin.scoring_jobs.shipped_model import pack_model
+    from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 
     quiet_libraries()
     with _source(asked, tracking_uri, trust, market, changes) as (source, inside):
@@ -138,7 +137,7 @@ def score_span(
             dataset = init_instance_by_config(config)
         each = moments or usual_moments(model)
         planned = threads or torch.get_num_threads()
-        work = ScoringWork(pack_model(model), pickle.dumps(config), qlib_settings(), what, planned)
+        work = ScoringWork(ShippedModel.of(model), config, qlib_settings(), what, planned)
         facts = {
             "what": what,
             "weights": weights_digest(model),
@@ -150,10 +149,10 @@ def score_span(
             **_settings("dataset", config, inside),
         }
         words = source.words
-        del model, dataset  # the job has them as bytes
+        del dataset  # each worker opens its own
         with JobFolder.open(folder, facts, blocks_of(days, each), planned, versions()) as job:
             if job.threads != planned:
-                work = ScoringWork(work.model, work.dataset, work.qlib, what, job.threads)
+                work = replace(work, threads=job.threads)
             result = run_job(
                 job,
                 work,

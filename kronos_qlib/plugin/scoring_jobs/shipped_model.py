@@ -1,4 +1,4 @@
-"""A model as bytes that need nothing else: no checkpoint, no file beside them, no GPU.
+"""A model that other processes are sent whole: no checkpoint, no file beside it, no GPU.
 
 A pickle of a KronosModel holds what training changed and takes the rest from its checkpoint, which
 another machine may not have. Here its networks go along, and what lies beside their weights.
@@ -7,7 +7,6 @@ another machine may not have. Here its networks go along, and what lies beside t
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,28 +30,35 @@ class _Networks:
     contexts_folder: str | None
 
 
-def pack_model(model: Any) -> bytes:
-    """Any Qlib model with what it has loaded; members of blends too.
+@dataclass(frozen=True)
+class ShippedModel:
+    """Any Qlib model with what it has loaded, members of blends too; made by `of`, and pickled."""
 
-    Raises:
-        CheckpointError: weights cannot be had.
-    """
-    return pickle.dumps((_without_backend(model), [_networks_of(one) for one in leaves(model)]))
+    model: Any
+    networks: tuple[Any, ...]
+    """Of each of its `leaves`."""
 
+    @classmethod
+    def of(cls, model: Any) -> ShippedModel:
+        """
+        Raises:
+            CheckpointError: weights cannot be had.
+        """
+        networks = tuple(_networks_of(one) for one in leaves(model))
+        return cls(_without_backend(model), networks)
 
-def unpack_model(data: Any) -> Any:
-    """What `pack_model` packed: for bytes of one's own driver alone."""
-    model, networks = pickle.loads(data)
-    for one, own in zip(leaves(model), networks, strict=True):
-        if isinstance(own, _Networks):
-            one.use_networks(own.net, own.tokenizer, own.head)
-            one.predictor.calibration = own.calibration
-            one._contexts_folder = own.contexts_folder
-        elif own is not None:
-            one._net = own
-        if hasattr(one, "show_progress"):
-            one.show_progress = False  # the job has a bar, of blocks
-    return model
+    def open(self) -> Any:
+        """The model, ready to score."""
+        for one, own in zip(leaves(self.model), self.networks, strict=True):
+            if isinstance(own, _Networks):
+                one.use_networks(own.net, own.tokenizer, own.head)
+                one.predictor.calibration = own.calibration
+                one._contexts_folder = own.contexts_folder
+            elif own is not None:
+                one._net = own
+            if hasattr(one, "show_progress"):
+                one.show_progress = False  # the job has a bar, of blocks
+        return self.model
 
 
 def leaves(model: Any) -> Iterator[Any]:

@@ -43,6 +43,7 @@ class SweepWork:
     report: Callable[[str], None] | None
 
     def open(self) -> Compute:
+        """Nothing is loaded before a run."""
         return self.run
 
     def run(self, block: Block) -> pa.Table:
