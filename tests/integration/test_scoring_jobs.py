@@ -56,10 +56,10 @@ TABLES = {
             "module_path": "qlib.contrib.data.handler",
             "kwargs": {
                 "instruments": "all",
-                "start_time": "2020-01-01",
+                "start_time": "2020-07-01",
                 "end_time": SPAN[1],
-                "fit_start_time": "2020-01-01",
-                "fit_end_time": "2020-08-31",
+                "fit_start_time": "2020-07-01",
+                "fit_end_time": "2020-08-15",
                 "infer_processors": [
                     {"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}},
                     {"class": "Fillna", "kwargs": {"fields_group": "feature"}},

@@ -15,7 +15,7 @@ from block_work import FACTS, Squares, blocks_of
 
 from kronos_qlib.errors import ConfigError, JobBusyError, JobError
 from kronos_qlib.pipeline.block_jobs import job_folder
-from kronos_qlib.pipeline.block_jobs.job_folder import JobFolder, outcomes_of, read_parts
+from kronos_qlib.pipeline.block_jobs.job_folder import JobFolder, Outcome, outcomes_of, read_parts
 from kronos_qlib.pipeline.block_jobs.run_blocks import OneProcess, run_job
 
 
@@ -88,12 +88,27 @@ def test_a_failing_block_is_named_and_tried_alone(tmp_path, whole):
     assert read_parts(folder).equals(read_parts(whole))
 
 
-def test_an_error_of_ours_is_not_tried_again(tmp_path):
-    (tmp_path / "b000").write_text("refuse")
-    start(tmp_path / "job", Squares(trouble=tmp_path), count=1)
-    assert not (tmp_path / "job" / "attempts" / "b000").exists() or (
-        (tmp_path / "job" / "attempts" / "b000").stat().st_size == 1
-    )
+@pytest.mark.parametrize(("what", "times"), [("refuse", 1), ("raise", 3)])
+def test_an_error_of_ours_is_not_tried_again(tmp_path, monkeypatch, what, times):
+    begun, begin = [], job_folder.PartWriter.begin
+
+    def counted(self, block):
+        begun.append(block.name)
+        return begin(self, block)
+
+    monkeypatch.setattr(job_folder.PartWriter, "begin", counted)
+    (tmp_path / "b000").write_text(what)
+    assert start(tmp_path / "job", Squares(trouble=tmp_path), count=1).failed
+    assert begun == ["b000"] * times
+    assert not (tmp_path / "job" / "attempts").exists()
+
+
+def test_a_folder_that_machines_do_not_share_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_folder, "ARRIVAL_SECONDS", 0.3)
+    with JobFolder.open(tmp_path / "job", FACTS, blocks_of(2)) as job:
+        with pytest.raises(JobError, match=r"there:7 wrote the block b000, .* all of them share"):
+            job.note(Outcome("b000", rows=3, bytes=9, worker="there:7"))
+        assert not job.done
 
 
 def test_work_that_cannot_be_opened_stops_the_job(tmp_path):

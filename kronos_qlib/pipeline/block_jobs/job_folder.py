@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,8 @@ JOB, MANIFEST, PARTS, ATTEMPTS, LOCK = "job.json", "manifest.jsonl", "parts", "a
 ABOUT_PART = b"kronos_qlib"
 """Key of a part's metadata: the job's digest and the block's name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+ARRIVAL_SECONDS = 60.0
+"""That a shared drive may take to show a file which another machine wrote."""
 SHOWN = 6
 """Facts that differ, and blocks that failed, which a message names."""
 
@@ -186,7 +189,10 @@ class JobFolder:
             opened._read_manifest()
             # A new start tries anew what the last one gave up.
             shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
-            yield opened
+            try:
+                yield opened
+            finally:
+                shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
 
     @property
     def digest(self) -> str:
@@ -210,7 +216,7 @@ class JobFolder:
         Raises:
             JobError: it cannot be written; the block's part stays and is found by a later start.
         """
-        if not outcome.error and outcome.rows and not self._part(outcome.block).is_file():
+        if not outcome.error and outcome.rows and not self._arrives(self._part(outcome.block)):
             raise JobError(
                 f"{outcome.worker} wrote the block {outcome.block}, and "
                 f"{self._part(outcome.block)} is not here: a job on several machines needs a "
@@ -225,6 +231,16 @@ class JobFolder:
                 "again: what is done is kept"
             ) from problem
         self._take(outcome)
+
+    def _arrives(self, part: Path) -> bool:
+        """Whether a file that another machine wrote is here; shared drives show it a while later."""
+        last = time.monotonic() + ARRIVAL_SECONDS
+        while not part.is_file():
+            if time.monotonic() >= last:
+                return False
+            time.sleep(0.2)
+            list(part.parent.glob(part.name))  # asks the drive, and not what is remembered of it
+        return True
 
     def _take(self, outcome: Outcome) -> None:
         if outcome.error:

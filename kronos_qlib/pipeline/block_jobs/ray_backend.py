@@ -77,12 +77,8 @@ class RayBackend:
             context = data.DataContext.get_current()
             context.enable_progress_bars = False  # ours counts what matters
             context.print_on_execution_start = False
-            shared = ray.put(
-                (work, writer)
-            )  # all workers take it from here; its owner is this process
-            items = [
-                {"name": block.name, "asked": json.dumps(dict(block.asked))} for block in blocks
-            ]
+            shared = ray.put((work, writer))  # once: all workers take it from there
+            items = [{"name": one.name, "asked": json.dumps(dict(one.asked))} for one in blocks]
             rows = data.from_items(items, override_num_blocks=len(items)).map(
                 _Actor,
                 # In a list, so that Ray hands over the reference and not what it refers to.

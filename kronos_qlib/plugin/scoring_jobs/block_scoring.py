@@ -19,7 +19,7 @@ from qlib.config import C
 
 from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
-from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 
@@ -73,7 +73,9 @@ class ScoringWork:
             dataset = self.dataset
             if isinstance(dataset, Mapping):
                 dataset = init_instance_by_config(dict(dataset))
-            scored = BlockScoring(self.model.open(), dataset, self.what)
+            model = self.model.open()
+            _fill_handler(model, dataset)
+            scored = BlockScoring(model, dataset, self.what)
 
         def compute(block: Block) -> pa.Table | None:
             with planned_for(self.threads):
@@ -177,6 +179,22 @@ class BlockScoring:
             found[places] = paths
         assert found is not None
         return _arrays("paths", windows, found)
+
+
+def _fill_handler(model: Any, dataset: Any) -> None:
+    """Read the frames of a handler that came without them, if a head reads columns beside the bars.
+
+    A KronosHandler reads them when they are asked for; Qlib's do when they are made alone.
+    """
+    from kronos_qlib.pipeline.stages import columns_of
+    from kronos_qlib.plugin.scoring_jobs.shipped_model import leaves
+
+    handler = getattr(dataset, "handler", None)
+    if handler is None or isinstance(handler, KronosHandler) or hasattr(handler, "_data"):
+        return
+    heads = [one.head for one in leaves(model) if isinstance(one, KronosModel)]
+    if any(head is not None and columns_of(head.names) for head in heads):
+        handler.setup_data()
 
 
 def check_what(model: Any, what: str) -> None:
