@@ -233,7 +233,7 @@ class JobFolder:
         self._take(outcome)
 
     def _arrives(self, part: Path) -> bool:
-        """Whether a file that another machine wrote is here; shared drives show it a while later."""
+        """Whether a file that another machine wrote is here; shared drives may show it late."""
         last = time.monotonic() + ARRIVAL_SECONDS
         while not part.is_file():
             if time.monotonic() >= last:
