@@ -11,8 +11,9 @@ The cost of a job of N windows in B blocks by W workers is taken to be, in CPU s
 
     W * start + B * block + N * window
 
-fitted by least squares, none below 0, to jobs of 1 worker; then it says what another job, of 2
-workers, other blocks and more windows, will take, which is measured after that.
+block and window by least squares, none below 0, over the blocks of jobs of 1 worker without the
+first of each, whose excess is the start. Then it says what another job, of 2 workers, other blocks
+and more windows, will take, which is measured after that.
 
 What it says of GPUs is arithmetic, not measured here: floating-point operations of a window, over
 those a second that a GPU is taken to reach (--gpu-tflops), with the start of each worker and the
@@ -78,6 +79,10 @@ class Job:
     written: float
     """Bytes a window of results."""
     peak_mb: float
+    firsts: tuple[tuple[int, float], ...]
+    """Windows and CPU seconds of each worker's first block, from the worker's start on."""
+    others: tuple[tuple[int, float], ...]
+    """Of the other blocks."""
 
 
 def main() -> None:
@@ -133,14 +138,12 @@ class Bench:
         write_provider(bars, folder / "market", future_bars=HORIZON + 10)
 
     def measure(self, size: str, task: str) -> tuple[list[Job], dict[str, Any]]:
-        """One process and 1 worker at two lengths, then 2 workers at a third, foretold before."""
-        short, each = max(2, self.days // 4), 2
-        long = self.days // 2
+        """One process, 1 worker with blocks of two sizes; then 2 workers, foretold before."""
+        half = self.days // 2
         jobs = [
-            self.run(size, task, 0, long, each),
-            self.run(size, task, 1, short, each),
-            self.run(size, task, 1, long, each),
-            self.run(size, task, 1, long, long),
+            self.run(size, task, 0, half, 2),
+            self.run(size, task, 1, half, 2),
+            self.run(size, task, 1, half, 4),
         ]
         fit = fitted([job for job in jobs if job.workers])
         last = self.run(size, task, 2, self.days, 3)
@@ -192,6 +195,8 @@ class Bench:
             len(first) * weights / rows if workers else 0.0,
             sum(one.bytes for one in outcomes) / rows,
             max(one.peak_mb for one in outcomes),
+            tuple((one.rows, one.cpu_seconds) for one in first.values()),
+            tuple((one.rows, one.cpu_seconds) for one in others),
         )
 
     def workflow(self, size: str, paths: int, days: int) -> Path:
@@ -264,11 +269,12 @@ def operations(size: str, task: str) -> float:
 
 
 def fitted(jobs: Sequence[Job]) -> tuple[float, float, float]:
-    """CPU seconds of a worker, a block and a window; each job counts by its share."""
-    shape = np.array([(job.workers, job.blocks, job.windows) for job in jobs], dtype=float)
-    spent = np.array([job.cpu_seconds for job in jobs])
-    found, _ = nnls(shape / spent[:, None], np.ones(len(jobs)))
-    return float(found[0]), float(found[1]), float(found[2])
+    """CPU seconds of a worker, a block and a window."""
+    blocks = [block for job in jobs for block in job.others]
+    shape = np.array([(1.0, rows) for rows, _ in blocks])
+    (block, window), _ = nnls(shape, np.array([spent for _, spent in blocks]))
+    excess = [spent - block - rows * window for job in jobs for rows, spent in job.firsts]
+    return float(np.mean(excess)), float(block), float(window)
 
 
 def report(jobs: Sequence[Job]) -> str:
