@@ -16,8 +16,9 @@ first of each, whose excess is the start. Then it says what another job, of 2 wo
 and more windows, will take, which is measured after that.
 
 What it says of GPUs is arithmetic, not measured here: floating-point operations of a window, over
-those a second that a GPU is taken to reach (--gpu-tflops), with the start of each worker and the
-slowest worker's last block on top. Bytes are held against a network (--network).
+those a second that a GPU is taken to reach (--gpu-tflops), or the time that a store which all
+machines share (--network) takes for the results, whichever is longer; and on top the start of a
+worker, its reading of the bars, and the slowest worker's last block.
 
 Example:
     python benchmarks/scale.py
@@ -41,6 +42,7 @@ from scipy.optimize import nnls
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.evaluation.text_table import format_rows
+from kronos_qlib.log import quiet_gym
 from kronos_qlib.model.checkpoints.pretrained import sizes_of
 from kronos_qlib.pipeline.block_jobs.job_folder import outcomes_of
 from kronos_qlib.pipeline.block_jobs.ray_backend import RayBackend
@@ -53,8 +55,10 @@ BYTES_A_BAR = 7 * 4
 """Six columns and the factor, as Qlib keeps them."""
 TASKS = {"contexts": ("contexts", 1), "paths5": ("scores", 5), "paths20": ("scores", 20)}
 """Name to what is kept and how many paths are drawn."""
-RESEARCH = 3_000_000_000
-"""Windows of 60,000 names, 10 years of 250 days and 20 variants."""
+RESEARCH, RESEARCH_BARS = 3_000_000_000, 150_000_000
+"""Windows and bars of 60,000 names, 10 years of 250 days and 20 variants."""
+START, LAST_BLOCK = 60.0, 120.0
+"""Seconds that a worker on a GPU is taken to start in, and the slowest one to work alone."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     chosen = parser.parse_args()
+    quiet_gym()
     with tempfile.TemporaryDirectory(prefix="kronos-scale-") as folder:
         bench = Bench(Path(folder), chosen.names, chosen.days)
         jobs, checks = [], []
@@ -315,45 +320,55 @@ def report(jobs: Sequence[Job]) -> str:
 
 def extrapolated(chosen: argparse.Namespace, jobs: Sequence[Job]) -> str:
     """Hours and money of the research question, and what would have to be true."""
-    rows = [["size", "task", "GFLOP a window", "GPUs", "hours", "dollars", "GB/s of bars"]]
-    start, block = 60.0, 120.0
+    rows = [["size", "task", "GFLOP a window", "TB kept", "GPUs", "hours", "dollars", "bound by"]]
+    network = chosen.network * 1e9
     for size in chosen.sizes:
         for task in chosen.tasks:
             each = operations(size, task)
+            kept = RESEARCH * bytes_kept(size, task)
             for count in (1, 8, 64):
                 work = RESEARCH * each / (chosen.gpu_tflops * 1e12) / count
-                hours = (start + work + block) / 3600
-                # A block of one day reads its lookback anew where bars are not kept in memory.
-                rate = RESEARCH / 20 * BYTES_A_BAR / max(work, 1.0) / 1e9
+                writing, reading = kept / network, count * RESEARCH_BARS * BYTES_A_BAR / network
+                hours = (START + reading + max(work, writing) + LAST_BLOCK) / 3600
+                bound = "arithmetic" if work > max(writing, reading) else "the store"
                 rows.append(
                     [
                         size,
                         task,
                         f"{each / 1e9:.2f}",
+                        f"{kept / 1e12:.2f}",
                         str(count),
                         f"{hours:,.1f}",
                         f"{hours * count * chosen.price:,.0f}",
-                        f"{rate:.3f}",
+                        bound,
                     ]
                 )
     cpu = [
         f"{job.size} {job.task} "
         f"{operations(job.size, job.task) * job.windows / job.cpu_seconds / 1e9:.0f}"
         for job in jobs
-        if job.workers == 2
+        if not job.workers
     ]
+    reached = f" (one CPU core here: {', '.join(cpu)} GFLOP/s)" if cpu else ""
     return "\n".join(
         [
             f"{RESEARCH:,} windows, not measured: arithmetic at {chosen.gpu_tflops:g} TFLOP/s "
             f"a GPU and {chosen.price:g} dollars an hour",
             format_rows(rows),
-            "What would have to be true: a GPU reaches those operations on batches of a day's "
-            "windows (a CPU core here reaches, in GFLOP/s with the start in it, "
-            f"{'; '.join(cpu)}); a worker starts within {start:.0f} seconds and its last block "
-            f"takes at most {block:.0f}; every machine opens the bars at the rate above, of "
-            f"{chosen.network:g} GB/s that the store has; nobody waits for GPUs.",
+            f"What would have to be true: a GPU reaches those operations on a day's windows{reached}, "
+            f"which small networks do not without large days; one store gives and takes "
+            f"{chosen.network:g} GB/s for all machines together; a worker opens all "
+            f"{RESEARCH_BARS * BYTES_A_BAR / 1e9:.1f} GB of bars once, starts within {START:.0f} "
+            f"seconds and its last block takes at most {LAST_BLOCK:.0f}; nobody waits for GPUs.",
         ]
     )
+
+
+def bytes_kept(size: str, task: str) -> float:
+    """Of a window: its context in float32, or its score with day and name."""
+    if TASKS[task][0] == "contexts":
+        return 4.0 * sizes_of(size, "predictor")["d_model"]
+    return 24.0
 
 
 if __name__ == "__main__":
