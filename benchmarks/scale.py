@@ -355,8 +355,8 @@ def extrapolated(chosen: argparse.Namespace, jobs: Sequence[Job]) -> str:
             f"{RESEARCH:,} windows, not measured: arithmetic at {chosen.gpu_tflops:g} TFLOP/s "
             f"a GPU and {chosen.price:g} dollars an hour",
             format_rows(rows),
-            f"What would have to be true: a GPU reaches those operations on a day's windows{reached}, "
-            f"which small networks do not without large days; one store gives and takes "
+            f"What would have to be true: a GPU reaches those operations on a day's windows"
+            f"{reached}, which small networks do not without large days; one store gives and takes "
             f"{chosen.network:g} GB/s for all machines together; a worker opens all "
             f"{RESEARCH_BARS * BYTES_A_BAR / 1e9:.1f} GB of bars once, starts within {START:.0f} "
             f"seconds and its last block takes at most {LAST_BLOCK:.0f}; nobody waits for GPUs.",
