@@ -21,10 +21,15 @@ from ruamel.yaml import YAML
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.inference.batching import planned_for
-from kronos_qlib.pipeline.block_jobs.job_folder import read_parts
+from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.records.signal_record import signals_frame
-from kronos_qlib.plugin.scoring_jobs.block_scoring import read_arrays, read_scores
+from kronos_qlib.plugin.scoring_jobs.block_scoring import (
+    ScoringWork,
+    qlib_settings,
+    read_arrays,
+    read_scores,
+)
 from kronos_qlib.plugin.scoring_jobs.score_span import score_span
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 from kronos_qlib.plugin.scoring_jobs.sweep import variants_of
@@ -329,6 +334,19 @@ def test_a_model_is_shipped_without_its_files(zero_shot):
     other.checkpoint = other.tokenizer = "/no/such/folder"
     pd.testing.assert_series_equal(other.predict(dataset), expected["score"], check_exact=True)
     assert len(pickle.dumps(dataset)) < 20_000, "bars go to nobody"
+
+
+def test_work_that_another_process_is_sent_opens_bars_itself(zero_shot):
+    model, dataset, expected = zero_shot
+    work = ScoringWork(ShippedModel.of(model), dataset, qlib_settings(), "signals", 1)
+    sent = pickle.loads(pickle.dumps(work))
+    assert sent.dataset.bar_handler.__dict__.get("_bars") is None
+    day = Block("day", {"first": SPAN[1], "last": SPAN[1]})
+    found = sent.open()(day).to_pandas().set_index(["datetime", "instrument"])
+    pd.testing.assert_frame_equal(found, expected.loc[[SPAN[1]]], check_exact=True)
+    assert dataset.segments["test"] == SPAN, "the data set of the caller stays as it was"
+    work.open()(day)
+    assert dataset.segments["test"] == SPAN
 
 
 def test_bits_are_those_of_the_threads_planned_for(zero_shot):
