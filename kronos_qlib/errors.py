@@ -110,3 +110,15 @@ class DailyError(KronosError, RuntimeError):
 
 class DailyBusyError(DailyError):
     """Another process works on the same days."""
+
+
+class JobError(KronosError, RuntimeError):
+    """Blocks of a job failed, or it cannot begin or go on: what is done stays for a later start."""
+
+
+class JobBusyError(JobError):
+    """Another process works on the same job."""
+
+
+class NothingToScoreError(BarDataError):
+    """A segment in which no window or row can be scored."""

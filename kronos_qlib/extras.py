@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "report": ("arch", "empyrical", "plotly", "scoringrules", "statsmodels"),
     "web": ("defusedxml", "flask", "flask_openapi3", "openpyxl", "waitress"),
     "mcp": ("mcp",),
+    "ray": ("ray",),
 }
 """Extras of pyproject.toml and the modules that they bring, by the name one imports."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,6 +30,8 @@ GOOD_ROWS = 640
 LEAST_ROWS = 64
 """Rows below which every weight is read for too little work: no smaller for the sake of threads."""
 _SETTING_THREADS = threading.Lock()
+_PLANNED: list[int] = []
+"""Threads that batches are planned for, the innermost `planned_for` last; none: torch's own."""
 
 
 @dataclass(frozen=True)
@@ -162,18 +165,42 @@ def plan_batches(
     )
 
 
+@contextmanager
+def planned_for(threads: int) -> Iterator[None]:
+    """Within, batches on a CPU are planned for so many threads, whatever this process has.
+
+    A matrix product rounds by its shape, and batches are as large as threads leave them: on workers
+    of one thread each, a plan for the threads of one process has that process' batches and bits.
+    They are computed by the threads that are there, so it costs no more of them.
+    """
+    _PLANNED.append(threads)
+    try:
+        yield
+    finally:
+        _PLANNED.remove(threads)
+
+
+def planned_threads() -> int:
+    """Threads of a CPU that batches are planned for."""
+    return _PLANNED[-1] if _PLANNED else torch.get_num_threads()
+
+
 def run_batches(
     work: Callable[[slice, slice], None],
     batches: Sequence[tuple[slice, slice]],
     plan: BatchPlan,
 ) -> Iterator[None]:
     """Do the work of every batch, given its series and paths; yields after each, in any order."""
-    if plan.workers == 1:
+    workers, threads = plan.workers, plan.threads
+    if _PLANNED:  # of those planned for, as many as this process has
+        threads = min(threads, torch.get_num_threads())
+        workers = min(workers, torch.get_num_threads() // threads)
+    if workers == 1:
         for batch in batches:
             work(*batch)
             yield
         return
-    pool = _start_pool(min(plan.workers, len(batches)), plan.threads)
+    pool = _start_pool(min(workers, len(batches)), threads)
     futures = [pool.submit(work, *batch) for batch in batches]
     try:
         for done in as_completed(futures):

@@ -24,7 +24,13 @@ from kronos_qlib.data.calendar.stamps import stamps_of
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.data.windows.segments import Moment
 from kronos_qlib.errors import BarDataError, ConfigError
-from kronos_qlib.inference.batching import BatchPlan, Sizes, plan_batches, run_batches
+from kronos_qlib.inference.batching import (
+    BatchPlan,
+    Sizes,
+    plan_batches,
+    planned_threads,
+    run_batches,
+)
 from kronos_qlib.inference.calibrating import (
     FEW_DRAWN,
     PATHS,
@@ -549,7 +555,7 @@ class KronosPredictor:
             self.max_context,
             self.dtype.itemsize,
         )
-        threads = torch.get_num_threads() if self.device.type == "cpu" else None
+        threads = planned_threads() if self.device.type == "cpu" else None
         return plan_batches(sizes, series, sample_count, self.memory_mb, threads, stratified)
 
     def embed(

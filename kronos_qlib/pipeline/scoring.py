@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +110,37 @@ def signals_from_paths(
         ConfigError: a name or a lookback of the ensemble cannot work.
     """
     check_signals(names, source.horizon)
+    found = {name: np.empty(len(windows), dtype=np.float64) for name in names}
+    for places, group, paths in paths_by_day(
+        predictor, source, windows, sampling, seed, ensemble, show_progress, calibration
+    ):
+        for name, values in signals_of(paths, group.last_close, names).items():
+            found[name][places] = values
+    return pd.DataFrame(found, index=windows.index)
+
+
+def paths_by_day(
+    predictor: KronosPredictor,
+    source: WindowDataset,
+    windows: Windows,
+    sampling: SamplingConfig,
+    seed: int,
+    ensemble: EnsembleConfig | None = None,
+    show_progress: bool = False,
+    calibration: PathCalibration | None = None,
+) -> Iterator[tuple[npt.NDArray[np.int64], Windows, npt.NDArray[np.float32]]]:
+    """The paths that signals are made of, a day and a length of windows at a time.
+
+    Args:
+        As of `signals_from_paths`.
+
+    Yields:
+        Places among the windows (B,), these windows, and their paths (B, P, H, 6) in the bars' own
+        units, those of all members of the ensemble one after another.
+
+    Raises:
+        As `signals_from_paths`.
+    """
     members = members_of(ensemble, sampling, source.lookback)
     # Of several ways of drawing none is that which a calibration was fitted on.
     settings = settings_of(sampling) if members == members_of(None, sampling, 0) else {}
@@ -117,7 +148,6 @@ def signals_from_paths(
     days = windows.moments()
     newest = windows.take(np.array([day.start for day in days], dtype=np.int64))
     stamps_ahead = source.future_stamps(newest)  # all at once: a short calendar fails early
-    found = {name: np.empty(len(windows), dtype=np.float64) for name in names}
     for day, places, group in windows.by_day("Kronos forecasts", show_progress):
         ahead = np.broadcast_to(stamps_ahead[day], (len(group), *stamps_ahead.shape[1:]))
         pooled = [
@@ -140,9 +170,7 @@ def signals_from_paths(
             raise BarDataError(f"{name} at {moment}: {broken[1]}")
         if calibration is not None and states is not None:
             paths = calibration.apply(paths, group, ahead, settings, states[places])
-        for name, values in signals_of(paths, last_close, names).items():
-            found[name][places] = values
-    return pd.DataFrame(found, index=windows.index)
+        yield places, group, paths
 
 
 def draw_paths(

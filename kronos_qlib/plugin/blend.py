@@ -13,7 +13,7 @@ from qlib.model.trainer import auto_filter_kwargs
 from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.windows.segments import Segment
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import source_of
 from kronos_qlib.plugin.expressions import reach_of
@@ -205,7 +205,9 @@ class BlendModel(Model):
             + ", ".join(f"{count} of {name}" for name, count in left_out.items())
         )
         if frame.empty:
-            raise BarDataError(f"no row of the segment {segment!r} was scored by every member")
+            raise NothingToScoreError(
+                f"no row of the segment {segment!r} was scored by every member"
+            )
         ranks = frame.groupby(level="datetime").rank(pct=True)
         weights = pd.Series(self.weights)
         frame.insert(0, "score", (ranks * weights).sum(axis=1) / weights.sum())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
@@ -21,7 +22,13 @@ from kronos_qlib.data.windows.known import known_windows
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
-from kronos_qlib.errors import BarDataError, CheckpointError, ConfigError, some_of
+from kronos_qlib.errors import (
+    BarDataError,
+    CheckpointError,
+    ConfigError,
+    NothingToScoreError,
+    some_of,
+)
 from kronos_qlib.extras import check_extra
 from kronos_qlib.inference.calibrating import (
     DRAWN,
@@ -35,6 +42,7 @@ from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.pipeline.calibrated_paths import PathCalibration, shipped_calibration
 from kronos_qlib.pipeline.scoring import (
     members_of,
+    paths_by_day,
     scores_from_alpha,
     signals_from_paths,
 )
@@ -51,6 +59,7 @@ from kronos_qlib.pipeline.stages import (
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.plugin.runs.active_run import ActiveRunLog
 from kronos_qlib.plugin.runs.manager import claim_active_run
+from kronos_qlib.plugin.scoring_jobs.backend_settings import BackendConfig
 from kronos_qlib.settings import from_mapping
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS, check_signals
 from kronos_qlib.signals.shaping import (
@@ -127,6 +136,8 @@ class KronosModel(ModelFT):
             and found by later runs, on whatever segments: a file for each network and way of
             reading, by digests of weights and bars. Any number of runs may share it. Remove it to
             make room. None keeps nothing. Scores are the same with and without. No pickle has it.
+        backend: where `predict` and `signals` score: None, in this process; "ray", by workers of
+            Ray on this machine; or fields of `BackendConfig`, for a cluster. Scores are the same.
         calibration: of the paths that signals are made of. None leaves them as drawn: a ranking
             needs the centre of each window's own paths and nothing of their width, and scores stay
             those of the paper. With one, probabilities, volatilities and shortfalls come from a
@@ -147,6 +158,7 @@ class KronosModel(ModelFT):
     signal_settings = SignalsConfig()
     calibration: str | None = None
     kept_calibration: Calibration | None = None
+    backend: BackendConfig | None = None
 
     def __init__(
         self,
@@ -171,6 +183,7 @@ class KronosModel(ModelFT):
         signals: Mapping[str, Any] | None = None,
         calibration: str | None = None,
         contexts_folder: str | None = None,
+        backend: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = str(checkpoint)
@@ -193,6 +206,7 @@ class KronosModel(ModelFT):
         self.resume_folder = resume_folder
         self.resume_every = resume_every
         self._contexts_folder = contexts_folder
+        self.backend = BackendConfig.of(backend)
         if resume_every < 1:
             raise ConfigError(f"resume_every must be at least 1 step, got {resume_every}")
         for name in ("n_processes", "log_every"):
@@ -277,6 +291,8 @@ class KronosModel(ModelFT):
         """
         if not self.training.is_zero_shot:
             self._check_packages()
+        if self.backend is not None:
+            self.backend.check_packages()
         self._check_windows(_source_of(dataset))
         if not self.training.is_zero_shot:
             check_trainable(self.training, _source_of(dataset))
@@ -351,6 +367,8 @@ class KronosModel(ModelFT):
             CheckpointError: the file `calibration` is of other weights.
             ConfigError: `calibration` is "fit", and `fit` was not called.
         """
+        if self._is_elsewhere:
+            return self._frame_elsewhere(dataset, segment, "scores")["score"]
         return self._frame(dataset, segment, keep=())["score"]
 
     def signals(
@@ -367,7 +385,24 @@ class KronosModel(ModelFT):
         Raises:
             As `predict`.
         """
+        if self._is_elsewhere:
+            return self._frame_elsewhere(dataset, segment, "signals")
         return self._frame(dataset, segment, keep=self._kept())
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        how = self.backend
+        return how is not None and (how.name != "local" or how.folder is not None)
+
+    def _frame_elsewhere(
+        self,
+        dataset: KronosDataset | WindowDataset,
+        segment: Segment,
+        what: Literal["scores", "signals"],
+    ) -> pd.DataFrame:
+        from kronos_qlib.plugin.scoring_jobs.model_on_backend import frame_on_backend
+
+        return frame_on_backend(self, dataset, segment, what)
 
     def _frame(
         self, dataset: KronosDataset | WindowDataset, segment: Segment, keep: Sequence[str]
@@ -375,7 +410,7 @@ class KronosModel(ModelFT):
         source, steps = _source_of(dataset), self._steps
         windows = source.windows(segment)
         if not len(windows):
-            raise BarDataError(no_windows(source, segment, windows.dropped))
+            raise NothingToScoreError(no_windows(source, segment, windows.dropped))
         logger.info(f"{len(windows)} windows to score{describe_dropped(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
@@ -450,13 +485,40 @@ class KronosModel(ModelFT):
             self.show_progress,
             calibration,
         )
-        if calibration is not None and calibration.left_out:
-            reasons = [f"{many} since {why}" for why, many in calibration.left_out.items()]
-            logger.warning(
-                f"paths of {calibration.left_out.total()} of {len(windows)} windows are as "
-                f"drawn, not calibrated: {some_of(reasons)}"
-            )
+        _log_left_out(calibration, windows)
         return frame
+
+    def paths_of(
+        self, source: WindowDataset, windows: Windows
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Windows, npt.NDArray[np.float32]]]:
+        """The paths that `signals_of` measures, a day and a length of windows at a time.
+
+        Args:
+            windows: of `source`, by time.
+
+        Yields:
+            As `pipeline.scoring.paths_by_day`.
+
+        Raises:
+            As `predict`.
+        """
+        calibration = self._path_calibration(windows)
+        yield from paths_by_day(
+            self.predictor,
+            source,
+            windows,
+            self.sampling,
+            self.seed,
+            self.signal_settings.ensemble,
+            self.show_progress,
+            calibration,
+        )
+        _log_left_out(calibration, windows)
+
+    @property
+    def days_of_history(self) -> int:
+        """Days before a segment that are scored too, for scores that are smoothed over days."""
+        return history_of(self._steps)
 
     def _shaped(
         self, source: WindowDataset, windows: list[Windows], parts: list[pd.Series]
@@ -754,6 +816,21 @@ class KronosModel(ModelFT):
         predictor.calibration = self.kept_calibration
         return predictor
 
+    def use_networks(self, net: Kronos, tokenizer: KronosTokenizer, head: Head | None) -> None:
+        """Score with these networks, as trained, in place of those of the checkpoint.
+
+        Args:
+            net, tokenizer, head: of a model with the same settings. They are not copied.
+        """
+        from kronos_qlib.inference.predictor import KronosPredictor
+
+        known = net.origin.max_context if net.origin else None
+        context = self.max_context or known or PUBLISHED_CONTEXT
+        self._predictor = KronosPredictor(
+            net, tokenizer, self.device, context, dtype=self.dtype, memory_mb=self.memory_mb
+        )
+        self._head = head
+
     def _make(self) -> tuple[Kronos, KronosTokenizer]:
         """New networks of the checkpoint's sizes; a tokenizer that was named is loaded."""
         import torch
@@ -796,6 +873,15 @@ class KronosModel(ModelFT):
 
         if name in self.trained_weights:
             fill_from_bytes(half, self.trained_weights[name], f"the trained {name} in the pickle")
+
+
+def _log_left_out(calibration: PathCalibration | None, windows: Windows) -> None:
+    if calibration is not None and calibration.left_out:
+        reasons = [f"{many} since {why}" for why, many in calibration.left_out.items()]
+        logger.warning(
+            f"paths of {calibration.left_out.total()} of {len(windows)} windows are as "
+            f"drawn, not calibrated: {some_of(reasons)}"
+        )
 
 
 _source_of = partial(source_of, reader="KronosModel")

@@ -14,7 +14,7 @@ from qlib.model.base import Model
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, describe_dropped, no_windows
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.pipeline.scoring import scores_from_gru
 from kronos_qlib.pipeline.stages import (
@@ -193,7 +193,7 @@ class GRUModel(Model):
         net, source = self.net, source_of(dataset, reader="GRUModel")
         windows = source.windows(segment)
         if not len(windows):
-            raise BarDataError(no_windows(source, segment, windows.dropped))
+            raise NothingToScoreError(no_windows(source, segment, windows.dropped))
         logger.info(f"{len(windows)} windows to score{describe_dropped(windows.dropped)}")
         if jumps := windows.describe_jumps():
             logger.warning(jumps)

@@ -9,7 +9,7 @@ from qlib.model.base import Model
 
 from kronos_qlib.data.windows.segments import Segment
 from kronos_qlib.data.windows.window_dataset import WindowDataset, no_windows
-from kronos_qlib.errors import BarDataError, ConfigError
+from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.scoring import scores_from_bars
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
 from kronos_qlib.signals.past_bars import (
@@ -61,7 +61,7 @@ class BaselineModel(Model):
             )
         windows = source.windows(segment)
         if not len(windows):
-            raise BarDataError(no_windows(source, segment, windows.dropped))
+            raise NothingToScoreError(no_windows(source, segment, windows.dropped))
         if jumps := windows.describe_jumps():
             logger.warning(jumps)
         scores = scores_from_bars(windows, self.kind, self.bars, self.skip)

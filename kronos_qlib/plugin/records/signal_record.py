@@ -90,11 +90,21 @@ def signals_frame(model: Any, dataset: Any, segment: str = "test") -> pd.DataFra
     """
     signals = getattr(model, "signals", None)
     found = signals(dataset, segment) if callable(signals) else model.predict(dataset, segment)
+    return frame_of(found, type(model).__name__, segment)
+
+
+def frame_of(found: Any, whose: str, segment: str) -> pd.DataFrame:
+    """What a model said of a segment, in that form.
+
+    Args:
+        whose: the model's class, for the error.
+
+    Raises:
+        MissingArtifactError: the model scored nothing.
+    """
     frame = found.to_frame("score") if isinstance(found, pd.Series) else pd.DataFrame(found)
     if frame.empty:
-        raise MissingArtifactError(
-            f"{type(model).__name__} scored nothing in the segment {segment!r}"
-        )
+        raise MissingArtifactError(f"{whose} scored nothing in the segment {segment!r}")
     if "score" not in frame:  # to Qlib's records the first column is the score
         frame = frame.rename(columns={frame.columns[0]: "score"})
     others = [name for name in frame.columns if name != "score"]

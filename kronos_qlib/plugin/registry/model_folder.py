@@ -26,7 +26,14 @@ from kronos_qlib.plugin.task_sections import mapping_of, value_at
 TASK, ABOUT = "task.json", "about.json"
 INSIDE = "folder:"
 """Before a path that is within the folder."""
-MACHINES = ("revision", "tokenizer_revision", "resume_folder", "contexts_folder", "n_processes")
+MACHINES = (
+    "revision",
+    "tokenizer_revision",
+    "resume_folder",
+    "contexts_folder",
+    "n_processes",
+    "backend",
+)
 """Settings of a KronosModel that are left out: of where weights came from, and of the machine."""
 LARGEST = 2**24
 """Bytes of a JSON file that is read."""

@@ -265,12 +265,17 @@ def bars_digest(dataset: object) -> str:
     """
     table = getattr(getattr(dataset, "bar_handler", None), "bars", None)
     if isinstance(table, BarTable):
-        names = "\n".join(table.instruments)
-        return f"bars {hashlib.sha256(f'{table.checksums} {names}'.encode()).hexdigest()[:16]}"
+        return table_digest(table)
     frame = loaded_frame(getattr(dataset, "handler", None))
     if frame is None:
         return ""
     return f"frame {frame_digest(frame)[:16]}"
+
+
+def table_digest(table: BarTable) -> str:
+    """A digest of a table of bars and of its instruments' names."""
+    names = "\n".join(table.instruments)
+    return f"bars {hashlib.sha256(f'{table.checksums} {names}'.encode()).hexdigest()[:16]}"
 
 
 def frame_digest(frame: pd.DataFrame) -> str:

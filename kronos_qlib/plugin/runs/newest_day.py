@@ -157,6 +157,7 @@ def source_of_run(client: MlflowClient, run_id: str, *, trust: bool = False) -> 
 
     state = _state(client, run_id)
     task = _of_last_roll(read_task(client, run_id, any_class=trust), state)
+    task = {**task, "model": without_backend(task.get("model"))}
     missing = [name for name in ("model", "dataset") if not isinstance(task.get(name), Mapping)]
     if missing:
         raise MissingArtifactError(
@@ -239,7 +240,7 @@ def score_opened(opened: OpenedDay) -> ScoredDay:
     frame = frame.dropna(subset=["score"])
     if frame.empty:
         raise BarDataError(f"no name of {opened.folder} has a score on {show_time(moment)}")
-    scores, table = frame["score"], _bars_of(opened.dataset, config, moment)
+    scores, table = frame["score"], bars_of(opened.dataset, config, moment)
     return ScoredDay(
         moment,
         frame,
@@ -248,15 +249,23 @@ def score_opened(opened: OpenedDay) -> ScoredDay:
     )
 
 
-def moved(dataset: Mapping[str, Any], moment: pd.Timestamp) -> dict[str, Any]:
+def moved(
+    dataset: Mapping[str, Any], moment: pd.Timestamp, first: pd.Timestamp | None = None
+) -> dict[str, Any]:
     """The config of a data set with this moment as its test segment and its last.
+
+    Args:
+        first: where the test segment begins, if not at the moment.
 
     What a handler's processors learn from, and where its bars begin, stay as they were: the scores
     would have other bits.
     """
     config: dict[str, Any] = copy.deepcopy(dict(dataset))
     kwargs = config.setdefault("kwargs", {})
-    kwargs["segments"] = {**kwargs.get("segments", {}), "test": (moment, moment)}
+    kwargs["segments"] = {
+        **kwargs.get("segments", {}),
+        "test": (moment if first is None else first, moment),
+    }
     handler = kwargs.get("handler")
     if isinstance(handler, dict):
         handler.setdefault("kwargs", {})["end_time"] = moment
@@ -307,7 +316,7 @@ def open_bars(provider_uri: str | None, source: ModelSource) -> str:
 def _moment(day: str | None, dataset: Mapping[str, Any], folder: str) -> pd.Timestamp:
     from kronos_qlib.plugin.provider.reader import read_calendar
 
-    calendar = read_calendar(_freq(dataset))
+    calendar = read_calendar(freq_of_dataset(dataset))
     if day is None:
         return pd.Timestamp(calendar[-1])
     try:
@@ -322,16 +331,39 @@ def _moment(day: str | None, dataset: Mapping[str, Any], folder: str) -> pd.Time
     return moment
 
 
-def _freq(dataset: Mapping[str, Any]) -> str:
+def without_backend(section: Any) -> Any:
+    """A copy of a section of a task in which no KronosModel asks other machines to score.
+
+    Where a run was scored says nothing of its model, and whoever wrote the run does not choose
+    which cluster is asked now.
+    """
+    if isinstance(section, Mapping):
+        is_kronos = class_of(section) == "KronosModel"
+        kept = {name: without_backend(value) for name, value in section.items()}
+        if is_kronos and isinstance(kept.get("kwargs"), dict):
+            kept["kwargs"].pop("backend", None)
+        return kept
+    if isinstance(section, list | tuple):
+        return [without_backend(one) for one in section]
+    return copy.deepcopy(section)
+
+
+def freq_of_dataset(dataset: Mapping[str, Any]) -> str:
+    """The frequency of the bars that windows of a data set's config are made of."""
     own = value_at(dataset, "kwargs", "bar_handler", "freq")
     return str(own or freq_of({"dataset": dataset}))
 
 
-def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
+def make_model(
+    source: ModelSource,
+    moment: pd.Timestamp | None = None,
+    first: pd.Timestamp | None = None,
+) -> Any:
     """The model of a source, with what fitting left.
 
     Args:
         moment: the day that members of a blend with data sets of their own will score.
+        first: where the days that they will score begin, if not at the moment.
 
     Raises:
         MissingArtifactError: the source does not have what its model is made of.
@@ -343,7 +375,7 @@ def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
     from kronos_qlib.plugin.runs.quiet import quiet_imports
 
     with quiet_imports():
-        model = init_instance_by_config(copy.deepcopy(dict(source.task["model"])))
+        model = init_instance_by_config(without_backend(source.task["model"]))
     kept = source.state.get("model")
     if isinstance(kept, Mapping):
         restore(model, kept, source.read())
@@ -358,14 +390,14 @@ def make_model(source: ModelSource, moment: pd.Timestamp | None = None) -> Any:
         model = source.unpickle()
     if isinstance(model, BlendModel) and moment is not None:
         model.dataset_configs = {
-            name: moved(one, moment) for name, one in model.dataset_configs.items()
+            name: moved(one, moment, first) for name, one in model.dataset_configs.items()
         }
     if hasattr(model, "show_progress"):
         model.show_progress = True  # on a terminal
     return model
 
 
-def _bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -> BarTable:
+def bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -> BarTable:
     """The bars of the universe up to the moment, for their ages."""
     from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 
@@ -375,7 +407,7 @@ def _bars_of(dataset: object, config: Mapping[str, Any], moment: pd.Timestamp) -
     return KronosHandler(
         instruments=settings.get("instruments", "all"),
         end_time=moment,
-        freq=_freq(config),
+        freq=freq_of_dataset(config),
         incomplete="skip",
         invalid="keep",
     ).bars
