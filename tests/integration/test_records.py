@@ -403,25 +403,55 @@ def write_market(folder, *, names=20, days=220, memory=0.7):
     }
 
 
-# Both in one process: importing and preparing what they share is half of their time.
-DRIVER = """
-import os, sys
-from qlib.cli.run import run, workflow
-workflow(sys.argv[1])
-os.environ["KRONOS_EXPERIMENT"] = "short"
-del sys.argv[1]
-run()
-"""
+def qrun(workflow, folder, settings):
+    """Run a workflow with only these KRONOS_ settings; MLflow's database lands in `folder`."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("KRONOS_", "MLFLOW_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "qlib.cli.run", str(workflow)],
+        cwd=folder,
+        env={**inherited, "OMP_NUM_THREADS": "1", **settings},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Of a market whose next day can be guessed: the workflow, and one without SigAnaRecord.
-
-    With only these KRONOS_ settings; MLflow's database lands in the folder.
-    """
+def market(tmp_path_factory):
+    """A folder to run in, and the settings of a market whose next day can be guessed."""
     folder = tmp_path_factory.mktemp("market")
-    settings = write_market(folder / "provider")
+    return folder, write_market(folder / "provider")
+
+
+def test_the_lightgbm_workflow_is_green_with_all_its_metrics(market):
+    folder, settings = market
+    done = qrun(WORKFLOW, folder, settings)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    row = compare_runs(["lightgbm"], tracking_uri=uri).loc["lightgbm"]
+    assert row["ic"] > 0.02, "returns remember the day before; LightGBM should see it"
+    assert 0.05 < row["turnover"] < 2
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(row["run_id"])
+    logged, tags = run.data.metrics, run.data.tags
+    assert set(expected_metrics()) <= set(logged)
+    assert run.info.run_name == f"LGBModel Alpha158 · {folder.name}"
+    assert sorted(logged)[:10] == sorted(KEY_PREFIX + name for name in KEY_METRICS)
+    report = next((folder / "mlruns").glob("*/*/artifacts/signal_report/summary.md"))
+    verdict = report.read_text(encoding="utf-8").split("\n\n")[1]
+    assert tags[NOTE].startswith(verdict) and "Its excess return over the benchmark" in tags[NOTE]
+    assert tags[BARS].startswith("frame ") and tags[WEIGHTS].startswith("trees ")
+    assert not list((folder / "mlruns").glob("*/*/artifacts/comparison")), "it ran alone"
+    assert "CompareRecord writes no comparison, this run stands alone" in done.stdout + done.stderr
+    # The backtest reaches the very last day of the provider's calendar.
+    daily = next((folder / "mlruns").glob("*/*/artifacts/portfolio_report/daily.csv"))
+    assert pd.read_csv(daily)["datetime"].iloc[-1] == settings["KRONOS_TEST_END"]
+
+
+def test_a_run_without_its_metrics_fails(market):
+    """Take SigAnaRecord out: Qlib alone would finish, exit 0 and show a green run without IC."""
+    folder, settings = market
     base = WORKFLOW.with_name("workflow_base.yaml").read_text(encoding="utf-8")
     listed = r" +- &qlib_ic.*\n( {8}.*\n)+| +- \*qlib_ic\n"
     short, cuts = re.subn(listed, "", base)
@@ -429,46 +459,9 @@ def both(tmp_path_factory):
     (folder / "workflow_base.yaml").write_text(short, encoding="utf-8")
     workflow = folder / "short.yaml"
     workflow.write_text(WORKFLOW.read_text(encoding="utf-8"), encoding="utf-8")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("KRONOS_", "MLFLOW_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(WORKFLOW), str(workflow)],
-        cwd=folder,
-        env={**inherited, "OMP_NUM_THREADS": "1", **settings},
-        capture_output=True,
-        text=True,
-        timeout=340,
-    )
-    return folder, settings, done
 
+    done = qrun(workflow, folder, settings | {"KRONOS_EXPERIMENT": "short"})
 
-def test_the_lightgbm_workflow_is_green_with_all_its_metrics(both):
-    folder, settings, done = both
-    uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    row = compare_runs(["lightgbm"], tracking_uri=uri).loc["lightgbm"]
-    assert row["ic"] > 0.02, "returns remember the day before; LightGBM should see it"
-    assert 0.05 < row["turnover"] < 2
-    client = mlflow.MlflowClient(uri)
-    run = client.get_run(row["run_id"])
-    assert run.info.status == "FINISHED", done.stderr[-4000:]
-    kept = next((folder / "mlruns").glob(f"*/{row['run_id']}/artifacts"))
-    logged, tags = run.data.metrics, run.data.tags
-    assert set(expected_metrics()) <= set(logged)
-    assert run.info.run_name == f"LGBModel Alpha158 · {folder.name}"
-    assert sorted(logged)[:10] == sorted(KEY_PREFIX + name for name in KEY_METRICS)
-    report = kept / "signal_report" / "summary.md"
-    verdict = report.read_text(encoding="utf-8").split("\n\n")[1]
-    assert tags[NOTE].startswith(verdict) and "Its excess return over the benchmark" in tags[NOTE]
-    assert tags[BARS].startswith("frame ") and tags[WEIGHTS].startswith("trees ")
-    assert not list((folder / "mlruns").glob("*/*/artifacts/comparison")), "it ran alone"
-    assert "CompareRecord writes no comparison, this run stands alone" in done.stdout + done.stderr
-    # The backtest reaches the very last day of the provider's calendar.
-    daily = kept / "portfolio_report" / "daily.csv"
-    assert pd.read_csv(daily)["datetime"].iloc[-1] == settings["KRONOS_TEST_END"]
-
-
-def test_a_run_without_its_metrics_fails(both):
-    """Take SigAnaRecord out: Qlib alone would finish, exit 0 and show a green run without IC."""
-    folder, _, done = both
     assert done.returncode != 0
     assert "ends without IC, ICIR, Rank IC, Rank ICIR" in done.stdout + done.stderr
     client = mlflow.MlflowClient(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
