@@ -51,7 +51,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.model.checkpoints.pretrained import sizes_of
-from kronos_qlib.model.layers import RMSNorm, Rotary, TimeEmbedding
+from kronos_qlib.model.cpu_training import Dropout
+from kronos_qlib.model.layers import Attention, RMSNorm, Rotary, TimeEmbedding
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos, TokenEmbedding
@@ -176,6 +177,16 @@ def rotary(self: Rotary, x: Tensor, start: int = 0) -> Tensor:
     return x * self.tables[0] + torch.cat((-second, first), dim=-1) * self.tables[1]
 
 
+def rotated(self: Attention, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    q, k = self.split(self.q_proj(queries)), self.split(self.k_proj(keys))
+    return self.rotary(q), self.rotary(k)
+
+
+def attend(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    dropout_p = self.attn_dropout_p if self.training else 0.0
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+
+
 def embed_tokens(self: TokenEmbedding, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
     pair = (self.emb_s1(s1_ids) * self.scale, self.emb_s2(s2_ids) * self.scale)
     return self.fusion_proj(torch.cat(pair, dim=-1))
@@ -194,6 +205,9 @@ def plainly() -> Iterator[None]:
         for owner, name, plain in (
             (RMSNorm, "forward", rms_norm),
             (Rotary, "forward", rotary),
+            (Attention, "rotated", rotated),
+            (Attention, "attend_causally", attend),
+            (Dropout, "forward", nn.Dropout.forward),
             (TokenEmbedding, "forward", embed_tokens),
             (TimeEmbedding, "forward", embed_times),
         ):
