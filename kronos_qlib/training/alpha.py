@@ -39,6 +39,7 @@ from kronos_qlib.training.batches import (
     with_tokens,
 )
 from kronos_qlib.training.distributed import Share
+from kronos_qlib.training.hardware import on_device
 from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
 from kronos_qlib.training.stage_settings import AlphaConfig
 
@@ -245,7 +246,7 @@ class AlphaSegment:
         """
 
         def tensor(values: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(device)
+            return on_device(values, device)
 
         own = which if share is None else which[share.rows]
         known = np.isfinite(self.target[which])
