@@ -8,7 +8,7 @@ again: so a call is stopped after `--seconds`, once each worker has had two of t
 nano's own, bars random walks.
 
 Columns: micro-batch and workers; peak of resident memory above what was there before the call,
-less the returned paths; of these the bars and time fields that the call copied; the plan; what
+less the returned paths; of these the time fields, which the call copies; the plan; what
 `memory_mb` allows; the share of the call that was done.
 
 Example:
@@ -73,7 +73,8 @@ def measure(call: Call, memory_mb: int, seconds: float) -> dict[str, Any]:
     bars = 10 * np.exp(steps.cumsum(axis=1))
     stamps = rng.integers(0, (60, 24, 7, 32, 13), (call.series, length, 5))
     past, ahead = np.split(stamps, [call.lookback], axis=1)
-    plan = predictor.plan(call.series, call.lookback, call.horizon, call.paths)
+    seen = min(call.lookback, predictor.max_context)  # the bars before them are left out
+    plan = predictor.plan(call.series, seen, call.horizon, call.paths)
     least = 2 * plan.workers / len(plan.batches(call.series, call.paths))
     done = 0.0
 
@@ -102,7 +103,7 @@ def measure(call: Call, memory_mb: int, seconds: float) -> dict[str, Any]:
         "workers": plan.workers,
         "returned_mb": returned,
         "peak_mb": peak - returned,
-        "copied_mb": stamps.nbytes / MIB,
+        "copied_mb": call.series * (seen + call.horizon) * 5 * 8 / MIB,
         "planned_mb": plan.peak_bytes / MIB,
         "done": done,
     }
