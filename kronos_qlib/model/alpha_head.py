@@ -76,10 +76,11 @@ class AcrossNames(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(N, hidden) queries over (K, hidden) keys and values, in heads: (N, hidden)."""
-    q, k, v = (part.view(len(part), ATTENTION_HEADS, -1).transpose(0, 1) for part in (q, k, v))
-    # Landmarks are few: on a CPU plain products take a fifth of what the fused kernel does.
-    shares = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return (shares @ v).transpose(0, 1).flatten(1)
+    q, k, v = (
+        part.view(len(part), ATTENTION_HEADS, -1).transpose(0, 1)[None] for part in (q, k, v)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed[0].transpose(0, 1).flatten(1)
 
 
 class AlphaHead(nn.Module):
@@ -357,12 +358,16 @@ def _save(head: Head, path: str | Path, names: Sequence[str] | None, backbone: s
 
 def compared(context: Tensor) -> Tensor:
     """Columns (B, D) standardised over the day, to (B, D); 0 where all values are equal."""
-    mean, deviation = _day_scale(context)
-    return (context - mean) / deviation
+    centred = context - context.mean(dim=0, keepdim=True)
+    return centred / _deviation(centred)
 
 
 def _day_scale(columns: Tensor) -> tuple[Tensor, Tensor]:
     """(1, D) each: mean of columns (B, D) over the day, and their deviation, which is above 0."""
     mean = columns.mean(dim=0, keepdim=True)
-    size = torch.linalg.vector_norm(columns - mean, dim=0, keepdim=True)
-    return mean, size / len(columns) ** 0.5 + TINY
+    return mean, _deviation(columns - mean)
+
+
+def _deviation(centred: Tensor) -> Tensor:
+    """(1, D) of columns (B, D) less their means."""
+    return centred.square().mean(dim=0, keepdim=True).sqrt() + TINY
