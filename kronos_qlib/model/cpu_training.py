@@ -23,7 +23,7 @@ MOST_BARS = 256
 
 
 def is_here(x: Tensor) -> bool:
-    """Whether x is on a CPU and gradients are wanted."""
+    """Whether x (...) is on a CPU and gradients are wanted."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
@@ -51,7 +51,7 @@ def dropped(x: Tensor, p: float) -> Tensor:
     return x * is_kept.view(x.shape).to(x.dtype).mul_(CHOICES / kept)
 
 
-class ScaledNorm(torch.autograd.Function):
+class _ScaledNorm(torch.autograd.Function):
     """Root-mean-square norm times a weight: (N, D) and (D,) to (N, D), with few passes.
 
     Computed in the weight's type. With r = (mean(x**2) + eps)**-1/2 and g the gradient of
@@ -80,7 +80,7 @@ class ScaledNorm(torch.autograd.Function):
 
 def scaled_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`RMSNorm` of x (..., D) by a weight (D,) of at least float32, in x's type."""
-    out: Tensor = ScaledNorm.apply(x.flatten(0, -2), weight, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _ScaledNorm.apply(x.flatten(0, -2), weight, eps)  # type: ignore[no-untyped-call]
     return out.view(x.shape)
 
 
