@@ -65,10 +65,11 @@ class _ScaledNorm(torch.autograd.Function):
         squares = torch.linalg.vector_norm(wide, dim=-1).square_()
         scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale[:, None]).mul_(weight).to(x.dtype)
+        out: Tensor = (wide * scale[:, None]).mul_(weight).to(x.dtype)
+        return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         grad, wide = grads[0].to(weight.dtype), x.to(weight.dtype)
@@ -95,17 +96,19 @@ def turned_in_pairs(proj: nn.Linear, x: Tensor, heads: int, frequencies: Tensor)
     """
 
     def paired(rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        parts = rows.view(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
+        return parts.transpose(1, 2).flatten(0, 2)
 
     bias = None if proj.bias is None else paired(proj.bias)
     flat = F.linear(x, paired(proj.weight), bias)
     wide = flat.to(torch.promote_types(flat.dtype, frequencies.dtype))
-    bars = torch.arange(x.shape[1], dtype=frequencies.dtype)
-    angles = (bars[:, None] * frequencies).to(wide.dtype)
+    rows, bars, width = wide.shape
+    places = torch.arange(bars, dtype=frequencies.dtype)
+    angles = (places[:, None] * frequencies).to(wide.dtype)
     turn = torch.polar(torch.ones_like(angles), angles).repeat(1, heads)
-    turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn
-    out = torch.view_as_real(turned).flatten(2).to(flat.dtype)
-    return out.unflatten(-1, (heads, -1)).transpose(1, 2)
+    turned = torch.view_as_complex(wide.view(rows, bars, width // 2, 2)) * turn
+    out: Tensor = torch.view_as_real(turned).view(rows, bars, heads, width // heads).to(flat.dtype)
+    return out.transpose(1, 2)
 
 
 def attended_causally(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
@@ -114,11 +117,13 @@ def attended_causally(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tens
     Without dropout torch's own kernel is as fast in float32 and keeps no probabilities; what is
     computed in fewer digits is given to it in float32 where there are many bars.
     """
-    is_low = v.dtype in (torch.bfloat16, torch.float16)
+    kind = v.dtype
+    is_low = kind in (torch.bfloat16, torch.float16)
     with torch.autocast("cpu", enabled=False):
         if dropout_p == 0 and not (is_low and v.shape[2] <= MOST_BARS):
-            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-            return F.scaled_dot_product_attention(*wide, is_causal=True).to(v.dtype)
+            q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return out.to(kind)
         rows, heads, bars, width = q.shape
         flat_q, flat_k, flat_v = (x.reshape(rows * heads, bars, width) for x in (q, k, v))
         later = torch.full((bars, bars), -torch.inf, dtype=q.dtype).triu(1)
