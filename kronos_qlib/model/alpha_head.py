@@ -358,11 +358,16 @@ def _save(head: Head, path: str | Path, names: Sequence[str] | None, backbone: s
 
 def compared(context: Tensor) -> Tensor:
     """Columns (B, D) standardised over the day, to (B, D); 0 where all values are equal."""
-    mean, deviation = _day_scale(context)
-    return (context - mean) / deviation
+    centred = context - context.mean(dim=0, keepdim=True)
+    return centred / _deviation(centred)
 
 
 def _day_scale(columns: Tensor) -> tuple[Tensor, Tensor]:
     """(1, D) each: mean of columns (B, D) over the day, and their deviation, which is above 0."""
     mean = columns.mean(dim=0, keepdim=True)
-    return mean, (columns - mean).square().mean(dim=0, keepdim=True).sqrt() + TINY
+    return mean, _deviation(columns - mean)
+
+
+def _deviation(centred: Tensor) -> Tensor:
+    """(1, D) of columns (B, D) less their means."""
+    return centred.square().mean(dim=0, keepdim=True).sqrt() + TINY

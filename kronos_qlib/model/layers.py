@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.model import cpu_training
+from kronos_qlib.model.cpu_training import Dropout
 
 TIME_TABLE_ROWS = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Rows of the five time tables, in the order of a stamp's fields (`schema.TIME_FIELDS`)."""
@@ -35,6 +37,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) float of any type, to the same type."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if cpu_training.is_here(x) and wide.dtype == self.weight.dtype:
+            return cpu_training.scaled_norm(x, self.weight, self.eps)
         normed = F.rms_norm(wide, self.weight.shape, eps=self.eps)
         return normed.to(x.dtype) * self.weight
 
@@ -50,7 +54,7 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(d_model, ff_dim, bias=False)
         self.w3 = nn.Linear(d_model, ff_dim, bias=False)
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) float to (..., D)."""
@@ -120,7 +124,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout_p
-        self.resid_dropout = nn.Dropout(resid_dropout_p)
+        self.resid_dropout = Dropout(resid_dropout_p)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, H, T, W)."""
@@ -133,9 +137,25 @@ class Attention(nn.Module):
         out: Tensor = self.resid_dropout(self.out_proj(merged))
         return out
 
+    def rotated(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected and rotated by position: (B, T, D) each to (B, H, T, W).
+
+        The components of a head may be in another order, the same one in both.
+        """
+        # An adapter in a projection's place adds its own.
+        are_plain = type(self.q_proj) is type(self.k_proj) is nn.Linear
+        if are_plain and cpu_training.is_here(queries):
+            frequencies = self.rotary.inv_freq
+            q = cpu_training.turned_in_pairs(self.q_proj, queries, self.n_heads, frequencies)
+            return q, cpu_training.turned_in_pairs(self.k_proj, keys, self.n_heads, frequencies)
+        q, k = self.split(self.q_proj(queries)), self.split(self.k_proj(keys))
+        return self.rotary(q), self.rotary(k)
+
     def attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, T, W) each, to (B, H, T, W)."""
         dropout_p = self.attn_dropout_p if self.training else 0.0
+        if cpu_training.is_here(q):
+            return cpu_training.attended_causally(q, k, v, dropout_p)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
@@ -144,9 +164,7 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) float to (B, T, D)."""
-        q = self.rotary(self.split(self.q_proj(x)))
-        k = self.rotary(self.split(self.k_proj(x)))
-        return self.join(self.attend_causally(q, k, self.split(self.v_proj(x))))
+        return self.join(self.attend_causally(*self.rotated(x, x), self.split(self.v_proj(x))))
 
 
 class TransformerBlock(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.model.checkpoints import pretrained as checkpoint
+from kronos_qlib.model.cpu_training import Dropout
 from kronos_qlib.model.layers import (
     Attention,
     RMSNorm,
@@ -68,10 +69,8 @@ class S2Attention(Attention):
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """Causal, with queries and keys rotated by position: (B, T, D) each, to (B, T, D)."""
-        q = self.rotary(self.split(self.q_proj(query)))
-        k = self.rotary(self.split(self.k_proj(context)))
         v = self.split(self.v_proj(context))
-        return self.join(self.attend_causally(q, k, v))
+        return self.join(self.attend_causally(*self.rotated(query, context), v))
 
     def read_once(self, query: Tensor, context: Tensor, rotate: bool) -> Tensor:
         """From one query per row, (B, 1, D), to its whole context (B, T, D): (B, 1, D)."""
@@ -162,7 +161,7 @@ class Kronos(checkpoint.Checkpointed):
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb: TimeFeatures
         self.time_emb = TimeEmbedding(d_model, learned=learn_te)
-        self.token_dropout = nn.Dropout(token_dropout_p)
+        self.token_dropout = Dropout(token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
                 d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p

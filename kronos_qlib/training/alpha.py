@@ -38,11 +38,14 @@ from kronos_qlib.training.batches import (
     with_tokens,
 )
 from kronos_qlib.training.distributed import Share
+from kronos_qlib.training.hardware import on_device
 from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
 from kronos_qlib.training.stage_settings import AlphaConfig
 
 CHUNK_VALUES = 2**22
 """Windows x bars x width x layers of a backbone that are read at a time."""
+PAIR_BLOCKS = 8
+"""In which a day's pairs are compared: the fewer, the more are computed for nothing."""
 LEAST_WINDOWS = 5
 """Windows with a label that a day needs: a correlation over fewer is noise."""
 
@@ -70,10 +73,18 @@ def rank_loss(scores: Tensor, target: Tensor) -> Tensor:
 
     Source: RankNet, Burges et al., "Learning to rank using gradient descent" (2005).
     """
-    # Of a pair the one whose target is higher comes first; the other way round weighs nothing.
-    weight = F.relu(target[:, None] - target[None, :])
-    loss = F.softplus(scores[None, :] - scores[:, None])
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-8)
+    # Of a pair the one whose target is higher comes first; the other way round weighs nothing. In
+    # the order of targets these are the pairs on one side of the diagonal, a block of rows at once.
+    order = target.argsort(descending=True)
+    scores, target = scores[order], target[order]
+    losses, weights = scores.new_zeros(()), scores.new_zeros(())
+    rows = max(1, -(-len(scores) // PAIR_BLOCKS))
+    for start in range(0, len(scores), rows):
+        above, below = slice(start, start + rows), slice(start, None)
+        weight = F.relu(target[above, None] - target[None, below])
+        loss = F.softplus(scores[None, below] - scores[above, None])
+        losses, weights = losses + (loss * weight).sum(), weights + weight.sum()
+    return losses / weights.clamp_min(1e-8)
 
 
 ALPHA_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -244,7 +255,7 @@ class AlphaSegment:
         """
 
         def tensor(values: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(device)
+            return on_device(values, device)
 
         own = which if share is None else which[share.rows]
         known = np.isfinite(self.target[which])

@@ -19,6 +19,7 @@ from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.log import progress
 from kronos_qlib.training.distributed import Share, sum_over_processes
+from kronos_qlib.training.hardware import on_device
 from kronos_qlib.training.stage_settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Segment:
             filled.counted[~_is_newest(windows, rows, self.newest)] = False
 
         def tensor(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(device)
+            return on_device(array, device)
 
         tokens = None
         if self.tokens is not None:

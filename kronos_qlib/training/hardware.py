@@ -1,4 +1,4 @@
-"""Number types of a training step, and memory that one step leaves to the next."""
+"""How a step uses its device: number types, transfers, compiled blocks, threads, memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.model.layers import TransformerBlock
 
 GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
@@ -36,6 +40,36 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype | None:
             f"precision {precision!r} does not work on {device}: {problem}"
         ) from problem
     return kind
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:
+    """An array of any shape as a tensor, whose memory it shares on a CPU.
+
+    To a GPU it goes by way of pinned memory of its own, which nobody waits for: the host may
+    fill the array again at once, and gathers the next batch while the GPU works on this one.
+    """
+    found = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return found.to(device)
+    return found.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def compiled_blocks(net: nn.Module, is_wanted: bool) -> Iterator[None]:
+    """Within, each Transformer block of `net` is compiled by `torch.compile`, if that is wanted.
+
+    Block by block, since all are alike: one is compiled, whichever part of a network a step calls,
+    and weights keep their names. Batches of another shape compile anew, then for any shape.
+    """
+    blocks = [part for part in net.modules() if isinstance(part, TransformerBlock)]
+    chosen = blocks if is_wanted else []
+    for block in chosen:
+        block.__dict__["forward"] = torch.compile(block.forward)
+    try:
+        yield
+    finally:
+        for block in chosen:
+            del block.__dict__["forward"]
 
 
 VALUES_A_THREAD = 2**22

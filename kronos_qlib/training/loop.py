@@ -28,7 +28,7 @@ from kronos_qlib.training.distributed import (
     share_weights,
     sum_over_processes,
 )
-from kronos_qlib.training.hardware import check_precision, freed_memory_kept
+from kronos_qlib.training.hardware import check_precision, compiled_blocks, freed_memory_kept
 from kronos_qlib.training.losses import (
     Losses,
     Step,
@@ -127,6 +127,7 @@ def train(
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(freed_memory_kept())
+        stack.enter_context(compiled_blocks(step.net, getattr(config, "compiled", False)))
         gpus = [device] if device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=gpus))
         torch.manual_seed(config.seed + process_rank() * RANK_SEED)

@@ -113,6 +113,9 @@ class TrainingConfig:
     precision: str = "float32"
     """Of the forward and backward pass; "bfloat16" and, on a GPU, "float16" keep the weights and
     the losses in float32."""
+    compiled: bool = False
+    """Whether `torch.compile` compiles the Transformer blocks, which needs what it needs: on a GPU
+    Triton, on a CPU a C++ compiler. For long runs: it takes a minute or so."""
     seed: int = 0
     """Of the order of windows, dropout and sampled s1."""
 
@@ -125,7 +128,7 @@ class TrainingConfig:
         check_number(self, "lora_alpha")
         check_known(self, loss_bars=("all", "horizon"), precision=PRECISIONS)
         check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
-        check_choice(self, "teacher_forcing", "shift_dates")
+        check_choice(self, "teacher_forcing", "shift_dates", "compiled")
         check_optimizer(self)
 
     @property

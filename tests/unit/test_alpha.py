@@ -148,6 +148,21 @@ def test_losses_by_hand():
     assert ALPHA_LOSSES["rank"](right, target) < ALPHA_LOSSES["rank"](wrong, target)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 41])
+def test_the_rank_loss_counts_every_pair_once_whatever_its_blocks(count):
+    """Ties among them, and more or fewer windows than blocks."""
+    rng = torch.Generator().manual_seed(count)
+    scores = torch.randn(count, generator=rng, requires_grad=True)
+    target = torch.randint(5, (count,), generator=rng).float()
+    weight = (target[:, None] - target[None, :]).clamp_min(0)
+    surprise = torch.nn.functional.softplus(scores[None, :] - scores[:, None])
+    expected = (surprise * weight).sum() / weight.sum().clamp_min(1e-8)
+    found = ALPHA_LOSSES["rank"](scores, target)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_flat_score_has_no_correlation_and_a_gradient_that_is_a_number():
     scores = torch.zeros(5, requires_grad=True)
     ALPHA_LOSSES["ic"](scores, torch.arange(5.0)).backward()

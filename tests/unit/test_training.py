@@ -203,6 +203,27 @@ def test_the_same_seed_gives_the_same_weights(make_pair, segments, stage):
     assert trained(4) != first
 
 
+def test_compiled_blocks_learn_what_others_learn(make_pair, segments, monkeypatch):
+    """Traced by `torch.compile`, and run without a compiler, which not every machine has."""
+    compiled: list[object] = []
+    compile_for = torch.compile
+
+    def traced(forward):
+        compiled.append(forward)
+        return compile_for(forward, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    losses = {}
+    for is_compiled in (False, True):
+        step = steps_of(make_pair())[1]
+        config = replace(QUICK, epochs=1, compiled=is_compiled)
+        losses[is_compiled] = train(step, *segments, config).history
+        assert not any("forward" in part.__dict__ for part in step.net.modules())
+    assert len(compiled) == len([part for part in step.net.modules() if hasattr(part, "self_attn")])
+    for found, expected in zip(losses[True], losses[False], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_global_random_state_is_left_alone(make_pair, segments):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     train(steps_of(make_pair(dropout=0.2))[1], *segments, replace(QUICK, epochs=1))
