@@ -119,8 +119,9 @@ def fallen(
 
 def kind_of_cpu() -> str:
     """By the capability that its products use."""
-    has = torch.cpu.get_capabilities()
-    return next((way for way in WAYS_TO_MULTIPLY if has.get(way)), str(has.get("architecture")))
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    other = torch.backends.cpu.get_cpu_capability().lower()
+    return next((way for way in WAYS_TO_MULTIPLY if has.get(way)), other)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -238,11 +238,10 @@ class PackedBlock:
         self.eps = block.norm1.eps, block.norm2.eps
         queries, keys = queries_of(attention), interleaved(attention.k_proj, self.heads)
         self.inputs = Product([queries, keys, attention.v_proj], dtype, block.norm1)
-        self.apart = None
+        self.apart: tuple[Product, Product] | None = None
         if is_last:  # copies, since a part of a packed weight cannot be multiplied
-            self.apart = tuple(
-                Product(maps, dtype, block.norm1) for maps in ([queries], [keys, attention.v_proj])
-            )
+            others = Product([keys, attention.v_proj], dtype, block.norm1)
+            self.apart = Product([queries], dtype, block.norm1), others
         self.output = Product([attention.out_proj], dtype)
         self.gate, self.up = (
             Product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
@@ -255,7 +254,7 @@ class PackedBlock:
         every = self.inputs(normalised(x, self.eps[0], spare))
         parts = _heads(every[: windows * bars].view(windows, bars, -1), 3 * self.heads)
         self.turn.in_place(parts[:, :, : 2 * self.heads], 0)
-        q, k, v = parts.split(self.heads, dim=2)
+        q, k, v = parts.chunk(3, dim=2)
         if store is not None:
             store.keep_prompt(k, v)
         if spare:  # each window's keys go on into the next one's, which no query of it sees
@@ -297,7 +296,7 @@ class PackedBlock:
         """Queries and keys, turned, and values, each (N, T, H, W)."""
         parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
         self.turn.in_place(parts[:, :, : 2 * self.heads], start)
-        return parts.split(self.heads, dim=2)
+        return parts.chunk(3, dim=2)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.output.plus(mixed, x)
