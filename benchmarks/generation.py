@@ -10,9 +10,22 @@ bfloat16 rounds, so its paths are others); tokens that ours draws a second; GFLO
 reaches, and their share of what one large product of that type reaches in the same run; peak
 memory of one call of ours in a fresh process, above what was there before, and what was planned.
 
+`--task embed`: contexts of windows (`KronosPredictor.embed`), whatever windows overlap. Windows a
+second (median of repeats); milliseconds of each; GFLOP/s, counting of every product what the
+newest bar's context needs; their share of what a large product of that type reaches, timed in
+turns with it.
+
+`--task calls`: `predict_paths` of one series of 90 bars, 10 ahead: median and 95th percentile of
+milliseconds a call, and milliseconds a bar ahead, from the difference to a call of one bar.
+
+`--task int8`: milliseconds of a block's products in float32, bfloat16 and int8; of int8 the
+product alone, the quantizing of its rows, and both with what makes numbers of the result.
+
 Example:
     python benchmarks/generation.py --json generation.json
     python benchmarks/generation.py --cases small:90:10:5 --dtypes bfloat16 --profile
+    python benchmarks/generation.py --task embed --sizes nano small --lookbacks 90 250
+    python benchmarks/generation.py --task calls --sizes nano --paths 1 20 --dtypes float32
 """
 
 from __future__ import annotations
@@ -26,9 +39,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 
@@ -39,13 +55,15 @@ from kronos_qlib.inference.sampling import SamplingConfig, key_of, path_uniforms
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.schema import BAR_COLUMNS
 
 SIZES = {
+    "nano": {},  # the bundled weights, with a tokenizer and vocabularies of their own
     "mini": {"n_layers": 4, "d_model": 256, "n_heads": 4, "ff_dim": 512},
     "small": {"n_layers": 8, "d_model": 512, "n_heads": 8, "ff_dim": 1024},
     "base": {"n_layers": 12, "d_model": 832, "n_heads": 16, "ff_dim": 2048},
 }
-CONTEXT = {"mini": 2048, "small": 512, "base": 512}
+CONTEXT = {"nano": 512, "mini": 2048, "small": 512, "base": 512}
 TOKENIZER = {
     "d_in": 6, "d_model": 256, "n_heads": 4, "ff_dim": 512, "n_enc_layers": 4, "n_dec_layers": 4,
     "beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 4,
@@ -55,8 +73,25 @@ SHARED = {
     "resid_dropout_p": 0.0,
 }  # fmt: skip
 CASES = ("small:90:10:5", "small:90:10:20", "mini:400:112:5")
+LOOKBACKS = (60, 90, 250, 400)
+CALLS_PATHS = (1, 5, 20, 100)
 SECONDS_OF_OURS = 3.0
 """Series are chosen so that one call of ours takes about this long."""
+
+
+_counting = time.perf_counter
+
+
+def clock() -> float:
+    """Seconds: of the clock, or of this process' own computing (`--cpu-time`)."""
+    return _counting()
+
+
+def count_cpu_time() -> None:
+    """From now on; for one thread on a machine that has other work."""
+    global _counting
+    torch.set_num_threads(1)
+    _counting = time.process_time
 
 
 @dataclass(frozen=True)
@@ -122,13 +157,27 @@ def flops_per_series(model: PredictorConfig, tokenizer: TokenizerConfig, case: C
     return 2.0 * total
 
 
+def flops_per_context(model: PredictorConfig, tokenizer: TokenizerConfig, bars: int) -> float:
+    """As `flops_per_series`, of one window's context: of the last block the newest bar alone."""
+    pairs = bars**2 / 2  # (query, key) pairs of attention
+
+    def block(half: PredictorConfig | TokenizerConfig) -> float:
+        width = half.d_model
+        return bars * (4 * width**2 + 3 * width * half.ff_dim) + 2 * width * pairs
+
+    width = model.d_model
+    last = 2 * bars * width**2 + 2 * width**2 + 3 * width * model.ff_dim + 2 * width * bars
+    encoder = (tokenizer.n_enc_layers - 1) * block(tokenizer)
+    return 2.0 * (encoder + (model.n_layers - 1) * block(model) + last)
+
+
 def median_seconds(work: Callable[[], object], repeats: int) -> float:
     """The caller has warmed up."""
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 
@@ -180,10 +229,10 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one worker: the profiler sees everything in one place
     try:
-        began = time.perf_counter()
+        began = clock()
         with torch.profiler.profile() as seen:
             work()
-        spent = time.perf_counter() - began
+        spent = clock() - began
     finally:
         torch.set_num_threads(threads)
     shares: dict[str, float] = defaultdict(float)
@@ -207,6 +256,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--task", choices=["draw", "embed", "calls", "int8"], default="draw")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["nano", "small", "base"])
+    parser.add_argument("--lookbacks", type=int, nargs="+", default=LOOKBACKS)
+    parser.add_argument("--paths", type=int, nargs="+", default=CALLS_PATHS, help="of calls")
+    parser.add_argument("--calls", type=int, default=40, help="of each kind of call")
     parser.add_argument("--cases", type=Case.parse, nargs="+", default=[*map(Case.parse, CASES)])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--series", type=int, help="series in one call of ours")
@@ -215,18 +269,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--memory-mb", type=int, default=2048)
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
+    parser.add_argument("--no-peak", action="store_true", help="of memory: start no process")
+    parser.add_argument("--cpu-time", action="store_true", help="own computing, on one thread")
     args = parser.parse_args(argv)
+    if args.cpu_time:
+        count_cpu_time()
 
     fastest = {dtype: machine_gflops(getattr(torch, dtype)) for dtype in args.dtypes}
     speeds = ", ".join(f"{speed:.0f} in {dtype}" for dtype, speed in fastest.items())
     print(f"{torch.get_num_threads()} threads; GFLOP/s of a large product: {speeds}")
-    print(
-        "size  lookback horizon paths dtype    published ms  ours ms  ratio  same   tokens/s  "
-        "GFLOP/s share  peak MiB planned"
-    )
-    rows = []
-    for case in args.cases:
-        rows += measure(case, args, fastest)
+    rows = TASKS[args.task](args, fastest)
     if args.json:
         result = {
             "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -246,6 +298,8 @@ class Call:
     memory_mb: int
 
     def pair(self) -> tuple[Kronos, KronosTokenizer]:
+        if self.case.size == "nano":
+            return Kronos.from_pretrained("nano"), KronosTokenizer.from_pretrained("nano")
         torch.manual_seed(0)
         tokenizer = KronosTokenizer(**TOKENIZER, **SHARED).eval()
         sizes = SIZES[self.case.size]
@@ -258,22 +312,38 @@ class Call:
         length = case.lookback + case.horizon
         return bars, rng.integers(0, (60, 24, 7, 32, 13), (self.series, length, 5))
 
+    def predictor(self) -> KronosPredictor:
+        return KronosPredictor(
+            *self.pair(), "cpu", CONTEXT[self.case.size], dtype=self.dtype, memory_mb=self.memory_mb
+        )
+
     def ready(self) -> tuple[KronosPredictor, Callable[[], np.ndarray]]:
         """The forecaster, its weights packed, and the call."""
-        context = CONTEXT[self.case.size]
-        forecaster = KronosPredictor(
-            *self.pair(), "cpu", context, dtype=self.dtype, memory_mb=self.memory_mb
-        )
+        forecaster = self.predictor()
         bars, stamps = self.inputs()
 
         def work(series: int = self.series, paths: int = self.case.paths) -> np.ndarray:
             past, ahead = np.split(stamps[:series], [self.case.lookback], axis=1)
             return forecaster.paths(
-                bars[:series], past, ahead, self.case.horizon, sample_count=paths, coherent=False
+                bars[:series],
+                past,
+                ahead,
+                self.case.horizon,
+                sample_count=paths,
+                coherent=False,
+                anchor=False,
             )
 
         work(1, 1)
         return forecaster, work
+
+    def embedding(self) -> tuple[KronosPredictor, Callable[[], np.ndarray]]:
+        """The forecaster, its weights packed, and a call that reads the windows' contexts."""
+        forecaster = self.predictor()
+        bars, stamps = self.inputs()
+        seen = stamps[:, : self.case.lookback]
+        forecaster.embed(bars[:2], seen[:2])
+        return forecaster, lambda: forecaster.embed(bars, seen)
 
 
 def peak_of(call: Call) -> float:
@@ -294,16 +364,18 @@ def measure(case: Case, args: argparse.Namespace, fastest: dict[str, float]) -> 
     plain_times = []
 
     def published() -> np.ndarray:
-        began = time.perf_counter()
+        began = clock()
         drawn = draw_as_published(model, tokenizer, bars[:few], stamps[:few], how)
-        plain_times.append(time.perf_counter() - began)
+        plain_times.append(clock() - began)
         return drawn
 
     rows = []
     for dtype in args.dtypes:
         call = Call(case, dtype, series, args.memory_mb)
-        with multiprocessing.get_context("spawn").Pool(1) as fresh:
-            peak = fresh.apply(peak_of, (call,))
+        peak = float("nan")
+        if not args.no_peak:
+            with multiprocessing.get_context("spawn").Pool(1) as fresh:
+                peak = fresh.apply(peak_of, (call,))
         forecaster, ours = call.ready()
         ours()
         # A machine's speed drifts with its neighbours': both are timed in turns.
@@ -311,9 +383,9 @@ def measure(case: Case, args: argparse.Namespace, fastest: dict[str, float]) -> 
         for _ in range(args.repeats):
             if len(plain_times) < args.repeats:
                 plainly_drawn = published()
-            began = time.perf_counter()
+            began = clock()
             drawn = ours()
-            fast_times.append(time.perf_counter() - began)
+            fast_times.append(clock() - began)
         same = np.isclose(plainly_drawn, drawn[:few], rtol=1e-4, atol=1e-4).all(axis=(2, 3)).mean()
         fast = statistics.median(fast_times) / series
         plain = statistics.median(plain_times) / few
@@ -340,6 +412,142 @@ def measure(case: Case, args: argparse.Namespace, fastest: dict[str, float]) -> 
                 print(f"    {share:6.1%}  {group}")
         rows.append(row)
     return rows
+
+
+def draw_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]:
+    print(
+        "size  lookback horizon paths dtype    published ms  ours ms  ratio  same   tokens/s  "
+        "GFLOP/s share  peak MiB planned"
+    )
+    return [row for case in args.cases for row in measure(case, args, fastest)]
+
+
+def embed_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]:
+    print("size  lookback dtype     windows  windows/s  ms a window  GFLOP/s  share")
+    rows = []
+    for size, bars, dtype in product(args.sizes, args.lookbacks, args.dtypes):
+        model, tokenizer = Call(Case(size, bars, 0, 1), dtype, 2, args.memory_mb).pair()
+        flops = flops_per_context(model.config, tokenizer.config, bars)
+        windows = args.series or int(np.clip(fastest[dtype] * 0.5e9 / flops, 8, 2000))
+        call = Call(Case(size, bars, 0, 1), dtype, windows, args.memory_mb)
+        _, work = call.embedding()
+        seconds, large = [], []
+        for _ in range(args.repeats):
+            large.append(machine_gflops(getattr(torch, dtype), repeats=1))
+            seconds.append(median_seconds(work, 1))
+        each = statistics.median(seconds) / windows
+        reached, most = flops / each / 1e9, statistics.median(large)
+        row = {
+            "size": size, "lookback": bars, "dtype": dtype, "windows": windows,
+            "windows_per_s": 1 / each, "gflops": reached, "large_product_gflops": most,
+            "share_of_large_product": reached / most,
+        }  # fmt: skip
+        print(
+            f"{size:6s}{bars:8d} {dtype:9s}{windows:8d}{1 / each:11.1f}{each * 1e3:13.2f}"
+            f"{reached:9.0f}{reached / most:7.0%}",
+            flush=True,
+        )
+        if args.profile:
+            row["profile"] = profile(work)
+            for group, share in sorted(row["profile"].items(), key=lambda pair: -pair[1]):
+                print(f"    {share:6.1%}  {group}")
+        rows.append(row)
+    return rows
+
+
+def seconds_of_call(
+    forecaster: KronosPredictor, frame: pd.DataFrame, times: pd.Index, paths: int, ahead: int
+) -> float:
+    began = clock()
+    forecaster.predict_paths(
+        [frame], [times[: len(frame)]], [times[len(frame) : len(frame) + ahead]],
+        sample_count=paths, verbose=False, calibration=None,
+    )  # fmt: skip
+    return clock() - began
+
+
+def call_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]:
+    print("size  dtype     paths  median ms  95th  ms a bar ahead")
+    rows = []
+    for size, dtype in product(args.sizes, args.dtypes):
+        call = Call(Case(size, 90, 10, 1), dtype, 1, args.memory_mb)
+        forecaster = call.predictor()
+        times = pd.date_range("2024-01-01", periods=100, freq="D")
+        bars = call.inputs()[0][0]
+        bars[:, :4] = np.sort(bars[:, :4])[:, [1, 3, 0, 2]]  # open, high, low, close
+        frame = pd.DataFrame(bars, columns=BAR_COLUMNS)
+        asking = partial(seconds_of_call, forecaster, frame, times)
+        for paths in args.paths:
+            both = [(asking(paths, 10), asking(paths, 1)) for _ in range(args.calls + 1)]
+            whole, of_one = 1e3 * np.array(both[1:]).T
+            row = {
+                "size": size, "dtype": dtype, "paths": paths, "median_ms": np.median(whole),
+                "p95_ms": np.quantile(whole, 0.95), "bar_ms": np.median(whole - of_one) / 9,
+            }  # fmt: skip
+            print(
+                f"{size:6s}{dtype:9s}{paths:6d}{row['median_ms']:11.1f}{row['p95_ms']:6.1f}"
+                f"{row['bar_ms']:12.2f}",
+                flush=True,
+            )
+            rows.append(row)
+    return rows
+
+
+def int8_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]:
+    print("rows  in   out    float32 ms  bfloat16  int8  its rows quantized  together")
+    rows = []
+    sizes = {SIZES[size].get("d_model"): SIZES[size].get("ff_dim") for size in args.sizes}
+    for (width, ff), count in product(sizes.items(), (3000, 320)):
+        if width is None:
+            continue
+        for inner, outer in ((width, 3 * width), (width, width), (width, ff), (ff, width)):
+            row = {"rows": count, "in": inner, "out": outer, **int8_product(count, inner, outer)}
+            print("  ".join(f"{each:.3g}" for each in row.values()), flush=True)
+            rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def int8_product(rows: int, inner: int, outer: int, repeats: int = 15) -> dict[str, float]:
+    """Milliseconds of one product (rows, inner) by (inner, outer), in turns.
+
+    int8 by torch's oneDNN op: weights by output channel, activations by row and dynamic. The op
+    takes no scale of rows, so that finding, dividing and multiplying by it are eager operations.
+    """
+    linear, x = torch.nn.Linear(inner, outer, bias=False), torch.randn(rows, inner)
+    narrow = x.to(torch.bfloat16)
+    exact, rounded = Product([linear], torch.float32), Product([linear], torch.bfloat16)
+    scale = linear.weight.abs().amax(dim=1) / 127
+    whole = (linear.weight / scale[:, None]).round().to(torch.int8)
+    ops, zeros = torch.ops.onednn, torch.zeros(outer, dtype=torch.int32)
+    weight = ops.qlinear_prepack(whole, [rows, inner])
+
+    def quantized() -> tuple[torch.Tensor, torch.Tensor]:
+        of_rows = narrow.abs().amax(dim=-1, keepdim=True).float().div_(127)
+        return (narrow / of_rows).round_().to(torch.int8), of_rows
+
+    def product_of(ids: torch.Tensor) -> torch.Tensor:
+        plain = (None, 1.0, 0, torch.bfloat16, "none", [], "")
+        out: torch.Tensor = ops.qlinear_pointwise(ids, 1.0, 0, weight, scale, zeros, *plain)
+        return out
+
+    def together() -> torch.Tensor:
+        ids, of_rows = quantized()
+        return product_of(ids).mul_(of_rows)
+
+    ids, _ = quantized()
+    ways: dict[str, Callable[[], object]] = {
+        "float32_ms": lambda: exact(x), "bfloat16_ms": lambda: rounded(narrow),
+        "int8_ms": lambda: product_of(ids), "quantizing_ms": quantized, "together_ms": together,
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        for name, way in ways.items():
+            seconds[name].append(median_seconds(way, 1))
+    return {name: 1e3 * statistics.median(each[1:]) for name, each in seconds.items()}
+
+
+TASKS = {"draw": draw_rows, "embed": embed_rows, "calls": call_rows, "int8": int8_rows}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,52 @@ FEW_STEPS = 16
 as thousands of tiny matrix products (benchmarks/generation.py has horizons 10 and 112)."""
 
 
+VECTOR = 16
+"""Numbers that a CPU's attention works on at once. What is over it takes one at a time, so that
+90 keys took a third longer than 96."""
+
+
+def spare_keys(x: Tensor) -> int:
+    """How many further keys make attention within prompts (B, T, D) faster on their device."""
+    return -x.shape[1] % VECTOR if x.device.type == "cpu" and x.shape[1] > VECTOR else 0
+
+
+def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend within prompts.
+
+    Args:
+        q: (B, T, H, W).
+        k, v: (B, at least T, H, W); no query sees a bar after its own, nor the spare ones, which
+            must be finite.
+
+    Returns:
+        (B, T, H * W).
+    """
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def attend_newest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from the last bars of prompts alone.
+
+    Args:
+        q: (B, N, H, W) of the last N of T bars.
+        k, v: (B, T, H, W).
+
+    Returns:
+        (B, N, H * W).
+    """
+    bars, newest = k.shape[1], q.shape[1]
+    seen = None  # one bar sees all
+    if newest > 1:
+        every = torch.ones(newest, bars, dtype=torch.bool, device=q.device)
+        seen = every.tril(bars - newest)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, seen, scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)
+
+
 class KeyValueStore:
     """Keys and values of one attention layer.
 
@@ -94,20 +140,6 @@ class KeyValueStore:
             assert at < room_k.shape[2], "no room for another bar"
             room_k[:, :, at], room_v[:, :, at] = k[:, 0], v[:, 0]
             self._prompt = (room_k[:, :, : at + 1], room_v[:, :, : at + 1])
-
-    def read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Remember prompts and attend causally within them: all (B, T, H, W), to (B, T, H * W)."""
-        self.keep_prompt(k, v)
-        assert self._prompt is not None
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), *self._prompt, is_causal=True, scale=1.0
-        )
-        return mixed.transpose(1, 2).flatten(2)
-
-    def read_newest(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Remember prompts and attend from their last bar only: all (B, T, H, W), to (B, 1, D)."""
-        self.keep_prompt(k, v)
-        return self._rows(self._attend_prompt(q[:, -1:].transpose(1, 2)))
 
     def read_more(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add a bar to every prompt and attend from it: all (B, 1, H, W), to (B, 1, H * W)."""

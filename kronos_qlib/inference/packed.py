@@ -24,7 +24,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointError
-from kronos_qlib.inference.kv_cache import KeyValueStore
+from kronos_qlib.inference.kv_cache import (
+    KeyValueStore,
+    attend_causally,
+    attend_newest,
+    spare_keys,
+)
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.layers import (
     Attention,
@@ -73,8 +78,9 @@ class Product:
 
     def swish(self, x: Tensor) -> Tensor:
         """silu of the product: (..., in) to (..., out)."""
-        if self.packed is None:
-            return F.silu(self(x))
+        if self.packed is None or self.weight.dtype == torch.bfloat16:
+            # oneDNN's own costs twice the bfloat16 product, torch's on the result less.
+            return F.silu(self(x), inplace=True)
         out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
         return out
 
@@ -135,37 +141,50 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1)
 
 
-def _blocks(blocks: nn.ModuleList) -> list[TransformerBlock]:
-    return [block for block in blocks if isinstance(block, TransformerBlock)]
-
-
 class Turn:
-    """Rotary positions as unit complex numbers: tables in float32 whatever the weights' type."""
+    """Rotary positions as unit complex numbers: tables in float32 whatever the weights' type.
 
-    def __init__(self, rotary: Rotary) -> None:
-        self.rates = rotary.inv_freq.detach()
+    Args:
+        heads: that are turned at once, at most; 1: any number, a head at a time. The table is
+            repeated for each, so that a bar's heads are one row of numbers to the machine.
+    """
+
+    def __init__(self, rotary: Rotary, heads: int = 1) -> None:
+        self.rates, self.heads = rotary.inv_freq.detach(), heads
         self.table = self._build(0)
 
     def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """As `in_place`, but in memory of its own."""
+        turned = x.clone()
+        self.in_place(turned, start)
+        return turned
+
+    def in_place(self, x: Tensor, start: int | Tensor) -> None:
         """Rotate (N, T, H, W), where adjacent pairs turn together, by positions from `start`.
 
         Args:
+            x: its last two dimensions lie side by side in memory.
             start: of all; or (B,) int64, each for N / B rows in a row.
         """
+        bars, heads = x.shape[1:3]
         if isinstance(start, Tensor):
-            every = self._at(0, int(start.max()) + x.shape[1])
-            places = start[:, None] + torch.arange(x.shape[1], device=start.device)
-            table = every[places.repeat_interleave(len(x) // len(start), dim=0)][:, :, None]
+            every = self._at(0, int(start.max()) + bars)[:, :1]  # or a copy for every head
+            places = start[:, None] + torch.arange(bars, device=start.device)
+            table = every[places.repeat_interleave(len(x) // len(start), dim=0)]
         else:
-            table = self._at(start, x.shape[1])[:, None]
-        pairs = x.float().view(*x.shape[:-1], -1, 2)
+            table = self._at(start, bars)
+            if self.heads > 1:
+                table, x = table[:, :heads].flatten(1, 2), x.view(*x.shape[:2], -1)
+        wide = x.float()
+        pairs = wide.view(*x.shape[:-1], -1, 2)
         if x.device.type == "mps":  # where not every torch multiplies complex numbers
             (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
             parts = real * cos - imaginary * sin, real * sin + imaginary * cos
-            turned = torch.stack(parts, dim=-1)
+            pairs.copy_(torch.stack(parts, dim=-1))
         else:
-            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
-        return turned.flatten(-2).to(x.dtype)
+            torch.view_as_complex(pairs).mul_(torch.view_as_complex(table))
+        if wide is not x:
+            x.copy_(wide)
 
     def _at(self, start: int, count: int) -> Tensor:
         # In a local variable: another thread may assign a shorter table meanwhile.
@@ -175,9 +194,10 @@ class Turn:
         return table[start : start + count]
 
     def _build(self, positions: int) -> Tensor:
-        """(positions, W / 2, 2): cosine and sine."""
+        """(positions, heads, W / 2, 2): cosine and sine."""
         angles = torch.arange(positions, device=self.rates.device)[:, None] * self.rates
-        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+        table = torch.stack((angles.cos(), angles.sin()), dim=-1)[:, None]
+        return table.repeat(1, self.heads, 1, 1)
 
 
 def interleaved(linear: nn.Linear, heads: int, scale: float = 1.0) -> nn.Linear:
@@ -203,30 +223,60 @@ def queries_of(attention: Attention) -> nn.Linear:
 
 
 class PackedBlock:
-    """One Transformer block over prompts, then over the newest bars of their paths."""
+    """One Transformer block over prompts, then over the newest bars of their paths.
 
-    def __init__(self, block: TransformerBlock, turn: Turn, dtype: torch.dtype) -> None:
+    Args:
+        turn: a table for the queries and keys of all heads.
+        is_last: of its stack, so that prompts may be read for their newest bars alone.
+    """
+
+    def __init__(
+        self, block: TransformerBlock, turn: Turn, dtype: torch.dtype, is_last: bool
+    ) -> None:
         attention = block.self_attn
         self.heads, self.turn = attention.n_heads, turn
         self.eps = block.norm1.eps, block.norm2.eps
-        keys = interleaved(attention.k_proj, self.heads)
-        self.inputs = Product([queries_of(attention), keys, attention.v_proj], dtype, block.norm1)
+        queries, keys = queries_of(attention), interleaved(attention.k_proj, self.heads)
+        self.inputs = Product([queries, keys, attention.v_proj], dtype, block.norm1)
+        self.apart: tuple[Product, Product] | None = None
+        if is_last:  # copies, since a part of a packed weight cannot be multiplied
+            others = Product([keys, attention.v_proj], dtype, block.norm1)
+            self.apart = Product([queries], dtype, block.norm1), others
         self.output = Product([attention.out_proj], dtype)
         self.gate, self.up = (
             Product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
         )
         self.down = Product([block.ffn.w2], dtype)
 
-    def read_prompt(self, x: Tensor, store: KeyValueStore, newest_only: bool = False) -> Tensor:
-        """Take in prompts (B, T, D).
+    def read_prompt(self, x: Tensor, store: KeyValueStore | None) -> Tensor:
+        """Take in prompts (B, T, D); without a store nothing is kept."""
+        (windows, bars, _), spare = x.shape, spare_keys(x)
+        every = self.inputs(normalised(x, self.eps[0], spare))
+        parts = _heads(every[: windows * bars].view(windows, bars, -1), 3 * self.heads)
+        self.turn.in_place(parts[:, :, : 2 * self.heads], 0)
+        q, k, v = parts.chunk(3, dim=2)
+        if store is not None:
+            store.keep_prompt(k, v)
+        if spare:  # each window's keys go on into the next one's, which no query of it sees
+            shape = (windows, bars + spare, *k.shape[2:])
+            k, v = (
+                every.as_strided(shape, part.stride(), part.storage_offset()) for part in (k, v)
+            )
+        return self._finish(x, attend_causally(q, k, v))
 
-        Args:
-            newest_only: fill the store and return the output of the last bar alone, (B, 1, D).
-        """
-        q, k, v = self._parts(x, 0)
-        if newest_only:
-            return self._finish(x[:, -1:], store.read_newest(q, k, v))
-        return self._finish(x, store.read_prompt(q, k, v))
+    def read_newest(self, x: Tensor, store: KeyValueStore | None, bars: int = 1) -> Tensor:
+        """Take in prompts (B, T, D), and return the output of the last `bars` of them alone."""
+        assert self.apart is not None, "only the last block may leave bars out"
+        of_queries, of_others = self.apart
+        normed, newest = normalised(x, self.eps[0]), slice(max(0, x.shape[1] - bars), None)
+        q = _heads(of_queries(normed[:, newest]), self.heads)
+        both = _heads(of_others(normed), 2 * self.heads)
+        k, v = both[:, :, : self.heads], both[:, :, self.heads :]
+        self.turn.in_place(q, x.shape[1] - q.shape[1])
+        self.turn.in_place(k, 0)
+        if store is not None:
+            store.keep_prompt(k, v)
+        return self._finish(x[:, newest], attend_newest(q, k, v))
 
     def read_more(self, x: Tensor, store: KeyValueStore) -> Tensor:
         """Take in one more bar of each prompt, (B, 1, D)."""
@@ -242,10 +292,11 @@ class PackedBlock:
         """All bars of each path after the prompt at once, (R, S, D); the store stays as it is."""
         return self._finish(x, store.attend_ahead(*self._parts(x, store.length)))
 
-    def _parts(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, x: Tensor, start: int | Tensor) -> Sequence[Tensor]:
+        """Queries and keys, turned, and values, each (N, T, H, W)."""
         parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
-        turned = self.turn(parts[:, :, : 2 * self.heads], start)
-        return turned[:, :, : self.heads], turned[:, :, self.heads :], parts[:, :, 2 * self.heads :]
+        self.turn.in_place(parts[:, :, : 2 * self.heads], start)
+        return parts.chunk(3, dim=2)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.output.plus(mixed, x)
@@ -253,11 +304,34 @@ class PackedBlock:
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
-def normalised(x: Tensor, eps: float) -> Tensor:
-    """The root-mean-square norm without its weight: (..., D) to (..., D), computed in float32."""
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = torch.rsqrt(size.square() / x.shape[-1] + eps)
+def _packed_blocks(blocks: nn.ModuleList, dtype: torch.dtype) -> list[PackedBlock]:
+    plain = [block for block in blocks if isinstance(block, TransformerBlock)]
+    if not plain:
+        return []
+    attention = plain[0].self_attn
+    turn = Turn(attention.rotary, 2 * attention.n_heads)
+    return [PackedBlock(block, turn, dtype, is_last=block is plain[-1]) for block in plain]
+
+
+def normalised(x: Tensor, eps: float, spare: int = 0) -> Tensor:
+    """The root-mean-square norm without its weight, computed in float32: (..., D) to (..., D).
+
+    Args:
+        spare: rows of zeros to add; then the result is (rows + spare, D).
+    """
     wide = x.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = torch.rsqrt(size.square_().div_(x.shape[-1]).add_(eps))
+    if spare:
+        rows = scale.numel()
+        out = x.new_empty(rows + spare, x.shape[-1])
+        out[rows:] = 0
+        given = out[:rows].view(x.shape)
+        if wide is x:
+            torch.mul(wide, scale, out=given)
+        else:
+            given.copy_(wide.mul_(scale))
+        return out
     # In place where the cast made a copy: fresh memory costs as much as the arithmetic.
     return wide * scale if wide is x else wide.mul_(scale).to(x.dtype)
 
@@ -267,9 +341,7 @@ class PackedKronos:
 
     def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
-        blocks = _blocks(net.transformer)
-        turn = Turn(blocks[0].self_attn.rotary)
-        self.blocks = [PackedBlock(block, turn, dtype) for block in blocks]
+        self.blocks = _packed_blocks(net.transformer, dtype)
         self.norm_eps, self.norm_weight = net.norm.eps, net.norm.weight.detach().to(dtype)
         # The fusion of the two embeddings is linear: each half goes through it once and for all.
         embedding = net.embedding
@@ -283,12 +355,17 @@ class PackedKronos:
         self.s2_head = Product([net.head.proj_s2], dtype, net.dep_layer.norm)
         attention = net.dep_layer.cross_attn
         self.s2_heads = attention.n_heads
-        self.s2_turn = Turn(attention.rotary)
+        self.s2_turn = Turn(attention.rotary, self.s2_heads)
         self.s2_query_table = embedding.emb_s1.weight.detach().to(dtype)
         self.s2_query = Product([queries_of(attention)], dtype)
         keys = interleaved(attention.k_proj, self.s2_heads)
         self.s2_keys_values = Product([keys, attention.v_proj], dtype)
         self.s2_output = Product([attention.out_proj], dtype)
+
+    def embed(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        """Tokens (N, T) and stamps (N, T, 5) to what the first block reads, (N, T, D)."""
+        x = F.embedding(s1, self.s1_table) + F.embedding(s2, self.s2_table)
+        return x.add_(self.time(stamps))
 
 
 class Reader:
@@ -313,7 +390,7 @@ class Reader:
         """
         is_prompt = self.s2_store.is_empty
         net = self.net
-        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        x = net.embed(s1, s2, stamps)
         for block, store in zip(net.blocks, self.stores, strict=True):
             x = block.read_prompt(x, store) if is_prompt else block.read_next(x, store)
         context = normalised(x, net.norm_eps) * net.norm_weight
@@ -331,7 +408,7 @@ class Reader:
             The context after it, (B, D).
         """
         net = self.net
-        x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+        x = net.embed(s1, s2, stamps)
         for block, store in zip(net.blocks, self.stores, strict=True):
             x = block.read_more(x, store)
         context = normalised(x, net.norm_eps) * net.norm_weight
@@ -348,7 +425,7 @@ class Reader:
         asked = F.embedding(s1, net.s2_query_table)[:, None]
         query = _heads(net.s2_query(asked), net.s2_heads)
         if self.rotate_s2:
-            query = net.s2_turn(query, self.s2_store.length - 1)
+            net.s2_turn.in_place(query, self.s2_store.length - 1)
         attended = net.s2_output.plus(self.s2_store.attend(query)[:, 0], newest)
         return net.s2_head(normalised(attended, net.s2_norm_eps)).float()
 
@@ -361,7 +438,7 @@ class Reader:
         both = _heads(net.s2_keys_values(context), 2 * net.s2_heads)
         k, v = both[:, :, : net.s2_heads], both[:, :, net.s2_heads :]
         if self.rotate_s2:
-            k = net.s2_turn(k, self.s2_store.length)
+            net.s2_turn.in_place(k, self.s2_store.length)
         return k, v
 
 
@@ -376,10 +453,12 @@ def read_contexts(
     Returns:
         (B, pooling.parts * D): the context after the last bar, then what `pooling` adds.
     """
-    x = F.embedding(s1, net.s1_table) + F.embedding(s2, net.s2_table) + net.time(stamps)
+    x = net.embed(s1, s2, stamps)
     of_layers = []
     for number, block in enumerate(net.blocks, 1):
-        x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+        # Of the last block only what is read: it does some tenth to quarter of all the work.
+        is_last = number == len(net.blocks)
+        x = block.read_newest(x, None, pooling.bars) if is_last else block.read_prompt(x, None)
         if number in pooling.layers:
             of_layers.append(normalised(x[:, -1], net.norm_eps).float())
     newest = normalised(x[:, -pooling.bars :], net.norm_eps) * net.norm_weight
@@ -445,10 +524,8 @@ class PackedTokenizer:
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
         self.dtype, self.quantizer = dtype, as_is(net.quantizer)
-        halves = _blocks(net.encoder), _blocks(net.decoder)
-        turns = [Turn(block.self_attn.rotary) for half in halves for block in half[:1]]
         self.encoder, self.decoder = (
-            [PackedBlock(block, turns[0], dtype) for block in half] for half in halves
+            _packed_blocks(half, dtype) for half in (net.encoder, net.decoder)
         )
         self.embed = Product([net.embed], dtype)
         self.to_code = Product([net.quant_embed], dtype)
@@ -471,8 +548,9 @@ class PackedTokenizer:
                 z (B, 1, 6) continues. None: they are not kept.
         """
         x = self.embed(z.to(self.dtype))
-        for block, store in zip(self.encoder, stores or self.encoder_stores(), strict=True):
-            x = block.read_prompt(x, store) if store.is_empty else block.read_more(x, store)
+        for block, store in zip(self.encoder, stores or [None] * len(self.encoder), strict=True):
+            reads_more = store is not None and not store.is_empty
+            x = block.read_more(x, store) if reads_more else block.read_prompt(x, store)
         code = self.to_code(x).float()
         require_finite(code, "codes of the tokenizer")
         ids: TokenPair = self.quantizer.to_ids(code)
@@ -482,7 +560,7 @@ class PackedTokenizer:
         """(N, T) ids to (N, T, 6) float32 normalised bars."""
         x = self._embed_ids(tokens)
         for block in self.decoder:
-            x = block.read_prompt(x, KeyValueStore(paths=1, steps=0))
+            x = block.read_prompt(x, None)
         return self.head(x).float()
 
     def decode_ahead(
@@ -505,11 +583,12 @@ class PackedTokenizer:
         """
         x = self._embed_ids(prompt)
         for block, store in zip(self.decoder, stores, strict=True):
-            if store.is_empty:
-                # Of the prompt's bars only the last is asked for, and only of the last block.
-                x = block.read_prompt(x, store, newest_only=store is stores[-1])
-            else:
+            if not store.is_empty:
                 x = block.read_more(x, store)
+            elif store is stores[-1]:  # of the prompt's bars only the last is asked for
+                x = block.read_newest(x, store)
+            else:
+                x = block.read_prompt(x, store)
         return self.head(x[:, -1]).float()
 
     def decode_after(self, drawn: TokenPair, stores: Sequence[KeyValueStore]) -> Tensor:
