@@ -1,4 +1,4 @@
-"""Number types of a training step, and memory that one step leaves to the next."""
+"""Number types of a training step, and what of its memory is kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.model.layers import TransformerBlock
 
 GLIBC_MMAP_BYTES = 2**25
 """The highest that glibc's own threshold of large blocks goes, `DEFAULT_MMAP_THRESHOLD_MAX`."""
@@ -58,6 +60,19 @@ def threads_for(values: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def recomputing(net: nn.Module, is_asked: bool) -> Iterator[None]:
+    """Within, the backward pass computes each block of `net` again; see `TransformerBlock`."""
+    blocks = [part for part in net.modules() if isinstance(part, TransformerBlock)]
+    for block in blocks:
+        block.recompute = is_asked
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.recompute = False
 
 
 @contextmanager

@@ -113,6 +113,13 @@ class TrainingConfig:
     precision: str = "float32"
     """Of the forward and backward pass; "bfloat16" and, on a GPU, "float16" keep the weights and
     the losses in float32."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass, by the same random numbers, so that a step
+    keeps the inputs of blocks only: more time, a fraction of the memory, the same losses."""
+    fsdp: bool = False
+    """Predictor: share weights, gradients and the optimizer's moments out among the processes, by
+    torch's `fully_shard`, for networks that one device does not hold. A state in `resume_folder`
+    goes on in any number of them from 2. Not with adapters, and not in float16."""
     seed: int = 0
     """Of the order of windows, dropout and sampled s1."""
 
@@ -125,7 +132,17 @@ class TrainingConfig:
         check_number(self, "lora_alpha")
         check_known(self, loss_bars=("all", "horizon"), precision=PRECISIONS)
         check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
-        check_choice(self, "teacher_forcing", "shift_dates")
+        check_choice(self, "teacher_forcing", "shift_dates", "activation_checkpointing", "fsdp")
+        require(
+            not self.fsdp or self.lora_rank is None,
+            "fsdp shares out what is trained, and with lora_rank that is little: leave one of them "
+            "out",
+        )
+        require(
+            not self.fsdp or self.precision != "float16",
+            "fsdp with precision float16 would scale gradients that no process sees whole: take "
+            "bfloat16",
+        )
         check_optimizer(self)
 
     @property
