@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from kronos_qlib.cli.data_demo_command import add_arguments
+from kronos_qlib.cli.data.data_demo_command import add_arguments
 from kronos_qlib.cli.parsers import run_script
 
 

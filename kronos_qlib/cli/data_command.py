@@ -9,16 +9,23 @@ from kronos_qlib.cli.parsers import add_commands, describe
 COMMANDS = {
     "check": (
         "report what is wrong with bars, and repair it",
-        "kronos_qlib.cli.data_check_command",
+        "kronos_qlib.cli.data.data_check_command",
     ),
     "convert": (
         "turn bars in files into a Qlib data folder",
-        "kronos_qlib.cli.data_convert_command",
+        "kronos_qlib.cli.data.data_convert_command",
     ),
-    "members": ("write who was in an index, day by day", "kronos_qlib.cli.data_members_command"),
+    "table": (
+        "write a folder's bars into files that training maps into memory",
+        "kronos_qlib.cli.data.data_table_command",
+    ),
+    "members": (
+        "write who was in an index, day by day",
+        "kronos_qlib.cli.data.data_members_command",
+    ),
     "demo": (
         "make a Qlib data folder with a simulated market",
-        "kronos_qlib.cli.data_demo_command",
+        "kronos_qlib.cli.data.data_demo_command",
     ),
 }
 
@@ -30,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rule, 2 when the input or a setting is bad.",
         "kronos-qlib data check bars.csv --no-gaps --report problems.csv",
         "kronos-qlib data convert bars.csv data/mine --benchmark MEAN --exchange XSHG",
+        "kronos-qlib data table data/mine --out data/mine.table",
         "kronos-qlib data members data/mine csi300",
         "kronos-qlib data demo demo/market",
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F  # noqa: N812  (its name everywhere)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.model import cpu_training
@@ -168,7 +169,13 @@ class SelfAttention(Attention):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: attention, then feed-forward. Always causal."""
+    """Pre-norm block: attention, then feed-forward. Always causal.
+
+    recompute: whether the backward pass computes the block again, by the same random numbers, so
+        that nothing within it is kept meanwhile (activation checkpointing, arXiv 1604.06174).
+    """
+
+    recompute = False
 
     def __init__(
         self,
@@ -187,6 +194,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) float to (B, T, D)."""
+        if self.recompute and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._through, x, use_reentrant=False)
+            return out
+        return self._through(x)
+
+    def _through(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm1(x))
         out: Tensor = x + self.ffn(self.norm2(x))
         return out

@@ -105,6 +105,10 @@ class StagesConfig:
             raise ConfigError("teacher_forcing belongs to training.predictor, not to the tokenizer")
         if self.tokenizer is not None and self.tokenizer.shift_dates:
             raise ConfigError("shift_dates belongs to training.predictor: no tokenizer reads dates")
+        if self.tokenizer is not None and self.tokenizer.fsdp:
+            raise ConfigError(
+                "fsdp belongs to training.predictor: a tokenizer is small enough for every device"
+            )
         if self.alpha is not None and self.alpha.initial == "random" and self.predictor is not None:
             raise ConfigError(
                 "training.alpha.initial random would throw away what training.predictor learned; "
@@ -179,8 +183,11 @@ def run_stages(
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
     from kronos_qlib.training.distributed import is_launched, join_processes
+    from kronos_qlib.training.sharding import check_shared_out
 
     check_segments(source)
+    if stages.predictor is not None and stages.predictor.fsdp and not is_launched():
+        check_shared_out(processes)
     if is_launched():
         if processes > 1:
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.provider.expression_label import ExpressionLabel
 from kronos_qlib.plugin.provider.handler_columns import HandlerColumns, label_written_in
+from kronos_qlib.plugin.provider.mapped_bars import read_mapped
 from kronos_qlib.plugin.provider.reader import (
     STORED,
     read_calendar,
@@ -79,6 +81,10 @@ class KronosHandler(DataHandlerLP):
             the numbers as they are.
         untraded: a bar that the feed wrote though nothing traded (see `rules.is_untraded`) is left
             out as a suspended day is ("skip"), is an "error", or is taken as a bar ("keep").
+        table: folder of a table that `kronos-qlib data table` built of the same instruments, span
+            and settings. Windows then read the bars from its files, by memory map, and are the
+            same to the bit. Refused where the Qlib folder has other bars by now. None reads the
+            Qlib folder into memory.
 
     Raises:
         BarDataError: when bars are read: the universe is empty, or a bar breaks a rule (names
@@ -99,6 +105,7 @@ class KronosHandler(DataHandlerLP):
         incomplete: Incomplete = "error",
         invalid: Invalid = "error",
         untraded: Untraded = "skip",
+        table: str | None = None,
     ) -> None:
         strange = sorted(set(fields or {}) - set(BAR_COLUMNS))
         if strange:
@@ -114,6 +121,7 @@ class KronosHandler(DataHandlerLP):
         self.incomplete = incomplete
         self.invalid = invalid
         self.untraded = untraded
+        self.table = table
         loader = {
             "class": "QlibDataLoader",
             "kwargs": {
@@ -212,7 +220,10 @@ class KronosHandler(DataHandlerLP):
         first = None
         if self.start_time is not None and self.history_days is not None:
             first = pd.Timestamp(self.start_time) - pd.Timedelta(days=self.history_days)
-        return read_table(
+        # Not in a pickle that is older than the settings.
+        table = getattr(self, "table", None)
+        read = read_table if table is None else partial(read_mapped, table)
+        return read(
             names,
             self.freq,
             fields=self.fields,
@@ -220,7 +231,6 @@ class KronosHandler(DataHandlerLP):
             first=first,
             last=self.end_time,
             incomplete=self.incomplete,
-            # Not in a pickle that is older than the settings.
             invalid=getattr(self, "invalid", "error"),
             untraded=getattr(self, "untraded", "skip"),
         )

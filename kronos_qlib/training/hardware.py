@@ -1,4 +1,4 @@
-"""How a step uses its device: number types, transfers, compiled blocks, threads, memory."""
+"""How a step uses its device: number types, transfers, compiled blocks, threads, memory kept."""
 
 from __future__ import annotations
 
@@ -92,6 +92,19 @@ def threads_for(values: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def recomputing(net: nn.Module, is_asked: bool) -> Iterator[None]:
+    """Within, the backward pass computes each block of `net` again; see `TransformerBlock`."""
+    blocks = [part for part in net.modules() if isinstance(part, TransformerBlock)]
+    for block in blocks:
+        block.recompute = is_asked
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.recompute = False
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,12 @@ from kronos_qlib.training.distributed import (
     share_weights,
     sum_over_processes,
 )
-from kronos_qlib.training.hardware import check_precision, compiled_blocks, freed_memory_kept
+from kronos_qlib.training.hardware import (
+    check_precision,
+    compiled_blocks,
+    freed_memory_kept,
+    recomputing,
+)
 from kronos_qlib.training.losses import (
     Losses,
     Step,
@@ -39,6 +45,15 @@ from kronos_qlib.training.losses import (
     weighted,
 )
 from kronos_qlib.training.resume import RunStore, random_state, set_random_state
+from kronos_qlib.training.sharding import (
+    load_shards,
+    moments,
+    own_part,
+    save_shards,
+    set_moments,
+    sharded,
+    whole,
+)
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -111,6 +126,9 @@ def train(
             a CPU to the same bits as one that was never stopped, in as many processes and on as
             many threads. No other run may use its folder meanwhile.
 
+    With `config.fsdp` a copy of the network is trained that the processes share out, while the
+    whole one stays on the CPU of each until it takes the best weights.
+
     Raises:
         TrainingError: a segment has no windows, the loss stops being finite or explodes, a state
             cannot be written, or another run has its folder.
@@ -122,9 +140,21 @@ def train(
     precision = check_precision(config.precision, device)
     chosen = validation.to_judge_by(config)
     sampler = training.sampler(config)
-    step.net.to(device)
-    share_weights(step.net)
+    net = step.net
+    if is_sharded := getattr(config, "fsdp", False):
+        # The whole one waits on the CPU.
+        step = replace(step, net=sharded(net.to("cpu"), device))  # type: ignore[type-var]
+    else:
+        net.to(device)
+        share_weights(net)
     with ExitStack() as stack:
+        if is_sharded:
+            stack.enter_context(warnings.catch_warnings())
+            # Of in-place operations on its output, which no step has.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        stack.enter_context(
+            recomputing(step.net, getattr(config, "activation_checkpointing", False))
+        )
         if device.type == "cpu":
             stack.enter_context(freed_memory_kept())
         stack.enter_context(compiled_blocks(step.net, getattr(config, "compiled", False)))
@@ -149,7 +179,8 @@ def train(
                 f"{store.folder if store else ''}: it must be one folder that all machines see"
             )
         if kept is not None:
-            run.restore(kept[1])
+            assert store is not None
+            run.restore(kept[1], store)
             logger.info("going on after epoch %d and %d batches", run.epoch, run.batches)
             run.report_again(on_epoch)
         else:
@@ -158,7 +189,7 @@ def train(
             run.net.train()
             batches = progress(
                 sampler.epoch(run.epoch + 1, start=run.batches),
-                f"{type(run.net).__name__} epoch {run.epoch + 1}/{config.epochs}",
+                f"{type(net).__name__} epoch {run.epoch + 1}/{config.epochs}",
                 unit="batch",
                 total=len(sampler) - run.batches,
                 show=show_progress and is_first,
@@ -173,9 +204,13 @@ def train(
             run.close_epoch(validated(), on_epoch)
             if store:
                 run.save(store)
-        last = {name: value.cpu() for name, value in _copy_weights(run.net).items()}
-    run.net.load_state_dict(run.best)
-    run.net.eval()
+        last = {name: whole(value).cpu() for name, value in _copy_weights(run.net).items()}
+    if is_sharded:
+        net.load_state_dict({name: whole(value).cpu() for name, value in run.best.items()})
+        net.to(device)
+    else:
+        net.load_state_dict(run.best)
+    net.eval()
     if run.best_epoch == 0:
         logger.warning(
             "training did not improve the validation %s of %.5f: the weights are as before",
@@ -200,6 +235,7 @@ class _Run:
     ) -> None:
         self.step, self.net, self.device, self.precision = step, step.net, device, precision
         self.training, self.config = training, config
+        self.is_sharded: bool = getattr(config, "fsdp", False)
         self.trained = [weight for weight in step.net.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
             step.groups(config) if hasattr(step, "groups") else self.trained,
@@ -245,9 +281,11 @@ class _Run:
             losses = self._backward_whole(which, pieces)
         else:
             losses = self._backward_means(which, pieces)
-        average_gradients(self.trained)
+        if not self.is_sharded:  # which averages by itself
+            average_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)
-        losses["gradient_norm"] = clip_grad_norm_(self.trained, self.config.clip_norm).detach()
+        norm = clip_grad_norm_(self.trained, self.config.clip_norm)
+        losses["gradient_norm"] = whole(norm.detach())
         self.pending.append((which, losses))
         if self.device.type == "cpu" or len(self.pending) >= SETTLE_EVERY:
             self.settle()  # on a CPU before the weights change
@@ -378,9 +416,21 @@ class _Run:
         """Keep the state; all processes come here, the first one writes."""
         self.settle()
         state = self.state()
+        if self.is_sharded:
+            state["shards"] = save_shards(store.shards(self.steps), self.tensors())
         if process_rank() == 0:
             store.save(self.steps, state)
         of_all(None)  # none goes on before the state is written
+
+    def tensors(self) -> dict[str, Any]:
+        """Weights and what the optimizer keeps of them."""
+        return {
+            "net": self.net.state_dict(),
+            "best": self.best,
+            "optimizer": moments(self.net, self.optimizer)
+            if self.is_sharded
+            else self.optimizer.state_dict(),
+        }
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers, texts and lists, for a `RunStore`."""
@@ -391,28 +441,39 @@ class _Run:
             "sums": self.sums,
             "since": self.since,
             "since_seen": self.since_seen,
-            "net": self.net.state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
+            **({"rates": self._rates()} if self.is_sharded else self.tensors()),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": of_all(random_state(self.device)),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def restore(self, state: dict[str, Any], store: RunStore) -> None:
         """Set everything that `state` returned."""
+        if self.is_sharded:
+            tensors = self.tensors()
+            load_shards(store.shards(state["steps"]), tensors)
+        else:
+            tensors = state
         for kept in ("net", "best"):
-            for name, value in state[kept].items():
-                if value.is_floating_point() and not all_finite(value):
+            for name, value in tensors[kept].items():
+                if value.is_floating_point() and not all_finite(own_part(value)):
                     raise CheckpointError(
                         f"{name} of the weights ({kept}) in the state to go on from is not finite; "
                         "go on from an older state, or in another folder"
                     )
         for name in (*COUNTS, "history", "rows", "sums", "since", "since_seen"):
             setattr(self, name, state[name])
-        self.net.load_state_dict(state["net"])
-        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.net.load_state_dict(tensors["net"])
+        self.best = {name: value.to(self.device) for name, value in tensors["best"].items()}
+        if self.is_sharded:
+            set_moments(self.net, self.optimizer, tensors["optimizer"])
+            for group, rate in zip(self.optimizer.param_groups, state["rates"], strict=True):
+                group["lr"] = rate
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if len(state["rng"]) == process_count():

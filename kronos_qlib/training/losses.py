@@ -289,7 +289,7 @@ def targets_of(step: Step, batch: Any) -> Tensor:
     return targets * 0 if batch.share is not None and batch.share.is_empty else targets
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights that were put together within it stay for training
 def evaluate(
     step: TokenizerStep | PredictorStep,
     segment: Segment,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,15 @@ from torch import Tensor
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.files import replacing
 from kronos_qlib.owners import lock_of
+from kronos_qlib.training.sharding import check_shards
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
 """Newest states that stay: if the last one is damaged, the one before it is used."""
 SUFFIX = ".state"
+SHARDS = ".shards"
+"""A folder beside a state, of a network that processes share out; see `sharding`."""
 LOCK = ".lock"
 
 
@@ -31,7 +35,8 @@ class RunStore:
     """A folder with the newest states of one run, each a file that is complete or not there.
 
     A state is a mapping of tensors, numbers, texts and lists; nothing in it is code. Its file
-    begins with the digest of the rest, and is flushed to the disk before it takes its place.
+    begins with the digest of the rest, and is flushed to the disk before it takes its place. Of a
+    network that processes share out, tensors lie in a folder beside it whose digests it has.
 
     Args:
         folder: of this run alone; made when first written.
@@ -91,6 +96,10 @@ class RunStore:
                 os.fsync(file.fileno())
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
+            kept = {file.stem for file in self._files()}
+            for folder in self.folder.glob(f"*{SHARDS}"):
+                if folder.stem not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
         except OSError as problem:
             good = next(iter(self._files()), None)
             raise TrainingError(
@@ -98,6 +107,10 @@ class RunStore:
                 f"{f'{good.name} is the last good one' if good else 'there is none before it'}. "
                 "Make room and start again: the run goes on from there"
             ) from problem
+
+    def shards(self, step: int) -> Path:
+        """Where the parts of a network lie that processes share out, beside the state."""
+        return self.folder / f"{step:012d}{SHARDS}"
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Steps done and the newest state that is whole; None where the run is to begin.
@@ -110,6 +123,7 @@ class RunStore:
         for file in files:
             try:
                 found = _read(file)
+                check_shards(file.with_suffix(SHARDS), found["state"].get("shards") or {})
             except (OSError, CheckpointError) as problem:
                 logger.warning("%s: the state before it is used", problem)
                 continue

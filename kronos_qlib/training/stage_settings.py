@@ -116,6 +116,13 @@ class TrainingConfig:
     compiled: bool = False
     """Whether `torch.compile` compiles the Transformer blocks, which needs what it needs: on a GPU
     Triton, on a CPU a C++ compiler. For long runs: it takes a minute or so."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass, by the same random numbers, so that a step
+    keeps the inputs of blocks only: more time, a fraction of the memory, the same losses."""
+    fsdp: bool = False
+    """Predictor: share weights, gradients and the optimizer's moments out among the processes, by
+    torch's `fully_shard`, for networks that one device does not hold. A state in `resume_folder`
+    goes on in any number of them from 2. Not with adapters, and not in float16."""
     seed: int = 0
     """Of the order of windows, dropout and sampled s1."""
 
@@ -129,6 +136,21 @@ class TrainingConfig:
         check_known(self, loss_bars=("all", "horizon"), precision=PRECISIONS)
         check_number(self, "learning_rate", "warmup_share", "weight_decay", "clip_norm")
         check_choice(self, "teacher_forcing", "shift_dates", "compiled")
+        check_choice(self, "activation_checkpointing", "fsdp")
+        require(
+            not self.fsdp or self.lora_rank is None,
+            "fsdp shares out what is trained, and with lora_rank that is little: leave one of them "
+            "out",
+        )
+        require(
+            not (self.compiled and (self.fsdp or self.activation_checkpointing)),
+            "compiled blocks go neither with fsdp nor with activation_checkpointing: leave one out",
+        )
+        require(
+            not self.fsdp or self.precision != "float16",
+            "fsdp with precision float16 would scale gradients that no process sees whole: take "
+            "bfloat16",
+        )
         check_optimizer(self)
 
     @property

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from kronos_qlib.cli.data_demo_command import USUAL
+from kronos_qlib.cli.data.data_demo_command import USUAL
 from kronos_qlib.cli.main import main
 from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 from kronos_qlib.signals.paths import DEFAULT_SIGNALS

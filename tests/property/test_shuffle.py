@@ -13,7 +13,8 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_train
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training.batches import EpochSampler, Segment, shuffled
+from kronos_qlib.training import batches
+from kronos_qlib.training.batches import EpochSampler, Segment, permuted, shuffled
 
 
 @settings(max_examples=60)
@@ -93,3 +94,26 @@ def test_two_loader_workers_see_every_window_once():
         assert batch.z.equal(segment.batch(which).z)
     seen = {batch.z[row].numpy().tobytes() for batch in loaded for row in range(len(batch))}
     assert len(seen) == len(segment)
+
+
+@given(size=st.integers(1, 700), seed=st.integers(0, 9), epoch=st.integers(0, 5))
+def test_an_order_that_is_computed_place_by_place_is_one_too(size, seed, epoch):
+    order = permuted(np.arange(size), size, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(size))
+    some = np.arange(0, size, 3)
+    assert np.array_equal(permuted(some, size, seed, epoch), order[some])
+    if size > 200:
+        assert not np.array_equal(order, permuted(np.arange(size), size, seed, epoch + 1))
+        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.4
+
+
+def test_epochs_of_more_windows_than_an_order_has_room_for(monkeypatch):
+    sampler = EpochSampler(12_000_000_000, 50, seed=1)
+    batch = next(sampler.epoch(1, start=200_000_000))
+    assert len(batch) == 50 and batch.min() >= 0 and batch.max() < 12_000_000_000
+    assert (np.diff(batch) > 0).all()
+    monkeypatch.setattr(batches, "MOST_SHUFFLED", 10)
+    small = EpochSampler(103, 10, seed=1)
+    assert sorted(np.concatenate(list(small.epoch(2))).tolist()) == list(range(103))
+    few = EpochSampler(103, 10, seed=1, limit=25)
+    assert len(set(np.concatenate(list(few.epoch(2))).tolist())) == 25

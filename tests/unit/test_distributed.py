@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from kronos_qlib.data.windows.label import ReturnLabel
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import ConfigError, TrainingError
 from kronos_qlib.model.alpha_head import AlphaHead
+from kronos_qlib.model.checkpoints.pretrained import sizes_of
+from kronos_qlib.model.checkpoints.weights import shapes_alone
+from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training import alpha, hardware, loop, losses, processes
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
@@ -35,12 +39,15 @@ from kronos_qlib.training.distributed import (
     average_gradients,
     is_launched,
     join_processes,
+    of_all,
+    process_count,
     process_rank,
 )
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
 from kronos_qlib.training.processes import how_it_ended, train_in_processes
 from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.sharding import laid_out, sharded
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
@@ -127,6 +134,13 @@ def cases():
     step, segments, config = make_run("predictor")
     made = [with_tokens(segment, step.tokenizer) for segment in segments]
     found["predictor with tokens"] = step, made, config
+    for kind in ("tokenizer", "predictor"):
+        step, segments, config = make_run(kind)
+        config = replace(config, activation_checkpointing=True)
+        found[f"{kind} computed again"] = step, segments, config
+    step, segments, config = make_run("predictor")
+    how = {"fsdp": process_count() > 1, "accumulation": 3, "activation_checkpointing": True}
+    found["predictor shared out"] = step, segments, replace(config, **how)
     return found
 
 
@@ -146,6 +160,8 @@ def run_cases(rank, count, folder):
     results["random"] = random_draws()
     results["not a number"] = not_a_number()
     results["resumed"] = resumed(Path(folder) / "states")
+    if count > 1:
+        results["shared out"] = shared_out(Path(folder) / "shared")
     torch.save(results, Path(folder) / f"{rank}.pt")
 
 
@@ -251,6 +267,63 @@ def resumed(folder):
     return found
 
 
+def go_on_shared(store, stop_at=None, **how):
+    """A run of a shared-out predictor with states, stopped before a step, or to its end."""
+    step, segments, config = make_run("predictor")
+    ask, count = loop._Run.learn, []
+
+    def learn(run, which):
+        count.append(1)
+        if len(count) == stop_at:
+            raise StopError
+        ask(run, which)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "learn", learn)
+        report = train(step, *segments, replace(config, fsdp=True, **how), store=store, log_every=2)
+    return outcome(report, step), len(count)
+
+
+def shared_out(folder):
+    """Of a predictor that processes hold together: its parts, and what a stop and damage leave."""
+    net = make_run("predictor")[0].net
+    own = sum(
+        weight.to_local().numel() for weight in sharded(net, torch.device("cpu")).parameters()
+    )
+    with shapes_alone():
+        large = Kronos(**sizes_of("large", "predictor"))
+    parts = [weight.to_local() for weight in laid_out(large, torch.device("cpu")).parameters()]
+    result = {
+        "own": own / sum(weight.numel() for weight in net.parameters()),
+        "large": sum(part.numel() for part in parts),
+        "on meta": all(part.is_meta for part in parts),
+    }
+    store = RunStore(folder, every=4)
+    with pytest.raises(StopError):
+        go_on_shared(store, stop_at=14)
+    of_all(None)
+    if process_rank() == 0:
+        shutil.copytree(folder, folder.with_name("stopped"))
+        result["left"] = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    of_all(None)
+    result["again"] = go_on_shared(store)
+    half = go_on_shared(None, precision="bfloat16")[0]
+    result["half"] = [row["valid_loss"] for row in make_history(half)]
+    if process_rank() == 0:
+        newest = sorted(folder.glob("*.shards"))[-1]
+        spoil = next(newest.glob("*.distcp"))
+        spoil.write_bytes(spoil.read_bytes()[:-1])
+    of_all(None)
+    result["steps of a spoiled one"] = RunStore(folder).load()[0]
+    return result
+
+
+def make_history(found):
+    """The validations of an outcome by name."""
+    names = ("epoch", "valid_loss", "valid_loss_s1", "valid_loss_s2")
+    return [dict(zip(names, row, strict=False)) for row in found[1]]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
@@ -266,9 +339,14 @@ def by_processes(count, folder):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def folder_of_two(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def pair(folder_of_two):
     """What each of two processes comes to."""
-    return by_processes(2, tmp_path_factory.mktemp("two"))
+    return by_processes(2, folder_of_two)
 
 
 CASES = list(cases())
@@ -284,6 +362,42 @@ def test_two_processes_take_the_steps_of_one(alone, pair, name):
 def test_parts_of_a_batch_make_its_step(alone, kind):
     """Also where the loss is no mean over windows: a codebook's entropy is that of the batch."""
     assert_same(alone[f"{kind} in parts"], alone[kind])
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "predictor"])
+def test_blocks_that_are_computed_again_change_no_bit(alone, kind):
+    found, expected = alone[f"{kind} computed again"], alone[kind]
+    assert found[:2] == expected[:2] and torch.equal(found[2], expected[2])
+
+
+def test_a_predictor_that_is_shared_out_is_held_in_parts(pair):
+    for rank, found in enumerate(pair):
+        assert found["shared out"]["own"] == pytest.approx(0.5, abs=0.1), rank
+        assert found["shared out"]["on meta"], "the large one takes no memory until it has values"
+    total = sum(found["shared out"]["large"] for found in pair)
+    assert total == pytest.approx(499.2e6, rel=1e-3), "as the paper counts it"
+
+
+def test_a_shared_out_run_that_was_stopped_goes_on(alone, pair):
+    for found in pair:
+        again, steps = found["shared out"]["again"]
+        assert steps == 18 - 12
+        assert_same(again, alone["predictor"])
+    assert pair[0]["shared out"]["left"] == [
+        "000000000009.shards", "000000000009.state", "000000000012.shards", "000000000012.state",
+    ]  # fmt: skip
+    assert torch.equal(pair[0]["shared out"]["again"][0][2], pair[1]["shared out"]["again"][0][2])
+
+
+def test_a_damaged_part_sends_a_run_to_the_state_before_it(pair):
+    for found in pair:
+        assert found["shared out"]["steps of a spoiled one"] == 16
+
+
+def test_a_shared_out_run_in_bfloat16_learns_alike(alone, pair):
+    full = [row["valid_loss"] for row in make_history(alone["predictor"])]
+    for found in pair:
+        assert found["shared out"]["half"] == pytest.approx(full, rel=2e-2)
 
 
 def test_tokens_made_by_processes_are_those_of_one(alone, pair):
@@ -345,12 +459,19 @@ def run_small(rank, count, folder):
             segments = [replace(part, days=part.days[:3]) for part in segments]
         found = outcome(train(step, *segments, config, log_every=2), step)
         torch.save(found, Path(folder) / f"{kind}{rank}.pt")
+    if count > 1:
+        found = go_on_shared(RunStore(Path(folder) / "stopped", every=100))
+        torch.save(found, Path(folder) / f"shared{rank}.pt")
 
 
-def test_more_processes_than_windows_wait_for_nobody(tmp_path):
-    """Processes without a window had no context to learn by; the others once waited for ever."""
+def test_more_processes_than_windows_wait_for_nobody(tmp_path, alone, pair, folder_of_two):
+    """Processes without a window had no context to learn by; the others once waited for ever.
+
+    They also go on with what two processes shared out.
+    """
     for count in (1, 4):
         (tmp_path / str(count)).mkdir()
+    shutil.copytree(folder_of_two / "stopped", tmp_path / "4" / "stopped")
     run_small(0, 1, tmp_path / "1")
     start(run_small, (4, tmp_path / "4"), 4)
     for kind in SMALL:
@@ -360,6 +481,10 @@ def test_more_processes_than_windows_wait_for_nobody(tmp_path):
         )
         assert_same(first, one)
         assert torch.equal(first[2], last[2])
+    for rank in range(4):
+        found, steps = torch.load(tmp_path / f"4/shared{rank}.pt", weights_only=False)
+        assert steps == 18 - 12
+        assert_same(found, alone["predictor"])
 
 
 @given(total=st.integers(1, 40), ranks=st.integers(1, 9))
@@ -372,6 +497,37 @@ def test_each_row_is_one_processs_and_none_is_idle(total, ranks):
 
 
 # Starting and joining.
+
+
+def test_one_process_shares_nothing_out():
+    step, segments, config = make_run("predictor")
+    with pytest.raises(ConfigError, match="among processes, and there is one: start the run by"):
+        train(step, *segments, replace(config, fsdp=True))
+
+
+def test_blocks_that_are_computed_again_keep_less():
+    """And by the same random numbers: dropout's."""
+    kept, gradients = [], []
+    for is_asked in (False, True):
+        step, segments, _ = make_run("predictor", dropout=0.2)
+        sizes = []
+
+        def count(value, sizes=sizes):
+            sizes.append(value.numel())
+            return value
+
+        torch.manual_seed(1)
+        step.net.train()
+        with hardware.recomputing(step.net, is_asked):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+                loss = step.losses(segments[0].batch(np.arange(40)))["loss"]
+            loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(torch.cat([w.grad.flatten() for w in step.net.parameters()
+                                    if w.grad is not None]))  # fmt: skip
+        assert not any(getattr(part, "recompute", False) for part in step.net.modules())
+    assert kept[1] < 0.7 * kept[0]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "LOCAL_RANK"])

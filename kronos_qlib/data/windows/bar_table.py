@@ -9,6 +9,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +60,9 @@ class BarTable:
     calendar: (K,) datetime64[ns], increasing: the moments at which bars close (or their days).
     instruments: (I) their names. offsets: (I + 1,) int64, where each one's rows begin.
     left_out: bars that broke a rule and were left out when it was filled.
+    file: the folder that bars and places are mapped from, see `table_files`; None: in memory. A
+        pickle of such a table is that folder's name.
+    known_checksums: its `checksums`, where they were computed when it was written.
     """
 
     values: Floats
@@ -65,6 +71,15 @@ class BarTable:
     instruments: tuple[str, ...]
     offsets: Ints
     left_out: LeftOut = field(default_factory=LeftOut)
+    file: Path | None = None
+    known_checksums: str | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.file is None:
+            return super().__reduce_ex__(protocol)
+        from kronos_qlib.data.windows.table_files import open_again
+
+        return open_again, (str(self.file), self.known_checksums)
 
     def __repr__(self) -> str:
         names = some_of(self.instruments)
@@ -169,6 +184,8 @@ class BarTable:
     @property
     def checksums(self) -> str:
         """Of values, places, offsets and calendar: other bars, other numbers, names aside."""
+        if self.known_checksums is not None:
+            return self.known_checksums
         parts = (self.values, self.places, self.offsets, self.calendar.view(np.int64))
         return " ".join(str(zlib.crc32(np.ascontiguousarray(part).data)) for part in parts)
 
@@ -176,16 +193,22 @@ class BarTable:
     def jumps(self) -> Ints:
         """Rows at which a close arrives that is implausible, see `rules.find_jumps` and
         `find_small_splits`."""
+        begins = np.unique(self.offsets[:-1])
+        begins = begins[begins < len(self)]
         found = [np.zeros(0, dtype=np.int64)]
-        begins = self.offsets[:-1]
         for start in range(0, len(self), CHUNK):
             closes = self.values[max(0, start - 1) : start + CHUNK, CLOSE]
             starts = np.zeros(len(closes), dtype=bool)  # none: an instrument's first row goes below
-            found.append(find_jumps(closes, starts, MAX_MOVE) + max(0, start - 1))
-        rows = np.concatenate(found)
-        first = np.zeros(len(self), dtype=bool)
-        first[begins[begins < len(self)]] = True
-        return np.union1d(rows[~first[rows]], find_small_splits(self.values, first))
+            rows = find_jumps(closes, starts, MAX_MOVE) + max(0, start - 1)
+            found.append(rows[~np.isin(rows, begins)])
+        # Whole instruments at a time, so that no flag of every bar is needed.
+        edges = [*begins[np.diff(begins // CHUNK, prepend=-1) > 0].tolist(), len(self)]
+        for start, stop in pairwise(edges):
+            first = np.zeros(stop - start, dtype=bool)
+            own = slice(*np.searchsorted(begins, (start, stop)))
+            first[begins[own] - start] = True
+            found.append(find_small_splits(self.values[start:stop], first) + start)
+        return np.unique(np.concatenate(found))
 
     @property
     def times(self) -> Times:
@@ -232,6 +255,19 @@ class BarTable:
         )
 
 
+class Room(Protocol):
+    """Rows that are read and written by slices: an array, or a file of them."""
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+    def __setitem__(self, rows: Any, values: Any, /) -> None: ...
+
+
+def kind_of_places(calendar: Times) -> type[np.unsignedinteger]:
+    """The number type of places in a calendar (K,): uint16 where that is enough, else uint32."""
+    return np.uint16 if len(calendar) <= np.iinfo(np.uint16).max else np.uint32
+
+
 class TableBuilder:
     """Fills a table instrument by instrument, in memory taken once.
 
@@ -239,6 +275,8 @@ class TableBuilder:
         calendar: (K,) datetime64[ns], increasing.
         capacity: bars at most; what is not used is never touched, so it costs no memory.
         incomplete, invalid, untraded: see `Incomplete`, `Invalid` and `Untraded`.
+        room: of the bars and of their places, in the place of new memory; then `settle` ends it,
+            and not `finish`.
 
     Raises:
         ConfigError: one of them is no such word.
@@ -251,13 +289,14 @@ class TableBuilder:
         incomplete: Incomplete = "error",
         invalid: Invalid = "error",
         untraded: Untraded = "skip",
+        room: tuple[Room, Room] | None = None,
     ) -> None:
         self.calendar = calendar
         self._policy = FaultPolicy(incomplete, invalid, untraded)
-        narrow = len(calendar) <= np.iinfo(np.uint16).max
-        self._values = np.empty((capacity, COLUMNS), dtype=np.float32)
-        kind: type[np.unsignedinteger] = np.uint16 if narrow else np.uint32
-        self._places = np.empty(capacity, dtype=kind)
+        self._values, self._places = room or (
+            np.empty((capacity, COLUMNS), dtype=np.float32),
+            np.empty(capacity, dtype=kind_of_places(calendar)),
+        )
         self._names: list[str] = []
         self._offsets = [0]
         # Instruments to look at again when all are there: whether no volume means no trade
@@ -303,7 +342,7 @@ class TableBuilder:
             BarDataError: bars break a rule that is an error: names the first by instrument and
                 time, and counts them all.
         """
-        left_out = self._leave_out(self._find_faults())
+        left_out = self.settle()
         filled = self._offsets[-1]
         return BarTable(
             values=self._values[:filled],
@@ -314,9 +353,48 @@ class TableBuilder:
             left_out=left_out,
         )
 
-    def _find_faults(self) -> dict[int, Ints]:
-        """For each instrument with faults (n,) the place in RULES of the first that a bar breaks,
-        -1 where it breaks none."""
+    def settle(self, into: tuple[Room, Room] | None = None) -> LeftOut:
+        """Judge all bars by the rules and leave out what is skipped.
+
+        Args:
+            into: where all bars go if some are left out; None closes the gaps where they are.
+
+        Raises:
+            BarDataError: as of `finish`.
+        """
+        return self._leave_out(self._find_faults(), into)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The instruments so far."""
+        return tuple(self._names)
+
+    @property
+    def offsets(self) -> Ints:
+        """(I + 1,) int64 where each one's rows begin."""
+        return np.array(self._offsets, dtype=np.int64)
+
+    def last_added(self) -> dict[str, Any]:
+        """What `go_on` needs to know of the instrument added last; numbers and text."""
+        number = len(self._names) - 1
+        return {
+            "name": self._names[-1],
+            "stop": self._offsets[-1],
+            "suspect": number in self._suspects[-1:],
+            "silent": number in self._silent[-1:],
+        }
+
+    def go_on(self, added: Mapping[str, Any]) -> None:
+        """Take an instrument as added whose bars are in the room already."""
+        number = len(self._names)
+        self._suspects += [number] * bool(added["suspect"])
+        self._silent += [number] * bool(added["silent"])
+        self._names.append(str(added["name"]))
+        self._offsets.append(int(added["stop"]))
+
+    def _find_faults(self) -> dict[int, tuple[Ints, Ints]]:
+        """For each instrument with faults the bars that have one, (n,) counted from its first, and
+        for each the place in RULES of the first rule that it breaks."""
         silent = set(self._silent)
         trades = {number: self._trades(number) for number in self._suspects}
         # An instrument that is neither suspect nor silent has volume in every bar.
@@ -325,51 +403,61 @@ class TableBuilder:
         for number in sorted([*self._suspects, *(silent if others else ())]):
             bars = self._values[slice(*self._offsets[number : number + 2])]
             rules = self._policy.broken_rules(bars, others_trade=others)
-            if (rules >= 0).any():
-                found[number] = rules
+            if len(broken := np.flatnonzero(rules >= 0)):
+                found[number] = broken, rules[broken]
         return found
 
     def _trades(self, number: int) -> bool:
         bars = self._values[slice(*self._offsets[number : number + 2])]
         return bool((bars[:, VOLUME:] > 0).any())
 
-    def _leave_out(self, found: Mapping[int, Ints]) -> LeftOut:
+    def _leave_out(
+        self, found: Mapping[int, tuple[Ints, Ints]], into: tuple[Room, Room] | None
+    ) -> LeftOut:
         """Close the gaps of what is skipped; refuse what is an error."""
         wrong = self._policy.errors
-        for number, rules in found.items():
+        for number, (_, rules) in found.items():
             if np.isin(rules, wrong).any():
                 raise self._refused(number, found, wrong)
         if not found:
             return LeftOut()
         owners, places, broken = [], [], []
-        filled = self._offsets[min(found)]
+        first = min(found) if into is None else 0
+        to_values, to_places = into or (self._values, self._places)
+        filled = self._offsets[first]
         starts = list(self._offsets)
-        for number in range(min(found), len(self._names)):
+        for number in range(first, len(self._names)):
             own = slice(*starts[number : number + 2])
             values, times = self._values[own], self._places[own]
             if number in found:
-                gone = found[number] >= 0
-                owners.append(np.full(int(gone.sum()), number, dtype=np.int64))
+                gone, rules = found[number]
+                owners.append(np.full(len(gone), number, dtype=np.int64))
                 places.append(times[gone].astype(np.int64))
-                broken.append(found[number][gone])
-                values, times = values[~gone], times[~gone]
+                broken.append(rules)
+                kept = np.ones(len(values), dtype=bool)
+                kept[gone] = False
+                values, times = values[kept], times[kept]
             stop = filled + len(values)
-            self._values[filled:stop] = values
-            self._places[filled:stop] = times
+            to_values[filled:stop] = values
+            to_places[filled:stop] = times
             filled = self._offsets[number + 1] = stop
         return LeftOut(np.concatenate(owners), np.concatenate(places), np.concatenate(broken))
 
-    def _refused(self, number: int, found: Mapping[int, Ints], wrong: list[int]) -> BarDataError:
+    def _refused(
+        self, number: int, found: Mapping[int, tuple[Ints, Ints]], wrong: list[int]
+    ) -> BarDataError:
         """The first bar at fault, and how many more there are of its kind and of others."""
-        row = int(np.argmax(np.isin(found[number], wrong)))
-        rule = RULES[found[number][row]]
-        at = self._offsets[number] + row
+        broken, rules = found[number]
+        which = int(np.argmax(np.isin(rules, wrong)))
+        rule, at = RULES[rules[which]], self._offsets[number] + int(broken[which])
         alike = {
             self._names[other]: int((rules == RULES.index(rule)).sum())
-            for other, rules in found.items()
+            for other, (_, rules) in found.items()
             if (rules == RULES.index(rule)).any()
         }
-        others = sum(int(np.isin(rules, wrong).sum()) for rules in found.values())
+        others = sum(int(np.isin(rules, wrong).sum()) for _, rules in found.values())
         others -= sum(alike.values())
-        where = f"{self._names[number]} at {show_time(self.calendar[self._places[at]])}"
-        return fault_error(where, rule, self._values[at], alike, others)
+        row = slice(at, at + 1)
+        time = self.calendar[self._places[row][0]]
+        where = f"{self._names[number]} at {show_time(time)}"
+        return fault_error(where, rule, self._values[row][0], alike, others)

@@ -32,6 +32,7 @@ from kronos_qlib.model.checkpoints.published import (
     PUBLISHED_BYTES,
     SHAPES,
     TOKENIZER_SIZES,
+    UNPUBLISHED,
     WEIGHTS_FILE,
     HubModel,
     published_in,
@@ -195,8 +196,8 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
         ConfigError: `config.json` has an unknown key or a bad value.
     """
     name = str(name_or_path)
-    if name in SHAPES:
-        return dict(SHAPES[name] if role == "predictor" else TOKENIZER_SIZES)
+    if name in (known := {**SHAPES, **UNPUBLISHED}):
+        return dict(known[name] if role == "predictor" else TOKENIZER_SIZES)
     folder = Path(str(files("kronos_qlib"))) / "assets" / BUNDLED
     if name != BUNDLED:
         folder = folder_of(name_or_path)
@@ -206,7 +207,7 @@ def sizes_of(name_or_path: str | Path, role: str) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(
             f"no sizes of a {role} at {short_repr(name)}; give a folder with {CONFIG_FILE}, or one "
-            f"of {', '.join((BUNDLED, *SHAPES))}"
+            f"of {', '.join((BUNDLED, *known))}"
         )
     kind: Any = PredictorConfig if role == "predictor" else TokenizerConfig
     found: dict[str, Any] = asdict(_read_config(kind, role, path / CONFIG_FILE))

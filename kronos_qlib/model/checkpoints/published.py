@@ -72,6 +72,12 @@ SHAPES: Mapping[str, dict[str, Any]] = {
 }
 """Sizes of the published predictors, to train new ones; a checkpoint's own come from its file."""
 
+UNPUBLISHED: Mapping[str, dict[str, Any]] = {
+    "large": _shape(18, 1664, 32, 3072, 0.2, 0.0, 0.2, 0.0)
+}
+"""The paper's largest predictor, 499.2 M parameters, whose weights were not given out: its sizes,
+for `from_scratch`, with base's dropout."""
+
 PUBLISHED_BYTES: Mapping[str, int] = {
     "NeoQuasar/Kronos-mini": 16_432_128,
     "NeoQuasar/Kronos-small": 98_965_504,

@@ -39,6 +39,10 @@ class FeatureFiles:
         # A plain string: a Path for each of many thousand files would take as long as reading.
         return f"{self.root}{feature_folder(name)}/{field[1:].lower()}.{self.freq}.bin"
 
+    def paths(self, name: str) -> list[Path]:
+        """The files of an instrument's fields, there or not."""
+        return [Path(self.path(name, field)) for field in dict.fromkeys(self.fields)]
+
     def count(self, name: str, field: str, bounds: tuple[int, int]) -> int:
         """Values at most that an instrument has within the bounds."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,60 @@ def read_table(
             the folder has no bars of this frequency.
     """
     names = list(dict.fromkeys(names))
+    asked = open_bars(names, freq, fields, raw_volume, first, last, direct)
+    builder = TableBuilder(asked.calendar, asked.capacity, incomplete, invalid, untraded)
+    columns = StoredColumns()
+    for name, places, bars in asked.bars(names, columns):
+        builder.add(name, places, bars)
+    table = builder.finish()
+    report_read(table, names, freq, asked, columns)
+    return table
+
+
+@dataclass(frozen=True)
+class OpenedBars:
+    """Where the bars of some instruments come from, after every check that needs no bar.
+
+    calendar: (K,) datetime64[ns]. bounds: the places in it that were asked for.
+    files: of the provider, where it is files on this machine.
+    folder: that provider's; None elsewhere.
+    """
+
+    calendar: Times
+    bounds: tuple[int, int]
+    raw_volume: bool
+    files: FeatureFiles | None
+    folder: Path | None
+    capacity: int
+    dense: Dense | None
+
+    def bars(self, names: Sequence[str], columns: StoredColumns) -> Dense:
+        """Instruments one after another, places in the calendar (n,) and bars (n, 6)."""
+        dense = self.dense
+        if dense is None:
+            assert self.files is not None
+            dense = self.files.read(names, self.bounds)
+        for name, places, values in dense:
+            bars = columns.complete(name, values[:, : len(BAR_COLUMNS)])
+            if self.raw_volume:  # after an amount was made of adjusted volume and prices
+                bars[:, VOLUME] *= _factors(name, self.calendar[places], values)
+            yield name, places, bars
+
+
+def open_bars(
+    names: Sequence[str],
+    freq: str,
+    fields: Mapping[str, str],
+    raw_volume: bool,
+    first: Any,
+    last: Any,
+    direct: bool | None = None,
+) -> OpenedBars:
+    """What `read_table` reads from; arguments and errors as of it.
+
+    Raises:
+        BarDataError, CalendarError, ConfigError: as of `read_table`.
+    """
     if set(fields) != set(BAR_COLUMNS):
         raise ConfigError(
             f"fields names {', '.join(BAR_COLUMNS)}, each once, got {', '.join(fields) or 'none'}"
@@ -106,25 +161,33 @@ def read_table(
         files = FeatureFiles(folder, freq, asked if plain else _fields_in(asked), calendar)
         if plain:
             _check_stored(needed, files.stored(names), names, freq, folder)
+    dense: Dense | None = None
     if files is not None and plain and direct is not False:
         capacity = sum(files.count(name, fields["close"], bounds) for name in names)
-        dense: Dense = files.read(names, bounds)
     else:
         if files is not None:  # Qlib reads a damaged file in silence, or names none
             files.check(names)
         capacity, dense = _ask_qlib(names, asked, needed, freq, calendar, bounds, folder)
-    builder = TableBuilder(calendar, capacity, incomplete, invalid, untraded)
-    columns = StoredColumns()
-    for name, places, values in dense:
-        bars = columns.complete(name, values[:, : len(BAR_COLUMNS)])
-        if raw_volume:  # after an amount was made of adjusted volume and prices
-            bars[:, VOLUME] *= _factors(name, calendar[places], values)
-        builder.add(name, places, bars)
-    table = builder.finish()
+    return OpenedBars(calendar, bounds, raw_volume, files, folder, capacity, dense)
+
+
+def report_read(
+    table: BarTable,
+    names: Sequence[str],
+    freq: str,
+    asked: OpenedBars,
+    columns: StoredColumns,
+) -> None:
+    """Warn of what was filled, left out and not found.
+
+    Raises:
+        BarDataError: the table has no bar.
+    """
+    folder = asked.folder
     columns.log_filled()
     left_out = table.describe_left_out()
     if not len(table):
-        reason = _nothing(names, freq, calendar, bounds, folder)
+        reason = _nothing(names, freq, asked.calendar, asked.bounds, folder)
         raise BarDataError(f"{reason}; {left_out}" if left_out else reason)
     if left_out:
         logger.warning(left_out)
@@ -134,7 +197,6 @@ def read_table(
         logger.warning(
             f"{len(empty)} of {len(names)} instruments have no bars: {some_of(empty, 10)}{hint}"
         )
-    return table
 
 
 def read_spans(instruments: Any, freq: str = "day") -> Spans | None:
@@ -300,6 +362,15 @@ class StoredColumns:
     def __init__(self) -> None:
         self.having: dict[int, str] = {}
         self.lacking: dict[int, str] = {}
+        self.last: dict[str, bool] = {}
+        """Of the instrument before: whether it lacked a column, by the column's name."""
+
+    def note(self, last: Mapping[str, bool], name: str) -> None:
+        """Take an instrument's `last` as of one completed before, by another process."""
+        for column in (VOLUME, AMOUNT):
+            if BAR_COLUMNS[column] in last:
+                absent = last[BAR_COLUMNS[column]]
+                (self.lacking if absent else self.having).setdefault(column, name)
 
     def complete(self, name: str, bars: Floats) -> Floats:
         """The bars (n, 6) of an instrument with volume and amount filled where all lack them.
@@ -307,6 +378,7 @@ class StoredColumns:
         Raises:
             BarDataError: some instruments have a column and others have not; names one of each.
         """
+        self.last = {}
         if np.isnan(bars[:, : CLOSE + 1]).all():
             return bars  # no bar at all: nothing is lacking
         if np.isnan(bars[:, VOLUME:]).all() and _stands_still(bars):
@@ -315,6 +387,7 @@ class StoredColumns:
         for column in (VOLUME, AMOUNT):
             absent = bool(np.isnan(bars[:, column]).all())
             (self.lacking if absent else self.having).setdefault(column, name)
+            self.last[BAR_COLUMNS[column]] = absent
             if column in self.lacking and column in self.having:
                 raise BarDataError(
                     f"the storage has {BAR_COLUMNS[column]} for {self.having[column]} and none for "

@@ -1,0 +1,1 @@
+"""Commands of `kronos-qlib data`: from bars to a Qlib folder, and to a table."""
