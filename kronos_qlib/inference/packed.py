@@ -548,9 +548,12 @@ class PackedTokenizer:
                 z (B, 1, 6) continues. None: they are not kept.
         """
         x = self.embed(z.to(self.dtype))
-        for block, store in zip(self.encoder, stores or [None] * len(self.encoder), strict=True):
-            reads_more = store is not None and not store.is_empty
-            x = block.read_more(x, store) if reads_more else block.read_prompt(x, store)
+        kept: Sequence[KeyValueStore | None] = stores or [None] * len(self.encoder)
+        for block, store in zip(self.encoder, kept, strict=True):
+            if store is None or store.is_empty:
+                x = block.read_prompt(x, store)
+            else:
+                x = block.read_more(x, store)
         code = self.to_code(x).float()
         require_finite(code, "codes of the tokenizer")
         ids: TokenPair = self.quantizer.to_ids(code)

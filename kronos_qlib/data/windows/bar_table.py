@@ -293,6 +293,8 @@ class TableBuilder:
     ) -> None:
         self.calendar = calendar
         self._policy = FaultPolicy(incomplete, invalid, untraded)
+        self._values: Any
+        self._places: Any
         self._values, self._places = room or (
             np.empty((capacity, COLUMNS), dtype=np.float32),
             np.empty(capacity, dtype=kind_of_places(calendar)),

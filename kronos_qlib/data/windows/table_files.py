@@ -211,7 +211,7 @@ class TableWriter:
         self._room = self._rows("")
         for file in self._room:
             stack.callback(file.close)
-        head, *lines = _journal(self.folder / JOURNAL) or [None]
+        head, *lines = _journal(self.folder / JOURNAL) or [{}]
         fits = head == self.head
         sizes = [file.path.stat().st_size // file.width for file in self._room]
         self._lines = [line for line in lines if line["stop"] <= min(sizes)] if fits else []
