@@ -6,7 +6,7 @@ over the other. `guard.json` has the costs of each kind of CPU that somebody mea
 of three each. What seems to have lost more than 20 % of its speed is measured again, twice; it is
 named if it stays so.
 
-All in float32: beside other work a large bfloat16 product on a matrix unit ran at 300 to 870
+All in float32: beside other work a large bfloat16 product on a matrix unit ran at 298 to 759
 GFLOP/s within one hour, and what does not use the unit did not change with it.
 
 Exit code 1: something is named. 2: nothing is known of this kind of CPU; `--keep` adds it.
