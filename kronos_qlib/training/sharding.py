@@ -102,7 +102,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor) -> Tensor:
-    """What of a tensor is here; all of it where it is not shared out."""
+    """What of a tensor (...) is here, fewer rows; all of it where it is not shared out."""
     from torch.distributed.tensor import DTensor
 
     return value.to_local() if isinstance(value, DTensor) else value

@@ -64,7 +64,12 @@ class WeighedMarket(Market):
     (forecast returns)."""
 
     def decide(self) -> list[Order]:
-        """Orders that bring the book to its weights, in whole lots."""
+        """Orders that bring the book to its weights, in whole lots.
+
+        Raises:
+            ConfigError: there is nothing to part, a name has fewer bars than `how.days`, or no
+                weights fit what is held.
+        """
         names = pd.Index(sorted({*map(str, self.ranked.index), *self.held}), name="instrument")
         prices = (self.quotes["close"] / self.quotes["factor"]).reindex(names)
         owned = self.book.holdings["quantity"].reindex(names).fillna(0.0)
