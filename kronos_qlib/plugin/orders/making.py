@@ -325,7 +325,7 @@ class Market:
     def _why_not(self, name: str, side: str, dealt: Dealt | None) -> str:
         settings = self.settings
         if not self._is_tradable(name, side):
-            return self._obstacle(name)
+            return self.obstacle(name)
         if side == SELL:
             days = int(self.book.holdings["days"][name])
             if days < settings.hold_thresh:
@@ -336,7 +336,7 @@ class Market:
             return f"its share of the cash does not buy a lot at {price:.2f}"
         return "the cash left, or volume_share, does not reach for a lot"
 
-    def _obstacle(self, name: str) -> str:
+    def obstacle(self, name: str) -> str:
         """Why a name cannot be traded on the day."""
         when = self.day if self.hindsight else self.evening
         if self.exchange.check_stock_suspended(name, self.day, self.day):

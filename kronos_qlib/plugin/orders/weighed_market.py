@@ -131,7 +131,7 @@ class WeighedMarket(Market):
     def _is_fixed(self, name: str) -> str:
         """Why a weight has to stay as it is; "" where it may change."""
         if not (self._is_tradable(name, BUY) and self._is_tradable(name, SELL)):
-            return self._obstacle(name)
+            return self.obstacle(name)
         if name in self.book.holdings.index:
             days = int(self.book.holdings["days"][name])
             if days < self.settings.hold_thresh:
