@@ -262,7 +262,7 @@ class Market:
         for order in orders:
             self.exchange.deal_order(order, position=self.position, dealt_order_amount=dealt)
             dealt[order.stock_id] += order.deal_amount
-            factor = self._factor(order.stock_id)
+            factor = self.factor_of(order.stock_id)
             asked, quantity = (_shares(each * factor) for each in (order.amount, order.deal_amount))
             side = BUY if order.direction == Order.BUY else SELL
             yield Dealt(order.stock_id, side, asked, quantity)
@@ -284,7 +284,7 @@ class Market:
         sells, buys = self._wanted()
         for name, side in [*((name, SELL) for name in sells), *((name, BUY) for name in buys)]:
             if name not in traded:
-                yield [name, f"{self._rank(name)}: {self._why_not(name, side, none.get(name))}"]
+                yield [name, f"{self.rank_text(name)}: {self.why_not(name, side, none.get(name))}"]
 
     def notes(self, how: OrderConfig) -> Iterator[str]:
         """What a reader of the orders must know."""
@@ -312,19 +312,20 @@ class Market:
         last = scores.reindex(self.held).sort_values(ascending=False).index
         new = scores[~scores.index.isin(last)].sort_values(ascending=False).index
         if self.settings.only_tradable:
-            new = new[[self._is_tradable(name, BUY) for name in new]]
+            new = new[[self.is_tradable(name, BUY) for name in new]]
         today = new[: max(0, n_drop + topk - len(last))]
         both = scores.reindex(last.union(today)).sort_values(ascending=False).index
         worst = both
         if self.settings.only_tradable:
-            worst = both[[self._is_tradable(name, SELL) for name in both]]
+            worst = both[[self.is_tradable(name, SELL) for name in both]]
         sells = last[last.isin(worst[-n_drop:])]
         buys = today[: max(0, len(sells) + topk - len(last))]
         return list(sells), list(buys)
 
-    def _why_not(self, name: str, side: str, dealt: Dealt | None) -> str:
+    def why_not(self, name: str, side: str, dealt: Dealt | None) -> str:
+        """Why a name that was to be bought or sold has no order."""
         settings = self.settings
-        if not self._is_tradable(name, side):
+        if not self.is_tradable(name, side):
             return self.obstacle(name)
         if side == SELL:
             days = int(self.book.holdings["days"][name])
@@ -350,7 +351,8 @@ class Market:
                 return f"at its limit, {change:+.1%}"
         return f"it did not trade on {when:%Y-%m-%d}"
 
-    def _is_tradable(self, name: str, side: str) -> bool:
+    def is_tradable(self, name: str, side: str) -> bool:
+        """Whether Qlib's exchange would take an order of that side."""
         direction = None
         if not self.settings.forbid_all_trade_at_limit:
             direction = OrderDir.BUY if side == BUY else OrderDir.SELL
@@ -369,21 +371,22 @@ class Market:
             drop = self.settings.n_drop
             lowest = "the lowest" if drop == 1 else f"among the {drop} lowest"
             text = (
-                f"{self._rank(dealt.name)}: {lowest} of what is held and what would be bought; "
+                f"{self.rank_text(dealt.name)}: {lowest} of what is held and what would be bought; "
                 f"held for {closes_text(days)}"
             )
         else:
-            text = f"{self._rank(dealt.name)}: among the best that are not held"
+            text = f"{self.rank_text(dealt.name)}: among the best that are not held"
         return text
 
-    def _rank(self, name: str) -> str:
+    def rank_text(self, name: str) -> str:
+        """Its place among those scored, in words."""
         place = self.places.get(name)
         return "not scored" if place is None else f"rank {place} of {len(self.places)}"
 
     def _place(self, order: Order) -> tuple[int, str]:
         return self.places.get(order.stock_id, len(self.places) + 1), order.stock_id
 
-    def _factor(self, name: str) -> float:
+    def factor_of(self, name: str) -> float:
         """Real shares to one of Qlib's on the day."""
         if self.exchange.trade_w_adj_price:
             return 1.0

@@ -102,15 +102,15 @@ class WeighedMarket(Market):
         for name, row in self.table.iterrows():
             sure = self._is_fixed(str(name))
             if sure and (row["held"] > 0 or self.places.get(str(name), np.inf) <= 10):
-                yield [str(name), f"{self._rank(str(name))}: {sure}"]
+                yield [str(name), f"{self.rank_text(str(name))}: {sure}"]
         for each in dealt:
             if not each.quantity:
-                why = self._why_not(each.name, each.side, each)
-                yield [each.name, f"{self._rank(each.name)}: {why}"]
+                why = self.why_not(each.name, each.side, each)
+                yield [each.name, f"{self.rank_text(each.name)}: {why}"]
 
     def _why(self, dealt: Dealt) -> str:
         row = self.table.loc[dealt.name]
-        text = f"{self._rank(dealt.name)}: weight {row['held']:.1%} to {row['wanted']:.1%}"
+        text = f"{self.rank_text(dealt.name)}: weight {row['held']:.1%} to {row['wanted']:.1%}"
         if np.isnan(row["mean"]):
             return text + ", for nothing is forecast of it"
         return text + (
@@ -130,7 +130,7 @@ class WeighedMarket(Market):
 
     def _is_fixed(self, name: str) -> str:
         """Why a weight has to stay as it is; "" where it may change."""
-        if not (self._is_tradable(name, BUY) and self._is_tradable(name, SELL)):
+        if not (self.is_tradable(name, BUY) and self.is_tradable(name, SELL)):
             return self.obstacle(name)
         if name in self.book.holdings.index:
             days = int(self.book.holdings["days"][name])
@@ -142,7 +142,7 @@ class WeighedMarket(Market):
     def _orders(self, change: pd.Series[float], owned: pd.Series[float]) -> Iterator[Order]:
         """Args: change, owned: real shares."""
         for key, shares in change.items():
-            name, factor = str(key), self._factor(str(key))
+            name, factor = str(key), self.factor_of(str(key))
             is_all = bool(owned[name] > 0 and self.table["wanted"][name] <= PART)
             size = float(owned[name] if is_all else abs(shares))
             if np.isnan(size) or self._is_fixed(name):
