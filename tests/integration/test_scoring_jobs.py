@@ -23,6 +23,7 @@ from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.inference.batching import planned_for
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
 from kronos_qlib.plugin.lookahead import open_provider
+from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records.signal_record import signals_frame
 from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     ScoringWork,
@@ -258,6 +259,24 @@ def test_a_model_that_was_not_trained_is_refused(workflow, tmp_path):
 def test_options_of_the_other_kind_are_refused(workflow, capsys, more, said):
     assert main(["score", str(workflow), *more]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"name": "local", "cpus_per_worker": 4}, "local has no cpus_per_worker"),
+        ({"name": "local", "address": "auto", "workers": 2}, "local has no address, workers"),
+        ({"name": "local", "moments": 5}, "folder is not given"),
+        ({"name": "local", "folder": "x", "moments": True}, "moments must be a whole number"),
+        ({"name": "ray", "gpus_per_worker": "1"}, "gpus_per_worker must be a number, got '1'"),
+        ({"name": "ray", "folder": 5}, "folder is a text, got 5"),
+        ({"name": "ray", "cpus_per_worker": 0}, "cpus_per_worker is a whole number"),
+        ({"name": "ray", "address": "auto"}, "a folder that all of its machines have"),
+    ],
+)
+def test_a_backend_that_cannot_be_is_refused_before_any_work(how, said):
+    with pytest.raises(ConfigError, match=said):
+        KronosModel(backend=how)
 
 
 def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(opened, zero_shot, tmp_path):
