@@ -100,6 +100,8 @@ class RunStore:
             for folder in self.folder.glob(f"*{SHARDS}"):
                 if folder.stem not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
+            for left in self.folder.glob(f".*{SHARDS}.new"):
+                shutil.rmtree(left, ignore_errors=True)  # of processes that were killed
         except OSError as problem:
             good = next(iter(self._files()), None)
             raise TrainingError(
