@@ -48,16 +48,15 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         check_known(self, name=("local", "ray"))
-        check_whole(self, *(() if self.moments is None else ("moments",)))
+        if self.moments is not None:
+            check_whole(self, "moments")
         check_number(self, "gpus_per_worker")
         for name in ("address", "folder"):
             value = getattr(self, name)
             is_text = value is None or (isinstance(value, str) and bool(value))
             require(is_text, f"{name} is a text, got {short_repr(value)}")
         if self.name == "local":
-            given = [
-                name for name in OF_RAY if getattr(self, name) != getattr(BackendConfig, name)
-            ]
+            given = [name for name in OF_RAY if getattr(self, name) != getattr(BackendConfig, name)]
             if given:
                 raise ConfigError(f"the backend local has no {', '.join(given)}; ray has")
             if self.moments is not None and self.folder is None:
