@@ -150,7 +150,7 @@ class RunStore:
         if changed:
             raise ConfigError(
                 f"{file} is of a run with other {', '.join(changed)}; it cannot go on with these. "
-                f"Take the old settings, or remove {self.folder} to begin again"
+                "Take the old settings, or name another resume_folder to begin anew"
             )
 
 
