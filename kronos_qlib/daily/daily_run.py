@@ -292,7 +292,8 @@ class _Evening:
         with _step("home", day):
             folder.recover()
         facts: dict[str, object] = {"late": later is not None}
-        opens = self._opens(day, later)
+        with _step("opening", day):
+            opens = self._opens(day, later)
         retraining = self._retraining()
         if self.config.members is not None:
             with _step("members", day):

@@ -100,6 +100,8 @@ class RunStore:
             for folder in self.folder.glob(f"*{SHARDS}"):
                 if folder.stem not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
+            for left in self.folder.glob(f".*{SHARDS}.new"):
+                shutil.rmtree(left, ignore_errors=True)  # of processes that were killed
         except OSError as problem:
             good = next(iter(self._files()), None)
             raise TrainingError(
@@ -148,7 +150,7 @@ class RunStore:
         if changed:
             raise ConfigError(
                 f"{file} is of a run with other {', '.join(changed)}; it cannot go on with these. "
-                f"Take the old settings, or remove {self.folder} to begin again"
+                "Take the old settings, or name another resume_folder to begin anew"
             )
 
 

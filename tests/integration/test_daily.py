@@ -24,7 +24,7 @@ from kronos_qlib.cli.main import main
 from kronos_qlib.daily import daily_run, daily_settings, fetching
 from kronos_qlib.daily.day_folder import DayFolder
 from kronos_qlib.daily.drop_folder import read_taken
-from kronos_qlib.errors import ConfigError, DailyBusyError, DailyError
+from kronos_qlib.errors import CalendarError, ConfigError, DailyBusyError, DailyError
 from kronos_qlib.evaluation.ranking.uncertainty import DailyMean
 from kronos_qlib.ledger.ledger import Ledger
 from kronos_qlib.plugin.live.live_report import _promises
@@ -871,6 +871,17 @@ def test_a_day_whose_next_one_has_come_in_part_has_no_orders(world, lines):
     world.drop(world.of(second).iloc[1:], "rest.csv")
     assert world.evening(second, hour=19).days == (second,)
     assert DayFolder(world.home, second).orders.is_dir()
+
+
+def test_a_next_opening_that_nobody_knows_names_its_step(world, monkeypatch):
+    def ends(*_):
+        raise CalendarError("exchange-calendars knows XSHG from 1990 to 2020")
+
+    world.configure(more=EXCHANGE)
+    world.drop_day(world.days[0])
+    monkeypatch.setattr(daily_run._Evening, "_following", ends)
+    with pytest.raises(DailyError, match="step opening of 2020-04-08: exchange-calendars knows"):
+        world.evening(world.days[0])
 
 
 def test_a_day_that_was_cut_off_has_its_orders_whatever_comes_late(world, monkeypatch):

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
+from qlib.utils import init_instance_by_config
 
 from kronos_qlib.cli.data.data_table_command import WAYS
 from kronos_qlib.cli.main import main
@@ -27,6 +29,8 @@ from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.mapped_bars import names_of, read_mapped, write_table
 from kronos_qlib.plugin.provider.reader import read_table
+from kronos_qlib.plugin.rolling.candidates import moved_task
+from kronos_qlib.plugin.runs.newest_day import moved
 
 pytestmark = pytest.mark.integration
 
@@ -271,6 +275,26 @@ def test_a_table_of_another_data_set_is_refused(written, names, how, message):
     asked = names[: how.pop("names", None)]
     with pytest.raises(ConfigError, match=message):
         read_mapped(path, asked, **how)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [moved, lambda config, day: moved_task({"model": {}, "dataset": config}, day)["dataset"]],
+)
+def test_a_run_that_mapped_its_bars_is_scored_and_trained_on_other_days(written, names, move):
+    handler = {
+        "class": "KronosHandler",
+        "module_path": "kronos_qlib.plugin.dataset",
+        "kwargs": {"instruments": "all", "table": str(written[0])},
+    }
+    config = {
+        "class": "KronosDataset",
+        "module_path": "kronos_qlib.plugin.dataset",
+        "kwargs": {"handler": handler, "segments": {"test": ("2020-06-01", "2020-06-02")}},
+    }
+    dataset = init_instance_by_config(move(config, pd.Timestamp("2020-06-30")))
+    assert_equal(dataset.bar_handler.bars, read_table(names, last="2020-06-30"))
+    assert handler["kwargs"]["table"] == str(written[0])
 
 
 def test_the_command_writes_what_a_workflow_names(folder, tmp_path, capsys):

@@ -20,9 +20,11 @@ from ruamel.yaml import YAML
 
 from kronos_qlib.cli.main import main
 from kronos_qlib.errors import ConfigError, MissingArtifactError
+from kronos_qlib.inference import batching
 from kronos_qlib.inference.batching import planned_for
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
 from kronos_qlib.plugin.lookahead import open_provider
+from kronos_qlib.plugin.model import KronosModel
 from kronos_qlib.plugin.records.signal_record import signals_frame
 from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     ScoringWork,
@@ -238,6 +240,23 @@ def test_other_bars_are_another_job(provider, workflow, tmp_path):
         score_span(str(workflow), tmp_path / "job", first="2020-12-11", provider_uri=str(other))
 
 
+def test_who_was_in_the_universe_is_of_the_job(provider, workflow, tmp_path):
+    """Bars and names of two such folders are the same."""
+    market, job = tmp_path / "market", tmp_path / "job"
+    shutil.copytree(provider, market)
+    score_span(str(workflow), job, first="2020-12-11", provider_uri=str(market))
+    members = market / "instruments" / "all.txt"
+    first, *others = members.read_text().splitlines()
+    name, begin, _ = first.split("\t")
+    later = [line.rpartition("\t")[0] + "\t2031-01-01" for line in others]
+    members.write_text("\n".join([first, *later]) + "\n")
+    again = score_span(str(workflow), job, first="2020-12-11", provider_uri=str(market))
+    assert again.result.new == 0, "what comes after the span says nothing of it"
+    members.write_text("\n".join([f"{name}\t{begin}\t2020-12-10", *others]) + "\n")
+    with pytest.raises(ConfigError, match=r"another job: universe is universe \w+ there and"):
+        score_span(str(workflow), job, first="2020-12-11", provider_uri=str(market))
+
+
 def test_a_model_that_was_not_trained_is_refused(workflow, tmp_path):
     with pytest.raises(MissingArtifactError, match="run it first"):
         score_span(str(workflow), tmp_path / "job", changes=["training={alpha: {epochs: 1}}"])
@@ -260,7 +279,27 @@ def test_options_of_the_other_kind_are_refused(workflow, capsys, more, said):
     assert said in capsys.readouterr().err
 
 
-def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(opened, zero_shot, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"name": "local", "cpus_per_worker": 4}, "local has no cpus_per_worker"),
+        ({"name": "local", "address": "auto", "workers": 2}, "local has no address, workers"),
+        ({"name": "local", "moments": 5}, "folder is not given"),
+        ({"name": "local", "folder": "x", "moments": True}, "moments must be a whole number"),
+        ({"name": "ray", "gpus_per_worker": "1"}, "gpus_per_worker must be a number, got '1'"),
+        ({"name": "ray", "folder": 5}, "folder is a text, got 5"),
+        ({"name": "ray", "cpus_per_worker": 0}, "cpus_per_worker is a whole number"),
+        ({"name": "ray", "address": "auto"}, "a folder that all of its machines have"),
+    ],
+)
+def test_a_backend_that_cannot_be_is_refused_before_any_work(how, said):
+    with pytest.raises(ConfigError, match=said):
+        KronosModel(backend=how)
+
+
+def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(
+    opened, zero_shot, tmp_path, monkeypatch
+):
     expected = zero_shot[2]
     how = {"name": "local", "folder": str(tmp_path), "moments": 4}
     model = init_instance_by_config(kronos(backend=how))
@@ -272,6 +311,20 @@ def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(opened, zero_shot, 
     times = {path: path.stat().st_mtime_ns for path in (job / "parts").iterdir()}
     pd.testing.assert_frame_equal(model.signals(dataset), expected, check_exact=True)
     assert {path: path.stat().st_mtime_ns for path in times} == times and last.exists()
+    last.unlink()
+    planned, threads = [], torch.get_num_threads()
+
+    def noted(count):
+        planned.append(count)
+        return planned_for(count)
+
+    monkeypatch.setattr(batching, "planned_for", noted)
+    torch.set_num_threads(threads + 1)
+    try:
+        pd.testing.assert_frame_equal(model.signals(dataset), expected, check_exact=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert planned == [threads], "as the job was begun, wherever it goes on"
     model.seed = 1
     assert not model.signals(dataset)["score"].equals(expected["score"])
     assert len([*tmp_path.iterdir()]) == 2, "other settings are another job"

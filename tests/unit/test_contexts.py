@@ -242,6 +242,17 @@ def test_other_bars_weights_or_ways_of_reading_are_read_anew(
         np.testing.assert_array_equal(found[:], contexts_of(another, how))
 
 
+def test_contexts_of_other_arithmetic_are_not_mixed_with_those_of_this_one(
+    predictor, windows, tmp_path, count, monkeypatch
+):
+    with monkeypatch.context() as before:  # which read the last block whole
+        before.setattr(context_store, "FORMAT", 1)
+        stored_contexts(predictor, windows, tmp_path)
+    count.clear()
+    stored_contexts(predictor, windows, tmp_path)
+    assert sum(count) == len(windows)
+
+
 def test_a_run_that_was_stopped_goes_on_after_its_last_moment(
     predictor, windows, tmp_path, count, monkeypatch
 ):

@@ -150,6 +150,17 @@ def test_the_table_of_places_leads_where_it_says():
         assert all(name in text for name in named if name not in places), row
 
 
+def test_nothing_that_is_read_has_marks_of_a_merge():
+    """A page went out with both sides of one."""
+    folders = ("docs", "kronos_qlib", "tests", "benchmarks", "workflows", ".github")
+    kinds = (".md", ".py", ".toml", ".yml", ".yaml", ".json", ".js", ".css", ".html")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in (*ROOT.glob("*"), *paths) if path.suffix in kinds and path.is_file()]
+    assert len(texts) > 300
+    marks = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert not [str(path) for path in texts if marks.search(text_of(path))]
+
+
 def test_every_package_is_in_the_tree():
     """Two folders of the plugin, preflight and pickles, were on no map."""
     tree = text_of(ROOT / "CONTRIBUTING.md").partition("```\nkronos_qlib/\n")[2].partition("```")[0]

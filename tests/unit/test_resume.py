@@ -130,6 +130,18 @@ def test_the_newest_states_stay_and_the_rest_goes(tmp_path):
     assert state["history"] == STATE["history"]
 
 
+def test_parts_of_a_shared_network_go_with_their_state_and_drafts_of_killed_writers_too(tmp_path):
+    store = RunStore(tmp_path / "run")
+    draft = store.shards(7).with_name(f".{store.shards(7).name}.new")
+    draft.mkdir(parents=True)
+    for step in (1, 20, 300):
+        store.shards(step).mkdir()
+        (store.shards(step) / "__0_0.distcp").write_bytes(b"parts")
+        store.save(step, STATE)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert left == [store.shards(20).name, store.shards(300).name]
+
+
 @pytest.mark.parametrize("cut", [0, 10, 40, -1])
 def test_a_truncated_state_is_passed_over(tmp_path, caplog, cut):
     store = RunStore(tmp_path)

@@ -37,7 +37,7 @@ from kronos_qlib.plugin.rolling.rolling_model import calendar_of, learnable
 from kronos_qlib.plugin.rolling.rolls import Segments, moved_to
 from kronos_qlib.plugin.runs.about_run import BARS, VERSION, WEIGHTS, bars_digest, weights_digest
 from kronos_qlib.plugin.runs.kept_models import STATE, KeptModel, kept_model
-from kronos_qlib.plugin.runs.newest_day import ModelSource, open_bars
+from kronos_qlib.plugin.runs.newest_day import ModelSource, forget_tables, open_bars
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
 from kronos_qlib.plugin.runs.tracking import open_tracking
 from kronos_qlib.plugin.task_sections import freq_of, value_at
@@ -271,6 +271,7 @@ def moved_task(task: Mapping[str, Any], day: pd.Timestamp) -> dict[str, Any]:
         ):
             if isinstance(kwargs, dict):
                 kwargs["end_time"] = f"{day:%Y-%m-%d}"
+        forget_tables(config)
     return found
 
 

@@ -271,7 +271,23 @@ def moved(
         handler.setdefault("kwargs", {})["end_time"] = moment
     if isinstance(kwargs.get("bar_handler"), dict) and "end_time" in kwargs["bar_handler"]:
         kwargs["bar_handler"]["end_time"] = moment
+    forget_tables(config)
     return config
+
+
+def forget_tables(dataset: Mapping[str, Any]) -> None:
+    """Let a data set's config read bars from the Qlib folder alone.
+
+    A table that they were mapped from is of other days, or is not on this machine; they are the
+    same without it.
+    """
+    handler = value_at(dataset, "kwargs", "handler")
+    readers = [value_at(dataset, "kwargs", "bar_handler")]
+    if class_of(handler) == "KronosHandler":
+        readers.append(value_at(handler, "kwargs"))
+    for kwargs in readers:
+        if isinstance(kwargs, dict):
+            kwargs.pop("table", None)
 
 
 def _state(client: MlflowClient, run_id: str) -> dict[str, Any]:

@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from kronos_qlib.errors import ConfigError
-from kronos_qlib.settings import check_known, from_mapping
+from kronos_qlib.errors import ConfigError, short_repr
+from kronos_qlib.settings import check_known, check_number, check_whole, from_mapping, require
 
 if TYPE_CHECKING:
     from kronos_qlib.pipeline.block_jobs.run_blocks import Backend
+
+OF_RAY = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
+"""Settings that another backend has not."""
 
 
 @runtime_checkable
@@ -45,16 +48,22 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         check_known(self, name=("local", "ray"))
-        if self.moments is not None and (not isinstance(self.moments, int) or self.moments < 1):
-            raise ConfigError(f"moments is a whole number of at least 1, got {self.moments!r}")
+        if self.moments is not None:
+            check_whole(self, "moments")
+        check_number(self, "gpus_per_worker")
+        for name in ("address", "folder"):
+            value = getattr(self, name)
+            is_text = value is None or (isinstance(value, str) and bool(value))
+            require(is_text, f"{name} is a text, got {short_repr(value)}")
         if self.name == "local":
-            given = [
-                name
-                for name, usual in (("address", None), ("workers", None), ("gpus_per_worker", 0.0))
-                if getattr(self, name) != usual
-            ]
+            given = [name for name in OF_RAY if getattr(self, name) != getattr(BackendConfig, name)]
             if given:
                 raise ConfigError(f"the backend local has no {', '.join(given)}; ray has")
+            if self.moments is not None and self.folder is None:
+                raise ConfigError(
+                    "moments of the backend local say how many days a file in folder has, and "
+                    "folder is not given: name one, or leave moments out"
+                )
         elif self.address is not None and self.folder is None:
             raise ConfigError(
                 "a cluster's workers write into a folder that all of its machines have: name it "

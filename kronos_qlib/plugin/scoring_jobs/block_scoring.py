@@ -8,6 +8,7 @@ names of a day. So a block has the bits that the day would have anywhere else.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from kronos_qlib.data.windows.find import Spans
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.pipeline.block_jobs.run_blocks import Compute
 
@@ -217,6 +219,19 @@ def usual_moments(model: Any) -> int:
 
     back = [one.days_of_history for one in leaves(model) if isinstance(one, KronosModel)]
     return max([USUAL_MOMENTS, *(HISTORIES * days for days in back)])
+
+
+def universe_digest(spans: Spans | None, end: pd.Timestamp) -> str:
+    """Of who is in a universe when, up to a moment; the bars' own digest does not have it."""
+    if spans is None:
+        return "its names, always"
+    text = "\n".join(
+        f"{name} {first} {end if last is None else min(pd.Timestamp(last), end)}"
+        for name in sorted(spans)
+        for first, last in spans[name]
+        if first is None or pd.Timestamp(first) <= end
+    )
+    return f"universe {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def blocks_of(moments: npt.NDArray[np.datetime64], each: int) -> list[Block]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     blocks_of,
     qlib_settings,
     read_scores,
+    universe_digest,
     usual_moments,
 )
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel, settings_of_kronos
@@ -86,6 +88,7 @@ def frame_on_backend(
         "what": what,
         "weights": weights_digest(model),
         "bars": bars_digest(dataset),
+        "universe": universe_digest(source.spans, pd.Timestamp(moments[-1])),
         "from": str(moments[0]),
         "to": str(moments[-1]),
         "moments of a block": str(each),
@@ -98,7 +101,7 @@ def frame_on_backend(
     ):
         result = run_job(
             job,
-            work,
+            replace(work, threads=job.threads),  # as the job was begun
             how.make(),
             show_progress=model.show_progress,
             report=logger.info,

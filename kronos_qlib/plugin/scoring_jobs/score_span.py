@@ -35,12 +35,14 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     blocks_of,
     check_what,
     qlib_settings,
+    universe_digest,
     usual_moments,
 )
 from kronos_qlib.plugin.task_sections import class_of, is_map, mapping_of, value_at
 
 if TYPE_CHECKING:
     from kronos_qlib.data.calendar.stamps import Times
+    from kronos_qlib.data.windows.find import Spans
 
 WORKFLOWS = (".yaml", ".yml")
 ASIDE = (
@@ -142,6 +144,7 @@ def score_span(
             "what": what,
             "weights": weights_digest(model),
             "bars": table_digest(bars_of(dataset, config, end)),
+            "universe": universe_digest(_spans_of(dataset, config), end),
             "from": begin.isoformat(),
             "to": end.isoformat(),
             "moments of a block": str(each),
@@ -250,6 +253,17 @@ def _moments(
             f"{show_span(calendar)}"
         )
     return np.asarray(days)
+
+
+def _spans_of(dataset: Any, config: Mapping[str, Any]) -> Spans | None:
+    """When each name is in the universe of a data set, of windows or of tables."""
+    from kronos_qlib.plugin.dataset import KronosDataset
+    from kronos_qlib.plugin.provider.reader import read_spans
+
+    if isinstance(dataset, KronosDataset):
+        return dataset.bar_handler.spans
+    instruments = value_at(config, "kwargs", "handler", "kwargs", "instruments")
+    return read_spans(instruments or "all", freq_of_dataset(config))
 
 
 def _settings(section: str, value: Any, inside: str | None) -> dict[str, str]:
