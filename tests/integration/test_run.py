@@ -59,8 +59,8 @@ def clean(monkeypatch):
 
 
 def environment() -> dict[str, str]:
-    """Without what tests, pytest and scikit-learn's import set."""
-    ours = ("KRONOS_", "PYTEST_", "KMP_")
+    """Without what tests, pytest and the imports of scikit-learn and torch's optimizers set."""
+    ours = ("KRONOS_", "PYTEST_", "KMP_", "TORCHINDUCTOR_")
     return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
 
 

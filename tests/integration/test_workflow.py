@@ -201,7 +201,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workflows")
     small = ["--instruments", "12", "--years", "1.25", "--effect", "0.3", "--seed", "1"]
     assert main(["data", "demo", str(folder / "market"), *small]) == 0
-    few = ["--instruments", "8", "--years", "0.2", "--effect", "0.3", "--freq", "5min"]
+    few = ["--instruments", "12", "--years", "0.2", "--effect", "0.3", "--freq", "5min"]
     assert main(["data", "demo", str(folder / "minutes"), *few]) == 0
     runs = {
         name: (str(WORKFLOWS / f"workflow_{FILE_OF.get(name, name)}.yaml"), settings)

@@ -199,3 +199,10 @@ def test_an_hour_that_stands_twice_is_put_down_to_the_clocks():
     assert "clocks went back" in told and "UTC" in told and "repair" not in told
     moved = advice_on(table(times=times + pd.Timedelta(days=1)))["duplicate"]
     assert "two instruments" in moved and "clocks" not in moved
+
+
+def test_quotients_beyond_all_numbers_are_no_units():
+    """The largest amount by the smallest volume was an overflow."""
+    bars = pd.DataFrame({name: [1.0] * 40 for name in ("open", "high", "low", "close")})
+    assert describe_units(bars.assign(volume=1e-300, amount=1e300)) == ""
+    assert "1e-300" in describe_units(bars.assign(volume=1e150, amount=1e-150))

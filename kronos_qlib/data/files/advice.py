@@ -103,12 +103,11 @@ def describe_units(bars: pd.DataFrame) -> str:
     known = np.isfinite(values).all(axis=1) & (values > 0).all(axis=1)
     if known.sum() < FEW:
         return ""
-    values = values[known]
-    with np.errstate(over="ignore"):
-        paid = values[:, VOLUME + 1] / values[:, VOLUME]
-    power = round(float(np.median(np.log10(paid / values[:, CLOSE]))))
-    vwap = paid / 10.0**power
-    fits = (vwap >= values[:, LOW] / VWAP_SLACK) & (vwap <= values[:, HIGH] * VWAP_SLACK)
+    logs = np.log10(values[known])  # quotients of the largest and smallest numbers are none
+    ratio, slack = logs[:, VOLUME + 1] - logs[:, VOLUME], np.log10(VWAP_SLACK)
+    power = round(float(np.median(ratio - logs[:, CLOSE])))
+    vwap = ratio - power
+    fits = (vwap >= logs[:, LOW] - slack) & (vwap <= logs[:, HIGH] + slack)
     if power >= 0 or fits.mean() < NEARLY_ALL:
         return ""
     what = (
