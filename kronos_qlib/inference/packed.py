@@ -304,13 +304,23 @@ class PackedBlock:
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
-def _packed_blocks(blocks: nn.ModuleList, dtype: torch.dtype) -> list[PackedBlock]:
+def _packed_blocks(
+    blocks: nn.ModuleList, dtype: torch.dtype, reads_all: bool = False
+) -> list[PackedBlock]:
+    """A stack's, in order.
+
+    Args:
+        reads_all: every bar is wanted of the last block too, which then needs no weights apart.
+    """
     plain = [block for block in blocks if isinstance(block, TransformerBlock)]
     if not plain:
         return []
     attention = plain[0].self_attn
     turn = Turn(attention.rotary, 2 * attention.n_heads)
-    return [PackedBlock(block, turn, dtype, is_last=block is plain[-1]) for block in plain]
+    return [
+        PackedBlock(block, turn, dtype, is_last=block is plain[-1] and not reads_all)
+        for block in plain
+    ]
 
 
 def normalised(x: Tensor, eps: float, spare: int = 0) -> Tensor:
@@ -524,9 +534,8 @@ class PackedTokenizer:
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
         self.dtype, self.quantizer = dtype, as_is(net.quantizer)
-        self.encoder, self.decoder = (
-            _packed_blocks(half, dtype) for half in (net.encoder, net.decoder)
-        )
+        self.encoder = _packed_blocks(net.encoder, dtype, reads_all=True)
+        self.decoder = _packed_blocks(net.decoder, dtype)
         self.embed = Product([net.embed], dtype)
         self.to_code = Product([net.quant_embed], dtype)
         self.from_code = Product([net.post_quant_embed], dtype)

@@ -54,6 +54,11 @@ WINDOWS = {
     "module_path": "kronos_qlib.plugin.dataset",
     "kwargs": {"handler": HANDLER, "segments": SEGMENTS, "lookback": 20, "horizon": 3},
 }
+RECORD = {
+    "class": "KronosSignalRecord",
+    "module_path": "kronos_qlib.plugin.records.signal_record",
+    "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
+}
 TABLES = {
     "class": "DatasetH",
     "module_path": "qlib.data.dataset",
@@ -139,26 +144,25 @@ def zero_shot(opened):
     return model, dataset, signals_frame(model, dataset)
 
 
+def manager_of(uri):
+    return {
+        "class": "KronosExpManager",
+        "module_path": "kronos_qlib.plugin.runs.manager",
+        "kwargs": {"uri": uri, "default_exp_name": "workflow"},
+    }
+
+
 @pytest.fixture(scope="module")
 def blend(provider, tmp_path_factory):
     """A trained run of a blend: baseline, LightGBM on a data set of its own, an alpha head."""
     folder = tmp_path_factory.mktemp("runs")
     uri = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    manager = {
-        "class": "KronosExpManager",
-        "module_path": "kronos_qlib.plugin.runs.manager",
-        "kwargs": {"uri": uri, "default_exp_name": "workflow"},
-    }
-    record = {
-        "class": "KronosSignalRecord",
-        "module_path": "kronos_qlib.plugin.records.signal_record",
-        "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
-    }
+    manager = manager_of(uri)
     before, where = mlflow.get_tracking_uri(), Path.cwd()
     os.chdir(folder)
     open_provider(provider, exp_manager=manager)
     try:
-        task = copy.deepcopy({"model": BLEND, "dataset": WINDOWS, "record": [record]})
+        task = copy.deepcopy({"model": BLEND, "dataset": WINDOWS, "record": [RECORD]})
         recorder = task_train(task, experiment_name="blend")
     finally:
         mlflow.set_tracking_uri(before)
@@ -333,22 +337,13 @@ def test_a_workflow_that_was_stopped_goes_on_from_its_blocks(
 def test_a_sweep_is_a_run_for_each_setting(provider, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
-    manager = {
-        "class": "KronosExpManager",
-        "module_path": "kronos_qlib.plugin.runs.manager",
-        "kwargs": {"uri": uri, "default_exp_name": "workflow"},
-    }
-    record = {
-        "class": "KronosSignalRecord",
-        "module_path": "kronos_qlib.plugin.records.signal_record",
-        "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"},
-    }
+    manager = manager_of(uri)
     windows = copy.deepcopy(WINDOWS)
     windows["kwargs"]["segments"]["test"] = ("2020-12-10", "2020-12-11")
     config = {
         "experiment_name": "sweep",
         "qlib_init": {"provider_uri": str(provider), "region": "us", "exp_manager": manager},
-        "task": {"model": kronos(), "dataset": windows, "record": [record]},
+        "task": {"model": kronos(), "dataset": windows, "record": [RECORD]},
     }
     with (tmp_path / "my.yaml").open("w") as file:
         YAML(typ="safe").dump(json.loads(json.dumps(config)), file)
