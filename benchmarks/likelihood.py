@@ -345,7 +345,7 @@ def encode_after(net: PackedTokenizer, past: torch.Tensor, z: torch.Tensor) -> t
     stores = [KeyValueStore(len(z), steps=0) for _ in net.encoder]
     x = net.embed(past[None])
     for block, store in zip(net.encoder, stores, strict=True):
-        x = block.read_newest(x, store) if store is stores[-1] else block.read_prompt(x, store)
+        x = block.read_prompt(x, store)
     x = net.embed(z[:, None])
     for block, store in zip(net.encoder, stores, strict=True):
         x = block.read_ahead(x, store)
