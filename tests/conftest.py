@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers share the cores
@@ -26,9 +27,11 @@ GOLDEN = Path(__file__).parent / "parity" / "golden"
 
 # No deadline: a busy machine must not turn a test red.
 COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# The same examples in every run.
+# The same examples in every run, half of those that a test asks for: what none of them has broken
+# before is looked for at night.
 settings.register_profile("steady", COMMON, derandomize=True)
-# New examples in every run, NIGHTLY_TIMES as many; what failed is printed, to be repeated.
+STEADY_SHARE = 0.5
+# New examples in every run, NIGHTLY_TIMES those asked for; what failed is printed, to be repeated.
 NIGHTLY = "nightly"
 NIGHTLY_TIMES = 5
 settings.register_profile(NIGHTLY, COMMON, derandomize=False, print_blob=True)
@@ -37,8 +40,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Most tests bound their examples themselves: the nightly run multiplies that too."""
-    if settings.get_current_profile_name() != NIGHTLY:
+    """Most tests bound their examples themselves: the share of a run applies to that."""
+    share = {"steady": STEADY_SHARE, NIGHTLY: NIGHTLY_TIMES}.get(settings.get_current_profile_name())
+    if share is None:
         return
     own = "_hypothesis_internal_use_settings"
     done = set()
@@ -48,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         done.add(test)
         asked = getattr(test, own, None) or settings()
-        setattr(test, own, settings(asked, max_examples=NIGHTLY_TIMES * asked.max_examples))
+        setattr(test, own, settings(asked, max_examples=math.ceil(share * asked.max_examples)))
 
 
 @dataclass(frozen=True)

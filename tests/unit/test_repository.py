@@ -196,5 +196,5 @@ def test_the_nightly_profile_multiplies_what_a_test_bounds(pytestconfig):
         _bounded._hypothesis_internal_use_settings = own
     shared.pytest_collection_modifyitems([Item()])
     assert _bounded._hypothesis_internal_use_settings.max_examples == (
-        7 * shared.NIGHTLY_TIMES if before == shared.NIGHTLY else 7
+        7 * shared.NIGHTLY_TIMES if before == shared.NIGHTLY else 4
     )
