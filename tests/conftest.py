@@ -41,7 +41,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "steady")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Most tests bound their examples themselves: the share of a run applies to that."""
-    share = {"steady": STEADY_SHARE, NIGHTLY: NIGHTLY_TIMES}.get(settings.get_current_profile_name())
+    shares = {"steady": STEADY_SHARE, NIGHTLY: NIGHTLY_TIMES}
+    share = shares.get(settings.get_current_profile_name())
     if share is None:
         return
     own = "_hypothesis_internal_use_settings"
