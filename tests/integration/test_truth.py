@@ -31,7 +31,7 @@ from kronos_qlib.training.alpha import day_features
 
 pytestmark = pytest.mark.integration
 
-SEEDS = 14
+SEEDS = 20
 NAMES = 24
 LOOKBACK, HORIZON = 24, 5
 SCORED_DAYS = 15
