@@ -6,7 +6,7 @@ in float32. Random weights serve: the arithmetic is the same.
 
 Columns: milliseconds a series of both (median of repeats); their ratio; the share of paths that
 are the same in both (float32: all but draws within rounding of the boundary between two tokens;
-bfloat16 rounds, so its paths are others); tokens that ours draws a second; GFLOP/s that it
+narrower types round, so their paths are others); tokens that ours draws a second; GFLOP/s that it
 reaches, and their share of what one large product of that type reaches in the same run; peak
 memory of one call of ours in a fresh process, above what was there before, and what was planned.
 
@@ -19,7 +19,8 @@ turns with it.
 milliseconds a call, and milliseconds a bar ahead, from the difference to a call of one bar.
 
 `--task int8`: milliseconds of a block's products in float32, bfloat16 and int8; of int8 the
-product alone, the quantizing of its rows, and both with what makes numbers of the result.
+product alone, the quantizing of its rows, and both with what makes numbers of the result;
+with `--signed` those of signed numbers, which a CPU without AMX has no fast kernel for.
 
 Example:
     python benchmarks/generation.py --json generation.json
@@ -49,8 +50,10 @@ import psutil
 import torch
 
 from kronos_qlib.data.windows.scale import WindowScale
-from kronos_qlib.inference.packed import Product
+from kronos_qlib.inference.devices import DTYPES
 from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.inference.products.int8_product import Int8Product, Rows, quantized
+from kronos_qlib.inference.products.packed_product import Product
 from kronos_qlib.inference.sampling import SamplingConfig, key_of, path_uniforms, sample_ids
 from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
@@ -181,13 +184,17 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+@torch.inference_mode()
 def machine_gflops(dtype: torch.dtype, repeats: int = 7) -> float:
     """What a large product reaches in the library that is fastest here for it."""
-    x, weight = torch.randn(4096, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    linear = torch.nn.Linear(2048, 2048, bias=False)
-    packed = Product([linear], dtype)
-    ways.append(lambda: packed(x))
+    x, linear = torch.randn(4096, 2048), torch.nn.Linear(2048, 2048, bias=False)
+    ways: list[Callable[[], object]]
+    if dtype == torch.int8:
+        ready, whole = quantized(x), Int8Product([linear])
+        ways = [lambda: whole(ready)]
+    else:
+        narrow, weight, packed = x.to(dtype), linear.weight.to(dtype), Product([linear], dtype)
+        ways = [lambda: torch.nn.functional.linear(narrow, weight), lambda: packed(narrow)]
     best = 0.0
     for way in ways:
         way()
@@ -270,12 +277,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
     parser.add_argument("--no-peak", action="store_true", help="of memory: start no process")
+    parser.add_argument("--signed", action="store_true", help="of int8 products; may take minutes")
     parser.add_argument("--cpu-time", action="store_true", help="own computing, on one thread")
     args = parser.parse_args(argv)
     if args.cpu_time:
         count_cpu_time()
 
-    fastest = {dtype: machine_gflops(getattr(torch, dtype)) for dtype in args.dtypes}
+    fastest = {dtype: machine_gflops(DTYPES[dtype]) for dtype in args.dtypes}
     speeds = ", ".join(f"{speed:.0f} in {dtype}" for dtype, speed in fastest.items())
     print(f"{torch.get_num_threads()} threads; GFLOP/s of a large product: {speeds}")
     rows = TASKS[args.task](args, fastest)
@@ -433,7 +441,7 @@ def embed_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict
         _, work = call.embedding()
         seconds, large = [], []
         for _ in range(args.repeats):
-            large.append(machine_gflops(getattr(torch, dtype), repeats=1))
+            large.append(machine_gflops(DTYPES[dtype], repeats=1))
             seconds.append(median_seconds(work, 1))
         each = statistics.median(seconds) / windows
         reached, most = flops / each / 1e9, statistics.median(large)
@@ -494,52 +502,52 @@ def call_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]
 
 
 def int8_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict]:
-    print("rows  in   out    float32 ms  bfloat16  int8  its rows quantized  together")
+    print("rows  in   out    float32 ms  bfloat16  int8  its rows quantized  together  (signed)")
     rows = []
     sizes = {SIZES[size].get("d_model"): SIZES[size].get("ff_dim") for size in args.sizes}
     for (width, ff), count in product(sizes.items(), (3000, 320)):
         if width is None:
             continue
         for inner, outer in ((width, 3 * width), (width, width), (width, ff), (ff, width)):
-            row = {"rows": count, "in": inner, "out": outer, **int8_product(count, inner, outer)}
+            row = {
+                "rows": count,
+                "in": inner,
+                "out": outer,
+                **int8_product(count, inner, outer, args.signed),
+            }
             print("  ".join(f"{each:.3g}" for each in row.values()), flush=True)
             rows.append(row)
     return rows
 
 
 @torch.inference_mode()
-def int8_product(rows: int, inner: int, outer: int, repeats: int = 15) -> dict[str, float]:
+def int8_product(
+    rows: int, inner: int, outer: int, signed: bool, repeats: int = 15
+) -> dict[str, float]:
     """Milliseconds of one product (rows, inner) by (inner, outer), in turns.
 
-    int8 by torch's oneDNN op: weights by output channel, activations by row and dynamic. The op
-    takes no scale of rows, so that finding, dividing and multiplying by it are eager operations.
+    The op of int8 takes no scale of rows, so that finding it, dividing and multiplying by it are
+    eager operations.
     """
     linear, x = torch.nn.Linear(inner, outer, bias=False), torch.randn(rows, inner)
     narrow = x.to(torch.bfloat16)
     exact, rounded = Product([linear], torch.float32), Product([linear], torch.bfloat16)
-    scale = linear.weight.abs().amax(dim=1) / 127
-    whole = (linear.weight / scale[:, None]).round().to(torch.int8)
-    ops, zeros = torch.ops.onednn, torch.zeros(outer, dtype=torch.int32)
-    weight = ops.qlinear_prepack(whole, [rows, inner])
-
-    def quantized() -> tuple[torch.Tensor, torch.Tensor]:
-        of_rows = narrow.abs().amax(dim=-1, keepdim=True).float().div_(127)
-        return (narrow / of_rows).round_().to(torch.int8), of_rows
-
-    def product_of(ids: torch.Tensor) -> torch.Tensor:
-        plain = (None, 1.0, 0, torch.bfloat16, "none", [], "")
-        out: torch.Tensor = ops.qlinear_pointwise(ids, 1.0, 0, weight, scale, zeros, *plain)
-        return out
-
-    def together() -> torch.Tensor:
-        ids, of_rows = quantized()
-        return product_of(ids).mul_(of_rows)
-
-    ids, _ = quantized()
+    whole = Int8Product([linear])
+    ids, _ = quantized(x)
+    unscaled = Rows(ids, torch.ones(()))
     ways: dict[str, Callable[[], object]] = {
         "float32_ms": lambda: exact(x), "bfloat16_ms": lambda: rounded(narrow),
-        "int8_ms": lambda: product_of(ids), "quantizing_ms": quantized, "together_ms": together,
+        "int8_ms": lambda: whole._unscaled(unscaled), "quantizing_ms": lambda: quantized(x),
+        "together_ms": lambda: whole(x),
     }  # fmt: skip
+    if signed:
+        ops, zeros = torch.ops.onednn, torch.zeros(outer, dtype=torch.int32)
+        weight = ops.qlinear_prepack((linear.weight / whole.scale[:, None]).round().char(), None)
+        below = (ids.int() - 128).char()
+        plain = (None, 1.0, 0, torch.float32, "none", [], "")
+        ways["signed_ms"] = lambda: ops.qlinear_pointwise(
+            below, 1.0, 0, weight, whole.scale, zeros, *plain
+        )
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         for name, way in ways.items():

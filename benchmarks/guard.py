@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from generation import Call, Case, clock, count_cpu_time
 
-from kronos_qlib.inference.packed import Product
+from kronos_qlib.inference.products.packed_product import Product
 
 KEPT = Path(__file__).with_name("guard.json")
 LOSS = 0.2

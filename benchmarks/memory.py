@@ -36,6 +36,7 @@ MIB = 2**20
 CASES = (
     "10000:90:30:100:float32",
     "10000:90:30:100:bfloat16",
+    "10000:90:30:100:int8",
     "10000:400:30:5:float32",
     "1:90:30:10000:float32",
 )
@@ -52,7 +53,7 @@ class Call:
     @classmethod
     def parse(cls, text: str) -> Call:
         *numbers, dtype = text.split(":")
-        if len(numbers) != 4 or dtype not in ("float32", "bfloat16"):
+        if len(numbers) != 4 or dtype not in ("float32", "bfloat16", "int8"):
             raise argparse.ArgumentTypeError("expected series:lookback:horizon:paths:type")
         return cls(*map(int, numbers), dtype)
 

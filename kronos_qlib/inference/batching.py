@@ -45,7 +45,9 @@ class Sizes:
     horizon: int
     max_context: int
     value_bytes: int
-    """4 in float32, 2 in bfloat16."""
+    """Of a key or value, and of the tokenizer's numbers: 4 in float32, 2 in bfloat16 and int8."""
+    between_bytes: int = 4
+    """Of the predictor's numbers between products: 4 in float32 and int8, 2 in bfloat16."""
 
     def batch_bytes(self, series: int, paths: int) -> int:
         """An upper estimate of what one micro-batch allocates at its fullest."""
@@ -57,8 +59,8 @@ class Sizes:
         layers = net.n_layers + 1  # the s2 attention keeps keys and values too
         kept = 2 * layers * net.d_model * self.value_bytes
         at_work, coding = (
-            self.value_bytes * (8 * half.d_model + 2 * half.ff_dim) + 16 * half.d_model
-            for half in (net, tokenizer)
+            each * (8 * half.d_model + 2 * half.ff_dim) + 16 * half.d_model
+            for half, each in ((net, self.between_bytes), (tokenizer, self.value_bytes))
         )
         steps = min(self.horizon, self.max_context)
         if steps > FEW_STEPS:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from kronos_qlib.errors import ConfigError
+from kronos_qlib.inference.products.int8_product import can_multiply_int8
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -34,13 +35,20 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cpu")
 
 
-def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The number type of weights and activations.
 
     Raises:
-        ConfigError: it is neither float32 nor bfloat16.
+        ConfigError: it is none of these, or this machine has no int8 products.
     """
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if chosen == torch.int8 and device.type != "cpu":
+        raise ConfigError(f"dtype int8 is for a CPU, the device is {device}; take 'bfloat16'")
+    if chosen == torch.int8 and not can_multiply_int8():
+        raise ConfigError(
+            "dtype int8 needs a CPU with AVX-512 VNNI and a torch with oneDNN, one of which is "
+            "missing here; take 'bfloat16' or 'float32'"
+        )
     return chosen

@@ -68,9 +68,13 @@ class KeyValueStore:
     without a copy; the paths' own bars lie beside them, in the layout that their number likes.
     """
 
-    def __init__(self, paths: int, steps: int) -> None:
-        """Memory for `paths` futures per window, of at most `steps` bars each."""
-        self.paths, self.steps = paths, steps
+    def __init__(self, paths: int, steps: int, dtype: torch.dtype | None = None) -> None:
+        """Memory for `paths` futures per window, of at most `steps` bars each.
+
+        Args:
+            dtype: of what is kept and attended to; None: as it comes.
+        """
+        self.paths, self.steps, self.dtype = paths, steps, dtype
         self.taken = 0
         self._is_few = steps <= FEW_STEPS
         self._prompt: tuple[Tensor, Tensor] | None = None
@@ -94,7 +98,7 @@ class KeyValueStore:
         """Remember prompts, k and v (B, T, H, W)."""
         assert self.is_empty, "a store remembers one prompt per window"
         # (B, H, T, W): a window's head is one matrix.
-        k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        k, v = self._compact(k.transpose(1, 2)), self._compact(v.transpose(1, 2))
         self.adopt(k, v, k.shape[2])
 
     def adopt(self, k: Tensor, v: Tensor, length: int | Tensor) -> None:
@@ -144,7 +148,7 @@ class KeyValueStore:
     def read_more(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add a bar to every prompt and attend from it: all (B, 1, H, W), to (B, 1, H * W)."""
         self.lengthen(k, v)
-        return self._rows(self._attend_prompt(q.transpose(1, 2)))
+        return self._rows(self._attend_prompt(self._compact(q.transpose(1, 2))))
 
     def keep(self, k: Tensor, v: Tensor) -> None:
         """Remember every path's newest bar, k and v (R, 1, H, W)."""
@@ -162,7 +166,7 @@ class KeyValueStore:
 
     def attend(self, q: Tensor) -> Tensor:
         """Attend from every path's newest bar, q (R, 1, H, W), to all remembered: (R, 1, H * W)."""
-        queries = self._by_window(q[:, 0]).contiguous()  # (B, H, P, W)
+        queries = self._compact(self._by_window(q[:, 0]))  # (B, H, P, W)
         if not self.taken:
             return self._rows(self._attend_prompt(queries))
         assert self._own is not None
@@ -234,6 +238,10 @@ class KeyValueStore:
             return scores
         places = torch.arange(scores.shape[-1], device=scores.device)
         return scores.masked_fill_((places >= self._lengths[:, None])[:, None, None], -torch.inf)
+
+    def _compact(self, x: Tensor) -> Tensor:
+        """In one piece and of the type that is kept."""
+        return x.to(self.dtype or x.dtype, memory_format=torch.contiguous_format)
 
     def _by_window(self, rows: Tensor) -> Tensor:
         """(R, H, W) to (B, H, P, W)."""

@@ -13,11 +13,9 @@ W head width.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,6 +28,8 @@ from kronos_qlib.inference.kv_cache import (
     attend_newest,
     spare_keys,
 )
+from kronos_qlib.inference.products.int8_product import Int8Product, Rows, quantized_norm
+from kronos_qlib.inference.products.packed_product import Product, can_pack, normalised
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.layers import (
     Attention,
@@ -43,97 +43,47 @@ from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
-logger = logging.getLogger(__name__)
-
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""
 
 
-class Product:
-    """x @ weight.T + bias, with what follows it folded in where the library can.
+class AnyProduct(Protocol):
+    """A `Product`, or one of int8, which reads quantized rows too: what the norm before it gives.
 
-    Several linear maps of one input, given together, come out side by side. The weight of a norm
-    before them can be folded in: they then read what `normalised` returns.
+    What `times` gives is for the next product alone.
     """
 
-    def __init__(
-        self, maps: Sequence[nn.Linear], dtype: torch.dtype, norm: RMSNorm | None = None
-    ) -> None:
-        weight = torch.cat([each.weight.detach() for each in maps])
-        if norm is not None:
-            weight = weight * norm.weight.detach()
-        weight = weight.to(dtype)
-        biases = [each.bias.detach() for each in maps if each.bias is not None]
-        self.bias = torch.cat(biases).to(dtype) if biases else None
-        self.packed: Any = None
-        if weight.device.type == "cpu" and _can_pack(dtype):
-            self.packed, weight = _pack(weight)
-        self.weight = weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        out: Tensor = self.packed(x, self.weight, self.bias, "none", [], "")
-        return out
-
-    def swish(self, x: Tensor) -> Tensor:
-        """silu of the product: (..., in) to (..., out)."""
-        if self.packed is None or self.weight.dtype == torch.bfloat16:
-            # oneDNN's own costs twice the bfloat16 product, torch's on the result less.
-            return F.silu(self(x), inplace=True)
-        out: Tensor = self.packed(x, self.weight, self.bias, "swish", [], "")
-        return out
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product plus `other`: (..., in) and (..., out) to (..., out)."""
-        if self.packed is None:
-            return self(x) + other
-        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "add")
-        return out
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product times `other` by elements: (..., in) and (..., out) to (..., out)."""
-        if self.packed is None:
-            return self(x) * other
-        out: Tensor = self.packed.binary(x, other, self.weight, self.bias, "mul")
-        return out
+    def __call__(self, x: Any) -> Tensor: ...
+    def swish(self, x: Any) -> Tensor: ...
+    def plus(self, x: Any, other: Tensor) -> Tensor: ...
+    def times(self, x: Any, other: Tensor) -> Any: ...
 
 
-def _pack(weight: Tensor) -> tuple[Any, Tensor]:
-    """oneDNN's product, and a weight (out, in) in the layout that it wants.
+def between_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the numbers between the products of `dtype`."""
+    return torch.float32 if dtype == torch.int8 else dtype
 
-    torch.compile's own ops for frozen weights: oneDNN, where F.linear asks MKL. They are private to
-    torch, so that only this function and `_can_pack` name them.
+
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values, and of the tokenizer, beside products of `dtype`.
+
+    A wrong token costs more than a rounded number, and a tokenizer is small: beside int8 it is in
+    bfloat16, or in float32 where the machine does not multiply bfloat16.
     """
-    ops = torch.ops.mkldnn
-    return ops._linear_pointwise, ops._reorder_linear_weight(weight.contiguous(), None)
+    if dtype != torch.int8:
+        return dtype
+    return torch.bfloat16 if can_pack(torch.bfloat16) else torch.float32
 
 
-@cache
-def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch and this machine multiply the type by `_pack`, tried on a small product.
+def _product(
+    maps: Sequence[nn.Linear], dtype: torch.dtype, norm: RMSNorm | None = None
+) -> AnyProduct:
+    return Int8Product(maps, norm) if dtype == torch.int8 else Product(maps, dtype, norm)
 
-    A CPU may lack what bfloat16 needs, and another torch may lack the ops or call them otherwise:
-    then F.linear does all products.
-    """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        x = torch.arange(-8.0, 8.0).view(2, 8).to(dtype)
-        square = torch.eye(8, dtype=dtype) * 2
-        linear, packed = _pack(square)
-        found = [
-            linear(x, packed, None, "none", [], ""),
-            linear(x, packed, None, "swish", [], ""),
-            *(linear.binary(x, x, packed, None, name) for name in ("add", "mul")),
-        ]
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as lacking:
-        logger.info("this torch packs no %s for oneDNN, products are slower: %s", dtype, lacking)
-        return False
-    expected = (2 * x, F.silu(2 * x), 3 * x, 2 * x * x)
-    return all(torch.allclose(*pair, rtol=0.02) for pair in zip(found, expected, strict=True))
+
+def _norm_before(dtype: torch.dtype) -> Callable[..., Any]:
+    """What a product of this type reads after a norm."""
+    return quantized_norm if dtype == torch.int8 else normalised
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -236,22 +186,23 @@ class PackedBlock:
         attention = block.self_attn
         self.heads, self.turn = attention.n_heads, turn
         self.eps = block.norm1.eps, block.norm2.eps
+        self.normed = _norm_before(dtype)
         queries, keys = queries_of(attention), interleaved(attention.k_proj, self.heads)
-        self.inputs = Product([queries, keys, attention.v_proj], dtype, block.norm1)
-        self.apart: tuple[Product, Product] | None = None
+        self.inputs = _product([queries, keys, attention.v_proj], dtype, block.norm1)
+        self.apart: tuple[AnyProduct, AnyProduct] | None = None
         if is_last:  # copies, since a part of a packed weight cannot be multiplied
-            others = Product([keys, attention.v_proj], dtype, block.norm1)
-            self.apart = Product([queries], dtype, block.norm1), others
-        self.output = Product([attention.out_proj], dtype)
+            others = _product([keys, attention.v_proj], dtype, block.norm1)
+            self.apart = _product([queries], dtype, block.norm1), others
+        self.output = _product([attention.out_proj], dtype)
         self.gate, self.up = (
-            Product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
+            _product([part], dtype, block.norm2) for part in (block.ffn.w1, block.ffn.w3)
         )
-        self.down = Product([block.ffn.w2], dtype)
+        self.down = _product([block.ffn.w2], dtype)
 
     def read_prompt(self, x: Tensor, store: KeyValueStore | None) -> Tensor:
         """Take in prompts (B, T, D); without a store nothing is kept."""
         (windows, bars, _), spare = x.shape, spare_keys(x)
-        every = self.inputs(normalised(x, self.eps[0], spare))
+        every = self.inputs(self.normed(x, self.eps[0], spare))
         parts = _heads(every[: windows * bars].view(windows, bars, -1), 3 * self.heads)
         self.turn.in_place(parts[:, :, : 2 * self.heads], 0)
         q, k, v = parts.chunk(3, dim=2)
@@ -268,11 +219,12 @@ class PackedBlock:
         """Take in prompts (B, T, D), and return the output of the last `bars` of them alone."""
         assert self.apart is not None, "only the last block may leave bars out"
         of_queries, of_others = self.apart
-        normed, newest = normalised(x, self.eps[0]), slice(max(0, x.shape[1] - bars), None)
-        q = _heads(of_queries(normed[:, newest]), self.heads)
+        normed, newest = self.normed(x, self.eps[0]), slice(max(0, x.shape[1] - bars), None)
+        asking = normed.bars(newest) if isinstance(normed, Rows) else normed[:, newest]
+        q = _heads(of_queries(asking), self.heads)
         both = _heads(of_others(normed), 2 * self.heads)
-        k, v = both[:, :, : self.heads], both[:, :, self.heads :]
         self.turn.in_place(q, x.shape[1] - q.shape[1])
+        k, v = both[:, :, : self.heads], both[:, :, self.heads :]
         self.turn.in_place(k, 0)
         if store is not None:
             store.keep_prompt(k, v)
@@ -294,13 +246,13 @@ class PackedBlock:
 
     def _parts(self, x: Tensor, start: int | Tensor) -> Sequence[Tensor]:
         """Queries and keys, turned, and values, each (N, T, H, W)."""
-        parts = _heads(self.inputs(normalised(x, self.eps[0])), 3 * self.heads)
+        parts = _heads(self.inputs(self.normed(x, self.eps[0])), 3 * self.heads)
         self.turn.in_place(parts[:, :, : 2 * self.heads], start)
         return parts.chunk(3, dim=2)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = self.output.plus(mixed, x)
-        normed = normalised(x, self.eps[1])
+        normed = self.normed(x, self.eps[1])
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
@@ -323,35 +275,17 @@ def _packed_blocks(
     ]
 
 
-def normalised(x: Tensor, eps: float, spare: int = 0) -> Tensor:
-    """The root-mean-square norm without its weight, computed in float32: (..., D) to (..., D).
+class PackedKronos:
+    """The predictor, ready to decode; holds copies of the weights as they are now.
 
     Args:
-        spare: rows of zeros to add; then the result is (rows + spare, D).
+        dtype: of the products; see `between_dtype` and `kept_dtype` for what is beside them.
     """
-    wide = x.float()
-    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = torch.rsqrt(size.square_().div_(x.shape[-1]).add_(eps))
-    if spare:
-        rows = scale.numel()
-        out = x.new_empty(rows + spare, x.shape[-1])
-        out[rows:] = 0
-        given = out[:rows].view(x.shape)
-        if wide is x:
-            torch.mul(wide, scale, out=given)
-        else:
-            given.copy_(wide.mul_(scale))
-        return out
-    # In place where the cast made a copy: fresh memory costs as much as the arithmetic.
-    return wide * scale if wide is x else wide.mul_(scale).to(x.dtype)
-
-
-class PackedKronos:
-    """The predictor, ready to decode; holds copies of the weights as they are now."""
 
     def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
         self.blocks = _packed_blocks(net.transformer, dtype)
+        self.kept = kept_dtype(dtype)
+        of_products, dtype = dtype, between_dtype(dtype)
         self.norm_eps, self.norm_weight = net.norm.eps, net.norm.weight.detach().to(dtype)
         # The fusion of the two embeddings is linear: each half goes through it once and for all.
         embedding = net.embedding
@@ -360,17 +294,19 @@ class PackedKronos:
         fused = embedding.emb_s2.weight.detach() * embedding.scale @ right.t()
         self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
         self.time = packed_time(net.time_emb, dtype)
-        self.s1_head = Product([net.head.proj_s1], dtype)
-        self.s2_norm_eps = net.dep_layer.norm.eps
-        self.s2_head = Product([net.head.proj_s2], dtype, net.dep_layer.norm)
+        self.s1_head = _product([net.head.proj_s1], of_products)
+        self.s2_norm_eps, self.s2_normed = net.dep_layer.norm.eps, _norm_before(of_products)
+        self.s2_head = _product([net.head.proj_s2], of_products, net.dep_layer.norm)
         attention = net.dep_layer.cross_attn
         self.s2_heads = attention.n_heads
         self.s2_turn = Turn(attention.rotary, self.s2_heads)
-        self.s2_query_table = embedding.emb_s1.weight.detach().to(dtype)
-        self.s2_query = Product([queries_of(attention)], dtype)
+        # A query is asked by an s1 alone: there are as many as tokens.
+        asking = embedding.emb_s1.weight.detach().to(dtype)
+        with torch.inference_mode():
+            self.s2_queries = Product([queries_of(attention)], dtype)(asking)
         keys = interleaved(attention.k_proj, self.s2_heads)
-        self.s2_keys_values = Product([keys, attention.v_proj], dtype)
-        self.s2_output = Product([attention.out_proj], dtype)
+        self.s2_keys_values = _product([keys, attention.v_proj], of_products)
+        self.s2_output = _product([attention.out_proj], of_products)
 
     def embed(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
         """Tokens (N, T) and stamps (N, T, 5) to what the first block reads, (N, T, D)."""
@@ -388,8 +324,8 @@ class Reader:
 
     def __init__(self, net: PackedKronos, paths: int, steps: int, rotate_s2: bool = False) -> None:
         self.net, self.paths, self.rotate_s2 = net, paths, rotate_s2
-        self.stores = [KeyValueStore(paths, steps) for _ in net.blocks]
-        self.s2_store = KeyValueStore(paths, steps)
+        self.stores = [KeyValueStore(paths, steps, net.kept) for _ in net.blocks]
+        self.s2_store = KeyValueStore(paths, steps, net.kept)
 
     def read(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
         """Take in bars and return the context of the newest, one per path: (R, D).
@@ -432,12 +368,11 @@ class Reader:
     def s2_logits(self, newest: Tensor, s1: Tensor) -> Tensor:
         """(R, 2**s2_bits) float32, given the s1 (R,) drawn for the next bar."""
         net = self.net
-        asked = F.embedding(s1, net.s2_query_table)[:, None]
-        query = _heads(net.s2_query(asked), net.s2_heads)
+        query = _heads(F.embedding(s1, net.s2_queries)[:, None], net.s2_heads)
         if self.rotate_s2:
             net.s2_turn.in_place(query, self.s2_store.length - 1)
         attended = net.s2_output.plus(self.s2_store.attend(query)[:, 0], newest)
-        return net.s2_head(normalised(attended, net.s2_norm_eps)).float()
+        return net.s2_head(net.s2_normed(attended, net.s2_norm_eps)).float()
 
     def _keep_for_s2(self, context: Tensor, is_prompt: bool) -> None:
         k, v = self._for_s2(context)

@@ -60,6 +60,8 @@ from kronos_qlib.inference.options import (
 from kronos_qlib.inference.packed import (
     PackedKronos,
     PackedTokenizer,
+    between_dtype,
+    kept_dtype,
     read_contexts,
     require_finite,
 )
@@ -124,13 +126,15 @@ class KronosPredictor:
         clip: normalised bars are clipped to this many standard deviations.
         dtype: "float32", or "bfloat16" for weights and activations (norms, rotary tables, softmax
             and sampling stay in float32): about twice as fast where the machine multiplies it
-            natively. The tokens drawn differ, as after any rounding.
+            natively. "int8", on a CPU with AVX-512 VNNI, for the products of the predictor (the
+            tokenizer, keys and values in bfloat16): a larger network is faster still. The tokens
+            drawn differ, as after any rounding; benchmarks/number_types.py has what that costs.
         memory_mb: budget in MiB for what forecasting allocates beside weights, bars and result.
             It sets the micro-batches, not what is drawn.
 
     Raises:
         CheckpointError: the two halves do not belong together.
-        ConfigError: a setting cannot work, or this machine has no such device.
+        ConfigError: a setting cannot work, or this machine has no such device or products.
     """
 
     calibration: Calibration | None
@@ -157,7 +161,7 @@ class KronosPredictor:
         if not clip > 0:
             raise ConfigError(f"clip must be above 0, got {clip}")
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype)
+        self.dtype = pick_dtype(dtype, self.device)
         self.memory_mb = whole("memory_mb", memory_mb)
         # In training mode they would drop out and the forecast would be noise (fault 1).
         self.model = model.to(self.device).eval()
@@ -553,7 +557,8 @@ class KronosPredictor:
             lookback,
             pred_len,
             self.max_context,
-            self.dtype.itemsize,
+            kept_dtype(self.dtype).itemsize,
+            between_dtype(self.dtype).itemsize,
         )
         threads = planned_threads() if self.device.type == "cpu" else None
         return plan_batches(sizes, series, sample_count, self.memory_mb, threads, stratified)
@@ -650,7 +655,7 @@ class KronosPredictor:
         now = self._weights_now()
         if self._packed is None or now != self._packed_from:
             net = PackedKronos(self.model, self.dtype)
-            self._packed = Packed(net, PackedTokenizer(self.tokenizer, self.dtype))
+            self._packed = Packed(net, PackedTokenizer(self.tokenizer, kept_dtype(self.dtype)))
             self._packed_from = now
         return self._packed
 

@@ -117,8 +117,8 @@ class KronosModel(ModelFT):
         device: "auto", or a torch device.
         max_context: bars the network sees at once, at most the checkpoint's own number, which
             None takes; 512 where a checkpoint has none.
-        dtype: "float32" or "bfloat16", for scoring, and for the contexts that a head on a frozen
-            backbone is trained on; training itself is in float32.
+        dtype: "float32", "bfloat16" or "int8" as of `KronosPredictor`, for scoring, and for the
+            contexts that a head on a frozen backbone is trained on; training itself is in float32.
         memory_mb: budget in MiB for what scoring allocates, see `KronosPredictor`.
         seed: of the sampled paths. Training has its own.
         show_progress: progress bars on stderr.

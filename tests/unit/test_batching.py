@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos_qlib.errors import ConfigError
-from kronos_qlib.inference import packed as engine
 from kronos_qlib.inference.batching import MEBIBYTE, Sizes, plan_batches, run_batches
 from kronos_qlib.inference.packed import Turn
 from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.inference.products import packed_product
 
 
 def sizes(make_pair, lookback=90, horizon=10, max_context=512, **network):
@@ -152,7 +152,7 @@ def test_one_predictor_serves_several_threads(make_pair):
 
 def test_a_cpu_without_bfloat16_products_draws_all_the_same(make_pair, monkeypatch):
     """oneDNN refuses to pack bfloat16 for older CPUs, in words about avx_ne_convert."""
-    monkeypatch.setattr(engine, "_can_pack", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(packed_product, "can_pack", lambda dtype: dtype == torch.float32)
     tokenizer, model = make_pair()
     forecaster = KronosPredictor(model, tokenizer, device="cpu", dtype="bfloat16")
     bars = 50 + np.random.default_rng(0).normal(size=(2, 30, 6)).cumsum(axis=1)
@@ -185,12 +185,12 @@ def test_a_torch_without_the_private_products_draws_the_same(make_pair, monkeypa
     others = {"_linear_pointwise": product, "_reorder_linear_weight": ops._reorder_linear_weight}
     gone = SimpleNamespace(**({} if lacking == "namespace" else others))
     monkeypatch.setattr(torch.ops, "mkldnn", gone)
-    engine._can_pack.cache_clear()
+    packed_product.can_pack.cache_clear()
     try:
         np.testing.assert_allclose(drawn(), expected, rtol=1e-4)
         assert len(asked) <= 2, "asked once, by the trial, and never for a forecast"
     finally:
-        engine._can_pack.cache_clear()
+        packed_product.can_pack.cache_clear()
 
 
 def stratified_draws(forecaster, paths, horizon):

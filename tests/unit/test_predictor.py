@@ -11,6 +11,7 @@ from kronos_qlib.data.calendar.stamps import stamps_of
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
 from kronos_qlib.inference.predictor import KronosPredictor
+from kronos_qlib.inference.products.int8_product import can_multiply_int8
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.schema import BAR_COLUMNS
 
@@ -368,13 +369,22 @@ def test_an_embedding_is_the_context_after_the_last_bar(tiny_pair, length):
         forecaster.embed(x, stamps)
 
 
-def test_bfloat16_draws_from_nearly_the_same_distribution(tiny_pair):
+NARROW = [
+    "bfloat16",
+    pytest.param(
+        "int8", marks=pytest.mark.skipif(not can_multiply_int8(), reason="this CPU has no VNNI")
+    ),
+]
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_a_narrow_type_draws_from_nearly_the_same_distribution(tiny_pair, narrow):
     """Rounded weights and activations, but positions and chances as exact as ever."""
     tokenizer, model = tiny_pair
     x = np.stack([bars(20, seed).to_numpy(np.float32) for seed in range(40)])
     stamps = np.repeat(stamps_of(DAYS[:24])[None], 40, axis=0)
     found = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", narrow):
         forecaster = KronosPredictor(model, tokenizer, device="cpu", dtype=dtype)
         drawn = forecaster.paths(x, stamps[:, :20], stamps[:, 20:], 4, sample_count=20)
         assert drawn.dtype == np.float32
@@ -383,7 +393,9 @@ def test_bfloat16_draws_from_nearly_the_same_distribution(tiny_pair):
     exact, rounded = (moves.mean(axis=1) for moves in found.values())
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.95
     assert abs(rounded.std() / exact.std() - 1) < 0.1
-    with pytest.raises(ConfigError, match="dtype must be one of float32, bfloat16, got 'half'"):
+    with pytest.raises(
+        ConfigError, match="dtype must be one of float32, bfloat16, int8, got 'half'"
+    ):
         KronosPredictor(model, tokenizer, device="cpu", dtype="half")
 
 
