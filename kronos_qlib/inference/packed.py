@@ -53,10 +53,17 @@ class AnyProduct(Protocol):
     What `times` gives is for the next product alone.
     """
 
-    def __call__(self, x: Any) -> Tensor: ...
-    def swish(self, x: Any) -> Tensor: ...
-    def plus(self, x: Any, other: Tensor) -> Tensor: ...
-    def times(self, x: Any, other: Tensor) -> Any: ...
+    def __call__(self, x: Any) -> Tensor:
+        """(..., in) to (..., out)."""
+
+    def swish(self, x: Any) -> Tensor:
+        """silu of the product: (..., in) to (..., out)."""
+
+    def plus(self, x: Any, other: Tensor) -> Tensor:
+        """The product plus `other`: (..., in) and (..., out) to (..., out)."""
+
+    def times(self, x: Any, other: Tensor) -> Any:
+        """The product times `other` by elements: (..., in) and (..., out) to (..., out)."""
 
 
 def between_dtype(dtype: torch.dtype) -> torch.dtype:
