@@ -23,8 +23,9 @@ from kronos_qlib.model.sizes import PredictorConfig, TokenizerConfig
 MEBIBYTE = 2**20
 SLACK_BYTES = 8 * MEBIBYTE
 """What a worker takes before its batch has any size: scratch of the libraries, its allocator."""
-GOOD_TOKENS = 3000
-"""Bars of prompts in a micro-batch that fill a machine's caches without leaving them."""
+GOOD_TOKENS = 6000
+"""Bars of prompts in a micro-batch. They are read half as many at a time (`packed.GOOD_TOKENS`),
+but steps of all their paths are taken together, and weights are fetched for each step."""
 GOOD_ROWS = 640
 """Rows (series x paths) in a micro-batch above which a product gets no faster."""
 LEAST_ROWS = 64

@@ -79,6 +79,7 @@ class KeyValueStore:
         self._is_few = steps <= FEW_STEPS
         self._prompt: tuple[Tensor, Tensor] | None = None
         self._room: tuple[Tensor, Tensor] | None = None
+        self._come = 0
         self._lengths: Tensor | None = None
         self._own: tuple[Tensor, Tensor] | None = None
 
@@ -94,12 +95,26 @@ class KeyValueStore:
             return self._lengths + self.taken
         return 0 if self._prompt is None else self._prompt[0].shape[2] + self.taken
 
-    def keep_prompt(self, k: Tensor, v: Tensor) -> None:
-        """Remember prompts, k and v (B, T, H, W)."""
+    def keep_prompt(self, k: Tensor, v: Tensor, windows: int | None = None) -> None:
+        """Remember prompts, k and v (B, T, H, W).
+
+        Args:
+            windows: how many there will be; they may come some at a time. None: these are all.
+        """
         assert self.is_empty, "a store remembers one prompt per window"
         # (B, H, T, W): a window's head is one matrix.
-        k, v = self._compact(k.transpose(1, 2)), self._compact(v.transpose(1, 2))
-        self.adopt(k, v, k.shape[2])
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if windows is None or windows == len(k):
+            return self.adopt(self._compact(k), self._compact(v), k.shape[2])
+        if self._room is None:
+            shape, dtype = (windows, *k.shape[1:]), self.dtype or k.dtype
+            self._room = k.new_empty(shape, dtype=dtype), v.new_empty(shape, dtype=dtype)
+        start, stop = self._come, self._come + len(k)
+        self._room[0][start:stop], self._room[1][start:stop] = k, v
+        self._come = stop
+        if stop == windows:
+            self.adopt(*self._room, k.shape[2])
+        return None
 
     def adopt(self, k: Tensor, v: Tensor, length: int | Tensor) -> None:
         """Take prompts that were read before, without a copy.

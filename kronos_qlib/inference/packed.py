@@ -43,6 +43,8 @@ from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 
+GOOD_TOKENS = 3000
+"""Bars of prompts read at a time on a CPU: that many fill its caches without leaving them."""
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""
 
@@ -208,13 +210,22 @@ class PackedBlock:
 
     def read_prompt(self, x: Tensor, store: KeyValueStore | None) -> Tensor:
         """Take in prompts (B, T, D); without a store nothing is kept."""
+        many = max(1, GOOD_TOKENS // x.shape[1]) if x.device.type == "cpu" else len(x)
+        if len(x) <= many:
+            return self._read_together(x, store, len(x))
+        out = torch.empty_like(x)
+        for part, found in zip(torch.split(x, many), torch.split(out, many), strict=True):
+            found.copy_(self._read_together(part, store, len(x)))
+        return out
+
+    def _read_together(self, x: Tensor, store: KeyValueStore | None, every_window: int) -> Tensor:
         (windows, bars, _), spare = x.shape, spare_keys(x)
         every = self.inputs(self.normed(x, self.eps[0], spare))
         parts = _heads(every[: windows * bars].view(windows, bars, -1), 3 * self.heads)
         self.turn.in_place(parts[:, :, : 2 * self.heads], 0)
         q, k, v = parts.chunk(3, dim=2)
         if store is not None:
-            store.keep_prompt(k, v)
+            store.keep_prompt(k, v, every_window)
         if spare:  # each window's keys go on into the next one's, which no query of it sees
             shape = (windows, bars + spare, *k.shape[2:])
             k, v = (

@@ -44,6 +44,22 @@ def test_prompts_of_any_length_are_read_as_by_the_plain_blocks(blocks, bars):
         torch.testing.assert_close(alone, block.read_prompt(x, None)[1:2], rtol=0, atol=0)
 
 
+def test_prompts_read_some_at_a_time_are_those_read_together(blocks, monkeypatch):
+    x = windows(20, count=7)
+    [block] = engine._packed_blocks(blocks[:1], torch.float32)
+    one, other = (KeyValueStore(paths=2, steps=3) for _ in range(2))
+    with torch.inference_mode():
+        expected = block.read_prompt(x, one)
+        monkeypatch.setattr(engine, "GOOD_TOKENS", 65)  # three windows
+        assert torch.equal(block.read_prompt(x, other), expected)
+        assert torch.equal(block.read_prompt(x, None), expected)
+        assert other.length == one.length == 20
+        for found, kept in zip(other.prompt, one.prompt, strict=True):
+            assert torch.equal(found, kept)
+        following = windows(1, count=14)
+        assert torch.equal(block.read_next(following, other), block.read_next(following, one))
+
+
 @pytest.mark.parametrize("newest", [1, 2, 5, 200])
 @pytest.mark.parametrize("bars", [2, 20, 90])
 def test_the_newest_bars_alone_are_those_of_the_whole_prompt(blocks, bars, newest):
