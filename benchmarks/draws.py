@@ -7,7 +7,8 @@ Four tables, with nano on windows of real or simulated bars:
    independent draws, as the number of independent paths that one path is worth.
 3. The s2 attention while generating: cross-entropy of the true next s2 given the true next s1, as
    published (keys not rotated) and as trained (rotated), on held-out bars.
-4. bfloat16: share of prompt tokens that differ from float32, and the cross-entropy of each.
+4. Narrow types: share of prompt tokens that differ from float32, and the cross-entropy of each;
+   int8 where the CPU multiplies it.
 
 Use bars that nano was not trained on: its training ended with 2001 (assets/nano/README.md).
 
@@ -33,7 +34,9 @@ from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.data.windows.window import Windows
-from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader
+from kronos_qlib.inference.devices import DTYPES
+from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer, Reader, kept_dtype
+from kronos_qlib.inference.products.int8_product import can_multiply_int8
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
 
 LOOKBACK, HORIZON = 90, 5
@@ -71,9 +74,13 @@ class Day:
         return closes.mean(axis=(1, 2)) / self.bars[:, -1, CLOSE] - 1
 
 
+def types() -> list[str]:
+    return [name for name in DTYPES if name != "int8" or can_multiply_int8()]
+
+
 def batches(day: Day, pair: tuple[Kronos, KronosTokenizer]) -> list[dict]:
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in types():
         forecaster = KronosPredictor(*pair, "cpu", dtype=dtype)
         whole = day.paths(forecaster, sample_count=10)
         same, close, count = 0.0, 0.0, 0
@@ -149,8 +156,9 @@ def rounding(windows: Windows, pair: tuple[Kronos, KronosTokenizer]) -> list[dic
     stamps = torch.from_numpy(windows.table.stamps_at(windows.rows(slice(None))))
     exact = pair[1].encode(z)
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        net, tokenizer = PackedKronos(pair[0], dtype), PackedTokenizer(pair[1], dtype)
+    for name in types():
+        net = PackedKronos(pair[0], DTYPES[name])
+        tokenizer = PackedTokenizer(pair[1], kept_dtype(DTYPES[name]))
         own = tokenizer.encode(z)
         reader = Reader(net, paths=1, steps=0)
         newest = reader.read(exact[0][:, :-1], exact[1][:, :-1], stamps[:, :-1])
@@ -158,7 +166,7 @@ def rounding(windows: Windows, pair: tuple[Kronos, KronosTokenizer]) -> list[dic
         entropy = F.cross_entropy(reader.s1_logits(newest), s1)
         entropy += F.cross_entropy(reader.s2_logits(newest, s1), s2)
         rows.append({
-            "dtype": str(dtype).removeprefix("torch."), "nats_a_bar": float(entropy),
+            "dtype": name, "nats_a_bar": float(entropy),
             "s1_differ": float((own[0] != exact[0]).float().mean()),
             "s2_differ": float((own[1] != exact[1]).float().mean()), "windows": len(z),
         })  # fmt: skip
