@@ -151,6 +151,7 @@ class KeyValueStore:
         """Add a bar to every prompt, k and v (B, 1, H, W), before a path has bars of its own."""
         assert self._room is not None and not self.taken, "a prompt ends where paths begin"
         (room_k, room_v), at = self._room, self.length
+        k, v = k.to(room_k.dtype), v.to(room_v.dtype)
         if isinstance(at, Tensor):
             row = torch.arange(len(at), device=at.device)
             room_k[row, :, at], room_v[row, :, at] = k[:, 0], v[:, 0]

@@ -19,6 +19,7 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.generate import decode_drawn, generate
 from kronos_qlib.inference.packed import PackedKronos, PackedTokenizer
 from kronos_qlib.inference.predictor import KronosPredictor, in_units
+from kronos_qlib.inference.products.int8_product import can_multiply_int8
 from kronos_qlib.inference.sampling import SamplingConfig, path_uniforms
 from kronos_qlib.inference.streaming.streaming_predictor import StreamingPredictor
 from kronos_qlib.schema import BAR_COLUMNS, CLOSE
@@ -174,7 +175,18 @@ def test_an_appended_bar_is_what_a_read_by_the_held_scale_gives(tiny_pair, marke
         np.testing.assert_allclose(found[name].forecast.paths, expected, rtol=1e-4)
 
 
-def test_a_forecast_is_the_same_whatever_else_is_in_the_batch(predictor, market):
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        pytest.param(
+            "int8", marks=pytest.mark.skipif(not can_multiply_int8(), reason="this CPU has no VNNI")
+        ),
+    ],
+)
+def test_a_forecast_is_the_same_whatever_else_is_in_the_batch(tiny_pair, market, dtype):
+    tokenizer, model = tiny_pair
+    predictor = KronosPredictor(model, tokenizer, device="cpu", max_context=32, dtype=dtype)
     together, alone = (begun(predictor, market, mode="fast") for _ in range(2))
     for hour in range(20, 24):
         found = together.push_many(at(market, hour))
