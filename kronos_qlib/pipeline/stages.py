@@ -109,6 +109,11 @@ class StagesConfig:
             raise ConfigError(
                 "fsdp belongs to training.predictor: a tokenizer is small enough for every device"
             )
+        if self.alpha is not None and self.alpha.span > 1 and self.alpha.backbone == "frozen":
+            raise ConfigError(
+                f"training.alpha.span {self.alpha.span} is of a backbone that is trained along; a "
+                "frozen one reads each window once: leave span out, or set backbone"
+            )
         if self.alpha is not None and self.alpha.initial == "random" and self.predictor is not None:
             raise ConfigError(
                 "training.alpha.initial random would throw away what training.predictor learned; "
@@ -182,8 +187,8 @@ def run_stages(
             head to go on from has other options.
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
-    from kronos_qlib.training.distributed import is_launched, join_processes
-    from kronos_qlib.training.sharding import check_shared_out
+    from kronos_qlib.training.parallel.distributed import is_launched, join_processes
+    from kronos_qlib.training.parallel.sharding import check_shared_out
 
     check_segments(source)
     if stages.predictor is not None and stages.predictor.fsdp and not is_launched():
@@ -375,7 +380,7 @@ class _Training:
         """
         from kronos_qlib.evaluation.figures import training_figure
         from kronos_qlib.training.loop import train
-        from kronos_qlib.training.processes import train_in_processes
+        from kronos_qlib.training.parallel.processes import train_in_processes
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
             losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
@@ -647,7 +652,7 @@ def train_gru(
     from kronos_qlib.model.checkpoints.weights import to_bytes
     from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaStep
 
-    check_trainable(StagesConfig(alpha=config), source)
+    check_trainable(stages_of_gru(config), source)
     result = StagesResult()
     work = _Training(
         source=source,
@@ -670,6 +675,11 @@ def train_gru(
     assert net.predictor is not None
     result.weights = {"gru": to_bytes(net.predictor), "alpha": to_bytes(net.head)}
     return net.eval(), result
+
+
+def stages_of_gru(config: AlphaConfig) -> StagesConfig:
+    """What a GRU trains: its weights are learned with the head's."""
+    return StagesConfig(alpha=replace(config, backbone="whole"))
 
 
 def make_gru(config: AlphaConfig, sizes: GRUConfig) -> AlphaNet:
@@ -697,14 +707,15 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
             most, epochs = config.windows_per_day, config.epochs
             if place:  # validation reads the days it judges by whole, and once more
                 segment, most, epochs = segment.to_judge_by(config), None, epochs + 1
-            segment = with_day_tokens(
-                segment,
-                predictor.tokenizer,
-                most,
-                epochs,
-                predictor.device,
-                work.show_progress,
-            )
+            if segment.span == 1:  # where a span begins decides its tokens
+                segment = with_day_tokens(
+                    segment,
+                    predictor.tokenizer,
+                    most,
+                    epochs,
+                    predictor.device,
+                    work.show_progress,
+                )
         elif config.context_width:
             segment = replace(segment, contexts=_contexts_of(config, windows, work))
         else:  # the head looks at none
@@ -727,7 +738,7 @@ def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegmen
             work.log.message(f"alpha, {name}: {note}")
         segment = AlphaSegment.of(windows, label, columns=columns, others=others)
         if name == "train":
-            segment = segment.without_extremes(config.drop_extremes)
+            segment = replace(segment.without_extremes(config.drop_extremes), span=config.span)
         # Before contexts are read, which takes minutes.
         check_days(segment, name, config.drop_extremes if name == "train" else 0.0)
         work.log.message(

@@ -19,16 +19,6 @@ from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.training.batches import Ints
-from kronos_qlib.training.distributed import (
-    Share,
-    average_gradients,
-    join_processes,
-    of_all,
-    process_count,
-    process_rank,
-    share_weights,
-    sum_over_processes,
-)
 from kronos_qlib.training.hardware import (
     check_precision,
     compiled_blocks,
@@ -44,8 +34,17 @@ from kronos_qlib.training.losses import (
     targets_of,
     weighted,
 )
-from kronos_qlib.training.resume import RunStore, random_state, set_random_state
-from kronos_qlib.training.sharding import (
+from kronos_qlib.training.parallel.distributed import (
+    Share,
+    average_gradients,
+    join_processes,
+    of_all,
+    process_count,
+    process_rank,
+    share_weights,
+    sum_over_processes,
+)
+from kronos_qlib.training.parallel.sharding import (
     load_shards,
     moments,
     own_part,
@@ -54,6 +53,7 @@ from kronos_qlib.training.sharding import (
     sharded,
     whole,
 )
+from kronos_qlib.training.resume import RunStore, random_state, set_random_state
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.files import replacing
 from kronos_qlib.owners import lock_of
-from kronos_qlib.training.sharding import check_shards
+from kronos_qlib.training.parallel.sharding import check_shards
 
 logger = logging.getLogger(__name__)
 

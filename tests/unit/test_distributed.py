@@ -30,10 +30,13 @@ from kronos_qlib.model.checkpoints.pretrained import sizes_of
 from kronos_qlib.model.checkpoints.weights import shapes_alone
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training import alpha, hardware, loop, losses, processes
+from kronos_qlib.training import alpha, hardware, loop, losses
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment, with_tokens
-from kronos_qlib.training.distributed import (
+from kronos_qlib.training.loop import train
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
+from kronos_qlib.training.parallel import processes
+from kronos_qlib.training.parallel.distributed import (
     LAUNCHED_BY,
     Share,
     average_gradients,
@@ -43,11 +46,9 @@ from kronos_qlib.training.distributed import (
     process_count,
     process_rank,
 )
-from kronos_qlib.training.loop import train
-from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
-from kronos_qlib.training.processes import how_it_ended, train_in_processes
+from kronos_qlib.training.parallel.processes import how_it_ended, train_in_processes
+from kronos_qlib.training.parallel.sharding import laid_out, sharded
 from kronos_qlib.training.resume import RunStore
-from kronos_qlib.training.sharding import laid_out, sharded
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
@@ -131,6 +132,11 @@ def cases():
         # 137 and 1: the other processes have no window of the last batch.
         few = len(segments[0]) - 1
         found[f"{kind} odd"] = step_again(kind), segments, replace(config, batch_size=few, epochs=1)
+    step, [learned, judged], config = make_run("ic")
+    # A shift of all scores and a scale of a context change no correlation: rounding alone is left.
+    for weight in (step.net.head.outer.bias, step.net.predictor.norm.weight):
+        weight.requires_grad_(False)
+    found["spans"] = step, [replace(learned, span=4), judged], config
     step, segments, config = make_run("predictor")
     made = [with_tokens(segment, step.tokenizer) for segment in segments]
     found["predictor with tokens"] = step, made, config
@@ -179,7 +185,9 @@ def start(work, arguments, count):
     method = "spawn"
     if "forkserver" in mp.get_all_start_methods():
         method = "forkserver"
-        mp.set_forkserver_preload(["torch._dynamo", "kronos_qlib.training.processes", "hypothesis"])
+        mp.set_forkserver_preload(
+            ["torch._dynamo", "kronos_qlib.training.parallel.processes", "hypothesis"]
+        )
     mp.start_processes(work, arguments, count, start_method=method)
 
 
@@ -546,7 +554,7 @@ def test_training_in_one_process_needs_no_accelerate(tmp_path):
     """It was imported for one process too."""
     code = (
         "import sys; sys.modules['accelerate'] = None; import kronos_qlib.training.loop;"
-        "import kronos_qlib.training.alpha, kronos_qlib.training.processes; print('ok')"
+        "import kronos_qlib.training.alpha, kronos_qlib.training.parallel.processes; print('ok')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "ok", done.stderr

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.model.layers import TransformerBlock
-from kronos_qlib.training.distributed import of_all, process_count, process_rank
+from kronos_qlib.training.parallel.distributed import of_all, process_count, process_rank
 
 READ_BYTES = 1 << 22
 CHECKPOINTS = "torch.distributed.checkpoint"
