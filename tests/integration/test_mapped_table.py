@@ -30,7 +30,7 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.mapped_bars import names_of, read_mapped, write_table
-from kronos_qlib.plugin.provider.reader import BarOptions, BarsAsked, read_table
+from kronos_qlib.plugin.provider.reader import BarOptions, BarsAsked, StoredColumns, read_table
 from kronos_qlib.plugin.rolling.candidates import moved_task
 from kronos_qlib.plugin.runs.newest_day import moved
 
@@ -201,16 +201,16 @@ def test_bars_that_change_while_they_are_read_are_noticed(provider, tmp_path, mo
     open_provider(folder)
     names = names_of("all", "day")
     close = folder / "features" / names[2].lower() / "close.day.bin"
-    add = TableWriter.add
+    complete = StoredColumns.complete
 
-    def changed(self, name, *others):
+    def changed(self, name, *others):  # what was read is in its hands
         if name == names[2]:
             values = np.fromfile(close, "<f4")
             values[-1] *= 1.01
             values.tofile(close)
-        add(self, name, *others)
+        return complete(self, name, *others)
 
-    monkeypatch.setattr(TableWriter, "add", changed)
+    monkeypatch.setattr(StoredColumns, "complete", changed)
     write_table(tmp_path / "table", names)
     with pytest.raises(BarDataError, match=f"the bars of {names[2]} in the Qlib folder have"):
         read_mapped(tmp_path / "table", names)
