@@ -79,7 +79,10 @@ def stored_contexts(
     pooling = pooling or ContextConfig()
     store = ContextStore.of(folder, predictor, windows.lookback, pooling)
     days = windows.moments()
-    keys = [moment_digest(windows.take(day)) for day in days]
+    keys = []
+    for day in days:
+        own = windows.take(day)
+        keys.append(moment_digest(own, batches_of(predictor, own)))
     sizes = {key: day.stop - day.start for key, day in zip(keys, days, strict=True)}
     found = store.find(sizes)
     lacking = [number for number, key in enumerate(keys) if key not in found]
@@ -96,6 +99,16 @@ def stored_contexts(
     for key, day in zip(keys, days, strict=True):
         rows[day] = np.arange(found[key], found[key] + day.stop - day.start)
     return store.stored(rows)
+
+
+def batches_of(predictor: KronosPredictor, windows: Windows) -> list[int]:
+    """How many windows of a moment the network reads at once, batch by batch."""
+    found = []
+    for _, group in windows.in_blocks():
+        lookback = min(group.lookback, predictor.max_context)
+        plan = predictor.plan(len(group), lookback, 1, 1)
+        found += [rows.stop - rows.start for rows, _ in plan.batches(len(group), 1)]
+    return found
 
 
 def _width(predictor: KronosPredictor, pooling: ContextConfig) -> int:

@@ -360,12 +360,14 @@ class _Training:
     def signature(self, net: Any, config: Stage) -> dict[str, str]:
         """What a run must share with one that was stopped, to go on from its states."""
         from kronos_qlib.training.loop import STATE
+        from kronos_qlib.training.resume import KIND
 
         table, source = self.source.table, self.source
         windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
         return {
-            "kind of state": STATE,
-            "settings": repr(config),
+            KIND: STATE,
+            # One by one, so that a message can say which one is another.
+            **{f"settings.{one.name}": repr(getattr(config, one.name)) for one in fields(config)},
             **self.identity(net),
             "bars": table.checksums,
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),

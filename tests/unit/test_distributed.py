@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -168,6 +169,7 @@ def run_cases(rank, count, folder):
     results["resumed"] = resumed(Path(folder) / "states")
     if count > 1:
         results["shared out"] = shared_out(Path(folder) / "shared")
+        results["full disk"] = full_disk(Path(folder) / "full")
     torch.save(results, Path(folder) / f"{rank}.pt")
 
 
@@ -326,6 +328,24 @@ def shared_out(folder):
     return result
 
 
+def full_disk(folder):
+    """What is said where the first process finds no room: for the parts, and for the state."""
+
+    def no_room(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = []
+    for shared, call in ((True, "replace"), (False, "fsync")):
+        step, segments, config = make_run("predictor")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError) as problem:
+            if process_rank() == 0:
+                patch.setattr(os, call, no_room)
+            config = replace(config, fsdp=shared)
+            train(step, *segments, config, store=RunStore(folder / call, every=4))
+        said.append(str(problem.value))
+    return said
+
+
 def make_history(found):
     """The validations of an outcome by name."""
     names = ("epoch", "valid_loss", "valid_loss_s1", "valid_loss_s2")
@@ -400,6 +420,13 @@ def test_a_shared_out_run_that_was_stopped_goes_on(alone, pair):
 def test_a_damaged_part_sends_a_run_to_the_state_before_it(pair):
     for found in pair:
         assert found["shared out"]["steps of a spoiled one"] == 16
+
+
+def test_a_full_disk_of_the_first_process_ends_all(pair):
+    """The others waited for it until their timeout, of half an hour."""
+    said = pair[0]["full disk"]
+    assert said == pair[1]["full disk"]
+    assert all("No space left on device" in one and "Make room" in one for one in said)
 
 
 def test_a_shared_out_run_in_bfloat16_learns_alike(alone, pair):
