@@ -112,9 +112,14 @@ class ContextStore:
 
     @classmethod
     def of(
-        cls, folder: Path, predictor: KronosPredictor, lookback: int, pooling: ContextConfig
+        cls,
+        folder: Path,
+        predictor: KronosPredictor,
+        lookback: int,
+        pooling: ContextConfig,
+        span: int = 1,
     ) -> ContextStore:
-        """Of what this predictor reads of windows of at most `lookback` bars."""
+        """Of what this predictor reads of windows of at most `lookback` bars, or of spans."""
         from kronos_qlib.model.checkpoints.pretrained import fingerprint
 
         how = {
@@ -126,6 +131,7 @@ class ContextStore:
             "lookback": lookback,
             "bars": pooling.bars,
             "layers": list(pooling.layers),
+            **({} if span == 1 else {"span": span}),
         }
         width = pooling.parts * predictor.model.config.d_model
         return cls(folder, how, width, pooling.dtype)

@@ -109,11 +109,6 @@ class StagesConfig:
             raise ConfigError(
                 "fsdp belongs to training.predictor: a tokenizer is small enough for every device"
             )
-        if self.alpha is not None and self.alpha.span > 1 and self.alpha.backbone == "frozen":
-            raise ConfigError(
-                f"training.alpha.span {self.alpha.span} is of a backbone that is trained along; a "
-                "frozen one reads each window once: leave span out, or set backbone"
-            )
         if self.alpha is not None and self.alpha.initial == "random" and self.predictor is not None:
             raise ConfigError(
                 "training.alpha.initial random would throw away what training.predictor learned; "
@@ -234,6 +229,11 @@ def _check_alpha(
         raise ConfigError(
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
             f"{most}; shorten it, or keep the backbone frozen"
+        )
+    if config.span > 1 and source.lookback + config.span - 1 > most:
+        raise ConfigError(
+            f"training.alpha.span {config.span} reads {source.lookback + config.span - 1} bars at "
+            f"once and the network attends to {most}: lower it, or the data set's lookback"
         )
     if config.context.bars > source.lookback:
         raise ConfigError(
@@ -654,7 +654,7 @@ def train_gru(
     from kronos_qlib.model.checkpoints.weights import to_bytes
     from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaStep
 
-    check_trainable(stages_of_gru(config), source)
+    check_trainable(StagesConfig(alpha=config), source)
     result = StagesResult()
     work = _Training(
         source=source,
@@ -677,11 +677,6 @@ def train_gru(
     assert net.predictor is not None
     result.weights = {"gru": to_bytes(net.predictor), "alpha": to_bytes(net.head)}
     return net.eval(), result
-
-
-def stages_of_gru(config: AlphaConfig) -> StagesConfig:
-    """What a GRU trains: its weights are learned with the head's."""
-    return StagesConfig(alpha=replace(config, backbone="whole"))
 
 
 def make_gru(config: AlphaConfig, sizes: GRUConfig) -> AlphaNet:
@@ -719,9 +714,12 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
                     work.show_progress,
                 )
         elif config.context_width:
-            segment = replace(segment, contexts=_contexts_of(config, windows, work))
+            # To judge by, each window is read as it is scored.
+            span = 1 if place else config.span
+            segment = replace(segment, contexts=_contexts_of(config, windows, work, span), span=1)
         else:  # the head looks at none
-            segment = replace(segment, contexts=np.zeros((len(windows), 0), dtype=np.float32))
+            empty = np.zeros((len(windows), 0), dtype=np.float32)
+            segment = replace(segment, contexts=empty, span=1)
         segments.append(segment)
     return segments
 
@@ -800,13 +798,12 @@ def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str
     return f"{AT_MEDIAN}{', '.join(told)}" if told else ""
 
 
-def _contexts_of(config: AlphaConfig, windows: Windows, work: _Work) -> Contexts:
-    shown, report = work.show_progress, work.log.message
+def _contexts_of(config: AlphaConfig, windows: Windows, work: _Work, span: int) -> Contexts:
+    how: dict[str, Any] = {"pooling": config.context, "span": span, "report": work.log.message}
     if work.contexts_folder is None:
-        return contexts_of(work.predictor, windows, shown, pooling=config.context, report=report)
-    return stored_contexts(
-        work.predictor, windows, work.contexts_folder, shown, pooling=config.context, report=report
-    )
+        return contexts_of(work.predictor, windows, work.show_progress, **how)
+    folder = work.contexts_folder
+    return stored_contexts(work.predictor, windows, folder, work.show_progress, **how)
 
 
 def check_segments(source: WindowDataset) -> None:

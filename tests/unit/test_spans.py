@@ -23,6 +23,8 @@ from kronos_qlib.model.alpha_head import AlphaHead
 from kronos_qlib.model.checkpoints.weights import to_bytes
 from kronos_qlib.model.gru_reader import GRUReader
 from kronos_qlib.model.sizes import ContextConfig, GRUConfig
+from kronos_qlib.pipeline import stages
+from kronos_qlib.pipeline.contexts import contexts_of, spans_of, stored_contexts
 from kronos_qlib.pipeline.stages import StagesConfig, run_stages, train_gru
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, AlphaStep, ic_loss
@@ -248,8 +250,97 @@ def test_a_gru_is_trained_on_spans(source):
     assert len(result.history["gru"]) == 2 and not net.training
 
 
-def test_a_span_beside_a_frozen_backbone_is_refused():
-    with pytest.raises(ConfigError, match="span 5 is of a backbone that is trained along"):
-        StagesConfig(alpha={"span": 5})
+def test_settings_of_a_span_that_cannot_work_are_refused(source, predictor):
+    with pytest.raises(ConfigError, match="there is nothing for `span` to read"):
+        AlphaConfig(span=5, context_width=0)
     with pytest.raises(ConfigError, match="span must be a whole number of at least 1"):
         AlphaConfig(span=0)
+    predictor.max_context = LOOKBACK + 3
+    message = f"span 5 reads {LOOKBACK + 4} bars at once and the network attends to {LOOKBACK + 3}"
+    with pytest.raises(ConfigError, match=message):
+        run_stages(StagesConfig(alpha={"span": 5}), predictor, source)
+
+
+# Contexts of a frozen backbone.
+
+
+@pytest.fixture
+def predictor(tiny_pair):
+    tokenizer, net = tiny_pair
+    return KronosPredictor(net, tokenizer, device="cpu")
+
+
+@pytest.mark.parametrize("pooling", [ContextConfig(), ContextConfig(bars=4, layers=[1, 2])])
+def test_contexts_of_spans_are_what_a_trained_backbone_reads(
+    predictor, segment, make_pair, pooling
+):
+    windows = segment.windows
+    found = contexts_of(predictor, windows, span=5, pooling=pooling)
+    step = step_of(make_pair, context=pooling)
+    spans = spans_of(windows, 5)
+    assert sum(span.stop - span.start for span in spans) == len(windows)
+    for span in (spans[0], spans[4], spans[-1]):
+        with torch.no_grad():
+            batch = span_batch(segment, np.arange(span.start, span.stop), 5)
+            expected = step._read_span(batch).numpy()
+        np.testing.assert_allclose(found[span], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_context_of_a_span_is_that_of_its_window(predictor, windows):
+    found, exact = contexts_of(predictor, windows, span=7), contexts_of(predictor, windows)
+    firsts = np.concatenate(
+        [span.start + readings(windows.take(span), 7)[0] for span in spans_of(windows, 7)]
+    )
+    assert len(windows) / 8 < len(firsts) < len(windows) / 4
+    np.testing.assert_allclose(found[firsts], exact[firsts], rtol=1e-4, atol=1e-5)
+    others = np.setdiff1d(np.arange(len(windows)), firsts)
+    assert (np.abs(found[others] - exact[others]).max(axis=1) > 1e-4).mean() > 0.9
+
+
+def test_no_context_of_a_span_depends_on_a_later_bar(predictor, windows):
+    bars = frame_of()
+    moment = windows.times[windows.moments()[28].start]
+    later = bars.index.get_level_values(1) > moment
+    bars.loc[later, list(BAR_COLUMNS)] *= 1.5
+    other = windows_to_score(BarTable.from_frame(bars), LOOKBACK, min_bars=8)
+    found = [contexts_of(predictor, each, span=9) for each in (windows, other)]
+    before = windows.times <= moment
+    np.testing.assert_array_equal(found[0][before], found[1][before])
+    assert not np.array_equal(found[0][~before], found[1][~before])
+
+
+def test_contexts_of_spans_are_kept_apart_and_found_again(
+    predictor, windows, tmp_path, monkeypatch
+):
+    exact = stored_contexts(predictor, windows, tmp_path)
+    first = stored_contexts(predictor, windows, tmp_path, span=5)
+    np.testing.assert_array_equal(first[:], contexts_of(predictor, windows, span=5))
+    assert not np.array_equal(first[:], exact[:])
+    monkeypatch.setattr(KronosPredictor, "embed_span", None)  # nothing is read
+    again = stored_contexts(predictor, windows, tmp_path, span=5)
+    np.testing.assert_array_equal(first[:], again[:])
+
+
+def test_a_head_learns_from_spans_and_is_judged_by_windows(source, predictor, monkeypatch):
+    asked = []
+    real = stages.contexts_of
+
+    def kept(predictor, windows, *args, span, **how):
+        asked.append((len(windows), span))
+        return real(predictor, windows, *args, span=span, **how)
+
+    monkeypatch.setattr(stages, "contexts_of", kept)
+    alpha = {"span": 5, "epochs": 1, "hidden": 8, "context_width": 4}
+    result = run_stages(StagesConfig(alpha=alpha), predictor, source)
+    assert [span for _, span in asked] == [5, 1] and result.head is not None
+
+
+def test_bars_that_are_no_span_are_refused(predictor):
+    bars = np.ones((2, 6, 6), dtype=np.float32)
+    stamps = np.ones((2, 6, 5), dtype=np.int64)
+    for count in (0, 6, 7):
+        with pytest.raises(ConfigError, match=f"{count} contexts of 6 bars"):
+            predictor.embed_span(bars, stamps, count)
+    predictor.max_context = 5
+    with pytest.raises(ConfigError, match="and 5 bars at most"):
+        predictor.embed_span(bars, stamps, 2)

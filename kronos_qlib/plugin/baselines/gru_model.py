@@ -19,10 +19,10 @@ from kronos_qlib.model.sizes import GRUConfig
 from kronos_qlib.pipeline.scoring import scores_from_gru
 from kronos_qlib.pipeline.stages import (
     Resume,
+    StagesConfig,
     check_trainable,
     columns_to_score,
     make_gru,
-    stages_of_gru,
     train_gru,
 )
 from kronos_qlib.plugin.dataset import KronosDataset, source_of
@@ -142,7 +142,7 @@ class GRUModel(Model):
         Raises:
             ConfigError, BarDataError, TrainingError: as of `fit`.
         """
-        check_trainable(stages_of_gru(self.training), source_of(dataset, reader="GRUModel"))
+        check_trainable(StagesConfig(alpha=self.training), source_of(dataset, reader="GRUModel"))
 
     def finetune(self, dataset: KronosDataset | WindowDataset) -> None:
         """Train on from the weights it has now.

@@ -234,7 +234,7 @@ def _read_in_training(config: AlphaConfig, counts: Counts, lookback: int) -> tup
     # Windows and days bear a known proportion only where all names trade: a day has the mean.
     each = counts.windows.get("test", 0) / max(1, counts.moments)
     share = min(1.0, (config.windows_per_day or each) / max(1.0, each))
-    share *= (lookback + config.span - 1) / (config.span * lookback)
+    share *= _of_span(config, lookback)
     judged = counts.of("valid")
     if config.validation_days is not None:
         judged = min(judged, round(config.validation_days * each))
@@ -261,6 +261,11 @@ def probe_gru(model: GRUModel, lookback: int) -> float:
     return _seconds_each(read)
 
 
+def _of_span(config: AlphaConfig, lookback: int) -> float:
+    """Bars read of a window to learn from, over those of a window by itself."""
+    return (lookback + config.span - 1) / (config.span * lookback)
+
+
 def _of_model(
     model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rates], lookback: int
 ) -> list[Part]:
@@ -278,7 +283,8 @@ def _of_model(
             parts.append(Part("training", seconds))
     if training.alpha is not None:
         if training.alpha.backbone == "frozen":
-            parts.append(Part("contexts of the days to learn from", (train + valid) * rates.read))
+            read = train * _of_span(training.alpha, lookback) + valid
+            parts.append(Part("contexts of the days to learn from", read * rates.read))
         else:
             learned, judged = _read_in_training(training.alpha, counts, lookback)
             parts.append(Part("training", (learned * TRAINED_AS_READ + judged) * rates.read))
