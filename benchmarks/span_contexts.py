@@ -12,8 +12,7 @@ names of them, nano's contexts. Judged on validation, Rank IC by day and less th
 learned from and judged, with its interval of 95 % (Newey-West), means over seeds; and the mean rank
 correlation by day of a head's scores on one kind with its own on exact contexts.
 
-Speed: windows a second of CPU time on one thread. Exact ones by the packed network that scoring
-uses, spans by the one that training uses, which is slower.
+Speed: windows a second of CPU time on one thread.
 
 Example:
     python benchmarks/span_contexts.py --data FOLDER
@@ -41,7 +40,6 @@ from kronos_qlib.pipeline.contexts import contexts_of
 from kronos_qlib.pipeline.stages import make_head
 from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, AlphaStep, correlations
 from kronos_qlib.training.loop import train
-from kronos_qlib.training.spans import span_batch
 from kronos_qlib.training.stage_settings import AlphaConfig
 
 EXACT = "exact"
@@ -68,18 +66,7 @@ def segments_of(bench: Bench, names: int) -> dict[str, AlphaSegment]:
 
 def read(predictor: KronosPredictor, segment: AlphaSegment, span: int | str) -> Floats:
     """(N, C) contexts of all windows of a segment."""
-    if span == EXACT:
-        return contexts_of(predictor, segment.windows)
-    head = make_head(AlphaConfig(), predictor)
-    step = AlphaStep(AlphaNet(head, predictor.model.eval()), predictor.tokenizer)
-    found = np.empty((len(segment), predictor.model.config.d_model), dtype=np.float32)
-    moments, days = segment.windows.moments(), int(span)
-    with torch.inference_mode():
-        for first in range(0, len(moments), days):
-            part = moments[first : first + days]
-            which = np.arange(part[0].start, part[-1].stop)
-            found[which] = step._read_span(span_batch(segment, which, days)).numpy()
-    return found
+    return contexts_of(predictor, segment.windows, span=1 if span == EXACT else int(span))
 
 
 def scores_of(step: AlphaStep, segment: AlphaSegment) -> Floats:
