@@ -200,6 +200,16 @@ def contexts(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+TRAINED_WAYS = (
+    ("beforehand", 1, "float32"),
+    ("in the step", 1, "float32"),
+    ("in the step", 5, "float32"),
+    ("in the step", 10, "float32"),
+    ("in the step", 10, "bfloat16"),
+)
+"""Where tokens are made, days that a step reads together, number type."""
+
+
 def backbones(args: argparse.Namespace) -> list[Row]:
     """Windows a second of a backbone that is trained along."""
     names, days = min(args.names, 200), 12
@@ -212,24 +222,26 @@ def backbones(args: argparse.Namespace) -> list[Row]:
     segment = AlphaSegment.of(windows, source.label)
     judged = replace(segment, days=segment.days[:1])
     for backbone in ("whole", "lora"):
-        for with_tokens in (True, False):
+        for tokens, span, precision in TRAINED_WAYS:
             predictor = KronosPredictor.from_pretrained("nano", device="cpu")
-            config = AlphaConfig(backbone=backbone, epochs=1)
+            config = AlphaConfig(backbone=backbone, epochs=1, span=span, precision=precision)
             net = predictor.model
             step = AlphaStep(AlphaNet(make_head(config, predictor), net), predictor.tokenizer)
-            training = segment
-            if with_tokens:
+            training = replace(segment, span=span)
+            if tokens == "beforehand":
                 training = with_day_tokens(segment, predictor.tokenizer, None, 2, "cpu")
             with ExitStack() as stack:
                 stack.enter_context(frozen(net.head, net.dep_layer))
                 rank = config.lora_rank if backbone == "lora" else None
                 stack.enter_context(adapters(net, rank, config.lora_alpha, 0))
-                report = train(step, training, judged, config, log_every=2)
+                report = train(step, training, judged, config, log_every=2 if span == 1 else 1)
             speed = statistics.median(row["windows_per_second"] for row in report.steps)
             rows.append(
                 {
                     "backbone": backbone,
-                    "tokens": "beforehand" if with_tokens else "in the step",
+                    "tokens": tokens,
+                    "days at once": span,
+                    "type": precision,
                     "windows/s": round(speed),
                 }
             )

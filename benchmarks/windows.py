@@ -4,6 +4,7 @@ Two synthetic Qlib providers, random walks with late listings, delistings and 2 
 suspended: many names of daily bars, and fewer of 5-minute bars. On each, every method in a fresh
 process of its own:
 - ours: `KronosDataset`, `EpochSampler` and `Segment.batch` into memory taken once.
+- mapped: the same from the files of `kronos-qlib data table`, which are written before.
 - published: a dict of frames with columns of time fields, a list of (symbol, start), and for each
   window `iloc`, mean and deviation of its lookback, two tensors; a batch is their `torch.stack`.
 - TSDatasetH: Qlib's, its batches normalised as a user would. It has no time fields, and leaves
@@ -16,7 +17,8 @@ published; resident memory that the start added, after a collection and malloc_t
 and first batch alive, beyond what Qlib's first calendar and universe left (some 11 MiB, most of
 them imports, for every method alike); that, and the highest in between, over the raw bars: 24
 bytes for each bar that is there. Qlib reads in this same process (--kernels 1), so that all it
-takes is counted.
+takes is counted. Pages of mapped files are resident memory too, though the system may take them
+back at any time; the last lines say what a process has of its own (Linux).
 
 Nothing is printed unless our windows are those of the published approach: as many, and some
 hundred of them with the same time fields and the same z as published but in float64, within 1e-5
@@ -58,6 +60,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.plugin.dataset import KronosDataset
+from kronos_qlib.plugin.provider.mapped_bars import write_table
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 from kronos_qlib.training.batches import EpochSampler, Segment
 
@@ -275,6 +278,15 @@ class Memory:
         return psutil.Process().memory_info().rss
 
 
+def own_bytes() -> int:
+    """Resident memory without pages of files, in bytes; 0 where that is not known."""
+    if sys.platform != "linux":
+        return 0
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    [own] = [line.split()[1] for line in status if line.startswith("RssAnon:")]
+    return int(own) * 1024
+
+
 def measure(method: str, job: Job) -> dict[str, Any]:
     began = time.perf_counter()
     qlib.init(
@@ -289,15 +301,16 @@ def measure(method: str, job: Job) -> dict[str, Any]:
     D.list_instruments(D.instruments("all"), freq=job.case.freq, as_list=True)
     memory = Memory()
     clock.lap("calendar, universe")
+    before = own_bytes()
     made, batches, details = METHODS[method](job, clock)
     next(batches(min(job.batch_sizes)))
     clock.lap("first batch")
     start_s = time.perf_counter() - began
-    peak, resident = memory.peak(), memory.grown()
+    peak, resident, own = memory.peak(), memory.grown(), own_bytes() - before
     speeds = {size: speed(batches(size), job.seconds) for size in job.batch_sizes}
     result = {
         "init_s": init_s, "start_s": start_s, "parts_s": clock.parts, "resident": resident,
-        "peak": peak, "windows_per_s": speeds, **details(),
+        "own": own, "peak": peak, "windows_per_s": speeds, **details(),
     }  # fmt: skip
     if method == "ours":
         result["difference"] = difference(made[1]["train"], job)
@@ -321,19 +334,23 @@ def speed(batches: Iterator[int], seconds: float) -> float:
 Made = tuple[Any, Batches, Callable[[], dict[str, Any]]]
 
 
-def ours(job: Job, clock: Clock) -> Made:
+def ours(job: Job, clock: Clock, table: Path | None = None) -> Made:
     case = job.case
     dataset = KronosDataset(
         handler={
             "class": "KronosHandler",
             "module_path": "kronos_qlib.plugin.dataset",
-            "kwargs": {"instruments": job.names or "all", "freq": case.freq},
+            "kwargs": {
+                "instruments": job.names or "all",
+                "freq": case.freq,
+                **({} if table is None else {"table": str(table)}),
+            },
         },
         segments=job.segments,
         lookback=case.lookback,
         horizon=case.horizon,
     )
-    table = dataset.bar_handler.bars
+    bars = dataset.bar_handler.bars
     clock.lap("bars")
     windows = {name: dataset.training_windows(name) for name in ("train", "valid")}
     windows["test"] = dataset.windows("test")
@@ -348,11 +365,26 @@ def ours(job: Job, clock: Clock) -> Made:
 
     def details() -> dict[str, Any]:
         return {
-            "windows": len(segment), "bars": len(table), "table_bytes": table.nbytes,
+            "windows": len(segment), "bars": len(bars), "table_bytes": bars.nbytes,
             "ends_bytes": sum(part.ends.nbytes for part in windows.values()),
         }  # fmt: skip
 
     return (dataset, windows), batches, details
+
+
+def mapped(job: Job, clock: Clock) -> Made:
+    return ours(job, clock, table_of(job.folder))
+
+
+def table_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.table")
+
+
+def write_mapped(folder: Path, freq: str) -> None:
+    """The table of a provider, unless it is there; in a process of its own."""
+    qlib.init(provider_uri={freq: str(folder)}, region="cn", logging_level=logging.WARNING)
+    names = D.list_instruments(D.instruments("all"), freq=freq, as_list=True)
+    write_table(table_of(folder), names, freq)
 
 
 VALUES = ["open", "high", "low", "close", "vol", "amt"]
@@ -451,7 +483,7 @@ def ts_dataset(job: Job, clock: Clock) -> Made:
     return (dataset, made), batches, details
 
 
-METHODS = {"ours": ours, "published": published, "TSDatasetH": ts_dataset}
+METHODS = {"ours": ours, "mapped": mapped, "published": published, "TSDatasetH": ts_dataset}
 
 
 def difference(train: Windows, job: Job) -> dict[str, float]:
@@ -536,6 +568,9 @@ def measure_all(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             )
             # Not multiprocessing.Pool: its workers may not have the processes Qlib reads with.
             spawn = multiprocessing.get_context("spawn")
+            if method == "mapped" and not table_of(job.folder).exists():
+                with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+                    fresh.submit(write_mapped, job.folder, case.freq).result()
             with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
                 result = fresh.submit(measure, method, job).result()
             bars = sum(provider["bars"][name] for name in names or market.names)
@@ -614,7 +649,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             more = f"; {row['windows_with_nan']:.0%} of windows have a NaN"
         print(
             f"- {case['freq']} {case['lookback']} {row['method']}: {parts} "
-            f"(init {row['init_s']:.2f}){more}"
+            f"(init {row['init_s']:.2f}); {row['own'] / MIB:,.0f} MiB of its own{more}"
         )
 
 

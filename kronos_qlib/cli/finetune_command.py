@@ -29,7 +29,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     import logging
 
     from kronos_qlib.plugin.workflows.training_only import finetune as run
-    from kronos_qlib.training.distributed import process_rank
+    from kronos_qlib.training.parallel.distributed import process_rank
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     history = run(arguments.config, arguments.out, arguments.changes, arguments.market)

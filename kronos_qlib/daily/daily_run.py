@@ -88,7 +88,8 @@ def run_daily(
         say: is told, line by line, what is done.
 
     Raises:
-        ConfigError: positions or cash cannot be used; nothing was done.
+        ConfigError: positions or cash cannot be used, or something is held that has no bars; no bar
+            went in.
         DailyBusyError: another process is at work.
         DailyError: a step failed, or the clock was set back. Names the step and the day.
     """
@@ -149,8 +150,7 @@ class _Evening:
                 newest = self._newest()
                 was_appended = self._was_appended(newest)
             if first:
-                with _step("positions"):
-                    self._check_holdings(arrivals)
+                self._check_holdings(arrivals)
             # A day whose steps were cut off; the folder's own last one, if nothing newer is there.
             if first and (not arrivals.ready or was_appended):
                 self._finish(newest, self._later(newest, arrivals))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,16 @@ def _left_out(chosen: Chosen, reason: str, name: str) -> Chosen:
     return chosen.without(f"{name}: {reason}" if chosen.required else reason)
 
 
+@lru_cache(maxsize=8)
+def _kept(path: Path, *written: int) -> Calibration:
+    """A file read once for as long as it is the same: reading takes as long as drawing a bar.
+
+    Args:
+        written: when, how much, and under which number of the file system.
+    """
+    return Calibration.load(path)
+
+
 def _automatic(
     own: Calibration | None, folder: Path | None, checkpoint: Callable[[], str]
 ) -> Chosen:
@@ -233,7 +244,8 @@ def _automatic(
         where = "these weights are new" if path is None else f"no {FILE} lies beside the weights"
         return Chosen(None, f"{where}; KronosPredictor.calibrate fits one")
     try:
-        found = Calibration.load(path)
+        known = path.stat()
+        found = _kept(path, known.st_mtime_ns, known.st_size, known.st_ino)
     except ConfigError as bad:
         return Chosen(None, str(bad))
     return _fitting(Chosen(found), str(path), checkpoint)

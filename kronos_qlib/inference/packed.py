@@ -406,28 +406,37 @@ class Reader:
 
 
 def read_contexts(
-    net: PackedKronos, s1: Tensor, s2: Tensor, stamps: Tensor, pooling: ContextConfig
+    net: PackedKronos,
+    s1: Tensor,
+    s2: Tensor,
+    stamps: Tensor,
+    pooling: ContextConfig,
+    count: int = 1,
 ) -> Tensor:
     """What is read of windows' contexts; nothing is kept to draw from.
 
     Args:
         s1, s2: (B, T) int64. stamps: (B, T, 5) int64.
+        count: newest bars, after each of which a context is wanted.
 
     Returns:
-        (B, pooling.parts * D): the context after the last bar, then what `pooling` adds.
+        (B, count, pooling.parts * D): the context after the bar, then what `pooling` adds.
     """
+    read = pooling.bars + count - 1
     x = net.embed(s1, s2, stamps)
     of_layers = []
     for number, block in enumerate(net.blocks, 1):
         # Of the last block only what is read: it does some tenth to quarter of all the work.
         is_last = number == len(net.blocks)
-        x = block.read_newest(x, None, pooling.bars) if is_last else block.read_prompt(x, None)
+        x = block.read_newest(x, None, read) if is_last else block.read_prompt(x, None)
         if number in pooling.layers:
-            of_layers.append(normalised(x[:, -1], net.norm_eps).float())
-    newest = normalised(x[:, -pooling.bars :], net.norm_eps) * net.norm_weight
-    parts = [newest[:, -1].float()]
+            of_layers.append(normalised(x[:, -count:], net.norm_eps).float())
+    newest = (normalised(x[:, -read:], net.norm_eps) * net.norm_weight).float()
+    parts = [newest[:, -count:]]
     if pooling.bars > 1:
-        parts.append(newest.float().mean(dim=1))
+        ends = range(newest.shape[1] - count + 1, newest.shape[1] + 1)
+        means = [newest[:, max(0, end - pooling.bars) : end].mean(dim=1) for end in ends]
+        parts.append(torch.stack(means, dim=1))
     if of_layers:
         parts.append(torch.stack(of_layers).mean(dim=0))
     return torch.cat(parts, dim=-1)

@@ -586,18 +586,53 @@ class KronosPredictor:
             BarDataError: shapes do not agree, or a value is not finite.
             ConfigError: the predictor has no such layer, or a context is too large for float16.
         """
+        return self.embed_span(x, x_stamp, 1, keys, verbose, pooling)[:, 0]
+
+    def embed_span(
+        self,
+        x: Floats,
+        x_stamp: Stamps,
+        count: int,
+        keys: Sequence[str] | None = None,
+        verbose: bool = False,
+        pooling: ContextConfig | None = None,
+    ) -> Floats:
+        """Context vectors after each of the newest bars, of bars that are read once.
+
+        The scale is of the bars up to the first of those, so that no context depends on a bar after
+        its own. The first is what `embed` gives of its bars, to rounding; a later one has the scale
+        of the first, and has seen bars that `embed` would have left behind.
+
+        Args:
+            x: (series, L, 6), of which the newest `count` are not all: L > count, at most
+                `max_context`, where `count` is not 1.
+            count: contexts of a series.
+            x_stamp, keys, verbose, pooling: as of `embed`.
+
+        Returns:
+            (series, count, pooling.parts * d_model) float32.
+
+        Raises:
+            BarDataError, ConfigError: as of `embed`; there are too few bars, or too many.
+        """
         pooling = pooling or ContextConfig()
         pooling.check_layers(self.model.config.n_layers)
         x = _checked(x, x_stamp, keys)
         width = pooling.parts * self.model.config.d_model
-        result = np.empty((len(x), width), dtype=np.float32)
+        result = np.empty((len(x), count, width), dtype=np.float32)
         if not len(x):
             return result
+        if count != 1 and not 1 <= count < x.shape[1] <= self.max_context:
+            raise ConfigError(
+                f"{count} contexts of {x.shape[1]} bars that are read at once: expected 1 or more, "
+                f"fewer than the bars, and {self.max_context} bars at most, which the network "
+                "attends to"
+            )
         x, stamps = self._seen(x, x_stamp)
         packed = self.engine()
 
         def read(rows: slice, _: slice) -> None:
-            result[rows] = self._embed(packed, x[rows], stamps[rows], pooling)
+            result[rows] = self._embed(packed, x[rows], stamps[rows], pooling, count)
 
         plan = self.plan(len(x), x.shape[1], 1, 1)
         _run(read, plan, plan.batches(len(x), 1), "embedding", verbose)
@@ -626,11 +661,12 @@ class KronosPredictor:
 
     @torch.inference_mode()
     def _embed(
-        self, packed: Packed, bars: Floats, stamps: Stamps, pooling: ContextConfig
+        self, packed: Packed, bars: Floats, stamps: Stamps, pooling: ContextConfig, count: int
     ) -> Floats:
-        s1, s2 = packed.tokenizer.encode(self.normalised(WindowScale.of(bars), bars))
+        scale = WindowScale.of(bars[:, : bars.shape[1] - count + 1])
+        s1, s2 = packed.tokenizer.encode(self.normalised(scale, bars))
         moments = torch.from_numpy(stamps.astype(np.int64)).to(self.device)
-        newest = read_contexts(packed.net, s1, s2, moments, pooling)
+        newest = read_contexts(packed.net, s1, s2, moments, pooling, count)
         require_finite(newest, "contexts of the predictor")
         return newest.cpu().numpy()
 
@@ -661,7 +697,15 @@ class KronosPredictor:
 
     def _weights_now(self) -> list[tuple[int, int]]:
         """What changes with any weight."""
-        weights = [*self.model.state_dict().values(), *self.tokenizer.state_dict().values()]
+        # By modules' own tables: a state_dict for every call takes twice as long.
+        weights = [
+            weight
+            for half in (self.model, self.tokenizer)
+            for part in half.modules()
+            for kept in (part._parameters, part._buffers)
+            for weight in kept.values()
+            if weight is not None
+        ]
         # Training writes in place, which torch counts; loading may put another tensor there.
         now = [(weight.data_ptr(), weight._version) for weight in weights]
         # A replaced part may have no weight at all.

@@ -55,13 +55,17 @@ class GRUReader(nn.Module):
 
     def forward(self, z: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
         """Contexts (B, D) of bars z (B, T, 6), their stamps (B, T, 5) and bars seen (B,)."""
+        return self.read_after(z, stamps, lengths[:, None] - 1)[:, 0]
+
+    def read_after(self, z: Tensor, stamps: Tensor, places: Tensor) -> Tensor:
+        """Contexts (B, K, D) after several bars of each window, at `places` (B, K) from 0."""
         times = stamps.to(z.dtype) / self.largest - 0.5
         inputs = torch.cat((z, times), dim=-1)
         parts = []
         for begin in range(0, len(inputs), CHUNK):
-            bars, seen = inputs[begin : begin + CHUNK], lengths[begin : begin + CHUNK]
+            bars, wanted = inputs[begin : begin + CHUNK], places[begin : begin + CHUNK]
             states, _ = self.gru(bars)
-            parts.append(states[torch.arange(len(bars), device=z.device), seen - 1])
+            parts.append(states[torch.arange(len(bars), device=z.device)[:, None], wanted])
         return torch.cat(parts)
 
     def save_pretrained(self, path: str | Path) -> Path:

@@ -41,6 +41,8 @@ class RMSNorm(nn.Module):
         if cpu_training.is_here(x) and wide.dtype == self.weight.dtype:
             return cpu_training.scaled_norm(x, self.weight, self.eps)
         normed = F.rms_norm(wide, self.weight.shape, eps=self.eps)
+        if self.weight.dtype == wide.dtype:  # also where autocast gives it bfloat16
+            return (normed * self.weight).to(x.dtype)
         return normed.to(x.dtype) * self.weight
 
 

@@ -289,21 +289,38 @@ class Kronos(checkpoint.Checkpointed):
         Returns:
             (B, pooling.parts * D): the context after the last bar, then what `pooling` adds.
         """
-        row = torch.arange(len(s1_ids), device=s1_ids.device)
+        return self.read_after(s1_ids, s2_ids, stamp, lengths[:, None] - 1, pooling)[:, 0]
+
+    def read_after(
+        self,
+        s1_ids: Tensor,
+        s2_ids: Tensor,
+        stamp: Tensor,
+        places: Tensor,
+        pooling: ContextConfig,
+    ) -> Tensor:
+        """The same after several bars of each window, which is read once.
+
+        Args:
+            s1_ids, s2_ids, stamp: as of `read_newest`.
+            places: (B, K) int64, the bars, from 0, after which contexts are wanted.
+
+        Returns:
+            (B, K, pooling.parts * D).
+        """
+        row = torch.arange(len(s1_ids), device=s1_ids.device)[:, None]
         of_layers = []
         hidden = s1_ids
         for number, hidden in enumerate(self._through_blocks(s1_ids, s2_ids, stamp), 1):
             if number in pooling.layers:
-                last = hidden[row, lengths - 1]
+                last = hidden[row, places]
                 of_layers.append(F.rms_norm(last, last.shape[-1:], eps=self.norm.eps))
         context = self.norm(hidden)
-        parts = [context[row, lengths - 1]]
+        parts = [context[row, places]]
         if pooling.bars > 1:
-            places = torch.arange(context.shape[1], device=context.device)
-            places = places - lengths[:, None]  # -1 is a window's last bar
-            counted = ((places < 0) & (places >= -pooling.bars)).to(context.dtype)
-            total = (counted[:, None] @ context)[:, 0]
-            parts.append(total / counted.sum(dim=1, keepdim=True))
+            bars = torch.arange(context.shape[1], device=context.device) - places[..., None]
+            counted = ((bars <= 0) & (bars > -pooling.bars)).to(context.dtype)
+            parts.append(counted @ context / counted.sum(dim=-1, keepdim=True))
         if of_layers:
             parts.append(torch.stack(of_layers).mean(dim=0))
         return torch.cat(parts, dim=-1)

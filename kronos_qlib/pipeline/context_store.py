@@ -2,9 +2,9 @@
 
 A folder holds two files for each way of reading, named by a digest of it (weights, lookback,
 layers and pooling, number type): `.rows`, contexts one after another as an array on disk, and
-`.index`, a line of JSON for each moment's windows: the digest of their bars and times, where their
-rows are, and a checksum. Rows are written before their line, so what a killed run leaves behind is
-whole moments, and perhaps rows that no line names.
+`.index`, a line of JSON for each moment's windows: the digest of their bars and times and of how
+many were read at once, where their rows are, and a checksum. Rows are written before their line, so
+what a killed run leaves behind is whole moments, and perhaps rows that no line names.
 
 Shape letters: N windows, B windows of a moment, C width of what is read of a window.
 """
@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised where files, or how contexts are computed, are no longer those of before."""
 LOCK_SECONDS = 60.0
 ROWS, INDEX, LOCK = ".rows", ".index", ".lock"
@@ -112,9 +112,14 @@ class ContextStore:
 
     @classmethod
     def of(
-        cls, folder: Path, predictor: KronosPredictor, lookback: int, pooling: ContextConfig
+        cls,
+        folder: Path,
+        predictor: KronosPredictor,
+        lookback: int,
+        pooling: ContextConfig,
+        span: int = 1,
     ) -> ContextStore:
-        """Of what this predictor reads of windows of at most `lookback` bars."""
+        """Of what this predictor reads of windows of at most `lookback` bars, or of spans."""
         from kronos_qlib.model.checkpoints.pretrained import fingerprint
 
         how = {
@@ -126,6 +131,7 @@ class ContextStore:
             "lookback": lookback,
             "bars": pooling.bars,
             "layers": list(pooling.layers),
+            **({} if span == 1 else {"span": span}),
         }
         width = pooling.parts * predictor.model.config.d_model
         return cls(folder, how, width, pooling.dtype)
@@ -274,9 +280,14 @@ class ContextStore:
             return b"\n" not in file.read(len(_line(self.how)) + 1)
 
 
-def moment_digest(windows: Windows) -> str:
-    """Of the windows of one moment: their bars and times, in their order, whatever their names."""
-    digest = hashlib.blake2b(digest_size=16)
+def moment_digest(windows: Windows, batches: Sequence[int] = ()) -> str:
+    """Of the windows of one moment: their bars and times, in their order, whatever their names.
+
+    Args:
+        batches: how many are read at once, on which the last bits of what is read depend: fewer
+            threads, or less memory, make smaller batches.
+    """
+    digest = hashlib.blake2b(json.dumps([*batches]).encode(), digest_size=16)
     table = windows.table
     for which, group in windows.by_length():
         shape = np.array((len(group), group.lookback + group.ahead))

@@ -344,6 +344,6 @@ def scores_from_gru(
     scores = np.empty(len(windows), dtype=np.float64)
     for day in progress(windows.moments(), "GRU", unit="day", show=show_progress):
         with torch.inference_mode():
-            found = step.scores(segment.batch(np.arange(day.start, day.stop), device))
+            found = step.scores(segment.day_batch(np.arange(day.start, day.stop), device))
         scores[day] = found.cpu().numpy()
     return scores

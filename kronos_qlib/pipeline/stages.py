@@ -182,8 +182,8 @@ def run_stages(
             head to go on from has other options.
         BarDataError, TrainingError: a segment has no windows; a loss is not finite.
     """
-    from kronos_qlib.training.distributed import is_launched, join_processes
-    from kronos_qlib.training.sharding import check_shared_out
+    from kronos_qlib.training.parallel.distributed import is_launched, join_processes
+    from kronos_qlib.training.parallel.sharding import check_shared_out
 
     check_segments(source)
     if stages.predictor is not None and stages.predictor.fsdp and not is_launched():
@@ -229,6 +229,11 @@ def _check_alpha(
         raise ConfigError(
             f"a lookback of {source.lookback} bars is read at once and the network attends to "
             f"{most}; shorten it, or keep the backbone frozen"
+        )
+    if config.span > 1 and source.lookback + config.span - 1 > most:
+        raise ConfigError(
+            f"training.alpha.span {config.span} reads {source.lookback + config.span - 1} bars at "
+            f"once and the network attends to {most}: lower it, or the data set's lookback"
         )
     if config.context.bars > source.lookback:
         raise ConfigError(
@@ -355,12 +360,14 @@ class _Training:
     def signature(self, net: Any, config: Stage) -> dict[str, str]:
         """What a run must share with one that was stopped, to go on from its states."""
         from kronos_qlib.training.loop import STATE
+        from kronos_qlib.training.resume import KIND
 
         table, source = self.source.table, self.source
         windows = str([table.instruments, *(getattr(source, key) for key in WINDOW_SETTINGS)])
         return {
-            "kind of state": STATE,
-            "settings": repr(config),
+            KIND: STATE,
+            # One by one, so that a message can say which one is another.
+            **{f"settings.{one.name}": repr(getattr(config, one.name)) for one in fields(config)},
             **self.identity(net),
             "bars": table.checksums,
             "segments": str({key: source.bounds(key) for key in ("train", "valid")}),
@@ -375,7 +382,7 @@ class _Training:
         """
         from kronos_qlib.evaluation.figures import training_figure
         from kronos_qlib.training.loop import train
-        from kronos_qlib.training.processes import train_in_processes
+        from kronos_qlib.training.parallel.processes import train_in_processes
 
         def log_epoch(epoch: int, row: dict[str, float]) -> None:
             losses = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "epoch")
@@ -697,18 +704,22 @@ def _alpha_segments(config: AlphaConfig, work: _Work) -> list[AlphaSegment]:
             most, epochs = config.windows_per_day, config.epochs
             if place:  # validation reads the days it judges by whole, and once more
                 segment, most, epochs = segment.to_judge_by(config), None, epochs + 1
-            segment = with_day_tokens(
-                segment,
-                predictor.tokenizer,
-                most,
-                epochs,
-                predictor.device,
-                work.show_progress,
-            )
+            if segment.span == 1:  # where a span begins decides its tokens
+                segment = with_day_tokens(
+                    segment,
+                    predictor.tokenizer,
+                    most,
+                    epochs,
+                    predictor.device,
+                    work.show_progress,
+                )
         elif config.context_width:
-            segment = replace(segment, contexts=_contexts_of(config, windows, work))
+            # To judge by, each window is read as it is scored.
+            span = 1 if place else config.span
+            segment = replace(segment, contexts=_contexts_of(config, windows, work, span), span=1)
         else:  # the head looks at none
-            segment = replace(segment, contexts=np.zeros((len(windows), 0), dtype=np.float32))
+            empty = np.zeros((len(windows), 0), dtype=np.float32)
+            segment = replace(segment, contexts=empty, span=1)
         segments.append(segment)
     return segments
 
@@ -727,7 +738,7 @@ def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegmen
             work.log.message(f"alpha, {name}: {note}")
         segment = AlphaSegment.of(windows, label, columns=columns, others=others)
         if name == "train":
-            segment = segment.without_extremes(config.drop_extremes)
+            segment = replace(segment.without_extremes(config.drop_extremes), span=config.span)
         # Before contexts are read, which takes minutes.
         check_days(segment, name, config.drop_extremes if name == "train" else 0.0)
         work.log.message(
@@ -787,13 +798,12 @@ def describe_unknown(columns: Floats, names: Sequence[str], segment: str) -> str
     return f"{AT_MEDIAN}{', '.join(told)}" if told else ""
 
 
-def _contexts_of(config: AlphaConfig, windows: Windows, work: _Work) -> Contexts:
-    shown, report = work.show_progress, work.log.message
+def _contexts_of(config: AlphaConfig, windows: Windows, work: _Work, span: int) -> Contexts:
+    how: dict[str, Any] = {"pooling": config.context, "span": span, "report": work.log.message}
     if work.contexts_folder is None:
-        return contexts_of(work.predictor, windows, shown, pooling=config.context, report=report)
-    return stored_contexts(
-        work.predictor, windows, work.contexts_folder, shown, pooling=config.context, report=report
-    )
+        return contexts_of(work.predictor, windows, work.show_progress, **how)
+    folder = work.contexts_folder
+    return stored_contexts(work.predictor, windows, folder, work.show_progress, **how)
 
 
 def check_segments(source: WindowDataset) -> None:

@@ -525,7 +525,7 @@ class KronosModel(ModelFT):
     ) -> pd.Series:
         """Scores of the last part after all steps; parts before it are its history."""
         steps, settings = self._steps, self.signal_settings.sectors
-        sectors = self._sectors() if SECTOR in exposures_needed(steps) else None
+        sectors = self.sectors() if SECTOR in exposures_needed(steps) else None
         unknown = settings.unknown if settings else "error"
         result = shape_scores(source, windows, parts, steps, sectors, unknown)
         days = result.index.get_level_values("datetime").nunique()
@@ -540,7 +540,8 @@ class KronosModel(ModelFT):
     def _steps(self) -> tuple[Step, ...]:
         return steps_of(self.signal_settings.shape)
 
-    def _sectors(self) -> Mapping[str, str]:
+    def sectors(self) -> Mapping[str, str]:
+        """Each name's sector, as the setting `signals.sectors` says; there must be one."""
         settings = self.signal_settings.sectors
         assert settings is not None
         return settings.of if settings.of is not None else read_sectors(str(settings.file))
@@ -688,7 +689,7 @@ class KronosModel(ModelFT):
                     "signals.shape neutralises against sectors: say with signals.sectors where "
                     "they are, {file: sectors.csv} or {of: {AAA: energy}}"
                 )
-            self._sectors()
+            self.sectors()
 
     def save_pretrained(self, path: str) -> None:
         """Write both halves, as trained, into `path`/predictor and `path`/tokenizer.

@@ -37,9 +37,10 @@ from kronos_qlib.training.batches import (
     token_bytes,
     with_tokens,
 )
-from kronos_qlib.training.distributed import Share
 from kronos_qlib.training.hardware import on_device
 from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
+from kronos_qlib.training.parallel.distributed import Share
+from kronos_qlib.training.spans import SpanBatch, SpanSampler, span_batch
 from kronos_qlib.training.stage_settings import AlphaConfig
 
 CHUNK_VALUES = 2**22
@@ -143,6 +144,7 @@ class AlphaSegment:
     contexts: (N, C) embedded beforehand, when the backbone is frozen. others: (N, H - 1) as
     `target`, of other horizons. market: (moments, M) the market's states; states: (N,) which of
     them is each window's. tokens: s1 and s2, (N, T) each, where a backbone reads windows anew.
+    span: days in a row that a batch is of.
     """
 
     windows: Windows
@@ -155,6 +157,7 @@ class AlphaSegment:
     market: Floats | None = None
     states: Ints | None = None
     tokens: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+    span: int = 1
 
     @classmethod
     def of(
@@ -195,19 +198,21 @@ class AlphaSegment:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def sampler(self, config: AlphaConfig) -> DaySampler:
+    def sampler(self, config: AlphaConfig) -> DaySampler | SpanSampler:
         """Its days as a stage is set to take them.
 
         Contexts are compared over a batch: without its extremes, which are known by their labels
         alone, a day would be another than it is where it is scored.
         """
-        return DaySampler(
-            self,
-            seed=config.seed,
-            windows_per_day=config.windows_per_day,
-            whole=config.windows_per_day is None
+        settings: dict[str, Any] = {
+            "seed": config.seed,
+            "windows_per_day": config.windows_per_day,
+            "whole": config.windows_per_day is None
             and (config.attention > 0 or config.drop_extremes > 0),
-        )
+        }
+        if self.span > 1:
+            return SpanSampler(self, span=self.span, **settings)
+        return DaySampler(self, **settings)
 
     def without_extremes(self, share: float) -> AlphaSegment:
         """Without the targets of those windows of each day that lie at either end of its labels.
@@ -237,12 +242,31 @@ class AlphaSegment:
         return replace(self, days=[self.days[place] for place in which])
 
     def memory(self, size: int) -> WindowBatch | None:
-        """Memory for the bars of up to `size` windows; None beside contexts, which need none."""
-        if self.contexts is not None:
+        """Memory for the bars of up to `size` windows; None beside contexts, which need none.
+
+        Nor do spans, of which each has as many bars as its names trade on.
+        """
+        if self.contexts is not None or self.span > 1:
             return None
         return WindowBatch.empty(size, self.windows.lookback)
 
     def batch(
+        self,
+        which: Ints,
+        device: torch.device | str = "cpu",
+        out: WindowBatch | None = None,
+        share: Share | None = None,
+    ) -> AlphaBatch | SpanBatch:
+        """The chosen windows of a day, or of `span` days, whose readings the processes share.
+
+        Args:
+            which, device, out, share: as of `day_batch`.
+        """
+        if self.span > 1:
+            return span_batch(self, which, self.span, device)
+        return self.day_batch(which, device, out, share)
+
+    def day_batch(
         self,
         which: Ints,
         device: torch.device | str = "cpu",
@@ -258,7 +282,6 @@ class AlphaSegment:
             return on_device(values, device)
 
         own = which if share is None else which[share.rows]
-        known = np.isfinite(self.target[which])
         lengths = np.full(len(own), self.windows.lookback, dtype=np.int64)
         if self.windows.lengths is not None:
             lengths = self.windows.lengths[own].astype(np.int64)
@@ -271,12 +294,8 @@ class AlphaSegment:
             if self.tokens is not None:
                 s1, s2 = (tensor(ids[own].astype(np.int64)) for ids in self.tokens)
                 tokens = (s1, s2)
-        return AlphaBatch(
-            features=tensor(self.features[which]),
-            target=tensor(self.target[which]),
-            known=None if known.all() else tensor(known),
-            others=None if self.others is None else tensor(self.others[which]),
-            market=tensor(self._market_of(which)),
+        return replace(
+            self.day_alone(which, device),
             context=context,
             z=z,
             stamps=stamps,
@@ -284,6 +303,30 @@ class AlphaSegment:
             tokens=tokens,
             share=share,
         )
+
+    def day_alone(self, which: Ints, device: torch.device | str = "cpu") -> AlphaBatch:
+        """The chosen windows of a day, without anything to read of them."""
+
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            return on_device(values, device)
+
+        known = np.isfinite(self.target[which])
+        return AlphaBatch(
+            features=tensor(self.features[which]),
+            target=tensor(self.target[which]),
+            known=None if known.all() else tensor(known),
+            others=None if self.others is None else tensor(self.others[which]),
+            market=tensor(self._market_of(which)),
+            context=None,
+            z=None,
+            stamps=None,
+            lengths=tensor(np.full(len(which), self.windows.lookback, dtype=np.int64)),
+        )
+
+    def moment_of(self, which: Ints) -> Ints:
+        """(B,) the number of each chosen window's moment."""
+        places: Ints = self.windows.table.places[self.windows.ends[which]].astype(np.int64)
+        return places
 
     def _market_of(self, which: Ints) -> Floats:
         if self.market is None or self.states is None or not len(which):
@@ -439,18 +482,31 @@ class AlphaStep:
             groups.append({"params": trained, "lr": config.backbone_learning_rate})
         return groups
 
-    def targets(self, batch: AlphaBatch) -> Tensor:
-        """Windows of this process: () int64."""
-        return batch.lengths.new_tensor(len(batch.lengths))
+    def targets(self, batch: AlphaBatch | SpanBatch) -> Tensor:
+        """Windows of this process, or readings: () int64."""
+        rows = batch.places if isinstance(batch, SpanBatch) else batch.lengths
+        return rows.new_tensor(len(rows))
 
-    def losses(self, batch: AlphaBatch, pieces: int = 1) -> Losses:
+    def losses(self, batch: AlphaBatch | SpanBatch, pieces: int = 1) -> Losses:
         """The loss of one whole day, () float, whatever the process; see `Step`.
 
-        Of several horizons it is the mean, over those of which enough labels are known that day.
-        Contexts are read a few windows at a time by themselves: `pieces` is always 1.
+        Of several horizons it is the mean, over those of which enough labels are known that day; of
+        several days the mean too. Contexts are read a few windows at a time by themselves: `pieces`
+        is always 1.
         """
+        if isinstance(batch, SpanBatch):
+            sizes = [len(day) for day in batch.days]
+            contexts = torch.split(self._read_span(batch), sizes)
+            of_days = [
+                self._day_loss(replace(day, context=context))
+                for day, context in zip(batch.days, contexts, strict=True)
+            ]
+            return {"loss": torch.stack(of_days).mean()}
+        return {"loss": self._day_loss(batch)}
+
+    def _day_loss(self, batch: AlphaBatch) -> Tensor:
         if batch.others is None:
-            return {"loss": self._loss(self.scores(batch), batch.target, batch.known)}
+            return self._loss(self.scores(batch), batch.target, batch.known)
         share = batch.share or Share(len(batch))
         head = self.net.head
         assert isinstance(head, AlphaHead), "members of an ensemble are trained one by one"
@@ -461,7 +517,7 @@ class AlphaStep:
             known = torch.isfinite(target)
             if int(known.sum()) >= LEAST_WINDOWS:
                 found.append(self._loss(scores[:, place], target, known))
-        return {"loss": torch.stack(found).mean()}
+        return torch.stack(found).mean()
 
     def _loss(self, scores: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
         """Of the windows that have a target."""
@@ -484,12 +540,25 @@ class AlphaStep:
         return share.gather(self._read(batch)) if batch.context is None else batch.context
 
     def _read(self, batch: AlphaBatch) -> Tensor:
-        """(b, C) contexts, a few windows at a time, so that only these are kept of a whole day."""
-        net, tokenizer, z, stamps = self.net.predictor, self.tokenizer, batch.z, batch.stamps
-        assert net is not None and z is not None and stamps is not None
+        """(b, C) contexts after the last bars."""
+        assert batch.z is not None and batch.stamps is not None
+        places = batch.lengths[:, None] - 1
+        found = self._read_after(batch.z, batch.stamps, places, batch.tokens)
+        return found[:, 0].to(batch.features.dtype)
+
+    def _read_span(self, batch: SpanBatch) -> Tensor:
+        """(B, C) contexts of all processes' windows."""
+        found = batch.share.gather(self._read_after(batch.z, batch.stamps, batch.places, None))
+        return found[batch.of_reading, batch.of_day].to(batch.days[0].features.dtype)
+
+    def _read_after(
+        self, z: Tensor, stamps: Tensor, places: Tensor, tokens: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """(b, K, C) contexts, a few windows at a time: of a whole day only these are kept."""
+        net, tokenizer = self.net.predictor, self.tokenizer
+        assert net is not None
         if isinstance(net, GRUReader):
-            context: Tensor = net(z, stamps, batch.lengths)
-            return context.to(batch.features.dtype)
+            return net.read_after(z, stamps, places)
         assert tokenizer is not None
         pooling = self.net.head.config.context
         few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
@@ -498,17 +567,16 @@ class AlphaStep:
         def encode(z: Tensor) -> Tensor:
             return torch.stack(encode_exactly(tokenizer, z), dim=-1)
 
-        if batch.tokens is None:  # once: not again in the backward pass
+        if tokens is None:  # once: not again in the backward pass
             with torch.no_grad():
                 s1, s2 = in_pieces(encode, z, pieces=pieces).unbind(dim=-1)
         else:
-            s1, s2 = batch.tokens
+            s1, s2 = tokens
 
-        def read(s1: Tensor, s2: Tensor, stamps: Tensor, lengths: Tensor) -> Tensor:
-            return net.read_newest(s1, s2, stamps, lengths, pooling)
+        def read(s1: Tensor, s2: Tensor, stamps: Tensor, places: Tensor) -> Tensor:
+            return net.read_after(s1, s2, stamps, places, pooling)
 
-        found = in_pieces(read, s1, s2, stamps, batch.lengths, pieces=pieces)
-        return found.to(batch.features.dtype)
+        return in_pieces(read, s1, s2, stamps, places, pieces=pieces)
 
     @torch.inference_mode()
     def validate(
@@ -520,7 +588,7 @@ class AlphaStep:
         memory = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
         for day in segment.days:
             which = np.arange(day.start, day.stop)
-            batch = segment.batch(which, device, memory, Share.here(len(which)))
+            batch = segment.day_batch(which, device, memory, Share.here(len(which)))
             scores = self.scores(batch)
             known = torch.isfinite(batch.target)
             losses = {"loss": self._loss(scores, batch.target, batch.known)}

@@ -18,8 +18,8 @@ from kronos_qlib.data.windows.gather import WindowBatch, gather
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import ConfigError
 from kronos_qlib.log import progress
-from kronos_qlib.training.distributed import Share, sum_over_processes
 from kronos_qlib.training.hardware import on_device
+from kronos_qlib.training.parallel.distributed import Share, sum_over_processes
 from kronos_qlib.training.stage_settings import TrainingConfig
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import TrainingBatch
-from kronos_qlib.training.distributed import sum_over_processes
+from kronos_qlib.training.parallel.distributed import sum_over_processes
 
 
 class CodeTally:

@@ -19,16 +19,6 @@ from kronos_qlib.errors import CheckpointError, TrainingError
 from kronos_qlib.log import progress
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.training.batches import Ints
-from kronos_qlib.training.distributed import (
-    Share,
-    average_gradients,
-    join_processes,
-    of_all,
-    process_count,
-    process_rank,
-    share_weights,
-    sum_over_processes,
-)
 from kronos_qlib.training.hardware import (
     check_precision,
     compiled_blocks,
@@ -44,8 +34,18 @@ from kronos_qlib.training.losses import (
     targets_of,
     weighted,
 )
-from kronos_qlib.training.resume import RunStore, random_state, set_random_state
-from kronos_qlib.training.sharding import (
+from kronos_qlib.training.parallel.distributed import (
+    Share,
+    average_gradients,
+    join_processes,
+    of_all,
+    process_count,
+    process_rank,
+    raise_together,
+    share_weights,
+    sum_over_processes,
+)
+from kronos_qlib.training.parallel.sharding import (
     load_shards,
     moments,
     own_part,
@@ -54,6 +54,7 @@ from kronos_qlib.training.sharding import (
     sharded,
     whole,
 )
+from kronos_qlib.training.resume import RunStore, random_state, set_random_state
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ RANK_SEED = 1_000_003
 SETTLE_EVERY = 20
 """Steps whose losses are fetched from an accelerator at once, since fetching synchronises it."""
 
-STATE = "2"
-"""Of what a run keeps; raised where an older state cannot be gone on from."""
+STATE = "3"
+"""Of what a run keeps; raised where an older state cannot be gone on from, or where a step computes
+something otherwise, so that a run which went on would be neither the old one nor the new one."""
 COUNTS = ("epoch", "best_epoch", "steps", "batches", "seen")
 """Numbers of a run that its state has under their names."""
 
@@ -418,9 +420,13 @@ class _Run:
         state = self.state()
         if self.is_sharded:
             state["shards"] = save_shards(store.shards(self.steps), self.tensors())
+        failed = None
         if process_rank() == 0:
-            store.save(self.steps, state)
-        of_all(None)  # none goes on before the state is written
+            try:
+                store.save(self.steps, state)
+            except TrainingError as problem:  # a full disk
+                failed = str(problem)
+        raise_together(failed)  # none goes on before the state is written
 
     def tensors(self) -> dict[str, Any]:
         """Weights and what the optimizer keeps of them."""

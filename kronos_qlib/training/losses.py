@@ -29,7 +29,7 @@ from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import TIME_FIELDS
 from kronos_qlib.training.batches import Segment, TrainingBatch
 from kronos_qlib.training.codes import CodeTally
-from kronos_qlib.training.distributed import Share, sum_over_processes
+from kronos_qlib.training.parallel.distributed import Share, sum_over_processes
 from kronos_qlib.training.stage_settings import TrainingConfig
 
 Losses = dict[str, Tensor]

@@ -19,7 +19,7 @@ from torch import Tensor
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
 from kronos_qlib.files import replacing
 from kronos_qlib.owners import lock_of
-from kronos_qlib.training.sharding import check_shards
+from kronos_qlib.training.parallel.sharding import check_shards
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ SUFFIX = ".state"
 SHARDS = ".shards"
 """A folder beside a state, of a network that processes share out; see `sharding`."""
 LOCK = ".lock"
+KIND = "kind of state"
+"""The part of a signature that releases differ in, and no setting does."""
 
 
 class RunStore:
@@ -145,6 +147,14 @@ class RunStore:
         return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
 
     def _check(self, signature: dict[str, str], file: Path) -> None:
+        kinds = signature.get(KIND), self.signature.get(KIND)
+        if kinds[0] != kinds[1]:
+            raise ConfigError(
+                f"{file} was kept by another release, whose training computes or keeps something "
+                f"otherwise ({KIND} {kinds[0]}, and here {kinds[1]}): whatever the settings, this "
+                "one cannot go on from it. Go on with that release, or name another resume_folder "
+                "to begin anew"
+            )
         names = sorted({*signature, *self.signature})
         changed = [name for name in names if signature.get(name) != self.signature.get(name)]
         if changed:

@@ -196,6 +196,11 @@ class AlphaConfig:
     all. A trained backbone reads each of their windows anew after every epoch."""
     windows_per_day: int | None = None
     """Windows of each day that a step sees, 5 at least, drawn anew each epoch; None takes all."""
+    span: int = 1
+    """Days in a row of which each name's bars are read once, by the scale of its first window, with
+    a context after every day: by a frozen backbone, to learn from; in a step of one that is trained
+    along, or of a GRU. 10 days take little more than one. What judges an epoch, and every score, is
+    of a window by itself."""
     learning_rate: float = 7e-4
     """Peak of the one-cycle schedule."""
     warmup_share: float = 0.03
@@ -267,6 +272,7 @@ class AlphaConfig:
     def _check_options(self) -> None:
         check_whole(self, "seeds", most=MOST_SEEDS)
         check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
+        check_whole(self, "span")
         check_choice(self, "linear_path")
         check_number(self, "drop_extremes")
         check_known(self, initial=("pretrained", "random"))
@@ -295,6 +301,10 @@ class AlphaConfig:
         require(
             not self.attention or self.windows_per_day is None,
             "attention compares all windows of a day with each other: leave windows_per_day out",
+        )
+        require(
+            self.span == 1 or self.context_width > 0,
+            "context_width 0 leaves the context out: there is nothing for `span` to read",
         )
         require(
             self.context == LAST_ALONE or self.context_width > 0,

@@ -175,7 +175,7 @@ def test_saved_weights_have_theirs_beside_them(fitted, source, signals, drawn, t
 def test_the_estimate_of_a_run_counts_what_calibrating_draws():
     counts, rates = Counts({"valid": 300, "test": 50}, 10), Rates(read=0.1, path=0.01)
     parts = {
-        how: {part.what: part.seconds for part in _of_model(model, counts, lambda _: rates)}
+        how: {part.what: part.seconds for part in _of_model(model, counts, lambda _: rates, 90)}
         for how, model in (("fit", model_of(calibration="fit")), ("none", model_of()))
     }
     assert parts["fit"].pop("calibrating") == pytest.approx(300 * 20 * 0.01)

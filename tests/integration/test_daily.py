@@ -844,13 +844,18 @@ def test_positions_and_cash_are_read_before_any_bar_goes_in(world, name, text, w
     assert world.contents() == before
 
 
-def test_a_holding_without_bars_is_said_before_any_bar_goes_in(world):
+def test_a_holding_without_bars_is_said_before_any_bar_goes_in(world, capsys):
     with_orders(world)
     held = world.folder / "positions.csv"
     held.write_text("instrument,quantity,days\nNOBODY,100,5\n")
     day = world.days[0]
     world.drop_day(day)
-    refused(world, day, "step positions: NOBODY is held, and neither")
+    before = {name: digest for name, digest in world.contents().items() if "clock" not in name}
+    # As any other fault of the positions: it was told as a step that failed, with exit code 1.
+    assert main(["daily", str(world.config_file), "--at", moment(day).isoformat()]) == 2
+    assert "NOBODY is held, and neither" in capsys.readouterr().err
+    after = {name: digest for name, digest in world.contents().items() if "clock" not in name}
+    assert after == before
     # Of what comes tonight for the first time it is none of ours to say.
     bars = world.of(day)
     gone = bars["symbol"].iloc[-1]

@@ -8,7 +8,9 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tracemalloc
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +30,7 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import open_provider
 from kronos_qlib.plugin.provider.mapped_bars import names_of, read_mapped, write_table
-from kronos_qlib.plugin.provider.reader import read_table
+from kronos_qlib.plugin.provider.reader import BarOptions, BarsAsked, StoredColumns, read_table
 from kronos_qlib.plugin.rolling.candidates import moved_task
 from kronos_qlib.plugin.runs.newest_day import moved
 
@@ -162,6 +164,62 @@ def test_a_start_that_was_killed_is_gone_on_from(names, tmp_path, monkeypatch, a
     assert_equal(write_table(tmp_path / "table", names), expected)
     assert again == names[at - (left == "cut") :]
     assert not partial.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file is not deleted there")
+def test_a_lock_is_one_file_for_all_starts(names, tmp_path):
+    """It was deleted at the end: one start held the old file, and the next one made its own."""
+    import fcntl
+
+    with TableWriter(tmp_path / "table", np.zeros(0, "datetime64[ns]"), {}).held():
+        second = (tmp_path / ".table.partial.lock").open("r+b")  # comes before the end
+    with second:
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BarDataError, match="another process is writing"):
+            write_table(tmp_path / "table", names)
+
+
+def test_a_start_that_comes_late_leaves_nothing(names, tmp_path, monkeypatch):
+    """Between its first look and its lock another start ended: an empty table was left beside."""
+    write_table(tmp_path / "other", names)
+    take = table_files.lock_of
+
+    def late(place):
+        shutil.copytree(tmp_path / "other", tmp_path / "table")
+        return take(place)
+
+    monkeypatch.setattr(table_files, "lock_of", late)
+    with pytest.raises(ConfigError, match="--overwrite replaces it"):
+        write_table(tmp_path / "table", names)
+    assert not (tmp_path / ".table.partial").exists()
+
+
+def test_bars_that_change_while_they_are_read_are_noticed(provider, tmp_path, monkeypatch):
+    """Their digest was taken after them: the old bars got the new one."""
+    folder = tmp_path / "qlib"
+    shutil.copytree(provider, folder)
+    open_provider(folder)
+    names = names_of("all", "day")
+    close = folder / "features" / names[2].lower() / "close.day.bin"
+    complete = StoredColumns.complete
+
+    def changed(self, name, *others):  # what was read is in its hands
+        if name == names[2]:
+            values = np.fromfile(close, "<f4")
+            values[-1] *= 1.01
+            values.tofile(close)
+        return complete(self, name, *others)
+
+    monkeypatch.setattr(StoredColumns, "complete", changed)
+    write_table(tmp_path / "table", names)
+    with pytest.raises(BarDataError, match=f"the bars of {names[2]} in the Qlib folder have"):
+        read_mapped(tmp_path / "table", names)
+
+
+def test_options_of_bars_are_said_once():
+    assert [*BarOptions.__annotations__] == [one.name for one in fields(BarsAsked)]
+    for reader in (read_table, write_table, read_mapped):
+        assert inspect.signature(reader).parameters["how"].annotation == "Unpack[BarOptions]"
 
 
 def test_a_kill_at_the_end_loses_nothing_but_the_end(names, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Every day of it is `make nightly`'s; the default run takes one in DAYS_APART.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -282,6 +283,9 @@ def test_weights_in_the_place_of_topk(evening, ranks):
     assert bought["reason"].str.contains(r"rank \d of \d: weight 0.0% to \d+").all()
     again = make_orders(ranks, book, lots, **given)
     pd.testing.assert_frame_equal(again.table, orders.table)
+    # No share of a million earns an order of a hundred thousand; what has no forecast goes.
+    dear = make_orders(ranks, book, replace(lots, min_cost=1e5), **given).table
+    assert dear["instrument"].tolist() == ["SYM0008"]
     # Who fears the tail holds less, who fears nothing all that is allowed.
     bold, shy = (
         make_orders(

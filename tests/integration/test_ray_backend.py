@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,19 @@ def test_more_than_there_is_room_for_is_refused(two_cpus, tmp_path):
             pytest.raises(ConfigError, match="Ray has 2 CPUs and 0 GPUs, which is room for"),
         ):
             run_job(job, Squares(), backend)
+
+
+def test_an_address_of_another_ray_is_refused(two_cpus, tmp_path):
+    """It was ignored where this process was on a Ray already."""
+    here = ray.get_runtime_context().gcs_address
+    port = here.rpartition(":")[2]
+    with JobFolder.open(tmp_path / "job", FACTS, blocks_of(2)) as job:
+        with pytest.raises(ConfigError, match=f"this process is on a Ray at {here}: leave address"):
+            run_job(job, Squares(), RayBackend(address="192.0.2.1:6379"))
+        assert run_job(job, Squares(), RayBackend(address=here, workers=1)).rows == 6
+    for same in (f"{socket.gethostname()}:{port}", "auto", None):
+        with RayBackend(address=same).held():
+            assert ray.is_initialized()
 
 
 def test_five_killed_workers_change_nothing(two_cpus, tmp_path, whole):

@@ -32,6 +32,7 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     read_arrays,
     read_scores,
 )
+from kronos_qlib.plugin.scoring_jobs.job_inputs import inputs_of, provider_digest
 from kronos_qlib.plugin.scoring_jobs.score_span import score_span
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 from kronos_qlib.plugin.scoring_jobs.sweep import variants_of
@@ -362,8 +363,30 @@ def test_a_sweep_is_a_run_for_each_setting(provider, tmp_path, monkeypatch, caps
             scores[row.variant] = pd.read_parquet(path)["score"]
         assert [*scores] == [f"seed {seed}, task.dataset.kwargs.lookback 20" for seed in (0, 1)]
         assert not np.array_equal(*scores.values())
+        job = json.loads((tmp_path / "sweep" / "job.json").read_text())
+        assert job["facts"]["bars"] == provider_digest([provider])
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def test_a_sweep_on_ray_is_of_kronos(workflow, tmp_path, capsys):
+    """LightGBM's runs were done in this process, and nothing said so."""
+    command = ["score", str(workflow), "--backend", "ray", "--out", str(tmp_path / "sweep")]
+    changed = ["--set", f"task.model={json.dumps(TREES)}", "--sweep"]
+    assert main([*command, *changed, "task.model.kwargs.num_leaves=3,4"]) == 2
+    said = capsys.readouterr().err
+    assert "a LGBModel scores in the process of its run" in said and "--backend local" in said
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_on_other_bars_is_another_job(provider, tmp_path):
+    """Runs that were done stayed, and the others were done on the newer bars."""
+    shutil.copytree(provider, tmp_path / "market")
+    before = provider_digest([tmp_path / "market"])
+    assert before == provider_digest([tmp_path / "market"]) and before.startswith("folder ")
+    [first, *_] = sorted((tmp_path / "market" / "features").iterdir())
+    change(first / "close.day.bin")
+    assert provider_digest([tmp_path / "market"]) != before
 
 
 def test_a_sweep_is_settings_with_values():
@@ -386,7 +409,9 @@ def test_a_model_is_shipped_without_its_files(zero_shot):
 
 def test_work_that_another_process_is_sent_opens_bars_itself(zero_shot):
     model, dataset, expected = zero_shot
-    work = ScoringWork(ShippedModel.of(model), dataset, qlib_settings(), "signals", 1)
+    end = pd.Timestamp(SPAN[1])
+    inputs = inputs_of(model, dataset, end)
+    work = ScoringWork(ShippedModel.of(model), dataset, qlib_settings(), "signals", 1, end, inputs)
     sent = pickle.loads(pickle.dumps(work))
     assert sent.dataset.bar_handler.__dict__.get("_bars") is None
     day = Block("day", {"first": SPAN[1], "last": SPAN[1]})
@@ -395,6 +420,99 @@ def test_work_that_another_process_is_sent_opens_bars_itself(zero_shot):
     assert dataset.segments["test"] == SPAN, "the data set of the caller stays as it was"
     work.open()(day)
     assert dataset.segments["test"] == SPAN
+
+
+def test_a_worker_that_sees_other_bars_does_nothing(zero_shot):
+    """It was noticed by the number of rows alone."""
+    model, dataset, _ = zero_shot
+    end = pd.Timestamp(SPAN[1])
+    inputs = {**inputs_of(model, dataset, end), "bars": "bars of another copy"}
+    work = ScoringWork(ShippedModel.of(model), dataset, qlib_settings(), "scores", 1, end, inputs)
+    with pytest.raises(ConfigError, match=r"bars of another copy there, bars \w+ here\. Give"):
+        pickle.loads(pickle.dumps(work)).open()
+
+
+def folder_of_first(market):
+    """Of the first name of the universe."""
+    line = (market / "instruments" / "all.txt").read_text().splitlines()[0]
+    return market / "features" / line.split("\t")[0].lower()
+
+
+def change(path):
+    """Stored values, by a little."""
+    values = np.fromfile(path, dtype="<f4")
+    values[1:] *= 1.0001
+    values.tofile(path)
+
+
+def test_what_a_table_is_made_of_is_of_the_job(provider, tmp_path):
+    """LightGBM reads $vwap, which no bar has, and what processors learned of earlier days."""
+    market = tmp_path / "market"
+    shutil.copytree(provider, market)
+    open_provider(market)
+    first = folder_of_first(market)
+    shutil.copy(first / "close.day.bin", first / "vwap.day.bin")
+    dataset = init_instance_by_config(copy.deepcopy(TABLES))
+    model = init_instance_by_config(copy.deepcopy(TREES))
+    end = pd.Timestamp(SPAN[1])
+    before = inputs_of(model, dataset, end)
+    assert [*before] == ["table"]
+    change(first / "vwap.day.bin")
+    open_provider(market)
+    assert inputs_of(model, init_instance_by_config(copy.deepcopy(TABLES)), end) != before
+    other = copy.deepcopy(TABLES)
+    other["kwargs"]["handler"]["kwargs"]["fit_end_time"] = "2020-08-14"
+    assert inputs_of(model, init_instance_by_config(other), end)["table"] != before["table"]
+
+
+def test_inputs_of_a_blend_are_those_of_its_members(provider, tmp_path):
+    """A head's columns beside the bars, and the bars of a member that has a data set of its own."""
+    market = tmp_path / "market"
+    shutil.copytree(provider, market)
+    open_provider(market)
+    first = folder_of_first(market)
+    for name in (market / "features").iterdir():
+        shutil.copy(name / "close.day.bin", name / "pe.day.bin")
+    own = copy.deepcopy(WINDOWS)
+    own["kwargs"]["handler"]["kwargs"]["instruments"] = [first.name.upper()]
+    blend = init_instance_by_config(
+        {
+            **BLEND,
+            "kwargs": {"members": [REVERSAL, {**REVERSAL, "name": "own", "dataset": own}]},
+        }
+    )
+    dataset = init_instance_by_config(copy.deepcopy(WINDOWS))
+    end = pd.Timestamp(SPAN[1])
+    found = inputs_of(blend, dataset, end)
+    assert [*found] == ["bars", "universe", "bars of own", "universe of own"]
+    assert found["bars"] != found["bars of own"]
+
+    head = init_instance_by_config(kronos(training={"alpha": {**HEAD, "features": ["$pe"]}}))
+    head.fit(dataset)
+    before = inputs_of(head, dataset, end)
+    change(first / "pe.day.bin")
+    after = inputs_of(head, dataset, end)
+    assert [name for name in before if before[name] != after[name]] == ["columns"]
+
+
+def test_sectors_and_a_contexts_folder_are_shipped(opened, zero_shot, tmp_path, monkeypatch):
+    """Workers have another working folder, and perhaps no such file."""
+    monkeypatch.chdir(tmp_path)
+    names = zero_shot[2].index.get_level_values("instrument").unique()
+    lines = [f"{name},{place % 2}" for place, name in enumerate(names)]
+    (tmp_path / "sectors.csv").write_text("\n".join(["instrument,sector", *lines]) + "\n")
+    how = {"sectors": {"file": "sectors.csv"}, "shape": [{"neutralise": ["sector"]}]}
+    model = init_instance_by_config(kronos(signals=how, contexts_folder="kept"))
+    dataset = init_instance_by_config(copy.deepcopy(WINDOWS))
+    segment = (SPAN[1], SPAN[1])
+    expected = model.predict(dataset, segment)
+    sent = pickle.dumps(ShippedModel.of(model))
+    (tmp_path / "sectors.csv").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = pickle.loads(sent).open()
+    assert other.contexts_folder == tmp_path / "kept"
+    pd.testing.assert_series_equal(other.predict(dataset, segment), expected, check_exact=True)
 
 
 def test_bits_are_those_of_the_threads_planned_for(zero_shot):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import block_work
@@ -16,7 +17,7 @@ from block_work import FACTS, Squares, blocks_of
 from kronos_qlib.errors import ConfigError, JobBusyError, JobError
 from kronos_qlib.pipeline.block_jobs import job_folder
 from kronos_qlib.pipeline.block_jobs.job_folder import JobFolder, Outcome, outcomes_of, read_parts
-from kronos_qlib.pipeline.block_jobs.run_blocks import OneProcess, run_job
+from kronos_qlib.pipeline.block_jobs.run_blocks import OneProcess, Worker, run_job
 
 
 def start(folder, work=None, count=12, facts=FACTS, **how):
@@ -148,6 +149,61 @@ def test_a_damaged_or_foreign_part_is_made_again(tmp_path, whole):
     (folder / "parts" / "b003.parquet").write_bytes(before["b004.parquet"])
     assert start(folder).new == 3
     assert parts_of(folder) == before
+
+
+def test_a_part_whose_body_is_damaged_is_made_again(tmp_path):
+    """Its size and its footer are as before."""
+    folder = tmp_path / "job"
+    start(folder)
+    before = parts_of(folder)
+    for name in ("b001", "b002"):
+        data = bytearray(before[f"{name}.parquet"])
+        data[40] ^= 1
+        (folder / "parts" / f"{name}.parquet").write_bytes(data)
+    with pytest.raises(JobError, match=r"b00[12]\.parquet cannot be read: .*CRC"):
+        read_parts(folder)
+    manifest = folder / "manifest.jsonl"  # of the second the line is lost too
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(line for line in lines if b'"b002"' not in line))
+    assert start(folder).new == 2
+    assert parts_of(folder) == before
+
+
+@dataclass(frozen=True)
+class OnDevice(Squares):
+    """Numbers of a device that a file names, which may change between two blocks."""
+
+    device: str = ""
+    source: Path | None = None
+
+    def open(self):
+        return OnDevice(device=self.source.read_text(), source=self.source)
+
+    def __call__(self, block):
+        return self.compute(block)
+
+
+def test_numbers_of_another_device_are_not_mixed_in(tmp_path, caplog):
+    """The device that a job named was the driver's, whatever the workers had."""
+    source, folder = tmp_path / "device", tmp_path / "job"
+    source.write_text("cpu")
+    work = OnDevice(source=source)
+    with JobFolder.open(folder, FACTS, blocks_of(3)) as job:
+        for block in job.unfinished()[:1]:
+            job.note(Worker(work, job.writer(1)).do(block))
+        assert outcomes_of(folder)["b000"].device == "cpu"
+        early = job.writer(3)
+        source.write_text("cuda")
+        refused = Worker(work, early).do(job.unfinished()[0])
+        assert refused.stops and "it computes on cuda, and blocks of this job were" in refused.error
+        # A worker that began before any block was done knows of no other device.
+        late = Worker(work, replace(early, device="")).do(job.unfinished()[0])
+        with pytest.raises(JobError, match="blocks of this job were computed on cpu"):
+            job.note(late)
+    source.write_text("cpu")
+    assert start(folder, work, count=3).new == 2
+    assert "b001.parquet was computed on cuda and the others on cpu" in caplog.text
+    assert {one.device for one in outcomes_of(folder).values()} == {"cpu"}
 
 
 def test_threads_stay_those_that_a_job_was_begun_with(tmp_path):

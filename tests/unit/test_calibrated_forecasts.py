@@ -359,6 +359,23 @@ def test_a_calibration_beside_the_weights_is_found(forecaster, calibration, fram
     assert halves.is_calibrated
 
 
+def test_a_file_beside_the_weights_is_read_again_once_it_is_another(
+    forecaster, calibration, frames, tmp_path, monkeypatch
+):
+    forecaster.calibration = calibration
+    folder = forecaster.save_pretrained(tmp_path / "kept")
+    file, read = folder / "predictor" / FILE, []
+    load = Calibration.load
+    monkeypatch.setattr(Calibration, "load", lambda path: read.append(path) or load(path))
+    loaded = KronosPredictor.from_pretrained(folder, device="cpu")
+    first, again = draw(loaded, frames)[0], draw(loaded, frames)[0]
+    assert read == [file], "every call would spend as long on it as on a bar"
+    np.testing.assert_array_equal(first.paths, again.paths)
+    replace(calibration, checkpoint="0-0").save(file)
+    assert "other weights" in draw(loaded, frames)[0].calibration
+    assert read == [file, file]
+
+
 def test_a_file_beside_the_weights_that_cannot_be_used_says_why(
     forecaster, calibration, frames, tmp_path
 ):

@@ -22,6 +22,7 @@ from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.data.windows.window_dataset import WindowDataset
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.inference.batching import planned_for
 from kronos_qlib.inference.packed import Reader
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.sampling import SamplingConfig
@@ -240,6 +241,27 @@ def test_other_bars_weights_or_ways_of_reading_are_read_anew(
         found = stored_contexts(another, how, tmp_path)
         assert sum(count) == len(how)
         np.testing.assert_array_equal(found[:], contexts_of(another, how))
+
+
+def test_contexts_that_other_threads_read_are_not_taken_for_ones_own(predictor, tmp_path, count):
+    """Batches are as large as threads leave them, and a product rounds by its shape."""
+    windows = windows_to_score(table_of(150), LOOKBACK, first=DAYS[-1])
+    for threads in (1, 4):
+        count.clear()
+        with planned_for(threads):
+            found = stored_contexts(predictor, windows, tmp_path)
+            assert sum(count) == len(windows), "read anew"
+            np.testing.assert_array_equal(found[:], contexts_of(predictor, windows))
+            count.clear()
+            stored_contexts(predictor, windows, tmp_path)
+            assert not count, "and found again"
+    few = windows_to_score(table_of(40), LOOKBACK, first=DAYS[-1])
+    with planned_for(1):
+        stored_contexts(predictor, few, tmp_path)
+    count.clear()
+    with planned_for(4):
+        stored_contexts(predictor, few, tmp_path)
+    assert not count, "whose batch is the same"
 
 
 def test_contexts_of_other_arithmetic_are_not_mixed_with_those_of_this_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -30,10 +31,13 @@ from kronos_qlib.model.checkpoints.pretrained import sizes_of
 from kronos_qlib.model.checkpoints.weights import shapes_alone
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.schema import BAR_COLUMNS
-from kronos_qlib.training import alpha, hardware, loop, losses, processes
+from kronos_qlib.training import alpha, hardware, loop, losses
 from kronos_qlib.training.alpha import ALPHA_LOSSES, AlphaNet, AlphaSegment, AlphaStep
 from kronos_qlib.training.batches import Segment, with_tokens
-from kronos_qlib.training.distributed import (
+from kronos_qlib.training.loop import train
+from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
+from kronos_qlib.training.parallel import processes
+from kronos_qlib.training.parallel.distributed import (
     LAUNCHED_BY,
     Share,
     average_gradients,
@@ -43,11 +47,9 @@ from kronos_qlib.training.distributed import (
     process_count,
     process_rank,
 )
-from kronos_qlib.training.loop import train
-from kronos_qlib.training.losses import PredictorStep, TokenizerStep, next_token_losses
-from kronos_qlib.training.processes import how_it_ended, train_in_processes
+from kronos_qlib.training.parallel.processes import how_it_ended, train_in_processes
+from kronos_qlib.training.parallel.sharding import laid_out, sharded
 from kronos_qlib.training.resume import RunStore
-from kronos_qlib.training.sharding import laid_out, sharded
 from kronos_qlib.training.stage_settings import AlphaConfig, TrainingConfig
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=5e-3, seed=1)
@@ -131,6 +133,11 @@ def cases():
         # 137 and 1: the other processes have no window of the last batch.
         few = len(segments[0]) - 1
         found[f"{kind} odd"] = step_again(kind), segments, replace(config, batch_size=few, epochs=1)
+    step, [learned, judged], config = make_run("ic")
+    # A shift of all scores and a scale of a context change no correlation: rounding alone is left.
+    for weight in (step.net.head.outer.bias, step.net.predictor.norm.weight):
+        weight.requires_grad_(False)
+    found["spans"] = step, [replace(learned, span=4), judged], config
     step, segments, config = make_run("predictor")
     made = [with_tokens(segment, step.tokenizer) for segment in segments]
     found["predictor with tokens"] = step, made, config
@@ -162,6 +169,7 @@ def run_cases(rank, count, folder):
     results["resumed"] = resumed(Path(folder) / "states")
     if count > 1:
         results["shared out"] = shared_out(Path(folder) / "shared")
+        results["full disk"] = full_disk(Path(folder) / "full")
     torch.save(results, Path(folder) / f"{rank}.pt")
 
 
@@ -179,7 +187,9 @@ def start(work, arguments, count):
     method = "spawn"
     if "forkserver" in mp.get_all_start_methods():
         method = "forkserver"
-        mp.set_forkserver_preload(["torch._dynamo", "kronos_qlib.training.processes", "hypothesis"])
+        mp.set_forkserver_preload(
+            ["torch._dynamo", "kronos_qlib.training.parallel.processes", "hypothesis"]
+        )
     mp.start_processes(work, arguments, count, start_method=method)
 
 
@@ -318,6 +328,24 @@ def shared_out(folder):
     return result
 
 
+def full_disk(folder):
+    """What is said where the first process finds no room: for the parts, and for the state."""
+
+    def no_room(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = []
+    for shared, call in ((True, "replace"), (False, "fsync")):
+        step, segments, config = make_run("predictor")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError) as problem:
+            if process_rank() == 0:
+                patch.setattr(os, call, no_room)
+            config = replace(config, fsdp=shared)
+            train(step, *segments, config, store=RunStore(folder / call, every=4))
+        said.append(str(problem.value))
+    return said
+
+
 def make_history(found):
     """The validations of an outcome by name."""
     names = ("epoch", "valid_loss", "valid_loss_s1", "valid_loss_s2")
@@ -392,6 +420,13 @@ def test_a_shared_out_run_that_was_stopped_goes_on(alone, pair):
 def test_a_damaged_part_sends_a_run_to_the_state_before_it(pair):
     for found in pair:
         assert found["shared out"]["steps of a spoiled one"] == 16
+
+
+def test_a_full_disk_of_the_first_process_ends_all(pair):
+    """The others waited for it until their timeout, of half an hour."""
+    said = pair[0]["full disk"]
+    assert said == pair[1]["full disk"]
+    assert all("No space left on device" in one and "Make room" in one for one in said)
 
 
 def test_a_shared_out_run_in_bfloat16_learns_alike(alone, pair):
@@ -546,7 +581,7 @@ def test_training_in_one_process_needs_no_accelerate(tmp_path):
     """It was imported for one process too."""
     code = (
         "import sys; sys.modules['accelerate'] = None; import kronos_qlib.training.loop;"
-        "import kronos_qlib.training.alpha, kronos_qlib.training.processes; print('ok')"
+        "import kronos_qlib.training.alpha, kronos_qlib.training.parallel.processes; print('ok')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "ok", done.stderr

@@ -125,7 +125,7 @@ MAY_RUN = {
         "pickle._Unpickler",
     ): "stand-ins for every name; nothing runs",
     ("plugin/pickles/load_pickle.py", "pickle.load"): "the user's own run, where --trust is said",
-    ("training/processes.py", "torch.load"): "of our own process, by a pipe; weights_only",
+    ("training/parallel/processes.py", "torch.load"): "of our own process, by a pipe; weights_only",
     ("training/resume.py", "torch.load"): "states: tensors, numbers and texts; weights_only",
 }
 """Who may, and whose files it reads."""

@@ -114,6 +114,21 @@ def test_the_norm_is_computed_in_float32():
     assert norm(x).tolist() == [[1, -1, 1, -1]]
 
 
+def test_the_norm_of_autocast_has_one_type_in_training_and_evaluation():
+    """Evaluation gave float32, twice the memory, and rounded once more."""
+    norm = RMSNorm(8)
+    norm.weight.data.uniform_(0.5, 2.0)
+    x = torch.randn(3, 5, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = norm(x)
+        with torch.no_grad():
+            evaluated = norm.eval()(x)
+    assert trained.dtype == evaluated.dtype == torch.bfloat16
+    expected = torch.nn.functional.rms_norm(x.float(), (8,), norm.weight, norm.eps)
+    for found in (trained, evaluated):
+        torch.testing.assert_close(found, expected.to(torch.bfloat16), rtol=2**-7, atol=0)
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_a_stamp_is_the_sum_of_its_five_fields(learned):
     times = TimeEmbedding(8, learned)

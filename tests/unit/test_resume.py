@@ -23,7 +23,7 @@ from kronos_qlib.training import loop
 from kronos_qlib.training.batches import Segment
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.losses import PredictorStep
-from kronos_qlib.training.resume import RunStore
+from kronos_qlib.training.resume import KIND, RunStore
 from kronos_qlib.training.stage_settings import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=3, teacher_forcing=False)
@@ -219,6 +219,15 @@ def test_another_runs_state_is_refused(tmp_path):
     assert RunStore(tmp_path, {"config": "a", "bars": "1"}).load()[0] == 1
     with pytest.raises(ConfigError, match="of a run with other config; it cannot go on"):
         RunStore(tmp_path, {"config": "b", "bars": "1"}).load()
+    for store, message in (
+        (
+            RunStore(tmp_path, {"config": "a", "bars": "1", KIND: "3"}),
+            "kind of state None, and here",
+        ),
+        (RunStore(tmp_path, {"config": "b", "bars": "1", KIND: "3"}), "kept by another release"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            store.load()
     with pytest.raises(ConfigError, match="every 1 or more steps"):
         RunStore(tmp_path, every=0)
 

@@ -54,6 +54,23 @@ def test_a_change_that_does_not_earn_its_cost_is_not_made():
     assert target_weights(outcomes, held, costs=(0.0, 0.0), **given).sum() == pytest.approx(1)
 
 
+def test_a_trade_that_does_not_earn_the_least_cost_is_not_made():
+    """`min_cost` was ignored: each evening moved many names by a little, and each paid it."""
+    outcomes = np.full((20, 3), [[0.03, 0.02, 0.01]])
+    held, how = np.array([0.29, 0.0, 0.0]), WeightConfig(aversion=0.0, most=1.0)
+    given = {"low": np.zeros(3), "high": np.full(3, 0.3), "budget": 0.6, "how": how}
+    free = target_weights(outcomes, held, costs=(0.0, 0.0), **given)
+    np.testing.assert_allclose(free, [0.3, 0.3, 0.0], atol=1e-9)
+    # A hundredth of the first earns 0.0003, and the second 0.006.
+    found = target_weights(outcomes, held, costs=(0.0, 0.0), least_cost=0.001, **given)
+    np.testing.assert_allclose(found, [0.29, 0.3, 0.0], atol=1e-9)
+    none = target_weights(outcomes, held, costs=(0.0, 0.0), least_cost=0.01, **given)
+    np.testing.assert_allclose(none, held, atol=1e-9)
+    # What has to go goes, whatever it costs.
+    given["high"] = np.array([0.0, 0.0, 0.0])
+    assert target_weights(outcomes, held, costs=(0.0, 0.0), least_cost=0.01, **given).sum() == 0
+
+
 def test_what_is_held_and_cannot_be_sold_is_named_where_it_is_too_much():
     how, held = WeightConfig(), np.array([0.7, 0.28])
     with pytest.raises(ConfigError, match=r"98.0% of the book, and risk_degree lets 95.0% be held"):

@@ -15,9 +15,9 @@ from kronos_qlib.errors import BarDataError, ConfigError, TrainingError
 from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.batches import EpochSampler, Segment, is_worth_tokens, with_tokens
-from kronos_qlib.training.distributed import Share
 from kronos_qlib.training.loop import is_better, one_cycle, train
 from kronos_qlib.training.losses import PredictorStep, TokenizerStep, evaluate, shifted_dates
+from kronos_qlib.training.parallel.distributed import Share
 from kronos_qlib.training.stage_settings import TrainingConfig
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +112,31 @@ class TableWriter:
         self._unflushed = 0
 
     @contextmanager
-    def held(self) -> Iterator[TableWriter]:
+    def held(self, check: Callable[[], None] = lambda: None) -> Iterator[TableWriter]:
         """Within, the half-written folder is this process' alone.
+
+        Its lock stays there, an empty file: were it deleted, a process that had opened it just
+        before, and one that makes it anew, would both hold it.
+
+        Args:
+            check: called when it is, before anything is written.
 
         Raises:
             BarDataError: another process writes the same table.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = lock_of(place := self.folder.with_name(f"{self.folder.name}{LOCK}"))
+            lock = lock_of(self.folder.with_name(f"{self.folder.name}{LOCK}"))
         except Timeout as taken:
             raise BarDataError(
                 f"another process is writing {self.target}: wait for it, or name another folder"
             ) from taken
         with ExitStack() as stack:
             stack.callback(lock.release)
+            check()
+            self.folder.mkdir(exist_ok=True)
             self._begin(stack)
             yield self
-        with suppress(OSError):
-            place.unlink()
 
     @property
     def done(self) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ attempts/NAME     a byte for each start of a block, so that one which kills its 
 .lock             held by the process that runs the job
 
 The manifest is written by that process alone. A line that a kill cut is dropped when the folder is
-next opened; a part without its line is recognised by its own metadata, and not computed again.
+next opened; a part without its line is recognised by its own metadata, and not computed again. To
+go on is to read every part once: one whose bytes are not those that were written is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from filelock import Timeout
 
 from kronos_qlib.errors import ConfigError, JobBusyError, JobError, some_of
 from kronos_qlib.files import replacing
+from kronos_qlib.markup import cause_of
 from kronos_qlib.owners import lock_of
 
 if TYPE_CHECKING:
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 JOB, MANIFEST, PARTS, ATTEMPTS, LOCK = "job.json", "manifest.jsonl", "parts", "attempts", ".lock"
 ABOUT_PART = b"kronos_qlib"
 """Key of a part's metadata: the job's digest and the block's name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+READ_BYTES = 1 << 22
 ARRIVAL_SECONDS = 60.0
 """That a shared drive may take to show a file which another machine wrote."""
 SHOWN = 6
@@ -65,7 +68,8 @@ class Outcome:
     rows, bytes: of its part. seconds: at work, reading included. worker: host and process.
     cpu_seconds: of the worker's process for it; of a worker's first block since the process began.
     peak_mb: MiB that the worker's process has held at most. error: why it failed; "" where it did
-    not.
+    not. device: what its numbers were computed on, as "cpu"; "" where the work names none.
+    sha256: of its part's bytes.
     """
 
     block: str
@@ -78,6 +82,8 @@ class Outcome:
     error: str = ""
     stops: bool = False
     """Whether no other block can be done either: the worker could not open the job."""
+    device: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,16 @@ class PartWriter:
     job: str
     """The job's digest."""
     most_attempts: int
+    device: str = ""
+    """What the blocks that are done were computed on; "" where nothing is known of it."""
+
+    def check_device(self, device: str) -> None:
+        """
+        Raises:
+            ConfigError: the blocks that are done are another's.
+        """
+        if device and self.device and device != self.device:
+            raise ConfigError(_other_device(device, self.device))
 
     def part(self, block: Block) -> Path:
         """Where a block's result lies."""
@@ -101,35 +117,46 @@ class PartWriter:
             file.write(b".")
             return file.tell()
 
-    def write(self, block: Block, table: pa.Table) -> int:
-        """Put a block's result into its place, whole or not at all; its bytes.
+    def write(self, block: Block, table: pa.Table, device: str = "") -> Outcome:
+        """Put a block's result into its place, whole or not at all.
+
+        Returns:
+            Its rows, bytes, digest and device.
 
         Raises:
             OSError: it cannot be written.
         """
         import pyarrow.parquet as pq
 
-        about = json.dumps({"job": self.job, "block": block.name}).encode()
-        whole = table.replace_schema_metadata({**(table.schema.metadata or {}), ABOUT_PART: about})
-        target = self.part(block)
-        with replacing(target) as draft:
-            pq.write_table(whole, draft)
-        return target.stat().st_size
+        about = {"job": self.job, "block": block.name}
+        if device:
+            about["device"] = device
+        known = {**(table.schema.metadata or {}), ABOUT_PART: json.dumps(about).encode()}
+        with replacing(self.part(block)) as draft:
+            # With checksums a part without its line in the manifest is known to be whole, too.
+            pq.write_table(table.replace_schema_metadata(known), draft, write_page_checksum=True)
+            size, digest = _size_and_digest(draft)
+        return Outcome(block.name, table.num_rows, size, device=device, sha256=digest)
 
-    def found(self, block: Block) -> tuple[int, int] | None:
-        """Rows and bytes of a result that is in its place; None where there is none of this job."""
+    def found(self, block: Block) -> Outcome | None:
+        """A result that is in its place; None where there is none of this job that can be read.
+
+        All of it is read, for its checksums.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.part(block)
         try:
-            about = pq.read_metadata(path)
-            kept = json.loads((about.metadata or {}).get(ABOUT_PART, b"{}"))
-            size = path.stat().st_size
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                kept = json.loads((file.metadata.metadata or {}).get(ABOUT_PART, b"{}"))
+                if (kept.get("job"), kept.get("block")) != (self.job, block.name):
+                    return None
+                rows = sum(batch.num_rows for batch in file.iter_batches())
+            size, digest = _size_and_digest(path)
         except (OSError, ValueError, pa.ArrowException):
             return None
-        mine = kept == {"job": self.job, "block": block.name}
-        return (about.num_rows, size) if mine else None
+        return Outcome(block.name, rows, size, device=str(kept.get("device", "")), sha256=digest)
 
 
 @dataclass
@@ -204,7 +231,12 @@ class JobFolder:
 
     def writer(self, most_attempts: int) -> PartWriter:
         """For workers."""
-        return PartWriter(self.folder.absolute(), self.digest, most_attempts)
+        return PartWriter(self.folder.absolute(), self.digest, most_attempts, self.device)
+
+    @property
+    def device(self) -> str:
+        """What the blocks that are done were computed on; "" where nothing is known of it."""
+        return next((one.device for one in self.done.values() if one.device), "")
 
     def unfinished(self) -> list[Block]:
         """Blocks that are not done, those that failed last time too, in their order."""
@@ -215,7 +247,10 @@ class JobFolder:
 
         Raises:
             JobError: it cannot be written; the block's part stays and is found by a later start.
+                Or it was computed on another device than the blocks before, and does not count.
         """
+        if outcome.device and self.device and outcome.device != self.device:
+            raise JobError(f"{outcome.worker}: {_other_device(outcome.device, self.device)}")
         if not outcome.error and outcome.rows and not self._arrives(self._part(outcome.block)):
             raise JobError(
                 f"{outcome.worker} wrote the block {outcome.block}, and "
@@ -284,12 +319,32 @@ class JobFolder:
             if outcome.block in known:
                 self._take(outcome)
         for name, outcome in list(self.done.items()):
-            if outcome.rows and writer.found(known[name]) != (outcome.rows, outcome.bytes):
+            if outcome.rows and not self._is_whole(outcome):
                 logger.warning("%s is missing or damaged: it is made again", self._part(name))
+                self._part(name).unlink(missing_ok=True)
                 del self.done[name]
         for block in self.unfinished():
-            if (found := writer.found(block)) is not None:
-                self.note(Outcome(block.name, *found, worker="found in its place"))
+            if (found := writer.found(block)) is None:
+                continue
+            if found.device and self.device and found.device != self.device:
+                logger.warning(
+                    "%s was computed on %s and the others on %s: it is made again",
+                    *(self._part(block.name), found.device, self.device),
+                )
+                self._part(block.name).unlink()
+                continue
+            self.note(replace(found, worker="found in its place"))
+
+    def _is_whole(self, outcome: Outcome) -> bool:
+        """Whether a part has the bytes that were written: all of them are read."""
+        path = self._part(outcome.block)
+        try:
+            return path.stat().st_size == outcome.bytes and _size_and_digest(path) == (
+                outcome.bytes,
+                outcome.sha256,
+            )
+        except OSError:
+            return False
 
 
 def read_job(folder: str | Path) -> dict[str, Any]:
@@ -330,7 +385,7 @@ def read_parts(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
         columns: which; None: all.
 
     Raises:
-        JobError: there is no job, or no block of it has a row.
+        JobError: there is no job, no block of it has a row, or a part is damaged: names it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -341,7 +396,16 @@ def read_parts(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
     if not parts:
         raise JobError(f"{folder}: no block that is done has a row")
     wanted = None if columns is None else list(columns)
-    tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
+    tables = []
+    for part in parts:
+        try:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
+                tables.append(file.read(columns=wanted))
+        except (OSError, pa.ArrowException) as problem:
+            raise JobError(
+                f"{part} cannot be read: {cause_of(problem)}. The command that wrote it makes it "
+                "again"
+            ) from problem
     bare = [table.replace_schema_metadata(_own_metadata(table)) for table in tables]
     return pa.concat_tables(bare)
 
@@ -415,6 +479,23 @@ def _check_names(blocks: Sequence[Block]) -> None:
         raise ConfigError(
             f"names of blocks are file names, each once: {strange or sorted(names)[:SHOWN]}"
         )
+
+
+def _other_device(device: str, before: str) -> str:
+    return (
+        f"it computes on {device}, and blocks of this job were computed on {before}: to the last "
+        "bit, numbers of one are not the other's. Give all workers the same devices "
+        "(gpus_per_worker, the model's setting device), or name another folder"
+    )
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(READ_BYTES):
+            size += len(piece)
+            digest.update(piece)
+    return size, digest.hexdigest()
 
 
 def _pairs(values: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +40,8 @@ class RayBackend:
     Args:
         address: of a cluster, as `ray.init` takes it; "auto" for the one that this machine is of.
             None: the Ray that this process has begun already, else one of this machine, which ends
-            with the work.
+            with the work. Where this process is on a Ray already, it must be that of the address;
+            "auto" is whichever it is on.
         workers: actors; None: as many as the cluster's CPUs, or GPUs, allow.
         cpus_per_worker: CPUs of each, and threads of torch and of other libraries in it.
         gpus_per_worker: GPUs of each, as Ray's `num_gpus`: 0.5 puts two on one.
@@ -66,7 +68,7 @@ class RayBackend:
     ) -> Generator[Outcome, None, None]:
         """
         Raises:
-            ConfigError: the cluster is too small for one worker.
+            ConfigError: the cluster is too small for one worker; or this process is on another Ray.
             JobError: Ray cannot be started or reached, or fails as a whole.
             MissingDependencyError: the extra "ray" is not installed.
         """
@@ -102,7 +104,7 @@ class RayBackend:
         """Within, Ray stays for several jobs, one after another.
 
         Raises:
-            JobError, MissingDependencyError: as of `outcomes`.
+            ConfigError, JobError, MissingDependencyError: as of `outcomes`.
         """
         return self._session(require("ray", for_=FOR), STORE_BYTES)
 
@@ -110,12 +112,15 @@ class RayBackend:
     def _session(self, ray: Any, nbytes: int) -> Iterator[None]:
         """Ray is there within; what was begun for it ends with it."""
         if ray.is_initialized():
+            _check_address(ray, self.address)
             yield
             return
         _start(ray, self.address, nbytes)
+        _joined.append(self.address)
         try:
             yield
         finally:
+            _joined.remove(self.address)
             ray.shutdown()
 
     def _pool_size(self, ray: Any, blocks: int) -> int:
@@ -165,6 +170,51 @@ def pin_threads(threads: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+
+
+_joined: list[str | None] = []
+"""The address of the Ray that a backend has begun or joined, as it was given."""
+
+
+def _check_address(ray: Any, address: str | None) -> None:
+    """Refuse an address that is not that of the Ray which this process is on.
+
+    Raises:
+        ConfigError: says which it is on.
+    """
+    if address in (None, "auto", *_joined):
+        return
+    try:
+        here = str(ray.get_runtime_context().gcs_address)
+    except Exception as problem:  # of a client, which has none
+        here = f"another one ({type(problem).__name__})"
+    assert address is not None
+    if not _is_same_address(address, here, str(ray.util.get_node_ip_address())):
+        raise ConfigError(
+            f"address {address} is asked for, and this process is on a Ray at {here}: leave "
+            "address out to use that one, or call ray.shutdown() before"
+        )
+
+
+def _is_same_address(one: str, other: str, own: str) -> bool:
+    """Whether two texts HOST:PORT are of one machine's port, by whichever names.
+
+    Args:
+        own: this machine's address to others, which its own names may not lead to.
+    """
+    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    if not host or port != other_port:
+        return False
+    return bool(_addresses_of(host, own) & _addresses_of(other_host, own))
+
+
+def _addresses_of(host: str, own: str) -> set[str]:
+    try:
+        found = {str(each[4][0]) for each in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return {host}
+    is_here = any(each.startswith("127.") or each in ("::1", own) for each in found)
+    return found | {own} if is_here else found
 
 
 def _start(ray: Any, address: str | None, nbytes: int) -> None:

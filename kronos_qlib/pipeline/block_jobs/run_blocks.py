@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kronos_qlib.errors import JobError, KronosError, some_of
 from kronos_qlib.log import REPORT_SECONDS, progress
@@ -37,6 +37,14 @@ MOST_ATTEMPTS = 3
 
 Compute = Callable[[Block], "pa.Table | None"]
 """The result of a block; None where it has no row."""
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A `Compute` whose numbers depend on the device, to the last bit."""
+
+    device: str
+    """As "cpu": all blocks of a job must have the same."""
 
 
 class Work(Protocol):
@@ -92,6 +100,7 @@ class Worker:
     def __init__(self, work: Work, writer: PartWriter) -> None:
         self._work, self._writer = work, writer
         self._compute: Compute | None = None
+        self._device = ""
         self._who = this_worker()
         self._cpu = 0.0
 
@@ -100,7 +109,7 @@ class Worker:
         begun = time.monotonic()
         if (found := self._writer.found(block)) is not None:
             # Whoever wrote it died before it could say so.
-            return Outcome(block.name, *found, worker=self._who)
+            return replace(found, worker=self._who)
         attempt = self._writer.begin(block)
         if attempt > self._writer.most_attempts:
             return self._failed(
@@ -109,14 +118,16 @@ class Worker:
                 "memory (fewer moments a block, or memory_mb, make it smaller)",
             )
         try:
-            self._compute = self._compute or self._work.open()
+            self._open()
         except KronosError as problem:
             return self._failed(block, str(problem), stops=True)
+        assert self._compute is not None
         while True:
             try:
                 table = self._compute(block)
-                rows = 0 if table is None else table.num_rows
-                size = self._writer.write(block, table) if table is not None and rows else 0
+                done = Outcome(block.name, device=self._device)
+                if table is not None and table.num_rows:
+                    done = self._writer.write(block, table, self._device)
             except KronosError as problem:  # the same every time
                 return self._failed(block, str(problem))
             except Exception as problem:  # of libraries, drives and memory: it may pass
@@ -127,7 +138,20 @@ class Worker:
                 seconds, before = round(time.monotonic() - begun, 3), self._cpu
                 self._cpu = time.process_time()
                 spent = round(self._cpu - before, 3)
-                return Outcome(block.name, rows, size, seconds, self._who, spent, _peak_mb())
+                return replace(
+                    done,
+                    seconds=seconds,
+                    worker=self._who,
+                    cpu_seconds=spent,
+                    peak_mb=_peak_mb(),
+                )
+
+    def _open(self) -> None:
+        if self._compute is None:
+            compute = self._work.open()
+            self._device = compute.device if isinstance(compute, OnDevice) else ""
+            self._writer.check_device(self._device)
+            self._compute = compute
 
     def _failed(self, block: Block, why: str, stops: bool = False) -> Outcome:
         text = one_line(why)

@@ -5,6 +5,7 @@ Shape letters: N names, S joint outcomes (a past day each), Q quantile levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,11 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.settings import check_number, check_whole, require
 
 Floats = npt.NDArray[np.float64]
+ROUNDS = 8
+"""Programmes at most that are solved for costs with a least one; each takes the last one's trades
+for what a trade costs."""
+NO_TRADE = 1e-9
+"""Share of the book below which a change of weight is rounding."""
 LEAST_DAYS = 20
 """Past days that can say how names move together."""
 
@@ -86,8 +92,13 @@ def target_weights(
     budget: float,
     costs: tuple[float, float],
     how: WeightConfig,
+    least_cost: float = 0.0,
 ) -> Floats:
     """The weights with the highest mean return, less costs and `aversion` times the tail loss.
+
+    A least cost of each trade makes the programme one of whole numbers; it is solved by a sequence
+    of linear ones, in which a trade costs by its size what it cost in the one before. The best that
+    they find, by what it truly costs, is taken: it need not be the best of all.
 
     Args:
         outcomes: (S, N) returns, each row as likely as any other.
@@ -95,6 +106,7 @@ def target_weights(
         low, high: (N,) between which each weight lies.
         budget: that all together may have.
         costs: fractions of the money bought, and of that sold.
+        least_cost: of each trade, as a share of the book's value.
 
     Returns:
         (N,) weights.
@@ -104,7 +116,9 @@ def target_weights(
 
     Source:
         Rockafellar and Uryasev, "Optimization of conditional value-at-risk", Journal of Risk 2
-        (2000): CVaR as a linear programme.
+        (2000): CVaR as a linear programme. The sequence for a least cost: Kim and Pardalos, "A
+        solution approach to the fixed charge network flow problem using a dynamic slope scaling
+        procedure", Operations Research Letters 24 (1999).
     """
     if (least := float(low.sum())) > budget + 1e-9:
         raise ConfigError(
@@ -112,13 +126,53 @@ def target_weights(
             f"lets {budget:.1%} be held: no weights keep both; raise strategy.risk_degree, or "
             "leave orders.weights out for an evening"
         )
+    rates = [np.full(outcomes.shape[1], rate) for rate in costs]
+    best, least_loss = None, np.inf
+    for _ in range(ROUNDS if least_cost > 0 else 1):
+        found = np.clip(_solved(outcomes, held, low, high, budget, rates, how), low, high)
+        changes = [(found - held).clip(0), (held - found).clip(0)]
+        loss = _loss(outcomes, found, how) + sum(
+            float(np.maximum(rate * change, least_cost)[change > NO_TRADE].sum())
+            for rate, change in zip(costs, changes, strict=True)
+        )
+        if loss < least_loss:
+            best, least_loss = found, loss
+        before = rates
+        rates = [
+            # Who did not trade keeps its rate; a trade never costs more than it is worth.
+            np.where(change > NO_TRADE, np.clip(least_cost / change.clip(NO_TRADE), rate, 1), kept)
+            for rate, kept, change in zip(costs, before, changes, strict=True)
+        ]
+        if all(np.allclose(one, other) for one, other in zip(rates, before, strict=True)):
+            break
+    assert best is not None
+    return best
+
+
+def _loss(outcomes: Floats, weights: Floats, how: WeightConfig) -> float:
+    """What the programme makes small, without costs."""
+    losses = np.sort(-(outcomes @ weights))[::-1]
+    edge = losses[min(len(losses), int(np.ceil(how.tail * len(losses) - 1e-9))) - 1]
+    tail = edge + np.maximum(losses - edge, 0).mean() / how.tail
+    return float(losses.mean() + how.aversion * tail)
+
+
+def _solved(
+    outcomes: Floats,
+    held: Floats,
+    low: Floats,
+    high: Floats,
+    budget: float,
+    rates: Sequence[Floats],
+    how: WeightConfig,
+) -> Floats:
+    """(N,) the best weights where trades cost by size: `rates` (N,) of buying and of selling."""
     days, names = outcomes.shape
     # Variables: weights, bought, sold, the loss at the edge of the tail, and losses beyond it.
     goal = np.concatenate(
         [
             -outcomes.mean(axis=0),
-            np.full(names, costs[0]),
-            np.full(names, costs[1]),
+            *rates,
             [how.aversion],
             np.full(days, how.aversion / (how.tail * days)),
         ]
@@ -145,4 +199,5 @@ def target_weights(
     )
     if found.status != 0:
         raise ConfigError(f"no weights were found: {found.message}")
-    return np.clip(found.x[:names], low, high)
+    weights: Floats = found.x[:names]
+    return weights

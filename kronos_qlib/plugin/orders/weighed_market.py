@@ -94,6 +94,7 @@ class WeighedMarket(Market):
             budget=self.settings.risk_degree,
             costs=(self.settings.open_cost, self.settings.close_cost),
             how=self.how,
+            least_cost=self.settings.min_cost / value,
         )
         return [*self._orders(self.table["wanted"] * value / prices - owned, owned)]
 

@@ -58,7 +58,7 @@ class HandlerColumns:
         if not len(windows):
             return values
         index = windows.index
-        expressions = {name: self._expression(name) for name in names}
+        expressions = self.expressions(names)
         own = [name for name in names if expressions[name] is None]
         read = {name: text for name, text in expressions.items() if text is not None}
         times = index.get_level_values("datetime")
@@ -73,6 +73,18 @@ class HandlerColumns:
             table = table.swaplevel().reindex(index)
             values[:, [names.index(name) for name in read]] = table.to_numpy(dtype=np.float32)
         return values
+
+    def expressions(self, names: Sequence[str]) -> dict[str, str | None]:
+        """What each name is to Qlib; None for a column of the handler.
+
+        Raises:
+            ConfigError: as of `check`.
+        """
+        return {name: self._expression(name) for name in names}
+
+    def frame(self) -> pd.DataFrame:
+        """The handler's features of all of its times, on (datetime, instrument)."""
+        return self._frame(slice(None, None))
 
     def _expression(self, name: str) -> str | None:
         """What a name is to Qlib; None for a column of the handler."""

@@ -6,15 +6,14 @@ Shape letters: K times of the calendar.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlib.log import get_module_logger
 
 from kronos_qlib.data.calendar.time_text import show_span
 from kronos_qlib.data.windows.bar_table import BarTable
-from kronos_qlib.data.windows.faulty_bars import Incomplete, Invalid, Untraded
 from kronos_qlib.data.windows.table_files import (
     MANIFEST,
     TableWriter,
@@ -25,13 +24,17 @@ from kronos_qlib.data.windows.table_files import (
 from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.log import progress
 from kronos_qlib.plugin.provider.reader import (
-    STORED,
+    BarOptions,
+    BarsAsked,
     StoredColumns,
     open_bars,
     read_spans,
     report_read,
 )
 from kronos_qlib.schema import BAR_COLUMNS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
@@ -41,15 +44,9 @@ def write_table(
     names: Iterable[str],
     freq: str = "day",
     *,
-    fields: Mapping[str, str] = STORED,
-    raw_volume: bool = False,
-    first: Any = None,
-    last: Any = None,
-    incomplete: Incomplete = "error",
-    invalid: Invalid = "error",
-    untraded: Untraded = "skip",
     overwrite: bool = False,
     show_progress: bool = False,
+    **how: Unpack[BarOptions],
 ) -> BarTable:
     """Write the bars that `read_table` would read into a folder, and open it.
 
@@ -58,54 +55,52 @@ def write_table(
 
     Args:
         out: the folder of the table, new; with `overwrite` it may be an older table.
-        names, freq, fields, raw_volume, first, last, incomplete, invalid, untraded: as of
-            `read_table`; the fields are plain ones of files on this machine.
+        names, freq, how: as of `read_table`; the fields are plain ones of files on this machine.
 
     Raises:
         BarDataError: as of `read_table`; or another process writes the same table.
         ConfigError: as of `read_table`, or something is there already.
     """
     target = Path(out).expanduser().absolute()
-    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
-        raise ConfigError(
-            f"{target} is there already"
-            + (
-                ": --overwrite replaces it"
-                if (target / MANIFEST).is_file()
-                else " and is no table of bars: name another folder"
-            )
-        )
-    ways = {"incomplete": incomplete, "invalid": invalid, "untraded": untraded}
+    _check_free(target, overwrite)
+    options = BarsAsked(**how)
     names = list(dict.fromkeys(names))
-    asked = open_bars(names, freq, fields, raw_volume, first, last, direct=True)
+    asked = open_bars(names, freq, options, direct=True)
     assert asked.files is not None
-    about = _about(names, freq, fields, raw_volume, asked.bounds, ways)
-    with TableWriter(target, asked.calendar, about, **ways).held() as writer:
+    paths_of = asked.files.paths
+    about = _about(names, freq, options, asked.bounds)
+    writer = TableWriter(target, asked.calendar, about, **options.ways)
+    # Another start may have ended between that check and the lock.
+    with writer.held(lambda: _check_free(target, overwrite)):
         columns = StoredColumns()
         known = 0
         for name, line in zip(names, writer.done, strict=False):
-            if line["name"] != name or not _is_same(line["files"], asked.files.paths(name)):
+            if line["name"] != name or not _is_same(line["files"], paths_of(name)):
                 break
             columns.note(line["columns"], name)
             known += 1
         writer.keep(known)
         if known:
             logger.info(f"going on after {known} of {len(names)} instruments")
+        files: dict[str, list[Any]] = {}
+
+        def noted() -> Iterator[str]:
+            """Names, each file's digest taken before its bars are read: of bars that change
+            meanwhile the table is then older than its folder, and is refused as such."""
+            for name in names[known:]:
+                files[name] = _files_of(paths_of(name))
+                yield name
+
         rest = progress(
-            asked.bars(names[known:], columns),
+            asked.bars(noted(), columns),
             f"bars to {target.name}",
             unit="instrument",
             total=len(names) - known,
             show=show_progress,
         )
         for name, places, bars in rest:
-            files = _files_of(asked.files.paths(name))
-            writer.add(
-                name,
-                places,
-                bars,
-                {"name": name, "files": files, "columns": columns.last},
-            )
+            about_name = {"name": name, "files": files.pop(name), "columns": columns.last}
+            writer.add(name, places, bars, about_name)
         writer.finish()
     table = open_table(target)
     report_read(table, names, freq, asked, columns)
@@ -116,14 +111,7 @@ def read_mapped(
     folder: str | Path,
     names: Sequence[str],
     freq: str = "day",
-    *,
-    fields: Mapping[str, str] = STORED,
-    raw_volume: bool = False,
-    first: Any = None,
-    last: Any = None,
-    incomplete: Incomplete = "error",
-    invalid: Invalid = "error",
-    untraded: Untraded = "skip",
+    **how: Unpack[BarOptions],
 ) -> BarTable:
     """The table that `write_table` wrote; arguments as of `read_table`, which gives the same bits.
 
@@ -131,12 +119,12 @@ def read_mapped(
         BarDataError: the table is damaged or half written, or the Qlib folder has other bars now.
         ConfigError: it was made of other instruments or by other settings; says of which.
     """
-    asked = open_bars(list(names), freq, fields, raw_volume, first, last, direct=True)
+    options = BarsAsked(**how)
+    asked = open_bars(list(names), freq, options, direct=True)
     assert asked.files is not None
     folder = Path(folder).expanduser().absolute()
     manifest = manifest_of(folder)
-    ways = {"incomplete": incomplete, "invalid": invalid, "untraded": untraded}
-    wanted = _about(names, freq, fields, raw_volume, asked.bounds, ways)
+    wanted = _about(names, freq, options, asked.bounds)
     if manifest["calendar"] != digest_of(asked.calendar.view("int64")):
         raise BarDataError(
             f"the calendar of the Qlib folder is not the one that {folder} was built by: {_AGAIN}"
@@ -160,6 +148,19 @@ def read_mapped(
 _AGAIN = "build it again, with kronos-qlib data table and --overwrite"
 
 
+def _check_free(target: Path, overwrite: bool) -> None:
+    is_table = (target / MANIFEST).is_file()
+    if target.exists() and not (overwrite and is_table):
+        raise ConfigError(
+            f"{target} is there already"
+            + (
+                ": --overwrite replaces it"
+                if is_table
+                else " and is no table of bars: name another folder"
+            )
+        )
+
+
 def names_of(market: str, freq: str) -> list[str]:
     """The instruments of a market, in the order of a table's."""
     return sorted(read_spans(market, freq) or ())
@@ -168,17 +169,15 @@ def names_of(market: str, freq: str) -> list[str]:
 def _about(
     names: Sequence[str],
     freq: str,
-    fields: Mapping[str, str],
-    raw_volume: bool,
+    options: BarsAsked,
     bounds: tuple[int, int],
-    ways: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
         "freq": freq,
-        "fields": {name: fields[name] for name in BAR_COLUMNS},
-        "raw_volume": raw_volume,
+        "fields": {name: options.fields[name] for name in BAR_COLUMNS},
+        "raw_volume": options.raw_volume,
         "bounds": list(bounds),
-        **ways,
+        **options.ways,
         "instruments": len(names),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,9 @@ from kronos_qlib.plugin.provider.feature_files import Dense, FeatureFiles
 from kronos_qlib.plugin.qlib_internals import data_folder, market_read_anew, reads_files
 from kronos_qlib.schema import AMOUNT, BAR_COLUMNS, CLOSE, PRICE_COLUMNS, VOLUME
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 logger = get_module_logger(__name__)  # Qlib shows its own loggers only
 
 STORED: Mapping[str, str] = {name: f"${name}" for name in BAR_COLUMNS}
@@ -42,18 +45,54 @@ PLAIN_FIELD = re.compile(r"\$\w+", re.ASCII)
 FACTOR = "$factor"
 
 
+class BarOptions(TypedDict, total=False):
+    """Keywords of `read_table`, `write_table` and `read_mapped`: fields of `BarsAsked`."""
+
+    fields: Mapping[str, str]
+    raw_volume: bool
+    first: Any
+    last: Any
+    incomplete: Incomplete
+    invalid: Invalid
+    untraded: Untraded
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarsAsked:
+    """The options, each with its default."""
+
+    fields: Mapping[str, str] = field(default_factory=lambda: STORED)
+    """For each of `schema.BAR_COLUMNS` a field ("$close") or an expression ("$volume * $vwap")."""
+    raw_volume: bool = False
+    """Multiply volume by $factor, which turns Qlib's adjusted volume into the shares that changed
+    hands. A split then shows as a jump of volume."""
+    first: Any = None
+    """Of the bars' times; a bare date is the whole day. None: from the first one on."""
+    last: Any = None
+    """As `first`, inclusive too."""
+    incomplete: Incomplete = "error"
+    """What to do with bars that lack a number, see `bar_table.Incomplete`."""
+    invalid: Invalid = "error"
+    """With bars that cannot be, see `bar_table.Invalid`."""
+    untraded: Untraded = "skip"
+    """With bars in which nothing traded, see `bar_table.Untraded`."""
+
+    @property
+    def ways(self) -> dict[str, Any]:
+        """What to do with bars that break a rule, as `TableBuilder` takes it."""
+        return {
+            "incomplete": self.incomplete,
+            "invalid": self.invalid,
+            "untraded": self.untraded,
+        }
+
+
 def read_table(
     names: Iterable[str],
     freq: str = "day",
     *,
-    fields: Mapping[str, str] = STORED,
-    raw_volume: bool = False,
-    first: Any = None,
-    last: Any = None,
-    incomplete: Incomplete = "error",
-    invalid: Invalid = "error",
-    untraded: Untraded = "skip",
     direct: bool | None = None,
+    **how: Unpack[BarOptions],
 ) -> BarTable:
     """The bars of some instruments, those of a suspended day (no price) left out.
 
@@ -66,14 +105,8 @@ def read_table(
     Args:
         names: instruments, as Qlib spells them.
         freq: "day", "1min", "5min".
-        fields: for each of `schema.BAR_COLUMNS` a field ("$close") or an expression
-            ("$volume * $vwap").
-        raw_volume: multiply volume by $factor, which turns Qlib's adjusted volume into the shares
-            that changed hands. A split then shows as a jump of volume.
-        first, last: of the bars' times, both inclusive, a bare date being the whole day.
-        incomplete, invalid, untraded: what to do with bars that break a rule, see
-            `bar_table.Incomplete`, `Invalid` and `Untraded`; the log counts what is left out.
         direct: True reads files or raises, False always asks Qlib, None chooses.
+        how: fields of `BarsAsked`; the log counts what is left out.
 
     Raises:
         BarDataError: a bar breaks a rule (named by instrument and time), an instrument lacks a
@@ -84,8 +117,9 @@ def read_table(
             the folder has no bars of this frequency.
     """
     names = list(dict.fromkeys(names))
-    asked = open_bars(names, freq, fields, raw_volume, first, last, direct)
-    builder = TableBuilder(asked.calendar, asked.capacity, incomplete, invalid, untraded)
+    options = BarsAsked(**how)
+    asked = open_bars(names, freq, options, direct)
+    builder = TableBuilder(asked.calendar, asked.capacity, **options.ways)
     columns = StoredColumns()
     for name, places, bars in asked.bars(names, columns):
         builder.add(name, places, bars)
@@ -111,8 +145,11 @@ class OpenedBars:
     capacity: int
     dense: Dense | None
 
-    def bars(self, names: Sequence[str], columns: StoredColumns) -> Dense:
-        """Instruments one after another, places in the calendar (n,) and bars (n, 6)."""
+    def bars(self, names: Iterable[str], columns: StoredColumns) -> Dense:
+        """Instruments one after another, places in the calendar (n,) and bars (n, 6).
+
+        From files each name is taken when its bars are read.
+        """
         dense = self.dense
         if dense is None:
             assert self.files is not None
@@ -127,10 +164,7 @@ class OpenedBars:
 def open_bars(
     names: Sequence[str],
     freq: str,
-    fields: Mapping[str, str],
-    raw_volume: bool,
-    first: Any,
-    last: Any,
+    options: BarsAsked,
     direct: bool | None = None,
 ) -> OpenedBars:
     """What `read_table` reads from; arguments and errors as of it.
@@ -138,6 +172,7 @@ def open_bars(
     Raises:
         BarDataError, CalendarError, ConfigError: as of `read_table`.
     """
+    fields, raw_volume = options.fields, options.raw_volume
     if set(fields) != set(BAR_COLUMNS):
         raise ConfigError(
             f"fields names {', '.join(BAR_COLUMNS)}, each once, got {', '.join(fields) or 'none'}"
@@ -146,7 +181,7 @@ def open_bars(
     # Volume and amount may be missing from a storage; what was named by hand, or is a price, not.
     needed = {name for name in asked if name not in (STORED["volume"], STORED["amount"])}
     calendar = read_calendar(freq)
-    bounds = places_of(calendar, first, last)
+    bounds = places_of(calendar, options.first, options.last)
     folder = local_folder(freq)
     plain = all(PLAIN_FIELD.fullmatch(name) for name in asked)
     if direct and (folder is None or not plain):

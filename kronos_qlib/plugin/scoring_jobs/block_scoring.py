@@ -8,7 +8,6 @@ names of a day. So a block has the bits that the day would have anywhere else.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,16 @@ from qlib.config import C
 
 from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, read_parts
+from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import KronosDataset, KronosHandler
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.plugin.scoring_jobs.job_inputs import check_inputs
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from kronos_qlib.data.windows.find import Spans
     from kronos_qlib.data.windows.window import Windows
     from kronos_qlib.pipeline.block_jobs.run_blocks import Compute
 
@@ -53,16 +53,20 @@ class ScoringWork:
     what: What
     threads: int
     """That batches are planned for."""
+    end: pd.Timestamp
+    """Of the job's last day."""
+    inputs: Mapping[str, str] | None = None
+    """What `inputs_of` said where the job was begun; None compares nothing."""
 
     def open(self) -> Compute:
         """
         Raises:
-            ConfigError: the folder of bars is not on this machine.
+            ConfigError: the folder of bars is not on this machine, or the model would read
+                something else of it than where the job was begun.
         """
         import qlib
         from qlib.utils import init_instance_by_config
 
-        from kronos_qlib.inference.batching import planned_for
         from kronos_qlib.plugin.provider.faults import check_folder
         from kronos_qlib.plugin.runs.quiet import quiet_imports, quiet_libraries
 
@@ -78,14 +82,41 @@ class ScoringWork:
             model = self.model.open()
             _fill_handler(model, dataset)
             scored = BlockScoring(model, dataset, self.what)
+            if self.inputs is not None:
+                check_inputs(self.inputs, model, scored.dataset, self.end)
+        return OpenedScoring(scored, self.threads, devices_of(model))
 
-        def compute(block: Block) -> pa.Table | None:
-            with planned_for(self.threads):
-                return scored.table(
-                    pd.Timestamp(block.asked["first"]), pd.Timestamp(block.asked["last"])
-                )
 
-        return compute
+@dataclass(frozen=True)
+class OpenedScoring:
+    """A worker's `Compute`."""
+
+    scored: BlockScoring
+    threads: int
+    device: str
+    """See `devices_of`."""
+
+    def __call__(self, block: Block) -> pa.Table | None:
+        from kronos_qlib.inference.batching import planned_for
+
+        with planned_for(self.threads):
+            return self.scored.table(
+                pd.Timestamp(block.asked["first"]), pd.Timestamp(block.asked["last"])
+            )
+
+
+def devices_of(model: Any) -> str:
+    """Kinds of devices that a model's networks are on in this process; "" where it has none."""
+    from kronos_qlib.inference.devices import pick_device
+    from kronos_qlib.plugin.scoring_jobs.shipped_model import leaves
+
+    found = set()
+    for one in leaves(model):
+        if isinstance(one, KronosModel):
+            found.add(one.predictor.device.type)
+        elif isinstance(one, GRUModel):
+            found.add(pick_device(one.device).type)
+    return ", ".join(sorted(found))
 
 
 def qlib_settings() -> dict[str, Any]:
@@ -219,19 +250,6 @@ def usual_moments(model: Any) -> int:
 
     back = [one.days_of_history for one in leaves(model) if isinstance(one, KronosModel)]
     return max([USUAL_MOMENTS, *(HISTORIES * days for days in back)])
-
-
-def universe_digest(spans: Spans | None, end: pd.Timestamp) -> str:
-    """Of who is in a universe when, up to a moment; the bars' own digest does not have it."""
-    if spans is None:
-        return "its names, always"
-    text = "\n".join(
-        f"{name} {first} {end if last is None else min(pd.Timestamp(last), end)}"
-        for name in sorted(spans)
-        for first, last in spans[name]
-        if first is None or pd.Timestamp(first) <= end
-    )
-    return f"universe {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def blocks_of(moments: npt.NDArray[np.datetime64], each: int) -> list[Block]:

@@ -21,7 +21,7 @@ from kronos_qlib.errors import ConfigError, NothingToScoreError
 from kronos_qlib.pipeline.block_jobs.job_folder import JobFolder
 from kronos_qlib.pipeline.block_jobs.run_blocks import run_job
 from kronos_qlib.plugin.dataset import KronosDataset
-from kronos_qlib.plugin.runs.about_run import bars_digest, weights_digest
+from kronos_qlib.plugin.runs.about_run import weights_digest
 from kronos_qlib.plugin.scoring_jobs.backend_settings import BackendConfig
 from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     ScoringWork,
@@ -29,9 +29,9 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     blocks_of,
     qlib_settings,
     read_scores,
-    universe_digest,
     usual_moments,
 )
+from kronos_qlib.plugin.scoring_jobs.job_inputs import inputs_of
 from kronos_qlib.plugin.scoring_jobs.shipped_model import ShippedModel, settings_of_kronos
 from kronos_qlib.version import __version__
 
@@ -81,18 +81,20 @@ def frame_on_backend(
         slice(*places_of(source.table.calendar, *source.bounds(segment)))
     ]
     each = how.moments or usual_moments(model)
-    work = ScoringWork(
-        ShippedModel.of(model), dataset, qlib_settings(), what, torch.get_num_threads()
-    )
+    end = pd.Timestamp(moments[-1])
+    inputs = inputs_of(model, dataset, end)
+    shipped, threads = ShippedModel.of(model), torch.get_num_threads()
+    work = ScoringWork(shipped, dataset, qlib_settings(), what, threads, end, inputs)
     facts = {
         "what": what,
         "weights": weights_digest(model),
-        "bars": bars_digest(dataset),
-        "universe": universe_digest(source.spans, pd.Timestamp(moments[-1])),
+        **inputs,
         "from": str(moments[0]),
         "to": str(moments[-1]),
         "moments of a block": str(each),
         **{f"model {name}": text for name, text in settings_of_kronos(model).items()},
+        # Of workers elsewhere it is found when they open: all must have the same.
+        "device": model.predictor.device.type if how.name == "local" else "of the workers",
         **{f"dataset {name}": str(getattr(dataset, name)) for name in WINDOWED},
     }
     with (

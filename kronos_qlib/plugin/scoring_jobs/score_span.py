@@ -18,10 +18,9 @@ from kronos_qlib.errors import ConfigError, MissingArtifactError
 from kronos_qlib.pipeline.block_jobs.job_folder import JobFolder
 from kronos_qlib.pipeline.block_jobs.run_blocks import Backend, JobResult, OneProcess, run_job
 from kronos_qlib.plugin.registry.registered_models import REGISTRY
-from kronos_qlib.plugin.runs.about_run import table_digest, weights_digest
+from kronos_qlib.plugin.runs.about_run import weights_digest
 from kronos_qlib.plugin.runs.newest_day import (
     ModelSource,
-    bars_of,
     freq_of_dataset,
     make_model,
     moved,
@@ -35,14 +34,13 @@ from kronos_qlib.plugin.scoring_jobs.block_scoring import (
     blocks_of,
     check_what,
     qlib_settings,
-    universe_digest,
     usual_moments,
 )
+from kronos_qlib.plugin.scoring_jobs.job_inputs import inputs_of
 from kronos_qlib.plugin.task_sections import class_of, is_map, mapping_of, value_at
 
 if TYPE_CHECKING:
     from kronos_qlib.data.calendar.stamps import Times
-    from kronos_qlib.data.windows.find import Spans
 
 WORKFLOWS = (".yaml", ".yml")
 ASIDE = (
@@ -139,12 +137,13 @@ def score_span(
             dataset = init_instance_by_config(config)
         each = moments or usual_moments(model)
         planned = threads or torch.get_num_threads()
-        work = ScoringWork(ShippedModel.of(model), config, qlib_settings(), what, planned)
+        inputs = inputs_of(model, dataset, end)
+        shipped = ShippedModel.of(model)
+        work = ScoringWork(shipped, config, qlib_settings(), what, planned, end, inputs)
         facts = {
             "what": what,
             "weights": weights_digest(model),
-            "bars": table_digest(bars_of(dataset, config, end)),
-            "universe": universe_digest(_spans_of(dataset, config), end),
+            **inputs,
             "from": begin.isoformat(),
             "to": end.isoformat(),
             "moments of a block": str(each),
@@ -253,17 +252,6 @@ def _moments(
             f"{show_span(calendar)}"
         )
     return np.asarray(days)
-
-
-def _spans_of(dataset: Any, config: Mapping[str, Any]) -> Spans | None:
-    """When each name is in the universe of a data set, of windows or of tables."""
-    from kronos_qlib.plugin.dataset import KronosDataset
-    from kronos_qlib.plugin.provider.reader import read_spans
-
-    if isinstance(dataset, KronosDataset):
-        return dataset.bar_handler.spans
-    instruments = value_at(config, "kwargs", "handler", "kwargs", "instruments")
-    return read_spans(instruments or "all", freq_of_dataset(config))
 
 
 def _settings(section: str, value: Any, inside: str | None) -> dict[str, str]:

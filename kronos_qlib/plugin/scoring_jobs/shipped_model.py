@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.blend import BlendModel
 from kronos_qlib.plugin.model import KronosModel
+from kronos_qlib.signals.signal_settings import SignalsConfig
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -28,6 +29,7 @@ class _Networks:
     head: Any
     calibration: Any
     contexts_folder: str | None
+    sectors: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class ShippedModel:
                 one.use_networks(own.net, own.tokenizer, own.head)
                 one.predictor.calibration = own.calibration
                 one._contexts_folder = own.contexts_folder
+                if own.sectors is not None:
+                    one.signal_settings = _with_sectors(one.signal_settings, own.sectors)
             elif own is not None:
                 one._net = own
             if hasattr(one, "show_progress"):
@@ -85,7 +89,14 @@ def _networks_of(model: Any) -> Any:
         None if head is None else _on_cpu(head),
         calibration,
         None if folder is None else str(folder),
+        None if model.signal_settings.sectors is None else model.sectors(),
     )
+
+
+def _with_sectors(settings: SignalsConfig, of: Mapping[str, str]) -> SignalsConfig:
+    """The settings with sectors that were read from a file, which a worker may not have."""
+    assert settings.sectors is not None
+    return replace(settings, sectors=replace(settings.sectors, file=None, of=dict(of)))
 
 
 def _on_cpu(net: Module) -> Module:
@@ -118,6 +129,5 @@ def settings_of_kronos(model: KronosModel) -> Mapping[str, str]:
         "dtype": model.dtype,
         "memory_mb": str(model.memory_mb),
         "max_context": str(model.predictor.max_context),
-        "device": model.predictor.device.type,
         "calibration": repr(model.kept_calibration or model.calibration),
     }

@@ -20,6 +20,7 @@ from kronos_qlib.errors import ConfigError
 from kronos_qlib.pipeline.block_jobs.job_folder import Block, JobFolder
 from kronos_qlib.pipeline.block_jobs.run_blocks import JobResult, OneProcess, run_job
 from kronos_qlib.plugin.scoring_jobs.backend_settings import BackendConfig
+from kronos_qlib.plugin.scoring_jobs.job_inputs import provider_digest
 from kronos_qlib.plugin.task_sections import class_of, mapping_of
 from kronos_qlib.plugin.workflows.templates import load_yaml
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from kronos_qlib.pipeline.block_jobs.run_blocks import Compute
 
+KRONOS = "KronosModel"
+"""The model whose scoring a backend does."""
 BLOCKS = "blocks"
 """Folder within the job's, of the scores of runs under way."""
 
@@ -60,7 +63,7 @@ class SweepWork:
         from kronos_qlib.plugin.workflows.execution import plan_run, run_plan
 
         own = [*self.changes, *block.asked["changes"]]
-        if self._is_kronos(own):
+        if _model_of(self.workflow, self.market, own) == KRONOS:
             own.append(f"backend={json.dumps(asdict(self.backend))}")
         plan = plan_run(self.workflow, self.market, own)
         run_id = run_plan(plan) or ""
@@ -69,11 +72,12 @@ class SweepWork:
             self.report(f"{row['variant']}: experiment {plan.experiment}, run {run_id[:8]}")
         return pa.table({name: [value] for name, value in row.items()})
 
-    def _is_kronos(self, changes: Sequence[str]) -> bool:
-        from kronos_qlib.plugin.workflows.workflow_file import read_workflow
 
-        config = read_workflow(self.workflow, self.market, changes).config
-        return class_of(mapping_of(config.get("task")).get("model")) == "KronosModel"
+def _model_of(workflow: str, market: str | None, changes: Sequence[str]) -> str:
+    from kronos_qlib.plugin.workflows.workflow_file import read_workflow
+
+    config = read_workflow(workflow, market, changes).config
+    return class_of(mapping_of(config.get("task")).get("model"))
 
 
 def run_sweep(
@@ -97,7 +101,8 @@ def run_sweep(
         show_progress, report: as of `run_job`.
 
     Raises:
-        ConfigError: a sweep names no setting or no value; or the folder holds another job.
+        ConfigError: a sweep names no setting or no value; the folder holds another job, or began
+            on other bars; or Ray is to score a model that scores in this process alone.
         JobBusyError, JobError: as of `JobFolder.open` and `run_job`. Runs that failed are in the
             result.
     """
@@ -107,17 +112,39 @@ def run_sweep(
     # A file that cannot be read is refused before any run.
     first = read_workflow(workflow, market, [*changes, *blocks[0].asked["changes"]])
     text = first.path.read_bytes()
+    providers = set()
+    for block in blocks:
+        own = [*changes, *block.asked["changes"]]
+        try:
+            config = read_workflow(workflow, market, own).config
+        except ConfigError:  # its run says so, and the others are done
+            continue
+        providers |= _providers_of(mapping_of(config.get("qlib_init")).get("provider_uri"))
+        kind = class_of(mapping_of(config.get("task")).get("model"))
+        if backend.name != "local" and kind != KRONOS:
+            raise ConfigError(
+                f"a {kind or 'model without a class'} scores in the process of its run, and "
+                f"--backend {backend.name} of a sweep is of a {KRONOS}'s scoring: say --backend "
+                f"local ({block.asked['variant']})"
+            )
     facts = {
         "workflow": hashlib.sha256(text).hexdigest()[:16],
+        "bars": provider_digest(sorted(providers)),
         "market": str(market),
         "changes": "; ".join(changes),
         "sweep": "; ".join(sweeps),
     }
-    own = replace(backend, folder=str(folder.absolute() / BLOCKS))
-    work = SweepWork(workflow, market, tuple(changes), own, report)
+    scores = replace(backend, folder=str(folder.absolute() / BLOCKS))
+    work = SweepWork(workflow, market, tuple(changes), scores, report)
     with backend.held(), JobFolder.open(folder, facts, blocks) as job:
         # A run that failed would fail again: what may pass is tried by a later start.
         return run_job(job, work, OneProcess(), show_progress=show_progress, most_attempts=1)
+
+
+def _providers_of(uri: Any) -> set[str]:
+    """Folders of a workflow's `provider_uri`: one, or one for each frequency."""
+    found = [*uri.values()] if isinstance(uri, Mapping) else [uri]
+    return {str(one) for one in found if one}
 
 
 def variants_of(sweeps: Sequence[str]) -> list[Block]:

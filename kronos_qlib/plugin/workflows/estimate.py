@@ -25,6 +25,7 @@ from kronos_qlib.plugin.model import FIT, KronosModel
 from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
+from kronos_qlib.training.stage_settings import AlphaConfig
 
 PROBE_SECONDS = 0.4
 """A probe that took less is repeated with more windows."""
@@ -109,7 +110,7 @@ def estimate(
         return measured[key]
 
     for one in _models(model):
-        parts += _of_model(one, counts, rates_of)
+        parts += _of_model(one, counts, rates_of, source.lookback)
         if isinstance(one, GRUModel) and counts.of(*counts.windows):
             parts += _of_gru(one, counts, source.lookback)
     name = str(dataset.get("class"))
@@ -223,16 +224,21 @@ def _of_gru(model: GRUModel, counts: Counts, lookback: int) -> list[Part]:
     rate = probe_gru(model, lookback)
     config, parts = model.training, [Part("scores", counts.of("test") * rate)]
     if model.weights is None:
-        # Windows and days bear a known proportion only where all names trade: a day has the mean.
-        each = counts.windows.get("test", 0) / max(1, counts.moments)
-        share = min(1.0, (config.windows_per_day or each) / max(1.0, each))
-        judged = counts.of("valid")
-        if config.validation_days is not None:
-            judged = min(judged, round(config.validation_days * each))
-        learned = counts.of("train") * share * config.epochs
-        seconds = (learned * GRU_TRAINED_AS_READ + judged * (config.epochs + 1)) * rate
-        parts.append(Part("training", seconds))
+        learned, judged = _read_in_training(config, counts, lookback)
+        parts.append(Part("training", (learned * GRU_TRAINED_AS_READ + judged) * rate))
     return parts
+
+
+def _read_in_training(config: AlphaConfig, counts: Counts, lookback: int) -> tuple[float, float]:
+    """Windows that a network beside a head is trained on, and judged by, over all epochs."""
+    # Windows and days bear a known proportion only where all names trade: a day has the mean.
+    each = counts.windows.get("test", 0) / max(1, counts.moments)
+    share = min(1.0, (config.windows_per_day or each) / max(1.0, each))
+    share *= _of_span(config, lookback)
+    judged = counts.of("valid")
+    if config.validation_days is not None:
+        judged = min(judged, round(config.validation_days * each))
+    return counts.of("train") * share * config.epochs, float(judged * (config.epochs + 1))
 
 
 def probe_gru(model: GRUModel, lookback: int) -> float:
@@ -255,7 +261,14 @@ def probe_gru(model: GRUModel, lookback: int) -> float:
     return _seconds_each(read)
 
 
-def _of_model(model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rates]) -> list[Part]:
+def _of_span(config: AlphaConfig, lookback: int) -> float:
+    """Bars read of a window to learn from, over those of a window by itself."""
+    return (lookback + config.span - 1) / (config.span * lookback)
+
+
+def _of_model(
+    model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rates], lookback: int
+) -> list[Part]:
     if not isinstance(model, KronosModel) or not counts.of(*counts.windows):
         return []
     rates = rates_of(model)
@@ -264,17 +277,17 @@ def _of_model(model: Any, counts: Counts, rates_of: Callable[[KronosModel], Rate
     train, valid = counts.of("train"), counts.of("valid")
     for stage in (training.tokenizer, training.predictor):
         if stage is not None:
-            learned = min(stage.windows_per_epoch or train, train) * stage.epochs
-            judged = min(stage.validation_windows, valid) * (stage.epochs + 1)
+            learned = float(min(stage.windows_per_epoch or train, train) * stage.epochs)
+            judged = float(min(stage.validation_windows, valid) * (stage.epochs + 1))
             seconds = (learned * TRAINED_AS_READ + judged * JUDGED_AS_READ) * rates.read
             parts.append(Part("training", seconds))
     if training.alpha is not None:
         if training.alpha.backbone == "frozen":
-            parts.append(Part("contexts of the days to learn from", (train + valid) * rates.read))
+            read = train * _of_span(training.alpha, lookback) + valid
+            parts.append(Part("contexts of the days to learn from", read * rates.read))
         else:
-            epochs = training.alpha.epochs
-            windows = train * epochs * TRAINED_AS_READ + valid * (epochs + 1)
-            parts.append(Part("training", windows * rates.read))
+            learned, judged = _read_in_training(training.alpha, counts, lookback)
+            parts.append(Part("training", (learned * TRAINED_AS_READ + judged) * rates.read))
     if model.calibration == FIT and not model.signal_settings.ensemble:
         drawn = min(DRAWN, valid) * max(model.sampling.paths, CALIBRATION_PATHS)
         parts.append(Part("calibrating", drawn * rates.path))

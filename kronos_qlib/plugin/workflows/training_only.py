@@ -55,7 +55,7 @@ def finetune(
     if model.training.is_zero_shot:
         raise ConfigError(f"{config} trains nothing: its model has no setting `training`")
     model.fit(dataset)
-    from kronos_qlib.training.distributed import process_rank
+    from kronos_qlib.training.parallel.distributed import process_rank
 
     if process_rank() == 0:
         model.save_pretrained(str(out))

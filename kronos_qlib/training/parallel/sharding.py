@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.model.layers import TransformerBlock
-from kronos_qlib.training.distributed import of_all, process_count, process_rank
+from kronos_qlib.training.parallel.distributed import process_count, process_rank, raise_together
 
 READ_BYTES = 1 << 22
 CHECKPOINTS = "torch.distributed.checkpoint"
@@ -140,27 +140,37 @@ def save_shards(folder: Path, tensors: dict[str, Any]) -> dict[str, str]:
         SHA-256 of its files by name; in the first process, elsewhere nothing.
 
     Raises:
-        TrainingError: it cannot be written. What was there before stays.
+        TrainingError: it cannot be written, in all processes alike. What was there before stays.
     """
     dcp: Any = importlib.import_module(CHECKPOINTS)
     draft = folder.with_name(f".{folder.name}.new")
     is_first = process_rank() == 0
     digests: dict[str, str] = {}
-    try:
+
+    def begin() -> None:
         if is_first:
             draft.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(draft, ignore_errors=True)
-        of_all(None)
+
+    def write() -> None:
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(draft))
+
+    def finish() -> None:
         if is_first:
-            digests = {path.name: _digest(path) for path in sorted(draft.iterdir())}
+            digests.update({path.name: _digest(path) for path in sorted(draft.iterdir())})
             shutil.rmtree(folder, ignore_errors=True)  # of a run that stopped before its state
             os.replace(draft, folder)  # noqa: PTH105
-    except (OSError, dcp.CheckpointException) as problem:
-        raise TrainingError(
-            f"the state of the shared network cannot be written to {folder}: {problem}. Make room "
-            "and start again: the run goes on from the state before it"
-        ) from problem
+
+    for part in (begin, write, finish):
+        failed = None
+        try:
+            part()
+        except (OSError, dcp.CheckpointException) as problem:
+            failed = (
+                f"the state of the shared network cannot be written to {folder}: {problem}. Make "
+                "room and start again: the run goes on from the state before it"
+            )
+        raise_together(failed)
     return digests
 
 

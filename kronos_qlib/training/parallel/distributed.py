@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from kronos_qlib.errors import TrainingError
+
 T = TypeVar("T")
 
 LAUNCHED_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -163,6 +165,20 @@ def share_weights(net: nn.Module) -> None:
         with torch.no_grad():
             for value in (*net.parameters(), *net.buffers()):
                 dist.broadcast(value, 0)
+
+
+def raise_together(problem: str | None) -> None:
+    """Raise in every process what went wrong in one: alone it would leave the others waiting.
+
+    Args:
+        problem: of this process; all of them come here.
+
+    Raises:
+        TrainingError: some process has a problem; the first one's.
+    """
+    for found in of_all(problem):
+        if found is not None:
+            raise TrainingError(found)
 
 
 def of_all(value: T) -> list[T]:
