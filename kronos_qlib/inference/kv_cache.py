@@ -257,7 +257,9 @@ class KeyValueStore:
 
     def _compact(self, x: Tensor) -> Tensor:
         """In one piece and of the type that is kept."""
-        return x.to(self.dtype or x.dtype, memory_format=torch.contiguous_format)
+        if self.dtype in (None, x.dtype):  # `to` would return it as it lies, in pieces
+            return x.contiguous()
+        return x.to(self.dtype, memory_format=torch.contiguous_format)
 
     def _by_window(self, rows: Tensor) -> Tensor:
         """(R, H, W) to (B, H, P, W)."""

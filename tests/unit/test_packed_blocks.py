@@ -119,3 +119,17 @@ def test_heads_turn_alike_in_place_and_not(start, most):
     turn.in_place(part, start)
     torch.testing.assert_close(part, expected)
     assert not wide[:, :, 3:].any()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_what_is_kept_lies_in_one_piece(dtype):
+    """Each step multiplies by it; `Tensor.to` returns a tensor of the type asked for as it lies."""
+    k, v = torch.randn(2, 3, 5, 4, 8)
+    whole, parts = (KeyValueStore(paths=2, steps=1, dtype=dtype) for _ in range(2))
+    whole.keep_prompt(k, v)
+    parts.keep_prompt(k[:2], v[:2], 3)
+    parts.keep_prompt(k[2:], v[2:], 3)
+    for store in (whole, parts):
+        for kept, given in zip(store._prompt, (k, v), strict=True):
+            assert kept.is_contiguous() and kept.dtype == (dtype or k.dtype)
+            assert torch.equal(kept, given.transpose(1, 2).to(kept.dtype))
