@@ -435,7 +435,8 @@ def embed_rows(args: argparse.Namespace, fastest: dict[str, float]) -> list[dict
     rows = []
     for size, bars, dtype in product(args.sizes, args.lookbacks, args.dtypes):
         model, tokenizer = Call(Case(size, bars, 0, 1), dtype, 2, args.memory_mb).pair()
-        flops = flops_per_context(model.config, tokenizer.config, bars)
+        seen = min(bars, CONTEXT[size])
+        flops = flops_per_context(model.config, tokenizer.config, seen)
         windows = args.series or int(np.clip(fastest[dtype] * 0.5e9 / flops, 8, 2000))
         call = Call(Case(size, bars, 0, 1), dtype, windows, args.memory_mb)
         _, work = call.embedding()
