@@ -12,6 +12,9 @@ names of them, nano's contexts. Judged on validation, Rank IC by day and less th
 learned from and judged, with its interval of 95 % (Newey-West), means over seeds; and the mean rank
 correlation by day of a head's scores on one kind with its own on exact contexts.
 
+The epoch of each head is chosen on the days that are judged, by exact contexts: levels are
+flattered, all alike, and exact ones a little more.
+
 Speed: windows a second of CPU time on one thread.
 
 Example:

@@ -150,7 +150,8 @@ class _Evening:
                 newest = self._newest()
                 was_appended = self._was_appended(newest)
             if first:
-                self._check_holdings(arrivals)
+                with _step("positions", passes=(ConfigError,)):
+                    self._check_holdings(arrivals)
             # A day whose steps were cut off; the folder's own last one, if nothing newer is there.
             if first and (not arrivals.ready or was_appended):
                 self._finish(newest, self._later(newest, arrivals))
@@ -498,11 +499,17 @@ def _alone(config: DailyConfig, patience: float) -> Iterator[None]:
 
 
 @contextmanager
-def _step(name: str, day: pd.Timestamp | None = None, place: Path | None = None) -> Iterator[None]:
+def _step(
+    name: str,
+    day: pd.Timestamp | None = None,
+    place: Path | None = None,
+    passes: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
     """Say in which step something failed.
 
     Args:
         place: that it writes to, for failures that name no file, such as a full disk.
+        passes: errors that are raised as they are.
 
     Raises:
         DailyError: in place of what was raised.
@@ -510,6 +517,8 @@ def _step(name: str, day: pd.Timestamp | None = None, place: Path | None = None)
     try:
         yield
     except DailyError:
+        raise
+    except passes:
         raise
     except Exception as problem:  # models raise whatever they like
         when = "" if day is None else f" of {show_time(day)}"

@@ -619,15 +619,15 @@ class KronosPredictor:
         pooling.check_layers(self.model.config.n_layers)
         x = _checked(x, x_stamp, keys)
         width = pooling.parts * self.model.config.d_model
-        result = np.empty((len(x), count, width), dtype=np.float32)
-        if not len(x):
-            return result
         if count != 1 and not 1 <= count < x.shape[1] <= self.max_context:
             raise ConfigError(
                 f"{count} contexts of {x.shape[1]} bars that are read at once: expected 1 or more, "
                 f"fewer than the bars, and {self.max_context} bars at most, which the network "
                 "attends to"
             )
+        result = np.empty((len(x), count, width), dtype=np.float32)
+        if not len(x):
+            return result
         x, stamps = self._seen(x, x_stamp)
         packed = self.engine()
 
@@ -694,6 +694,14 @@ class KronosPredictor:
             self._packed = Packed(net, PackedTokenizer(self.tokenizer, kept_dtype(self.dtype)))
             self._packed_from = now
         return self._packed
+
+    @property
+    def computed_in(self) -> str:
+        """Device and number types, on which all that it gives depends beyond a last bit."""
+        text = f"{self.device.type} {self.dtype}"
+        if self.dtype == torch.int8:  # what is beside its products is another on another CPU
+            text += f" and {kept_dtype(self.dtype)}"
+        return text
 
     def _weights_now(self) -> list[tuple[int, int]]:
         """What changes with any weight."""

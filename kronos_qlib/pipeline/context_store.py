@@ -125,7 +125,7 @@ class ContextStore:
         how = {
             "predictor": fingerprint(predictor.model),
             "tokenizer": fingerprint(predictor.tokenizer),
-            "computed": f"{predictor.device.type} {predictor.dtype}",
+            "computed": predictor.computed_in,
             "max_context": predictor.max_context,
             "clip": predictor.clip,
             "lookback": lookback,

@@ -440,7 +440,7 @@ class _Work(_Training):
         halves = (net, self.predictor.model, self.predictor.tokenizer)
         return {
             # How a frozen backbone's contexts are read, and whose random numbers they are.
-            "device": f"{self.device.type} {self.predictor.dtype}",
+            "device": self.predictor.computed_in,
             "context": str(self.predictor.max_context),
             "weights": " ".join(map(fingerprint, halves)),
         }

@@ -132,10 +132,11 @@ def span_batch(
     share = Share.here(len(firsts))
     later = np.zeros(len(firsts), dtype=np.int64)
     np.maximum.at(later, of_reading, of_day)
+    most = int(later.max()) + 1  # of all processes' readings, so that their contexts are gathered
     chosen, later = windows.take(which[firsts[share.rows]]), later[share.rows]
     bars = _gathered(chosen, later)
     lengths = windows.lookback if chosen.lengths is None else chosen.lengths[:, None]
-    places = lengths - 1 + np.minimum(np.arange(later.max() + 1), later[:, None])
+    places = lengths - 1 + np.minimum(np.arange(most), later[:, None])
     moments = np.flatnonzero(np.diff(segment.moment_of(which))) + 1
     return SpanBatch(
         days=[segment.day_alone(day, device) for day in np.split(which, moments)],
@@ -149,7 +150,7 @@ def span_batch(
 
 
 def readings(windows: Windows, span: int) -> tuple[Ints, Ints, Ints]:
-    """Windows that are read together: those of one name within `span` bars.
+    """Windows that are read together: those of one name within `span` bars, all of which they see.
 
     Returns:
         (R,) the first window of each reading; (B,) each window's reading; (B,) how many bars after
@@ -162,7 +163,11 @@ def readings(windows: Windows, span: int) -> tuple[Ints, Ints, Ints]:
     begins = np.flatnonzero(np.diff(owners, prepend=-1))
     first = np.repeat(rows[begins], np.diff([*begins, len(rows)]))
     block = (rows - first) // span
-    begins = np.flatnonzero((np.diff(owners, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0))
+    lengths = np.full(len(rows), windows.lookback) if windows.lengths is None else windows.lengths
+    # Bars that no window sees, between two of a name, were never asked whether they are faulty.
+    is_apart = np.diff(rows, prepend=rows[:1]) > lengths[order]
+    is_other = (np.diff(owners, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0)
+    begins = np.flatnonzero(is_other | is_apart)
     number = np.repeat(np.arange(len(begins)), np.diff([*begins, len(rows)]))
     of_reading, of_day = np.empty_like(order), np.empty_like(order)
     of_reading[order], of_day[order] = number, rows - rows[begins][number]

@@ -199,8 +199,8 @@ class AlphaConfig:
     span: int = 1
     """Days in a row of which each name's bars are read once, by the scale of its first window, with
     a context after every day: by a frozen backbone, to learn from; in a step of one that is trained
-    along, or of a GRU. 10 days take little more than one. What judges an epoch, and every score, is
-    of a window by itself."""
+    along, or of a GRU. 10 days take two to three times as long as one. What judges an epoch, and
+    every score, is of a window by itself."""
     learning_rate: float = 7e-4
     """Peak of the one-cycle schedule."""
     warmup_share: float = 0.03

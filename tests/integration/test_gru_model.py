@@ -220,6 +220,9 @@ def test_its_time_is_estimated_from_what_it_reads(provider, monkeypatch):
     assert seconds(epochs=40) > 4 * seconds(epochs=2)
     assert seconds(epochs=40, windows_per_day=5) < seconds(epochs=40)
     assert seconds(epochs=40, span=10) < seconds(epochs=40) / 3
+    del found["test"]
+    assert seconds(epochs=40) > 4 * seconds(epochs=2), "with nothing to score too"
+    found["test"] = source.windows("test")
     parts = estimate({}, model_of(weights="saved"), {}, source, found)
     assert {part.what for part in parts} == {"start, reports and backtest", "scores"}
 

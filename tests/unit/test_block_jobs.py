@@ -160,7 +160,7 @@ def test_a_part_whose_body_is_damaged_is_made_again(tmp_path):
         data = bytearray(before[f"{name}.parquet"])
         data[40] ^= 1
         (folder / "parts" / f"{name}.parquet").write_bytes(data)
-    with pytest.raises(JobError, match=r"b00[12]\.parquet cannot be read: .*CRC"):
+    with pytest.raises(JobError, match=r"b00[12]\.parquet cannot be read: it is not what"):
         read_parts(folder)
     manifest = folder / "manifest.jsonl"  # of the second the line is lost too
     lines = manifest.read_bytes().splitlines(keepends=True)

@@ -238,6 +238,8 @@ def test_a_torch_or_a_cpu_without_them_is_found_out(monkeypatch, lacking):
     if lacking == "VNNI":
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     else:
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         gone = SimpleNamespace(**({} if lacking == "namespace" else ops))
         monkeypatch.setattr(torch.ops, "onednn", gone)
     int8_product.can_multiply_int8.cache_clear()
@@ -256,6 +258,7 @@ def test_where_bfloat16_is_slow_the_rest_is_float32(make_pair, monkeypatch):
     predictor = KronosPredictor(model, tokenizer, "cpu", dtype="int8")
     packed = predictor.engine()
     assert packed.tokenizer.dtype == packed.net.kept == torch.float32
+    assert predictor.computed_in == "cpu torch.int8 and torch.float32", "contexts are kept apart"
     exact = KronosPredictor(model, tokenizer, "cpu").embed(bars, stamps[:, :24])
     found = predictor.embed(bars, stamps[:, :24])
     np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())

@@ -28,6 +28,7 @@ from kronos_qlib.pipeline.contexts import contexts_of, spans_of, stored_contexts
 from kronos_qlib.pipeline.stages import StagesConfig, run_stages, train_gru
 from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, AlphaStep, ic_loss
+from kronos_qlib.training.parallel.distributed import Share
 from kronos_qlib.training.spans import SpanSampler, readings, span_batch
 from kronos_qlib.training.stage_settings import AlphaConfig
 
@@ -205,6 +206,39 @@ def test_the_loss_of_a_span_is_the_mean_of_its_days_with_gradients_for_the_backb
     assert step.net.predictor.transformer[0].ffn.w1.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("ranks", [2, 5, 40])
+def test_processes_have_equally_many_contexts_of_a_reading(segment, monkeypatch, ranks):
+    """Names miss days, and of few readings a process may have those alone that end early."""
+    which = windows_of(segment, slice(20, 26))
+    which = which[segment.windows.table.instrument_of(segment.windows.ends[which]) < 4]
+    whole = span_batch(segment, which, 6)
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(Share, "here", lambda total, rank=rank: Share(total, rank, ranks))
+        parts.append(span_batch(segment, which, 6))
+    assert {part.places.shape[1] for part in parts} == {whole.places.shape[1]}
+    for rank, part in enumerate(parts[: len(whole.places)]):
+        assert torch.equal(part.places, whole.places[rank::ranks])
+        bars = part.z.shape[1]
+        assert torch.equal(part.z, whole.z[rank::ranks, :bars])
+
+
+def test_bars_that_no_window_sees_are_not_read(windows):
+    """A name that leaves the universe and comes back: what lies between was never looked at."""
+    moments = windows.moments()
+    far = LOOKBACK + 3
+    places = [moments[20], moments[20 + far], moments[21 + far]]
+    chosen = windows.take(np.concatenate([np.arange(one.start, one.stop) for one in places]))
+    firsts, of_reading, of_day = readings(chosen, 3 * LOOKBACK)
+    owners = chosen.table.instrument_of(chosen.ends[:])
+    for name in np.unique(owners):
+        own = np.flatnonzero(owners == name)
+        if len(own) == 3:
+            assert of_reading[own[0]] != of_reading[own[1]] == of_reading[own[2]]
+            assert of_day[own].tolist()[:2] == [0, 0]
+    assert len(firsts) > len(np.unique(owners))
+
+
 def test_a_gru_reads_spans_too(segment):
     net = GRUReader(GRUConfig(hidden=8)).eval()
     step = AlphaStep(AlphaNet(AlphaHead(8, F, 4, 8, 0.0), net), None)
@@ -338,7 +372,7 @@ def test_a_head_learns_from_spans_and_is_judged_by_windows(source, predictor, mo
 def test_bars_that_are_no_span_are_refused(predictor):
     bars = np.ones((2, 6, 6), dtype=np.float32)
     stamps = np.ones((2, 6, 5), dtype=np.int64)
-    for count in (0, 6, 7):
+    for count in (-1, 0, 6, 7):
         with pytest.raises(ConfigError, match=f"{count} contexts of 6 bars"):
             predictor.embed_span(bars, stamps, count)
     predictor.max_context = 5

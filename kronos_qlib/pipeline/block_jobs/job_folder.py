@@ -397,8 +397,10 @@ def read_parts(folder: str | Path, columns: Sequence[str] | None = None) -> pa.T
         raise JobError(f"{folder}: no block that is done has a row")
     wanted = None if columns is None else list(columns)
     tables = []
-    for part in parts:
+    for name, part in zip(names, parts, strict=True):
         try:
+            if _size_and_digest(part) != (done[name].bytes, done[name].sha256):
+                raise OSError("it is not what its worker wrote")
             with pq.ParquetFile(part, page_checksum_verification=True) as file:
                 tables.append(file.read(columns=wanted))
         except (OSError, pa.ArrowException) as problem:

@@ -107,7 +107,8 @@ class Worker:
     def do(self, block: Block) -> Outcome:
         """Do a block and write its result; what an error says of it is the outcome's."""
         begun = time.monotonic()
-        if (found := self._writer.found(block)) is not None:
+        found = self._writer.found(block)
+        if found is not None and found.device in ("", self._writer.device or found.device):
             # Whoever wrote it died before it could say so.
             return replace(found, worker=self._who)
         attempt = self._writer.begin(block)

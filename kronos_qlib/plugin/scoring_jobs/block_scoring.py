@@ -106,14 +106,21 @@ class OpenedScoring:
 
 
 def devices_of(model: Any) -> str:
-    """Kinds of devices that a model's networks are on in this process; "" where it has none."""
+    """Kinds of devices that a model's networks are on in this process; "" where it has none.
+
+    Beside int8 stands what a CPU computes the rest in, which others compute otherwise.
+    """
+    import torch
+
     from kronos_qlib.inference.devices import pick_device
     from kronos_qlib.plugin.scoring_jobs.shipped_model import leaves
 
     found = set()
     for one in leaves(model):
         if isinstance(one, KronosModel):
-            found.add(one.predictor.device.type)
+            predictor = one.predictor
+            narrow = predictor.dtype == torch.int8
+            found.add(predictor.computed_in if narrow else predictor.device.type)
         elif isinstance(one, GRUModel):
             found.add(pick_device(one.device).type)
     return ", ".join(sorted(found))

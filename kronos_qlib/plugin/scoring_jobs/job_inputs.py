@@ -35,6 +35,7 @@ from kronos_qlib.plugin.runs.about_run import frame_digest, table_digest
 OF_WINDOWS = (KronosModel, GRUModel, BaselineModel)
 """Models that read a data set's windows, and no table of its handler."""
 STORED_FIELD = re.compile(r"\$\w+", re.ASCII)
+FAR = re.compile(r"ChangeInstrument|\$\$")
 SHOWN = 6
 
 
@@ -154,6 +155,10 @@ def _columns(dataset: Any, names: Sequence[str], end: pd.Timestamp) -> str:
     fields = sorted({field for text in written.values() if text for field in _fields_in(text)})
     parts = [f"{name} {text}" for name, text in written.items()]
     parts.append(_fields(dataset.bar_handler.bars.instruments, fields, source.freq, end))
+    # Of another instrument, or of what was known when: no file of a field says it all.
+    if far := [text for text in written.values() if text and FAR.search(text)]:
+        instruments = list(dataset.bar_handler.bars.instruments)
+        parts.append(frame_digest(D.features(instruments, far, None, end, freq=source.freq)))
     if own := [name for name, text in written.items() if text is None]:
         parts.append(frame_digest(source.frame()[own]))
     return f"columns {_short(json.dumps(parts).encode())}"

@@ -93,8 +93,6 @@ def frame_on_backend(
         "to": str(moments[-1]),
         "moments of a block": str(each),
         **{f"model {name}": text for name, text in settings_of_kronos(model).items()},
-        # Of workers elsewhere it is found when they open: all must have the same.
-        "device": model.predictor.device.type if how.name == "local" else "of the workers",
         **{f"dataset {name}": str(getattr(dataset, name)) for name in WINDOWED},
     }
     with (

@@ -233,10 +233,12 @@ def _read_in_training(config: AlphaConfig, counts: Counts, lookback: int) -> tup
     """Windows that a network beside a head is trained on, and judged by, over all epochs."""
     # Windows and days bear a known proportion only where all names trade: a day has the mean.
     each = counts.windows.get("test", 0) / max(1, counts.moments)
-    share = min(1.0, (config.windows_per_day or each) / max(1.0, each))
+    share = 1.0
+    if each and config.windows_per_day is not None:
+        share = min(1.0, config.windows_per_day / each)
     share *= _of_span(config, lookback)
     judged = counts.of("valid")
-    if config.validation_days is not None:
+    if each and config.validation_days is not None:
         judged = min(judged, round(config.validation_days * each))
     return counts.of("train") * share * config.epochs, float(judged * (config.epochs + 1))
 
