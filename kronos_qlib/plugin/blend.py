@@ -223,6 +223,10 @@ class BlendModel(Model):
             self._datasets[name] = init_instance_by_config(self.dataset_configs[name])
         return self._datasets[name]
 
+    def has_dataset(self, name: str) -> bool:
+        """Whether a member's own data set has been made, or given."""
+        return name in (self._datasets or {})
+
     def use_datasets(self, datasets: Mapping[str, Any]) -> None:
         """Give members that have a data set of their own these, by their names, in its place."""
         self._datasets = dict(datasets)

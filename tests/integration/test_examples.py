@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.elastic import rendezvous
 
 from kronos_qlib.cli.main import build_parser, main
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
@@ -150,9 +151,11 @@ def check_arguments(words: list[str]) -> None:
     if program == "kronos-qlib":
         build_parser().parse_args(rest)
     elif program == "export":
-        known = "\n".join(file.read_text("utf-8") for file in (ROOT / "workflows").glob("*.yaml"))
+        launcher = Path(rendezvous.__file__).parent
+        readers = [*(ROOT / "workflows").glob("*.yaml"), *launcher.glob("*.py")]
+        known = "\n".join(file.read_text("utf-8") for file in readers)
         for word in rest:
-            assert word.partition("=")[0] in known, f"no workflow reads {word}"
+            assert word.partition("=")[0] in known, f"no workflow, nor torchrun, reads {word}"
     elif program == "make":
         targets = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in rest)

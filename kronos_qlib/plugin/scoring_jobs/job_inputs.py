@@ -134,7 +134,7 @@ def _read_by(model: Any, dataset: Any, end: pd.Timestamp, whose: str) -> Iterato
 
 def _own_dataset(model: BlendModel, name: str) -> Any:
     """A member's data set: the one that it has, or one that is forgotten after this."""
-    if name in (model._datasets or {}):
+    if model.has_dataset(name):
         return model.dataset_of(name, None)
     return init_instance_by_config(model.dataset_configs[name])
 
