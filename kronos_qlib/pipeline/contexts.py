@@ -174,11 +174,10 @@ def _read_span(
     predictor: KronosPredictor, windows: Windows, pooling: ContextConfig, span: int
 ) -> Floats:
     """(B, C) contexts of the windows of some moments in a row, each name's bars read once."""
-    from kronos_qlib.training.spans import readings  # imports torch
+    from kronos_qlib.training.spans import bars_after, readings  # imports torch
 
     firsts, of_reading, of_day = readings(windows, span)
-    last = np.zeros(len(firsts), dtype=np.int64)
-    np.maximum.at(last, of_reading, of_day)
+    last = bars_after(firsts, of_reading, of_day)
     found = np.empty((len(windows), _width(predictor, pooling)), dtype=np.float32)
     for which, group in windows.take(firsts).in_blocks():
         ends = np.asarray(group.ends[:], dtype=np.int64)[:, None]

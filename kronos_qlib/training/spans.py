@@ -130,8 +130,7 @@ def span_batch(
     windows = segment.windows
     firsts, of_reading, of_day = readings(windows.take(which), span)
     share = Share.here(len(firsts))
-    later = np.zeros(len(firsts), dtype=np.int64)
-    np.maximum.at(later, of_reading, of_day)
+    later = bars_after(firsts, of_reading, of_day)
     most = int(later.max()) + 1  # of all processes' readings, so that their contexts are gathered
     chosen, later = windows.take(which[firsts[share.rows]]), later[share.rows]
     bars = _gathered(chosen, later)
@@ -172,6 +171,13 @@ def readings(windows: Windows, span: int) -> tuple[Ints, Ints, Ints]:
     of_reading, of_day = np.empty_like(order), np.empty_like(order)
     of_reading[order], of_day[order] = number, rows - rows[begins][number]
     return order[begins], of_reading, of_day
+
+
+def bars_after(firsts: Ints, of_reading: Ints, of_day: Ints) -> Ints:
+    """(R,) how many bars after its first window each of the `readings` goes on."""
+    later = np.zeros(len(firsts), dtype=np.int64)
+    np.maximum.at(later, of_reading, of_day)
+    return later
 
 
 def _gathered(windows: Windows, later: Ints) -> WindowBatch:
