@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_shares import random_share
 
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_score
@@ -23,7 +24,6 @@ from kronos_qlib.model.alpha_head import AcrossNames, AlphaEnsemble, AlphaHead, 
 from kronos_qlib.model.sizes import ContextConfig, HeadConfig
 from kronos_qlib.pipeline.scoring import scores_from_alpha
 from kronos_qlib.pipeline.stages import StagesConfig, labels_of, make_head, run_stages
-from kronos_qlib.schema import BAR_COLUMNS
 from kronos_qlib.training.alpha import (
     AlphaNet,
     AlphaSegment,
@@ -44,12 +44,7 @@ def frame_of(names=12, seed=0):
     rng = np.random.default_rng(seed)
     frames = {}
     for number in range(names):
-        close = 10 * np.exp(np.cumsum(rng.normal(0, 0.02, len(DAYS))))
-        opened = close * np.exp(rng.normal(0, 0.01, len(DAYS)))
-        high, low = np.maximum(opened, close) * 1.01, np.minimum(opened, close) * 0.99
-        volume = rng.uniform(1e4, 1e5, len(DAYS))
-        bars = np.stack([opened, high, low, close, volume, volume * close], axis=1)
-        own = pd.DataFrame(bars, index=DAYS, columns=list(BAR_COLUMNS))
+        own = random_share(rng, DAYS)
         frames[f"S{number:02}"] = own.drop(own.index[20 + number]) if number < 4 else own
     return pd.concat(frames)
 

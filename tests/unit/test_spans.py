@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_shares import random_share
 
 from kronos_qlib.data.windows.bar_table import BarTable
 from kronos_qlib.data.windows.find import windows_to_score
@@ -42,12 +43,7 @@ def frame_of(seed=0, names=9):
     rng = np.random.default_rng(seed)
     frames = {}
     for number in range(names):
-        close = 10 * np.exp(np.cumsum(rng.normal(0, 0.02, len(DAYS))))
-        opened = close * np.exp(rng.normal(0, 0.01, len(DAYS)))
-        high, low = np.maximum(opened, close) * 1.01, np.minimum(opened, close) * 0.99
-        volume = rng.uniform(1e4, 1e5, len(DAYS))
-        bars = np.stack([opened, high, low, close, volume, volume * close], axis=1)
-        own = pd.DataFrame(bars, index=DAYS, columns=list(BAR_COLUMNS))
+        own = random_share(rng, DAYS)
         missing = rng.choice(len(DAYS), 3 if number < 4 else 0, replace=False)
         own = own.drop(own.index[missing])
         frames[f"S{number}"] = own.iloc[30:] if number == 8 else own
