@@ -61,6 +61,8 @@ ONE_STEP = 2.0**-23
 """Relative distance of neighbouring float32 numbers, at most."""
 ALMOST_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
+MOST = torch.finfo(torch.float32).max
+"""Of a temperature, beyond which minus infinity divided by it would be no number."""
 RESULT_COLUMNS = 6
 """Numbers of a bar in the result, in whose memory its random numbers are kept."""
 CHUNK_DRAWS = 2**15
@@ -85,9 +87,9 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
     # Less the largest, which changes no probability and keeps a tiny temperature finite.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).float()
-    weights = scaled.div_(how.temperature).exp_()
-    if how.top_k:
-        weights = keep_top_k(weights, how.top_k)
+    if how.top_k:  # of logits: at a very high temperature all weights are the same float32
+        scaled = keep_top_k(scaled, how.top_k)
+    weights = scaled.div_(min(how.temperature, MOST)).exp_()
     if how.top_p < 1:
         weights = keep_top_p(weights, how.top_p)
     cumulative = weights.cumsum(dim=-1)
@@ -97,14 +99,10 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
-def keep_top_k(weights: Tensor, k: int) -> Tensor:
-    """(R, V) weights, zero outside the k largest of each row; ties with the k-th stay.
-
-    Args:
-        weights: not negative; probabilities, or in proportion to them.
-    """
-    least = weights.topk(min(k, weights.shape[-1]), dim=-1).values[..., -1:]
-    return weights.masked_fill(weights < least, 0)
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(R, V) logits, minus infinity outside the k largest of each row; ties with the k-th stay."""
+    least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def keep_top_p(weights: Tensor, p: float) -> Tensor:
@@ -113,7 +111,7 @@ def keep_top_p(weights: Tensor, p: float) -> Tensor:
     The token that crosses p stays, so at least one does; so do ties with it.
 
     Args:
-        weights: as of `keep_top_k`.
+        weights: not negative; probabilities, or in proportion to them.
 
     Source: Holtzman et al., arXiv 1904.09751.
     """

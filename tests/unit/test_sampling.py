@@ -45,7 +45,7 @@ def draws(logits, how, uniforms):
     ("k", "tokens"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (99, [*range(5)])]
 )
 def test_top_k_keeps_the_likeliest(k, tokens):
-    assert kept(keep_top_k(CHANCES, k)) == tokens
+    assert kept(keep_top_k(LOGITS, k).exp()) == tokens
 
 
 @pytest.mark.parametrize(("p", "tokens"), [(0.01, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3])])
@@ -58,9 +58,8 @@ def test_drawing_leaves_the_logits_alone():
     """The published filters write minus infinity into their caller's logits."""
     logits, weights = LOGITS.clone(), CHANCES.clone()
     draws(logits, config(top_k=2, top_p=0.6), [0.5])
-    assert torch.equal(logits, LOGITS)
-    keep_top_k(weights, 2), keep_top_p(weights, 0.6)
-    assert torch.equal(weights, CHANCES)
+    keep_top_k(logits, 2), keep_top_p(weights, 0.6)
+    assert torch.equal(logits, LOGITS) and torch.equal(weights, CHANCES)
 
 
 def test_top_p_applies_after_top_k():
@@ -75,6 +74,21 @@ def test_top_p_applies_after_top_k():
 def test_temperature_zero_takes_the_likeliest():
     """The published code divides by zero."""
     assert draws(LOGITS, config(temperature=0), [0, 0.5, ALMOST_ONE]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e9, 1e30, 1e300])
+def test_top_k_knows_the_likeliest_at_any_temperature(temperature):
+    """Of weights, all 1 then, it kept every token."""
+    uniforms = np.linspace(0, ALMOST_ONE, 101)
+    assert set(draws(LOGITS, config(temperature, top_k=2), uniforms)) == {1, 3}
+    assert set(draws(LOGITS, config(temperature, top_k=1, top_p=0.5), uniforms)) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1.0, 1e30, 1e300])
+def test_logits_farther_apart_than_float32_reaches_are_drawn_from(temperature):
+    """Divided by more than float32 holds, minus infinity was no number."""
+    logits = (LOGITS - LOGITS.mean()) * 2e38
+    assert set(draws(logits, config(temperature, top_p=0.9), [0, 0.5, 0.9])) <= {0, 1, 3}
 
 
 def test_a_low_temperature_sharpens():
@@ -93,7 +107,7 @@ def test_a_filtered_token_is_never_drawn(uniform, width):
     logits = torch.randn(200, width, generator=rng) * 3
     uniforms = torch.full((200,), uniform)
     ids = sample_ids(logits, config(top_k=3, top_p=0.9), uniforms)
-    allowed = keep_top_p(keep_top_k(logits.softmax(dim=-1), 3), 0.9) > 0
+    allowed = keep_top_p(keep_top_k(logits, 3).softmax(dim=-1), 0.9) > 0
     assert allowed.gather(1, ids[:, None]).all()
 
 
