@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from kronos_qlib.errors import CheckpointError
+from kronos_qlib.errors import CheckpointError, ConfigError
 from kronos_qlib.inference.kv_cache import (
     KeyValueStore,
     attend_causally,
@@ -38,18 +38,36 @@ from kronos_qlib.inference.products.packed_product import (
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.layers import (
     Attention,
+    FeedForward,
     RMSNorm,
     Rotary,
+    SelfAttention,
     TimeEmbedding,
     TimeFeatures,
     TransformerBlock,
 )
 from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.model.tokenizer import KronosTokenizer
-from kronos_qlib.model.transformer import Kronos
+from kronos_qlib.model.transformer import (
+    DependencyLayer,
+    Kronos,
+    S2Attention,
+    TokenEmbedding,
+    TokenHeads,
+)
 
 GOOD_TOKENS = 3000
 """Bars of prompts read at a time on a CPU: that many fill its caches without leaving them."""
+CALLED = ("time_emb", "tokenizer")
+"""Parts that are called as they are where they are not the published ones."""
+COMPUTED = {
+    kind.forward
+    for kind in (
+        *(nn.Linear, nn.Embedding, nn.ModuleList, RMSNorm, Rotary, FeedForward, SelfAttention),
+        *(TransformerBlock, TokenEmbedding, S2Attention, DependencyLayer, TokenHeads),
+    )
+}
+"""What the layout for decoding computes by itself, from the weights of these parts."""
 TokenPair = tuple[Tensor, Tensor]
 """s1 and s2 ids of the same shape."""
 
@@ -289,6 +307,29 @@ class PackedBlock:
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
+def check_parts(net: nn.Module, path: str = "") -> None:
+    """Refuse a part in another's place, such as an adapter, that would not be called.
+
+    Args:
+        path: of `net` in the whole network, with a dot at its end.
+
+    Raises:
+        ConfigError: names the part.
+    """
+    for name, part in net.named_children():
+        if path + name in CALLED or isinstance(part, (nn.Dropout, nn.Identity)):
+            continue
+        kind = type(part)
+        if kind.forward not in COMPUTED:
+            raise ConfigError(
+                f"{path}{name} is a {kind.__module__}.{kind.__qualname__}: forecasts are computed "
+                "from the weights of the published parts and would be as if it were not there; put "
+                "the published part back, and merge adapters into the weights"
+            )
+        if not isinstance(part, (nn.Linear, nn.Embedding)):  # which may be parametrized
+            check_parts(part, f"{path}{name}.")
+
+
 def _packed_blocks(
     blocks: nn.ModuleList, dtype: torch.dtype, reads_all: bool = False
 ) -> list[PackedBlock]:
@@ -316,6 +357,7 @@ class PackedKronos:
     """
 
     def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
+        check_parts(net)
         self.blocks = _packed_blocks(net.transformer, dtype)
         self.kept = kept_dtype(dtype)
         of_products, dtype = dtype, between_dtype(dtype)
@@ -510,6 +552,7 @@ class PackedTokenizer:
     """The tokenizer, ready to encode prompts and to decode what follows them."""
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
+        check_parts(net)
         self.dtype, self.quantizer = dtype, as_is(net.quantizer)
         self.encoder = _packed_blocks(net.encoder, dtype, reads_all=True)
         self.decoder = _packed_blocks(net.decoder, dtype)
