@@ -117,6 +117,10 @@ class Drawing(Protocol):
 class KronosPredictor:
     """Forecasts series with a predictor and the tokenizer it was trained with.
 
+    Weights that are trained, loaded or replaced meanwhile are those of the next call. What torch
+    does not count, a change through `.data` or NumPy, goes unseen: change weights under
+    `torch.no_grad()`.
+
     Args:
         device: a torch device; None takes CUDA, then Apple's GPU, then the CPU.
         max_context: bars that the network sees at once: 512 for the published small and base,
@@ -135,7 +139,9 @@ class KronosPredictor:
 
     Raises:
         CheckpointError: the two halves do not belong together.
-        ConfigError: a setting cannot work, or this machine has no such device or products.
+        ConfigError: a setting cannot work, or this machine has no such device or products; when
+            something is asked for, also that a part of a half is not the published one, such as a
+            projection with an adapter. Time features and quantizer may be others.
     """
 
     calibration: Calibration | None
@@ -715,7 +721,11 @@ class KronosPredictor:
             for kept in (part._parameters, part._buffers):
                 weights.extend(weight for weight in kept.values() if weight is not None)
         # Training writes in place, which torch counts; loading may put another tensor there.
-        now = [(weight.data_ptr(), weight._version) for weight in weights]
+        try:
+            now = [(weight.data_ptr(), weight._version) for weight in weights]
+        except RuntimeError:  # but not of tensors that were made in inference mode
+            versions = (0 if weight.is_inference() else weight._version for weight in weights)
+            now = [(weight.data_ptr(), one) for weight, one in zip(weights, versions, strict=True)]
         # A replaced part may have no weight at all.
         now.append((id(self.model.time_emb), id(self.tokenizer.quantizer)))
         return now

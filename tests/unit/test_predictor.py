@@ -131,6 +131,52 @@ def test_weights_changed_since_the_last_forecast_count(tiny_pair, how):
     pd.testing.assert_frame_equal(after, forecast(KronosPredictor(model, tokenizer, device="cpu")))
 
 
+def _with_an_adapter(net):
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["w1"]), net)
+    return "transformer.0.ffn.w1"
+
+
+def _with_another_block(net):
+    net.transformer[1] = torch.nn.TransformerEncoderLayer(16, 2)
+    return "transformer.1"
+
+
+def _with_another_norm(net):
+    net.dep_layer.norm = torch.nn.LayerNorm(16)
+    return "dep_layer.norm"
+
+
+@pytest.mark.parametrize("change", [_with_an_adapter, _with_another_block, _with_another_norm])
+def test_a_part_that_no_forecast_would_call_is_refused(tiny_pair, change):
+    """Forecasts were those of the weights below an adapter, and of the blocks beside another."""
+    tokenizer, model = tiny_pair
+    forecaster = KronosPredictor(model, tokenizer, device="cpu")
+    forecast(forecaster)
+    path = change(model)
+    with pytest.raises(ConfigError, match=rf"^{path} is a .* forecasts .* if it were not there"):
+        forecast(forecaster)
+
+
+def test_parts_that_change_no_forecast_may_be_others(tiny_pair):
+    tokenizer, model = tiny_pair
+    expected = forecast(KronosPredictor(model, tokenizer, device="cpu"))
+    model.token_dropout = torch.nn.Identity()
+    torch.nn.utils.parametrizations.weight_norm(model.transformer[0].ffn.w1)
+    found = forecast(KronosPredictor(model, tokenizer, device="cpu"))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_everything_may_happen_in_inference_mode(tiny_pair, make_pair):
+    """Torch counts no changes of weights that were made there, and raised when asked for them."""
+    expected = forecast(KronosPredictor(tiny_pair[1], tiny_pair[0], device="cpu"))
+    with torch.inference_mode():
+        tokenizer, model = make_pair(0)
+        forecaster = KronosPredictor(model, tokenizer, device="cpu")
+        pd.testing.assert_frame_equal(forecast(forecaster), expected)
+    pd.testing.assert_frame_equal(forecast(forecaster), expected)
+
+
 @pytest.mark.parametrize("device", ["cuda:7", "gpu"])
 def test_a_device_that_is_not_here_is_named(tiny_pair, device, monkeypatch):
     """A model pickled with device cuda, opened on a laptop."""
