@@ -149,7 +149,8 @@ def span_batch(
 
 
 def readings(windows: Windows, span: int) -> tuple[Ints, Ints, Ints]:
-    """Windows that are read together: those of one name within `span` bars, all of which they see.
+    """Windows that are read together: those of one name within `span` bars, each of which has seen
+    the last bar of the one before.
 
     Returns:
         (R,) the first window of each reading; (B,) each window's reading; (B,) how many bars after
@@ -163,8 +164,8 @@ def readings(windows: Windows, span: int) -> tuple[Ints, Ints, Ints]:
     first = np.repeat(rows[begins], np.diff([*begins, len(rows)]))
     block = (rows - first) // span
     lengths = np.full(len(rows), windows.lookback) if windows.lengths is None else windows.lengths
-    # Bars that no window sees, between two of a name, were never asked whether they are faulty.
-    is_apart = np.diff(rows, prepend=rows[:1]) > lengths[order]
+    # What lies before a window's own bars is too old for it (`max_age_days`), or no window's.
+    is_apart = np.diff(rows, prepend=rows[:1]) >= lengths[order]
     is_other = (np.diff(owners, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0)
     begins = np.flatnonzero(is_other | is_apart)
     number = np.repeat(np.arange(len(begins)), np.diff([*begins, len(rows)]))

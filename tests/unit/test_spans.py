@@ -235,6 +235,20 @@ def test_bars_that_no_window_sees_are_not_read(windows):
     assert len(firsts) > len(np.unique(owners))
 
 
+@pytest.mark.parametrize("min_bars", [None, 5])
+def test_a_suspension_that_no_window_reaches_across_is_not_read_across(min_bars):
+    """The first window after it begins with the bar after the last one before it."""
+    table = BarTable.from_frame(frame_of().drop([("S7", day) for day in DAYS[25:45]]))
+    chosen = windows_to_score(table, LOOKBACK, max_age_days=20, min_bars=min_bars)
+    ends = chosen.ends[:]
+    own = np.flatnonzero(table.instrument_of(ends) == table.instruments.index("S7"))
+    is_later = chosen.times[own] >= DAYS[45]
+    assert ends[own[is_later][0]] - ends[own[~is_later][-1]] == (min_bars or LOOKBACK)
+    _, of_reading, _ = readings(chosen, 60)
+    assert len(np.unique(of_reading[own])) == 2
+    assert len(np.unique(of_reading[own[is_later]])) == 1
+
+
 def test_a_gru_reads_spans_too(segment):
     net = GRUReader(GRUConfig(hidden=8)).eval()
     step = AlphaStep(AlphaNet(AlphaHead(8, F, 4, 8, 0.0), net), None)
