@@ -211,8 +211,7 @@ def run_stages(
         log=log,
         contexts_folder=contexts_folder,
     )
-    if stages.alpha is not None:  # before the hours that other stages may take
-        _check_alpha(stages.alpha, predictor, source, head)
+    check_stages(stages, predictor, source, head)  # before the hours that a stage may take
     if stages.predictor is not None:
         _train_tokens(stages, work)
     if stages.alpha is not None:
@@ -220,10 +219,27 @@ def run_stages(
     return result
 
 
+def check_stages(
+    stages: StagesConfig, predictor: KronosPredictor, source: WindowDataset, head: Head | None
+) -> None:
+    """Refuse what this predictor, these windows or the head to go on from cannot do.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if stages.alpha is not None:
+        _check_alpha(stages.alpha, predictor, source, head)
+    bars, most = source.lookback + source.horizon, predictor.max_context
+    if stages.predictor is not None and bars - 1 > most:
+        raise ConfigError(
+            f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} positions at "
+            f"once and the network attends to {most}; shorten lookback or horizon"
+        )
+
+
 def _check_alpha(
     config: AlphaConfig, predictor: KronosPredictor, source: WindowDataset, head: Head | None
 ) -> None:
-    """Refuse what this predictor, these windows or the head to go on from cannot do."""
     most, is_frozen = predictor.max_context, config.backbone == "frozen"
     if source.lookback > most and not is_frozen:
         raise ConfigError(
@@ -452,12 +468,6 @@ def _train_tokens(stages: StagesConfig, work: _Work) -> None:
 
     predictor, source = work.predictor, work.source
     net, tokenizer = predictor.model, predictor.tokenizer
-    bars = source.lookback + source.horizon
-    if bars - 1 > predictor.max_context:
-        raise ConfigError(
-            f"windows of {source.lookback} + {source.horizon} bars train {bars - 1} positions at "
-            f"once and the network attends to {predictor.max_context}; shorten lookback or horizon"
-        )
     parts = [Segment(source.training_windows(name)) for name in ("train", "valid")]
     for what, part in zip(("train on", "validate by"), parts, strict=True):
         work.log.message(f"{len(part)} windows to {what}{describe_dropped(part.windows.dropped)}")

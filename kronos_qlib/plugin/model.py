@@ -50,6 +50,7 @@ from kronos_qlib.pipeline.shaped_scores import days_before, shape_scores
 from kronos_qlib.pipeline.stages import (
     Resume,
     StagesConfig,
+    check_stages,
     check_trainable,
     columns_of,
     features_to_score,
@@ -296,6 +297,16 @@ class KronosModel(ModelFT):
         self._check_windows(_source_of(dataset))
         if not self.training.is_zero_shot:
             check_trainable(self.training, _source_of(dataset))
+
+    def check_stages(self, dataset: KronosDataset | WindowDataset) -> None:
+        """Refuse what `fit` would refuse of these windows once weights are loaded; it loads them.
+
+        Raises:
+            ConfigError: a stage reads more bars, or other layers, than the network has.
+            CheckpointError: weights cannot be loaded.
+        """
+        if not self.training.is_zero_shot:
+            check_stages(self.training, self.predictor, _source_of(dataset), self.head)
 
     @property
     def contexts_folder(self) -> Path | None:

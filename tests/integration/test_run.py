@@ -333,6 +333,9 @@ def test_a_plan_says_what_will_be_done_and_does_nothing(here, capsys):
         ("kronos", {"sampling.path": 1}, 2, "did you mean 'paths'"),
         ("kronos", {"lookback": 1}, 2, "a window needs lookback >= 2"),
         ("kronos", {"start": "2020-01-02"}, 2, "handler would begin after the segment"),
+        ("kronos_alpha", {"training.alpha.span": 300}, 2, "the network attends to 256: lower it"),
+        ("kronos_alpha", {"training.alpha.context": "{layers: [9]}"}, 2, "layers"),
+        ("kronos", {"lookback": 60, "horizon": 200}, 2, "positions at once and the network"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_made(

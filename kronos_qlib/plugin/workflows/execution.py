@@ -117,6 +117,9 @@ def plan_run(
         found = _windows(source, model)
         if isinstance(model, RollingModel):
             _check_rolls(model, source, freq_of(task))
+        trained = model.make() if isinstance(model, RollingModel) else model
+        if isinstance(trained, KronosModel):
+            trained.check_stages(source)
         parts = estimate(task, model, task["dataset"], source, found)
     return Plan(
         workflow,
