@@ -626,6 +626,7 @@ class KronosPredictor:
         pooling.check_layers(self.model.config.n_layers)
         x = _checked(x, x_stamp, keys)
         width = pooling.parts * self.model.config.d_model
+        count = whole("count", count, least=None)
         if count != 1 and not 1 <= count < x.shape[1] <= self.max_context:
             raise ConfigError(
                 f"{count} contexts of {x.shape[1]} bars that are read at once: expected 1 or more, "

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kronos_qlib.errors import short_repr
 from kronos_qlib.log import progress, reported
 from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.pipeline.context_store import ContextStore, StoredContexts, moment_digest
+from kronos_qlib.settings import require
 
 if TYPE_CHECKING:
     from kronos_qlib.data.windows.window import Windows
@@ -49,7 +51,7 @@ def contexts_of(
         (N, C) float32, C being pooling.parts * d_model.
 
     Raises:
-        ConfigError: the network does not attend to the bars of a span.
+        ConfigError: the network does not attend to the bars of a span, or `span` is no number.
     """
     pooling = pooling or ContextConfig()
     contexts = np.empty((len(windows), _width(predictor, pooling)), dtype=np.float32)
@@ -113,7 +115,15 @@ def stored_contexts(
 
 
 def spans_of(windows: Windows, span: int) -> list[slice]:
-    """Windows by time in runs of the moments that lie among `span` times of the calendar."""
+    """Windows by time in runs of the moments that lie among `span` times of the calendar.
+
+    Raises:
+        ConfigError: that is no number of times.
+    """
+    require(
+        isinstance(span, int) and span >= 1,
+        f"span must be a whole number of at least 1, got {short_repr(span)}",
+    )
     days = windows.moments()
     if span == 1 or not days:
         return days

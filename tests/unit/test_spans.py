@@ -385,6 +385,16 @@ def test_bars_that_are_no_span_are_refused(predictor):
     for count in (-1, 0, 6, 7):
         with pytest.raises(ConfigError, match=f"{count} contexts of 6 bars"):
             predictor.embed_span(bars, stamps, count)
+    for count in (2.5, "3", None):
+        with pytest.raises(ConfigError, match="count must be a whole number"):
+            predictor.embed_span(bars, stamps, count)
     predictor.max_context = 5
     with pytest.raises(ConfigError, match="and 5 bars at most"):
         predictor.embed_span(bars, stamps, 2)
+
+
+@pytest.mark.parametrize("span", [0, -1, 2.5, "3", None])
+def test_a_span_is_a_number_of_days(predictor, windows, span):
+    """Of 0 every window was a span by itself, by a division by zero."""
+    with pytest.raises(ConfigError, match="span must be a whole number of at least 1"):
+        contexts_of(predictor, windows, span=span)
