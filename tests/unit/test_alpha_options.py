@@ -481,7 +481,8 @@ def test_a_day_is_scored_at_once_whatever_memory_contexts_are_read_in(
     again = scores_from_alpha(predictor, head, windows)
     assert sizes == [day.stop - day.start for day in windows.moments()]
     assert max(reads) <= 3 < max(sizes)
-    np.testing.assert_array_equal(again, whole)
+    # A product rounds by its shape and threads; in parts, a score would be another altogether.
+    np.testing.assert_allclose(again, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_day_alone_has_the_scores_that_it_has_among_others(predictor, windows):
