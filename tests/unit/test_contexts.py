@@ -162,8 +162,11 @@ def test_of_a_day_with_many_names_a_block_is_read_at_a_time(
         return result
 
     monkeypatch.setattr(Windows, "rows", counted)
-    for one, other in zip(expected, found(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    *expected, digests = expected
+    *again, digests_again = found()
+    assert digests_again == digests
+    for one, other in zip(expected, again, strict=True):  # a product rounds by shape and threads
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert max(gathered) <= 5, "whatever the names"
     # Twice for the head and once for its kept contexts, and so on: each window each time.
     assert sum(gathered) >= 6 * len(windows)
