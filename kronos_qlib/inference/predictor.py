@@ -62,6 +62,7 @@ from kronos_qlib.inference.options import (
 )
 from kronos_qlib.inference.packed import (
     PackedKronos,
+    PackedTime,
     PackedTokenizer,
     between_dtype,
     kept_dtype,
@@ -138,8 +139,8 @@ class KronosPredictor:
             It sets the micro-batches, not what is drawn.
         cuda_graphs: on a CUDA GPU, draw a batch whose shape has come before by a CUDA graph of the
             whole drawing. Batches are filled up to a few sizes, by an eighth at most and beyond
-            `memory_mb`, and the memory of the largest stays taken. Nothing on other devices, nor
-            for what `StreamingPredictor` keeps in mode "fast".
+            `memory_mb`, and the memory of the largest stays taken. Nothing on other devices, with
+            a replaced time embedding, nor for what `StreamingPredictor` keeps in mode "fast".
 
     Raises:
         CheckpointError: the two halves do not belong together.
@@ -702,8 +703,11 @@ class KronosPredictor:
         if self._packed is None or now != self._packed_from:
             net = PackedKronos(self.model, self.dtype)
             tokenizer = PackedTokenizer(self.tokenizer, kept_dtype(self.dtype))
-            # Recordings read these copies of the weights, so they come and go with them.
-            recorded = RecordedDrawing(net, self._recorder) if self._recorder else None
+            recorded = None
+            # A part that we do not know may look at what it computes, which no graph can.
+            if self._recorder is not None and isinstance(net.time, PackedTime):
+                # It reads these copies of the weights, so it comes and goes with them.
+                recorded = RecordedDrawing(net, self._recorder)
             self._packed = Packed(net, tokenizer, recorded)
             self._packed_from = now
         return self._packed

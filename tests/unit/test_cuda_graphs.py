@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from kronos_qlib.errors import CheckpointError
 from kronos_qlib.inference import kv_cache, sampling
 from kronos_qlib.inference.generate import generate
-from kronos_qlib.inference.graphs import recorded_drawing
+from kronos_qlib.inference.graphs import cuda_graphs, recorded_drawing
 from kronos_qlib.inference.graphs.cuda_graphs import CudaRecorder, recorder_for
 from kronos_qlib.inference.graphs.recorded_drawing import (
     RecordedDrawing,
@@ -37,9 +38,10 @@ from kronos_qlib.inference.packed import PackedKronos
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.products import packed_product
 from kronos_qlib.inference.sampling import SamplingConfig
+from kronos_qlib.model.layers import TimeEmbedding
 from kronos_qlib.schema import BAR_COLUMNS
 
-LOOKBACK, HORIZON, PATHS = 6, 4, 2
+LOOKBACK, HORIZON, PATHS = 6, 3, 2
 HOW = SamplingConfig(paths=PATHS, temperature=1.0, top_p=0.9)
 
 
@@ -124,7 +126,7 @@ def traced(net, shape, inputs):
         (SamplingConfig(temperature=1.0, top_p=0.9), 32),
         (SamplingConfig(temperature=0.7, top_p=0.8, top_k=5, rotate_s2=True), 32),
         (SamplingConfig(temperature=0.0), 32),
-        (SamplingConfig(temperature=1.0, top_p=1.0), 8),  # slides
+        (SamplingConfig(temperature=1.0, top_p=1.0), 7),  # slides
         (SamplingConfig(temperature=1.0), 4),  # is cut
     ],
 )
@@ -145,8 +147,8 @@ def test_nothing_of_a_batch_is_recorded_but_its_shape(net, how, max_context):
 def test_many_bars_of_paths_are_recorded_too(net, monkeypatch):
     """From so many steps on, keys lie in another layout, whose memory grows."""
     monkeypatch.setattr(kv_cache, "FEW_STEPS", 2)
-    sizes = {"horizon": 7, "windows": 2}
-    shape = Shape(2, LOOKBACK, 7, PATHS, HOW, 32)
+    sizes = {"horizon": 5, "windows": 2}
+    shape = Shape(2, LOOKBACK, 5, PATHS, HOW, 32)
     drawn_plainly(net, batch(0, **sizes))
     recorded = traced(net, shape, batch(0, **sizes))
     for seed in range(2):
@@ -200,7 +202,7 @@ class Recorder:
     """Stands in for `CudaRecorder`."""
 
     def __init__(self):
-        self.lock, self.made = threading.Lock(), []
+        self.lock, self.is_off, self.made = threading.Lock(), False, []
 
     def __call__(self, body, inputs):
         assert self.lock.locked()
@@ -240,7 +242,7 @@ def test_batches_of_one_bucket_share_a_recording(net, recorder):
     [
         {"inputs": {"windows": 5}},
         {"inputs": {"lookback": 7}},
-        {"inputs": {"horizon": 3}},
+        {"inputs": {"horizon": 2}},
         {"inputs": {"paths": 3}},
         {"how": SamplingConfig(paths=PATHS, temperature=0.5)},
         {"max_context": 7},
@@ -482,6 +484,28 @@ def test_recordings_go_with_the_weights_that_they_read(forecaster, recorder):
     assert [made.calls for made in recorder.made] == [2, 2]
 
 
+def test_a_failure_outlasts_the_weights(forecaster, recorder):
+    recorder.is_off = True
+    for seed in range(3):
+        forecaster.paths(*series(seed))
+    assert not recorder.made and not forecaster.engine().recorded.recorded
+
+
+def test_a_replaced_time_embedding_is_not_recorded(make_pair, recorder):
+    """It may look at what it computes, which ends a recording, and torch's allocator with it."""
+
+    class Other(TimeEmbedding):
+        pass
+
+    tokenizer, model = make_pair()
+    model.time_emb = Other(16, learned=True)
+    forecaster = KronosPredictor(model, tokenizer, device="cpu", max_context=32)
+    forecaster._recorder = recorder
+    for seed in range(3):
+        forecaster.paths(*series(seed))
+    assert not recorder.made and forecaster.engine().recorded is None
+
+
 def test_threads_share_a_predictor_that_draws_by_recordings(forecaster, recorder):
     asked = [series(seed, count) for seed, count in enumerate([3, 5, 7] * 6)]
     plain = KronosPredictor(forecaster.model, forecaster.tokenizer, device="cpu", max_context=32)
@@ -519,18 +543,16 @@ class Gpu:
     """Stands in for the device under torch's own context manager; its log says what came when."""
 
     def __init__(self, monkeypatch):
-        self.log, self.fails = [], False
+        self.log, self.fails, self.made = [], False, []
         self.main = self.current = self.Stream("main")
         gpu = self
 
         class Graph:
             """One that runs what was recorded when it is replayed."""
 
-            made = 0
-
             def __init__(self):
-                Graph.made += 1
-                self.number, self.where = Graph.made, None
+                gpu.made.append(weakref.ref(self))
+                self.number, self.where = len(gpu.made), None
 
             def capture_begin(self, pool=None, capture_error_mode="global", **_):
                 assert capture_error_mode == "thread_local"
@@ -600,7 +622,7 @@ def test_a_graph_is_recorded_by_torchs_own_rules(gpu):
         "on cuda:1", "side waits for main", "computed on side", "synchronize",
         "begin 1 in pool 1", "computed on side", "end 1", "main waits for side",
     ]  # fmt: skip
-    assert gpu.current is gpu.main
+    assert gpu.current is gpu.main and not cuda_graphs._UNFINISHED
     assert torch.equal(computed[0], torch.ones(2))
     assert graph.body is body, "which holds the weights that the graph reads"
     gpu.log.clear()
@@ -629,11 +651,13 @@ def test_graphs_share_a_pool_while_one_of_them_lives(gpu):
     assert begun() == "begin 4 in pool 4"
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(gpu, net, caplog):
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(gpu, net, monkeypatch, caplog):
     """Where a recording fails, torch's context manager does not put the stream back."""
+    monkeypatch.setattr(cuda_graphs, "_UNFINISHED", [])
     gpu.fails = True
     draw = RecordedDrawing(net, CudaRecorder(torch.device("cuda")))
     for seed in range(3):
         assert same(drawn(draw, batch(seed)), drawn_plainly(net, batch(seed)))
         assert gpu.current is gpu.main
+    assert [gpu.made[0]()] == cuda_graphs._UNFINISHED, "torch's allocator goes on to ask it"
     assert "not permitted when stream is capturing" in caplog.text

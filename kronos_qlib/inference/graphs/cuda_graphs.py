@@ -15,6 +15,8 @@ from torch import Tensor
 
 _RECORDING = threading.Lock()
 """A process may record one graph at a time."""
+_UNFINISHED: list[torch.cuda.CUDAGraph] = []
+"""Graphs being recorded, and those that failed: torch's allocator goes on to ask these."""
 
 
 class CudaGraph:
@@ -46,11 +48,11 @@ class CudaRecorder:
     """Makes CUDA graphs on one device, which share one pool of memory.
 
     What one leaves there the next may overwrite: `lock` is to be held while one runs and until its
-    results have been copied.
+    results have been copied. `is_off` is for the caller, as of `recorded_drawing.Recorder`.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.lock = device, threading.Lock()
+        self.device, self.lock, self.is_off = device, threading.Lock(), False
         self._stream: torch.cuda.Stream | None = None
         self._graphs: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
@@ -84,10 +86,12 @@ class CudaRecorder:
                 graph = torch.cuda.CUDAGraph()
                 # By a graph that lives: a pool that no graph uses any more cannot be taken up.
                 pool = next((each.graph.pool() for each in self._graphs), None)
+                _UNFINISHED.append(graph)
                 with torch.cuda.graph(
                     graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     results = body(*own)
+                _UNFINISHED.remove(graph)
             here.wait_stream(self._stream)
         recorded = CudaGraph(graph, body, own, results)
         self._graphs.add(recorded)

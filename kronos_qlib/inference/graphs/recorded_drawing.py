@@ -44,6 +44,8 @@ class Recorder(Protocol):
 
     lock: threading.Lock
     """To be held while one is recorded, or replayed and its results copied."""
+    is_off: bool
+    """Whether one has failed: then nothing more is recorded, whatever the weights are."""
 
     def __call__(self, body: Body, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Replay]:
         """Compute once, then record the same: what was computed, and the recording.
@@ -82,7 +84,6 @@ class RecordedDrawing:
         self.net, self._record = net, record
         self._replays: OrderedDict[Shape, Replay] = OrderedDict()
         self._once: deque[Shape] = deque(maxlen=MOST_SHAPES)
-        self._is_off = False
 
     @property
     def recorded(self) -> list[Shape]:
@@ -131,7 +132,7 @@ class RecordedDrawing:
     def _replayed(self, shape: Shape, given: Sequence[Tensor]) -> TokenPair | None:
         """Tokens of the filled batch, in memory of their own; None: there is no recording."""
         replay = self._replays.get(shape)
-        if replay is None and (self._is_off or shape not in self._once):
+        if replay is None and (self._record.is_off or shape not in self._once):
             self._once.append(shape)
             return None
         inputs = [_filled_up(each, shape.windows) for each in given]
@@ -166,7 +167,7 @@ class RecordedDrawing:
         return found
 
     def _turn_off(self, why: str) -> None:
-        self._is_off = True
+        self._record.is_off = True
         self._replays.clear()
         logger.warning("paths are drawn without recordings (CUDA graphs) from now on: %s", why)
 
