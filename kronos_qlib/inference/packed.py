@@ -29,7 +29,12 @@ from kronos_qlib.inference.kv_cache import (
     spare_keys,
 )
 from kronos_qlib.inference.products.int8_product import Int8Product, Rows, quantized_norm
-from kronos_qlib.inference.products.packed_product import Product, can_pack, normalised
+from kronos_qlib.inference.products.packed_product import (
+    Product,
+    can_pack,
+    eps_of,
+    normalised,
+)
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.layers import (
     Attention,
@@ -111,6 +116,7 @@ class Turn:
     def __init__(self, rotary: Rotary, heads: int = 1) -> None:
         self.rates, self.heads = rotary.inv_freq.detach(), heads
         self.table = self._build(0)
+        self._newest: tuple[tuple[int, int, int], Tensor] | None = None
 
     def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
         """As `in_place`, but in memory of its own."""
@@ -131,9 +137,9 @@ class Turn:
             places = start[:, None] + torch.arange(bars, device=start.device)
             table = every[places.repeat_interleave(len(x) // len(start), dim=0)]
         else:
-            table = self._at(start, bars)
+            table = self._of_heads(start, bars, heads)
             if self.heads > 1:
-                table, x = table[:, :heads].flatten(1, 2), x.view(*x.shape[:2], -1)
+                x = x.view(*x.shape[:2], -1)
         wide = x.float()
         pairs = wide.view(*x.shape[:-1], -1, 2)
         if x.device.type == "mps":  # where not every torch multiplies complex numbers
@@ -144,6 +150,15 @@ class Turn:
             torch.view_as_complex(pairs).mul_(torch.view_as_complex(table))
         if wide is not x:
             x.copy_(wide)
+
+    def _of_heads(self, start: int, bars: int, heads: int) -> Tensor:
+        """A table whose shape goes with (N, T, heads * W / 2, 2), or with a head at a time."""
+        key, newest = (start, bars, heads), self._newest
+        if newest is None or newest[0] != key:  # the blocks of a stack ask for the same in turn
+            table = self._at(start, bars)
+            newest = key, table[:, :heads].flatten(1, 2) if self.heads > 1 else table
+            self._newest = newest
+        return newest[1]
 
     def _at(self, start: int, count: int) -> Tensor:
         # In a local variable: another thread may assign a shorter table meanwhile.
@@ -194,7 +209,7 @@ class PackedBlock:
     ) -> None:
         attention = block.self_attn
         self.heads, self.turn = attention.n_heads, turn
-        self.eps = block.norm1.eps, block.norm2.eps
+        self.eps = eps_of(block.norm1), eps_of(block.norm2)
         self.normed = _norm_before(dtype)
         queries, keys = queries_of(attention), interleaved(attention.k_proj, self.heads)
         self.inputs = _product([queries, keys, attention.v_proj], dtype, block.norm1)
@@ -304,7 +319,7 @@ class PackedKronos:
         self.blocks = _packed_blocks(net.transformer, dtype)
         self.kept = kept_dtype(dtype)
         of_products, dtype = dtype, between_dtype(dtype)
-        self.norm_eps, self.norm_weight = net.norm.eps, net.norm.weight.detach().to(dtype)
+        self.norm_eps, self.norm_weight = eps_of(net.norm), net.norm.weight.detach().to(dtype)
         # The fusion of the two embeddings is linear: each half goes through it once and for all.
         embedding = net.embedding
         left, right = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
@@ -313,7 +328,7 @@ class PackedKronos:
         self.s2_table = (fused + embedding.fusion_proj.bias.detach()).to(dtype)
         self.time = packed_time(net.time_emb, dtype)
         self.s1_head = _product([net.head.proj_s1], of_products)
-        self.s2_norm_eps, self.s2_normed = net.dep_layer.norm.eps, _norm_before(of_products)
+        self.s2_norm_eps, self.s2_normed = eps_of(net.dep_layer.norm), _norm_before(of_products)
         self.s2_head = _product([net.head.proj_s2], of_products, net.dep_layer.norm)
         attention = net.dep_layer.cross_attn
         self.s2_heads = attention.n_heads

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import nn
 
 from kronos_qlib.calibration.calibration import FILE, Calibration
 from kronos_qlib.data.calendar.stamps import stamps_of
@@ -722,15 +723,14 @@ class KronosPredictor:
 
     def _weights_now(self) -> list[tuple[int, int]]:
         """What changes with any weight."""
-        # By modules' own tables: a state_dict for every call takes twice as long.
-        weights = [
-            weight
-            for half in (self.model, self.tokenizer)
-            for part in half.modules()
-            for kept in (part._parameters, part._buffers)
-            for weight in kept.values()
-            if weight is not None
-        ]
+        # By modules' own tables: `modules()` looks for parts that are shared, and asking for a
+        # state_dict takes twice as long again, for every call.
+        parts: list[nn.Module] = [self.model, self.tokenizer]
+        weights: list[torch.Tensor] = []
+        for part in parts:  # which grows
+            parts.extend(inner for inner in part._modules.values() if inner is not None)
+            for kept in (part._parameters, part._buffers):
+                weights.extend(weight for weight in kept.values() if weight is not None)
         # Training writes in place, which torch counts; loading may put another tensor there.
         now = [(weight.data_ptr(), weight._version) for weight in weights]
         # A replaced part may have no weight at all.

@@ -64,9 +64,9 @@ def test_rows_are_whole_numbers_of_their_own_scale():
 
 def test_a_norm_is_a_scale_of_its_rows():
     x = rows().mul_(torch.logspace(-3, 3, 50)[:, None])
-    ids, scale = quantized_norm(x, 1e-5)
-    assert error((ids.float() - ZERO) * scale, normalised(x, 1e-5)) < 0.01
-    wider, scales = quantized_norm(x.view(5, 10, IN), 1e-5, spare=3)
+    ids, scale = quantized_norm(x, torch.tensor(1e-5))
+    assert error((ids.float() - ZERO) * scale, normalised(x, torch.tensor(1e-5))) < 0.01
+    wider, scales = quantized_norm(x.view(5, 10, IN), torch.tensor(1e-5), spare=3)
     assert wider.shape == (53, IN) and torch.equal(wider[:50], ids)
     assert torch.equal(scales[:50], scale) and not scales[50:].any()
 
@@ -84,7 +84,7 @@ def test_products_are_near_the_exact_ones(linear):
     assert error(whole.swish(x), exact.swish(x)) < 0.02
     assert error(whole.plus(x, other), exact.plus(x, other)) < 0.02
     exact, whole = Product([bare], torch.float32, norm), Int8Product([bare], norm)
-    normed, expected = quantized_norm(x, 1e-5), normalised(x, 1e-5)
+    normed, expected = quantized_norm(x, torch.tensor(1e-5)), normalised(x, torch.tensor(1e-5))
     assert error(whole(normed), exact(expected)) < 0.02
     ids, scale = whole.times(normed, other)
     assert error((ids.float() - ZERO) * scale, exact.times(expected, other)) < 0.02

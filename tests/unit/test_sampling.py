@@ -28,8 +28,8 @@ ALMOST_ONE = 0.99999994
 """The largest float32 below 1."""
 
 
-def kept(logits):
-    return torch.isfinite(logits)[0].nonzero().flatten().tolist()
+def kept(weights):
+    return weights[0].nonzero().flatten().tolist()
 
 
 def config(temperature=1.0, top_k=0, top_p=1.0):
@@ -45,20 +45,22 @@ def draws(logits, how, uniforms):
     ("k", "tokens"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (99, [*range(5)])]
 )
 def test_top_k_keeps_the_likeliest(k, tokens):
-    assert kept(keep_top_k(LOGITS, k)) == tokens
+    assert kept(keep_top_k(CHANCES, k)) == tokens
 
 
 @pytest.mark.parametrize(("p", "tokens"), [(0.01, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3])])
 def test_the_token_that_crosses_top_p_stays(p, tokens):
     """0.5 and 0.3 together exceed 0.6: dropping the token that crosses would leave one."""
-    assert kept(keep_top_p(LOGITS, p)) == tokens
+    assert kept(keep_top_p(CHANCES, p)) == tokens
 
 
-def test_a_filter_leaves_the_logits_alone():
+def test_drawing_leaves_the_logits_alone():
     """The published filters write minus infinity into their caller's logits."""
-    logits = LOGITS.clone()
-    keep_top_k(logits, 2), keep_top_p(logits, 0.6)
+    logits, weights = LOGITS.clone(), CHANCES.clone()
+    draws(logits, config(top_k=2, top_p=0.6), [0.5])
     assert torch.equal(logits, LOGITS)
+    keep_top_k(weights, 2), keep_top_p(weights, 0.6)
+    assert torch.equal(weights, CHANCES)
 
 
 def test_top_p_applies_after_top_k():
@@ -91,7 +93,7 @@ def test_a_filtered_token_is_never_drawn(uniform, width):
     logits = torch.randn(200, width, generator=rng) * 3
     uniforms = torch.full((200,), uniform)
     ids = sample_ids(logits, config(top_k=3, top_p=0.9), uniforms)
-    allowed = torch.isfinite(keep_top_p(keep_top_k(logits, 3), 0.9))
+    allowed = keep_top_p(keep_top_k(logits.softmax(dim=-1), 3), 0.9) > 0
     assert allowed.gather(1, ids[:, None]).all()
 
 
@@ -132,8 +134,7 @@ def test_a_stratified_path_alone_is_as_uniform_as_any():
 
 def test_ties_with_the_token_that_crosses_stay():
     """Which of two equal tokens a sort puts first must not decide which one is dropped."""
-    logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
-    assert kept(keep_top_p(logits, 0.5)) == [0, 1, 2]
+    assert kept(keep_top_p(torch.tensor([[0.4, 0.3, 0.3]]), 0.5)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("tiny", [1e-40, 1e-308])

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from kronos_qlib.inference.products.packed_product import norm_scale
 from kronos_qlib.model.layers import RMSNorm
 
 logger = logging.getLogger(__name__)
@@ -103,17 +104,17 @@ def quantized(x: Tensor, overwrite: bool = False) -> Rows:
     return Rows(places.view(torch.int32).to(torch.uint8), largest.div_(LARGEST))
 
 
-def quantized_norm(x: Tensor, eps: float, spare: int = 0) -> Rows:
+def quantized_norm(x: Tensor, eps: Tensor, spare: int = 0) -> Rows:
     """The root-mean-square norm without its weight, quantized: (..., D) float32.
 
     What a norm divides a row by goes into the row's scale: the normalised row is never made.
 
     Args:
+        eps: () float32.
         spare: rows of zeros to add; then the result is (rows + spare, D).
     """
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     ids, scale = quantized(x)
-    scale.mul_(size.square_().div_(x.shape[-1]).add_(eps).rsqrt_())
+    scale.mul_(norm_scale(x, eps))
     if spare:
         ids, scale = ids.flatten(0, -2), scale.flatten(0, -2)
         ids = torch.cat((ids, ids.new_full((spare, x.shape[-1]), ZERO)))

@@ -103,15 +103,15 @@ def can_pack(dtype: torch.dtype) -> bool:
     return all(torch.allclose(*pair, rtol=0.02) for pair in zip(found, expected, strict=True))
 
 
-def normalised(x: Tensor, eps: float, spare: int = 0) -> Tensor:
+def normalised(x: Tensor, eps: Tensor, spare: int = 0) -> Tensor:
     """The root-mean-square norm without its weight, computed in float32: (..., D) to (..., D).
 
     Args:
+        eps: () float32, see `eps_of`.
         spare: rows of zeros to add; then the result is (rows + spare, D).
     """
     wide = x.float()
-    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = torch.rsqrt(size.square_().div_(x.shape[-1]).add_(eps))
+    scale = norm_scale(wide, eps)
     if spare:
         rows = scale.numel()
         out = x.new_empty(rows + spare, x.shape[-1])
@@ -124,3 +124,15 @@ def normalised(x: Tensor, eps: float, spare: int = 0) -> Tensor:
         return out
     # In place where the cast made a copy: fresh memory costs as much as the arithmetic.
     return wide * scale if wide is x else wide.mul_(scale).to(x.dtype)
+
+
+def eps_of(norm: RMSNorm) -> Tensor:
+    """The norm's epsilon, () float32 where its weight is."""
+    return torch.tensor(norm.eps, device=norm.weight.device)
+
+
+def norm_scale(x: Tensor, eps: Tensor) -> Tensor:
+    """What the root-mean-square norm multiplies each row by: (..., D) float32 to (..., 1)."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # One operation: three by Python's numbers take twice as long on few rows.
+    return torch.addcmul(eps, size, size, value=1 / x.shape[-1]).rsqrt_()
