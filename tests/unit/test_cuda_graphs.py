@@ -413,14 +413,20 @@ def storages(tree):
     return [each.untyped_storage() for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
 
 
-def sorted_by_torch(logits):
-    return logits.sort(dim=-1, descending=True).values
+def sorted_by_torch(weights):
+    return weights.sort(dim=-1).values
 
 
-def test_all_that_a_recording_reads_lives_as_long(make_pair, monkeypatch):
+@pytest.mark.parametrize(
+    ("lookback", "horizon", "max_context"),
+    [(6, 3, 64), (6, 1, 64), (6, 3, 7), (6, 3, 6), (2, 3, 1)],
+)
+def test_all_that_a_recording_reads_lives_as_long(
+    make_pair, monkeypatch, lookback, horizon, max_context
+):
     """A longer batch replaced the rotary table that a graph goes on to read the memory of."""
     monkeypatch.setattr(packed_product, "can_pack", lambda dtype: False)
-    monkeypatch.setattr(sampling, "_descending", sorted_by_torch)
+    monkeypatch.setattr(sampling, "_ascending", sorted_by_torch)
     net = PackedKronos(make_pair(n_layers=1)[1])
     noted = MemoryRead()
 
@@ -434,7 +440,7 @@ def test_all_that_a_recording_reads_lives_as_long(make_pair, monkeypatch):
     draw = RecordedDrawing(net, Noting())
     how = SamplingConfig(paths=PATHS, rotate_s2=True)
     for seed in range(2):
-        drawn(draw, batch(seed), how)
+        drawn(draw, batch(seed, 3, lookback, horizon), how, max_context)
     tables = [net.blocks[0].turn.table, net.s2_turn.table]
     drawn_plainly(net, batch(0, lookback=20), how, max_context=64)
     assert net.blocks[0].turn.table is not tables[0] and net.s2_turn.table is not tables[1]

@@ -1,7 +1,7 @@
 """Paths drawn by what was recorded for a batch of that shape: the prompt and all steps as one.
 
-A step is hundreds of small products and sums, which Python asks a GPU for one by one, and draws
-wait for each check of the logits. Recorded, a whole batch is asked for at once, and checked at its
+A step is hundreds of small operations, which Python asks a GPU for one by one, and it waits for the
+device at every check of logits. Recorded, a whole batch is asked for at once and checked at its
 end. Shape letters: B windows, P paths, R = B * P rows (window-major), L bars of a lookback.
 """
 
