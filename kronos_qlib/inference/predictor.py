@@ -181,7 +181,8 @@ class KronosPredictor:
         known = model.origin.max_context if model.origin else None
         self.max_context = min(max_context, known) if known else max_context
         self.clip = float(clip)
-        self._recorder = recorder_for(self.device, cuda_graphs)
+        self.cuda_graphs = bool(cuda_graphs)
+        self._recorder = recorder_for(self.device, self.cuda_graphs)
         self._cut: set[int] = set()
         self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
@@ -189,6 +190,14 @@ class KronosPredictor:
         self._checkpoint = ""
         self._checkpoint_from: list[tuple[int, int]] = []
         self._logged: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process: weights as a library packs them, CUDA graphs."""
+        return self.__dict__ | {"_packed": None, "_packed_from": [], "_recorder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._recorder = recorder_for(self.device, self.cuda_graphs)
 
     @classmethod
     def from_pretrained(
