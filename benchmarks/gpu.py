@@ -3,9 +3,11 @@
 Not run on a GPU so far: no figure of README or docs is of this file. `gpu.sh` is the command.
 
 - same: in float32, from the same weights and random numbers: the share of nano's drawn paths that
-  are the CPU's (all but draws within rounding of the boundary between two tokens), the largest
-  difference of contexts, and of a training step's gradients, both relative to their norm.
-- draw: bars a second drawn by 5 and 100 paths of nano and small, and contexts a second.
+  are the CPU's (all but draws within rounding of the boundary between two tokens), of those drawn
+  by CUDA graphs that are the GPU's own without them (100 % is expected), the largest difference of
+  contexts, and of a training step's gradients, both relative to their norm.
+- draw: bars a second drawn by 5 and 100 paths of nano and small, step by step and by CUDA graphs
+  once these are recorded, and contexts a second. A predictor has no float16.
 - train: windows a second of predictor and tokenizer by number type, compiled or not: the median
   from step to step, after the steps in which a compiler works.
 
@@ -52,11 +54,14 @@ def inputs(series: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return 10 * np.exp(steps.cumsum(axis=1)), stamps[:, :LOOKBACK], stamps[:, LOOKBACK:]
 
 
-def predictor_of(size: str, device: str, dtype: str = "float32") -> KronosPredictor:
+def predictor_of(
+    size: str, device: str, dtype: str = "float32", graphs: bool = False
+) -> KronosPredictor:
+    options: dict[str, Any] = {"dtype": dtype, "cuda_graphs": graphs}
     if size == "nano":
         half = KronosPredictor.from_pretrained(size, device="cpu")
-        return KronosPredictor(half.model, half.tokenizer, device, 512, dtype=dtype)
-    return KronosPredictor(*Work("predictor", size, 1).pair(), device, 512, dtype=dtype)
+        return KronosPredictor(half.model, half.tokenizer, device, 512, **options)
+    return KronosPredictor(*Work("predictor", size, 1).pair(), device, 512, **options)
 
 
 def gradients(device: str) -> torch.Tensor:
@@ -70,32 +75,54 @@ def gradients(device: str) -> torch.Tensor:
     return torch.cat([grad.flatten().cpu() for grad in found])
 
 
+def by_graphs(device: str) -> tuple[bool, ...]:
+    """With and without, where there are any."""
+    return (False, True) if device.startswith("cuda") else (False,)
+
+
+def recorded(predictor: KronosPredictor) -> str:
+    """How many graphs the predictor draws by."""
+    drawing = predictor.engine().recorded
+    return "none" if drawing is None else str(len(drawing.recorded))
+
+
 def same(args: argparse.Namespace) -> list[Row]:
     bars, past, ahead = inputs(args.series)
+    few = slice(0, min(64, args.series))
     drawn, contexts, grads = [], [], []
+
+    def paths(predictor: KronosPredictor, seed: int = 0) -> np.ndarray:
+        return predictor.paths(bars[few], past[few], ahead[few], HORIZON, sample_count=5, seed=seed)
+
+    def agree(one: np.ndarray, other: np.ndarray) -> str:
+        return f"{np.isclose(one, other, rtol=1e-4, atol=1e-4).all(axis=(2, 3)).mean():.1%}"
+
+    def apart(one: np.ndarray, other: np.ndarray) -> str:
+        return f"{np.linalg.norm(one - other) / np.linalg.norm(one):.1e}"
+
     for device in ("cpu", args.device):
         predictor = predictor_of("nano", device)
-        few = slice(0, min(64, args.series))
-        drawn.append(predictor.paths(bars[few], past[few], ahead[few], HORIZON, sample_count=5))
+        drawn.append(paths(predictor))
         contexts.append(predictor.embed(bars[few], past[few]))
         grads.append(gradients(device).numpy())
-    agree = np.isclose(*drawn, rtol=1e-4, atol=1e-4).all(axis=(2, 3)).mean()
+    row: Row = {"same paths": agree(*drawn)}
+    if True in by_graphs(args.device):
+        graphed = predictor_of("nano", args.device, graphs=True)
+        for seed in (1, 2):  # recorded by other random numbers than those that are compared
+            paths(graphed, seed)
+        row["same by graphs"] = agree(drawn[1], paths(graphed))
+        row["graphs"] = recorded(graphed)
+    return [row | {"contexts apart": apart(*contexts), "gradients apart": apart(*grads)}]
 
-    def apart(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.linalg.norm(one - other) / np.linalg.norm(one))
 
-    return [{"same paths": f"{agree:.1%}", "contexts apart": f"{apart(*contexts):.1e}",
-             "gradients apart": f"{apart(*grads):.1e}"}]  # fmt: skip
-
-
-def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median, after one that is not timed. What is timed ends on the host."""
+def seconds_of(work: Callable[[], object], warm: int = 1, repeats: int = 3) -> float:
+    """Median, after those that are not timed. What is timed ends on the host."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(warm + repeats):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    return statistics.median(times[warm:])
 
 
 def draw(args: argparse.Namespace) -> list[Row]:
@@ -103,21 +130,28 @@ def draw(args: argparse.Namespace) -> list[Row]:
     rows = []
     for size in args.sizes:
         for dtype in ("float32", "bfloat16"):
-            predictor = predictor_of(size, args.device, dtype)
-            row: Row = {"size": size, "type": dtype}
-            for paths in (5, 100):
+            for graphs in by_graphs(args.device):
+                if time.monotonic() > args.ends:
+                    return rows
+                predictor = predictor_of(size, args.device, dtype, graphs)
+                row: Row = {"size": size, "type": dtype}
+                for paths in (5, 100):
 
-                def forecast(predictor: KronosPredictor = predictor, paths: int = paths) -> object:
-                    return predictor.paths(bars, past, ahead, HORIZON, sample_count=paths)
+                    def forecast(
+                        predictor: KronosPredictor = predictor, paths: int = paths
+                    ) -> object:
+                        return predictor.paths(bars, past, ahead, HORIZON, sample_count=paths)
 
-                made = args.series * paths * HORIZON
-                row[f"bars/s, {paths} paths"] = f"{made / seconds_of(forecast):,.0f}"
+                    made = args.series * paths * HORIZON
+                    # The first batch of a shape is drawn without a graph, the second recorded.
+                    row[f"bars/s, {paths} paths"] = f"{made / seconds_of(forecast, warm=2):,.0f}"
 
-            def embed(predictor: KronosPredictor = predictor) -> object:
-                return predictor.embed(bars, past)
+                def embed(predictor: KronosPredictor = predictor) -> object:
+                    return predictor.embed(bars, past)
 
-            row["contexts/s"] = f"{args.series / seconds_of(embed):,.0f}"
-            rows.append(row)
+                row["contexts/s"] = f"{args.series / seconds_of(embed):,.0f}"
+                row["graphs"] = recorded(predictor)
+                rows.append(row)
     return rows
 
 

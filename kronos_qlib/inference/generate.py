@@ -19,6 +19,18 @@ from kronos_qlib.inference.packed import (
 )
 from kronos_qlib.inference.sampling import SamplingConfig, sample_ids
 
+S1_LOGITS, S2_LOGITS = "s1 logits of the predictor", "s2 logits of the predictor"
+
+
+def checked(logits: Tensor, what: str) -> Tensor:
+    """Logits (R, V) as they are.
+
+    Raises:
+        CheckpointError: they are not finite; names `what`.
+    """
+    require_finite(logits, what)
+    return logits
+
 
 @torch.inference_mode()
 def generate(
@@ -31,6 +43,7 @@ def generate(
     max_context: int,
     each_step: Callable[[], None] | None = None,
     begun: tuple[Reader, Tensor] | None = None,
+    check: Callable[[Tensor, str], Tensor] = checked,
 ) -> TokenPair:
     """Continue each window by `horizon` bars along as many paths as `uniforms` has.
 
@@ -47,6 +60,7 @@ def generate(
         begun: a reader that has read the lookbacks, with room for `horizon` - 1 bars of each path,
             and the context after them, (B * P, D). All must fit `max_context`; `tokens` and
             `stamps` may then begin at the last bar of the lookbacks.
+        check: from logits (R, V) and their name to what is drawn from.
 
     Returns:
         The drawn tokens, each (B * P, horizon) int64, rows window-major.
@@ -81,11 +95,9 @@ def generate(
             seen = slice(at - max_context, at)
             reader = Reader(net, 1, 0, how.rotate_s2)
             newest = reader.read(s1[:, seen], s2[:, seen], every_stamp[:, seen])
-        logits = reader.s1_logits(newest)
-        require_finite(logits, "s1 logits of the predictor")
+        logits = check(reader.s1_logits(newest), S1_LOGITS)
         s1[:, at] = sample_ids(logits, how, numbers[:, step, 0])
-        logits = reader.s2_logits(newest, s1[:, at])
-        require_finite(logits, "s2 logits of the predictor")
+        logits = check(reader.s2_logits(newest, s1[:, at]), S2_LOGITS)
         s2[:, at] = sample_ids(logits, how, numbers[:, step, 1])
         if each_step is not None:
             each_step()

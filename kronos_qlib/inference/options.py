@@ -55,7 +55,8 @@ class FrameOptions(PathOptions, total=False):
     seed: the same seed and bars give the same forecast, whatever else is in a batch; 0 by
         default.
     on_progress: called with the share of the drawing that is done, in (0, 1], after every bar of
-        every micro-batch, from several threads in turn; what it raises ends the forecast.
+        every micro-batch, from several threads in turn; what it raises ends the forecast. Where a
+        CUDA graph draws a micro-batch, it is called for all of its bars after it.
     """
 
     exchange: str | None

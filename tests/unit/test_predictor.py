@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ import torch
 from kronos_qlib.data.calendar.stamps import stamps_of
 from kronos_qlib.data.windows.scale import WindowScale
 from kronos_qlib.errors import BarDataError, CalendarError, CheckpointError, ConfigError
+from kronos_qlib.inference.graphs.cuda_graphs import CudaRecorder
 from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.inference.products.int8_product import can_multiply_int8
 from kronos_qlib.inference.sampling import SamplingConfig
@@ -101,6 +105,16 @@ def test_the_global_random_state_is_left_alone(forecaster):
     forecast(forecaster)
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert (np.random.get_state()[1] == numpy_before[1]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_predictor_that_has_drawn_draws_the_same(forecaster, way):
+    """Weights as a library packs them, and what records CUDA graphs, belong to a process."""
+    expected = forecast(forecaster)
+    forecaster._recorder = CudaRecorder(torch.device("cuda"))
+    again = way(forecaster)
+    assert again._recorder is None, "made anew for the copy's own device, a CPU"
+    pd.testing.assert_frame_equal(forecast(again), expected)
 
 
 def test_a_network_in_training_mode_is_put_right(make_pair):
