@@ -36,7 +36,9 @@ from kronos_qlib.inference.products.packed_product import (
     normalised,
 )
 from kronos_qlib.model.checkpoints.weights import all_finite
+from kronos_qlib.model.cpu_training import Dropout
 from kronos_qlib.model.layers import (
+    TIME_TABLE_ROWS,
     Attention,
     FeedForward,
     RMSNorm,
@@ -58,14 +60,17 @@ from kronos_qlib.model.transformer import (
 
 GOOD_TOKENS = 3000
 """Bars of prompts read at a time on a CPU: that many fill its caches without leaving them."""
-CALLED = ("time_emb", "tokenizer")
-"""Parts that are called as they are where they are not the published ones."""
+NO_CHANGE = (Dropout.forward, nn.Dropout.forward, nn.Identity.forward)
+"""What does nothing when evaluated."""
 COMPUTED = {
-    kind.forward
-    for kind in (
-        *(nn.Linear, nn.Embedding, nn.ModuleList, RMSNorm, Rotary, FeedForward, SelfAttention),
-        *(TransformerBlock, TokenEmbedding, S2Attention, DependencyLayer, TokenHeads),
-    )
+    *NO_CHANGE,
+    *(
+        kind.forward
+        for kind in (
+            *(nn.Linear, nn.Embedding, RMSNorm, Rotary, FeedForward, SelfAttention),
+            *(TransformerBlock, TokenEmbedding, S2Attention, DependencyLayer, TokenHeads),
+        )
+    ),
 }
 """What the layout for decoding computes by itself, from the weights of these parts."""
 TokenPair = tuple[Tensor, Tensor]
@@ -134,7 +139,7 @@ class Turn:
     def __init__(self, rotary: Rotary, heads: int = 1) -> None:
         self.rates, self.heads = rotary.inv_freq.detach(), heads
         self.table = self._build(0)
-        self._newest: tuple[tuple[int, int, int], Tensor] | None = None
+        self._last: tuple[tuple[int, int, int], Tensor] | None = None
 
     def __call__(self, x: Tensor, start: int | Tensor) -> Tensor:
         """As `in_place`, but in memory of its own."""
@@ -171,12 +176,12 @@ class Turn:
 
     def _of_heads(self, start: int, bars: int, heads: int) -> Tensor:
         """A table whose shape goes with (N, T, heads * W / 2, 2), or with a head at a time."""
-        key, newest = (start, bars, heads), self._newest
-        if newest is None or newest[0] != key:  # the blocks of a stack ask for the same in turn
+        key, last = (start, bars, heads), self._last
+        if last is None or last[0] != key:  # the blocks of a stack ask for the same in turn
             table = self._at(start, bars)
-            newest = key, table[:, :heads].flatten(1, 2) if self.heads > 1 else table
-            self._newest = newest
-        return newest[1]
+            last = key, table[:, :heads].flatten(1, 2) if self.heads > 1 else table
+            self._last = last
+        return last[1]
 
     def _at(self, start: int, count: int) -> Tensor:
         # In a local variable: another thread may assign a shorter table meanwhile.
@@ -307,27 +312,45 @@ class PackedBlock:
         return self.down.plus(self.up.times(normed, self.gate.swish(normed)), x)
 
 
-def check_parts(net: nn.Module, path: str = "") -> None:
-    """Refuse a part in another's place, such as an adapter, that would not be called.
+def check_parts(net: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a part in another's place, such as an adapter, whose `forward` would not be called.
+
+    Hooks, and other methods that a subclass overrides, are not looked for.
 
     Args:
-        path: of `net` in the whole network, with a dot at its end.
+        names: of the parts whose weights are read.
 
     Raises:
         ConfigError: names the part.
     """
-    for name, part in net.named_children():
-        if path + name in CALLED or isinstance(part, (nn.Dropout, nn.Identity)):
-            continue
-        kind = type(part)
-        if kind.forward not in COMPUTED:
-            raise ConfigError(
-                f"{path}{name} is a {kind.__module__}.{kind.__qualname__}: forecasts are computed "
-                "from the weights of the published parts and would be as if it were not there; put "
-                "the published part back, and merge adapters into the weights"
-            )
-        if not isinstance(part, (nn.Linear, nn.Embedding)):  # which may be parametrized
-            check_parts(part, f"{path}{name}.")
+    for name in names:
+        _check_part(net.get_submodule(name), name)
+
+
+def _check_part(part: nn.Module, path: str) -> None:
+    if isinstance(part, nn.ModuleList):  # a stack
+        for number, block in enumerate(part):
+            if not isinstance(block, TransformerBlock) and _forward(block) not in NO_CHANGE:
+                raise _refused(block, f"{path}.{number}")
+    elif _forward(part) not in COMPUTED:
+        raise _refused(part, path)
+    if not isinstance(part, (nn.Linear, nn.Embedding)):
+        for name, inner in part.named_children():
+            if name != "parametrizations":  # what they make is read as a weight
+                _check_part(inner, f"{path}.{name}")
+
+
+def _forward(part: nn.Module) -> object:
+    return getattr(type(part), "forward", None)
+
+
+def _refused(part: nn.Module, path: str) -> ConfigError:
+    kind = type(part)
+    return ConfigError(
+        f"{path} is a {kind.__module__}.{kind.__qualname__}: forecasts are computed from weights "
+        "as by the published part of that place, and its own `forward` would not be called; put the "
+        "published part back, and merge adapters into the weights"
+    )
 
 
 def _packed_blocks(
@@ -357,7 +380,7 @@ class PackedKronos:
     """
 
     def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
-        check_parts(net)
+        check_parts(net, ("embedding", "transformer", "norm", "dep_layer", "head"))
         self.blocks = _packed_blocks(net.transformer, dtype)
         self.kept = kept_dtype(dtype)
         of_products, dtype = dtype, between_dtype(dtype)
@@ -517,7 +540,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A function from stamps (..., 5) to vectors (..., D); a replaced part is called itself."""
-    if type(time) is TimeEmbedding:
+    if type(time) is TimeEmbedding and len(time.tables()) == len(TIME_TABLE_ROWS):
         return PackedTime(time, dtype)
     part = as_is(time)
     return lambda stamps: part(stamps).to(dtype)
@@ -552,7 +575,8 @@ class PackedTokenizer:
     """The tokenizer, ready to encode prompts and to decode what follows them."""
 
     def __init__(self, net: KronosTokenizer, dtype: torch.dtype = torch.float32) -> None:
-        check_parts(net)
+        parts = ("encoder", "decoder", "embed", "quant_embed", "post_quant_embed", "head")
+        check_parts(net, parts)
         self.dtype, self.quantizer = dtype, as_is(net.quantizer)
         self.encoder = _packed_blocks(net.encoder, dtype, reads_all=True)
         self.decoder = _packed_blocks(net.decoder, dtype)

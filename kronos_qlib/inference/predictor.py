@@ -124,8 +124,8 @@ class KronosPredictor:
     """Forecasts series with a predictor and the tokenizer it was trained with.
 
     Weights that are trained, loaded or replaced meanwhile are those of the next call. What torch
-    does not count, a change through `.data` or NumPy, goes unseen: change weights under
-    `torch.no_grad()`.
+    does not count goes unseen: a change through `.data` or NumPy, and one in place of weights that
+    were made in inference mode. Change weights under `torch.no_grad()`.
 
     Args:
         device: a torch device; None takes CUDA, then Apple's GPU, then the CPU.
@@ -150,9 +150,11 @@ class KronosPredictor:
     Raises:
         CheckpointError: the two halves do not belong together.
         ConfigError: a setting cannot work, or this machine has no such device or products; when
-            something is asked for, also that a part of a half is not the published one, such as a
-            projection with an adapter. Time features and quantizer may be others.
+            something is asked for, also that a part of a half has a `forward` of its own, such as a
+            projection with an adapter. Time features and quantizer may.
     """
+
+    cuda_graphs = True
 
     calibration: Calibration | None
     """What `calibrate` fitted, and "auto" takes first; it may be set. None: the file beside the

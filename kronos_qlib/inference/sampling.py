@@ -61,8 +61,8 @@ ONE_STEP = 2.0**-23
 """Relative distance of neighbouring float32 numbers, at most."""
 ALMOST_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
-MOST = torch.finfo(torch.float32).max
-"""Of a temperature, beyond which minus infinity divided by it would be no number."""
+MOST_TEMPERATURE = torch.finfo(torch.float32).max
+"""Beyond it minus infinity divided by it would be no number."""
 RESULT_COLUMNS = 6
 """Numbers of a bar in the result, in whose memory its random numbers are kept."""
 CHUNK_DRAWS = 2**15
@@ -89,7 +89,7 @@ def sample_ids(logits: Tensor, how: SamplingConfig, uniforms: Tensor) -> Tensor:
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).float()
     if how.top_k:  # of logits: at a very high temperature all weights are the same float32
         scaled = keep_top_k(scaled, how.top_k)
-    weights = scaled.div_(min(how.temperature, MOST)).exp_()
+    weights = scaled.div_(min(how.temperature, MOST_TEMPERATURE)).exp_()
     if how.top_p < 1:
         weights = keep_top_p(weights, how.top_p)
     cumulative = weights.cumsum(dim=-1)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised where files, or how contexts are computed, are no longer those of before."""
 LOCK_SECONDS = 60.0
 ROWS, INDEX, LOCK = ".rows", ".index", ".lock"

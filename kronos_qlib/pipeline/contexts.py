@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kronos_qlib.errors import short_repr
+from kronos_qlib.inference.frames import whole
 from kronos_qlib.log import progress, reported
 from kronos_qlib.model.sizes import ContextConfig
 from kronos_qlib.pipeline.context_store import ContextStore, StoredContexts, moment_digest
-from kronos_qlib.settings import require
 
 if TYPE_CHECKING:
     from kronos_qlib.data.windows.window import Windows
@@ -120,10 +119,7 @@ def spans_of(windows: Windows, span: int) -> list[slice]:
     Raises:
         ConfigError: that is no number of times.
     """
-    require(
-        isinstance(span, int) and span >= 1,
-        f"span must be a whole number of at least 1, got {short_repr(span)}",
-    )
+    span = whole("span", span)
     days = windows.moments()
     if span == 1 or not days:
         return days

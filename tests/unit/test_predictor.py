@@ -117,6 +117,15 @@ def test_a_copy_of_a_predictor_that_has_drawn_draws_the_same(forecaster, way):
     pd.testing.assert_frame_equal(forecast(again), expected)
 
 
+def test_a_predictor_pickled_before_there_were_graphs_can_be_opened(forecaster):
+    state = forecaster.__getstate__()
+    del state["cuda_graphs"]
+    again = KronosPredictor.__new__(KronosPredictor)
+    again.__setstate__(state)
+    assert again.cuda_graphs
+    pd.testing.assert_frame_equal(forecast(again), forecast(forecaster))
+
+
 def test_a_network_in_training_mode_is_put_right(make_pair):
     """Left in training mode it would drop out, and no two forecasts would agree."""
     tokenizer, model = make_pair(dropout=0.5)
@@ -161,22 +170,73 @@ def _with_another_norm(net):
     return "dep_layer.norm"
 
 
-@pytest.mark.parametrize("change", [_with_an_adapter, _with_another_block, _with_another_norm])
+class _Around(torch.nn.Module):
+    """A wrapper whose class has no `forward`, as that of `torch.compile` on a module."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.forward = inner.forward
+
+
+def _with_a_wrapper(net):
+    net.transformer[0] = _Around(net.transformer[0])
+    return "transformer.0"
+
+
+def _with_a_compiled_block(net):
+    net.transformer[0] = torch.compile(net.transformer[0])  # of which nothing is compiled here
+    return "transformer.0"
+
+
+def _with_a_plain_map_for_a_block(net):
+    net.transformer[1] = torch.nn.Linear(16, 16)
+    return "transformer.1"
+
+
+class _AlwaysDropping(torch.nn.Dropout):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_an_adapter,
+        _with_another_block,
+        _with_another_norm,
+        _with_a_wrapper,
+        _with_a_compiled_block,
+        _with_a_plain_map_for_a_block,
+    ],
+)
 def test_a_part_that_no_forecast_would_call_is_refused(tiny_pair, change):
     """Forecasts were those of the weights below an adapter, and of the blocks beside another."""
     tokenizer, model = tiny_pair
     forecaster = KronosPredictor(model, tokenizer, device="cpu")
     forecast(forecaster)
     path = change(model)
-    with pytest.raises(ConfigError, match=rf"^{path} is a .* forecasts .* if it were not there"):
+    with pytest.raises(
+        ConfigError, match=rf"^{path} is a .* its own `forward` would not be called"
+    ):
         forecast(forecaster)
+
+
+def test_dropout_of_its_own_kind_is_refused(tiny_pair):
+    tokenizer, model = tiny_pair
+    model.transformer[0].ffn.dropout = _AlwaysDropping()
+    with pytest.raises(ConfigError, match=r"^transformer\.0\.ffn\.dropout is a .*_AlwaysDropping"):
+        forecast(KronosPredictor(model, tokenizer, device="cpu"))
 
 
 def test_parts_that_change_no_forecast_may_be_others(tiny_pair):
     tokenizer, model = tiny_pair
     expected = forecast(KronosPredictor(model, tokenizer, device="cpu"))
     model.token_dropout = torch.nn.Identity()
+    model.value_head = torch.nn.Sequential(torch.nn.Linear(16, 1))  # of another training
     torch.nn.utils.parametrizations.weight_norm(model.transformer[0].ffn.w1)
+    same = torch.nn.Identity()
+    torch.nn.utils.parametrize.register_parametrization(model.norm, "weight", same)
     found = forecast(KronosPredictor(model, tokenizer, device="cpu"))
     pd.testing.assert_frame_equal(found, expected)
 

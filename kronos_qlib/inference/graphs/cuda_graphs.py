@@ -85,7 +85,8 @@ class CudaRecorder:
                 computed = body(*own)
                 graph = torch.cuda.CUDAGraph()
                 # By a graph that lives: a pool that no graph uses any more cannot be taken up.
-                pool = next((each.graph.pool() for each in self._graphs), None)
+                alive = [*self._graphs]
+                pool = alive[0].graph.pool() if alive else None
                 _UNFINISHED.append(graph)
                 with torch.cuda.graph(
                     graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"

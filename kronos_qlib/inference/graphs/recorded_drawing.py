@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -116,7 +116,9 @@ class RecordedDrawing:
             CheckpointError: logits are not finite.
         """
         windows, paths = uniforms.shape[:2]
-        shape = Shape(bucket(windows), tokens[0].shape[1], horizon, paths, how, max_context)
+        # What is done with uniforms before, and with bars after, needs no recording of its own.
+        drawn_by = replace(how, paths=paths, anchor=True, common=False, stratified=False)
+        shape = Shape(bucket(windows), tokens[0].shape[1], horizon, paths, drawn_by, max_context)
         with self._record.lock:
             drawn = self._replayed(shape, (*tokens, stamps, uniforms))
         if drawn is None:

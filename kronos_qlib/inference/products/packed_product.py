@@ -128,7 +128,7 @@ def normalised(x: Tensor, eps: Tensor, spare: int = 0) -> Tensor:
 
 def eps_of(norm: RMSNorm) -> Tensor:
     """The norm's epsilon, () float32 where its weight is."""
-    return torch.tensor(norm.eps, device=norm.weight.device)
+    return torch.tensor(norm.eps, dtype=torch.float32, device=norm.weight.device)
 
 
 def norm_scale(x: Tensor, eps: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from kronos_qlib.inference.calibrating import PATHS as CALIBRATION_PATHS
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.features import KronosFeatureDataset
 from kronos_qlib.plugin.model import FIT, KronosModel
-from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.task_sections import class_of, records_of, value_at
 from kronos_qlib.schema import BAR_COLUMNS, TIME_FIELDS
 from kronos_qlib.training.stage_settings import AlphaConfig
@@ -83,23 +82,23 @@ def estimate(
     dataset: Mapping[str, Any],
     source: WindowDataset,
     found: Mapping[str, Windows],
+    every: int | None = None,
 ) -> list[Part]:
     """Where the time of a workflow goes, the longest part first.
 
     Args:
         task: the workflow's, for its records.
-        model: made from the task, nothing trained or loaded yet.
+        model: made from the task, or by its RollingModel, not trained yet.
         dataset: the task's section.
         source: windows of the same bars.
         found: its windows by segment.
+        every: moments of the test after which it is trained again; None: it is not.
     """
     test = found.get("test")
     moments = len(np.unique(test.times)) if test is not None and len(test) else 0
     counts = Counts({name: len(windows) for name, windows in found.items()}, moments)
     parts = [Part("start, reports and backtest", START + DAY_REPORT * moments)]
-    trainings = 1
-    if isinstance(model, RollingModel):
-        trainings, model = math.ceil(moments / model.how.every), model.make()
+    trainings = math.ceil(moments / every) if every else 1
     measured: dict[tuple[object, ...], Rates] = {}
 
     def rates_of(one: KronosModel) -> Rates:
@@ -109,7 +108,7 @@ def estimate(
             measured[key] = probe(one, source, found)
         return measured[key]
 
-    for one in _models(model):
+    for one in models_of(model):
         parts += _of_model(one, counts, rates_of, source.lookback)
         if isinstance(one, GRUModel) and counts.of(*counts.windows):
             parts += _of_gru(one, counts, source.lookback)
@@ -126,7 +125,7 @@ def estimate(
         seconds = rows * (ROW_FEATURES + trainings * ROW_TREES)
         parts.append(Part("features of tables, and trees on them", seconds))
     if draws_paths(task):
-        network = next((one for one in _models(model) if isinstance(one, KronosModel)), None)
+        network = next((one for one in models_of(model) if isinstance(one, KronosModel)), None)
         if network is not None and counts.moments:
             windows = int(value_at(task, "forecast", "windows") or REPORT_WINDOWS)
             paths = int(value_at(task, "forecast", "paths") or network.sampling.paths)
@@ -211,11 +210,12 @@ def _seconds_each(work: Callable[[int], None]) -> float:
     return seconds / count
 
 
-def _models(model: Any) -> Iterator[Any]:
+def models_of(model: Any) -> Iterator[Any]:
+    """A model, or the members of a blend, whatever blends they are in."""
     members = getattr(model, "members", None)
     if isinstance(members, Mapping):
         for member in members.values():
-            yield from _models(member)
+            yield from models_of(member)
     else:
         yield model
 

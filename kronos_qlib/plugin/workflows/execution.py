@@ -30,7 +30,7 @@ from kronos_qlib.plugin.rolling.rolling_model import RollingModel
 from kronos_qlib.plugin.runs.manager import keeping_workflow
 from kronos_qlib.plugin.runs.quiet import quiet_libraries
 from kronos_qlib.plugin.task_sections import class_of, freq_of, is_map, value_at
-from kronos_qlib.plugin.workflows.estimate import estimate
+from kronos_qlib.plugin.workflows.estimate import estimate, models_of
 from kronos_qlib.plugin.workflows.plan_description import (
     described_plan,
     doubts_about,
@@ -91,6 +91,7 @@ def plan_run(
         ConfigError: a setting cannot work, or there are no bars; names what and where.
         BarDataError: a segment that is to be learned from, judged by or scored has no windows.
         TrainingError: a roll has nothing to learn from.
+        CheckpointError: weights cannot be loaded.
     """
     with _environment():  # libraries set some as they are imported
         workflow = read_workflow(name, market, changes)
@@ -115,12 +116,14 @@ def plan_run(
         check_run(config)
         source = windows_of(task["dataset"], workflow.path)
         found = _windows(source, model)
+        trained, every = model, None
         if isinstance(model, RollingModel):
             _check_rolls(model, source, freq_of(task))
-        trained = model.make() if isinstance(model, RollingModel) else model
-        if isinstance(trained, KronosModel):
-            trained.check_stages(source)
-        parts = estimate(task, model, task["dataset"], source, found)
+            trained, every = model.make(), model.how.every
+        for one in models_of(trained):
+            if isinstance(one, KronosModel):
+                one.check_stages(source)
+        parts = estimate(task, trained, task["dataset"], source, found, every)
     return Plan(
         workflow,
         tuple(described_plan(workflow, source, found, parts)),
