@@ -348,8 +348,8 @@ def _refused(part: nn.Module, path: str) -> ConfigError:
     kind = type(part)
     return ConfigError(
         f"{path} is a {kind.__module__}.{kind.__qualname__}: forecasts are computed from weights "
-        "as by the published part of that place, and its own `forward` would not be called; put the "
-        "published part back, and merge adapters into the weights"
+        "as by the published part of that place, and its own `forward` would not be called; put "
+        "the published part back, and merge adapters into the weights"
     )
 
 

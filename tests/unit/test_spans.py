@@ -396,5 +396,5 @@ def test_bars_that_are_no_span_are_refused(predictor):
 @pytest.mark.parametrize("span", [0, -1, 2.5, "3", None])
 def test_a_span_is_a_number_of_days(predictor, windows, span):
     """Of 0 every window was a span by itself, by a division by zero."""
-    with pytest.raises(ConfigError, match="span must be (a whole number|at least 1)"):
+    with pytest.raises(ConfigError, match=r"span must be (a whole number|at least 1)"):
         contexts_of(predictor, windows, span=span)
