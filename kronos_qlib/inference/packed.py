@@ -38,9 +38,9 @@ from kronos_qlib.inference.products.packed_product import (
 from kronos_qlib.model.checkpoints.weights import all_finite
 from kronos_qlib.model.cpu_training import Dropout
 from kronos_qlib.model.layers import (
-    TIME_TABLE_ROWS,
     Attention,
     FeedForward,
+    FixedEmbedding,
     RMSNorm,
     Rotary,
     SelfAttention,
@@ -69,6 +69,7 @@ COMPUTED = {
         for kind in (
             *(nn.Linear, nn.Embedding, RMSNorm, Rotary, FeedForward, SelfAttention),
             *(TransformerBlock, TokenEmbedding, S2Attention, DependencyLayer, TokenHeads),
+            *(TimeEmbedding, FixedEmbedding),
         )
     ),
 }
@@ -381,6 +382,8 @@ class PackedKronos:
 
     def __init__(self, net: Kronos, dtype: torch.dtype = torch.float32) -> None:
         check_parts(net, ("embedding", "transformer", "norm", "dep_layer", "head"))
+        if type(net.time_emb) is TimeEmbedding:  # another is called itself, whatever is in it
+            check_parts(net, ("time_emb",))
         self.blocks = _packed_blocks(net.transformer, dtype)
         self.kept = kept_dtype(dtype)
         of_products, dtype = dtype, between_dtype(dtype)
@@ -540,7 +543,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 def packed_time(time: TimeFeatures, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A function from stamps (..., 5) to vectors (..., D); a replaced part is called itself."""
-    if type(time) is TimeEmbedding and len(time.tables()) == len(TIME_TABLE_ROWS):
+    if type(time) is TimeEmbedding:
         return PackedTime(time, dtype)
     part = as_is(time)
     return lambda stamps: part(stamps).to(dtype)

@@ -165,6 +165,20 @@ def _with_another_block(net):
     return "transformer.1"
 
 
+class _Within(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def _with_another_table_of_times(net):
+    net.time_emb.minute_embed = _Within(net.time_emb.minute_embed)
+    return "time_emb.minute_embed"
+
+
 def _with_another_norm(net):
     net.dep_layer.norm = torch.nn.LayerNorm(16)
     return "dep_layer.norm"
@@ -205,6 +219,7 @@ class _AlwaysDropping(torch.nn.Dropout):
         _with_an_adapter,
         _with_another_block,
         _with_another_norm,
+        _with_another_table_of_times,
         _with_a_wrapper,
         _with_a_compiled_block,
         _with_a_plain_map_for_a_block,
