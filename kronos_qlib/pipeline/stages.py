@@ -568,7 +568,8 @@ def _train_member(
     from kronos_qlib.training.lora import adapters, frozen, merged_copy
 
     backbone = work.predictor.model
-    step = AlphaStep(net, work.predictor.tokenizer, ALPHA_LOSSES[config.loss])
+    criterion = ALPHA_LOSSES[config.loss]
+    step = AlphaStep(net, work.predictor.tokenizer, criterion, config.shift_dates)
     rank = config.lora_rank if config.backbone == "lora" else None
     # The context is read before the heads of s1 and s2: they learn nothing here.
     with (

@@ -38,7 +38,13 @@ from kronos_qlib.training.batches import (
     with_tokens,
 )
 from kronos_qlib.training.hardware import on_device
-from kronos_qlib.training.losses import Losses, check_finite, encode_exactly, in_pieces
+from kronos_qlib.training.losses import (
+    Losses,
+    check_finite,
+    encode_exactly,
+    in_pieces,
+    shifted_dates,
+)
 from kronos_qlib.training.parallel.distributed import Share
 from kronos_qlib.training.spans import SpanBatch, SpanSampler, span_batch
 from kronos_qlib.training.stage_settings import AlphaConfig
@@ -465,6 +471,8 @@ class AlphaStep:
     net: AlphaNet
     tokenizer: KronosTokenizer | None
     criterion: Callable[[Tensor, Tensor], Tensor] = ic_loss
+    shift_dates: bool = False
+    """Whether a backbone learns each window under the dates of another part of the year."""
     needs_whole_batch = True  # a day's correlation is no mean over windows
 
     def __post_init__(self) -> None:
@@ -560,6 +568,8 @@ class AlphaStep:
         if isinstance(net, GRUReader):
             return net.read_after(z, stamps, places)
         assert tokenizer is not None
+        if self.shift_dates and net.training:
+            stamps = shifted_dates(stamps)
         pooling = self.net.head.config.context
         few = max(8, CHUNK_VALUES // (z.shape[1] * net.config.d_model * net.config.n_layers))
         pieces = -(-len(z) // few)

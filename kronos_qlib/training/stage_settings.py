@@ -238,6 +238,10 @@ class AlphaConfig:
     initial: str = "pretrained"
     """"random" begins with new weights of the predictor, by `seed`, in place of the checkpoint's:
     what the same network and budget give without pretraining. Its tokenizer stays."""
+    shift_dates: bool = False
+    """Train a backbone on each window under the days and months of another part of the year, as of
+    `TrainingConfig`: what the market did on a day could be learned from its date. Validation and
+    every score have the true dates."""
 
     def __post_init__(self) -> None:
         check_names(self, "features")
@@ -273,7 +277,7 @@ class AlphaConfig:
         check_whole(self, "seeds", most=MOST_SEEDS)
         check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
         check_whole(self, "span")
-        check_choice(self, "linear_path")
+        check_choice(self, "linear_path", "shift_dates")
         check_number(self, "drop_extremes")
         check_known(self, initial=("pretrained", "random"))
         object.__setattr__(self, "context", as_context(self.context))
@@ -319,6 +323,12 @@ class AlphaConfig:
             self.context.dtype == "float32" or self.backbone == "frozen",
             f"context.dtype {self.context.dtype} rounds contexts that are kept; a backbone that is "
             "trained along has its own read anew, in float32: leave dtype out, or keep it frozen",
+        )
+
+        require(
+            not self.shift_dates or self.backbone != "frozen",
+            "shift_dates is of a backbone that is trained along: a frozen one reads true dates, "
+            "and learns none",
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -254,6 +256,26 @@ def test_a_whole_backbone_learns_with_its_head(windows, make_pair):
     assert any(weight.grad.abs().sum() > 0 for weight in net.transformer.parameters())
 
 
+def test_a_backbone_learns_under_other_dates_and_is_judged_under_the_true_ones(windows, make_pair):
+    """What the market did on a day could be learned from its date."""
+    segment = AlphaSegment.of(windows, ReturnLabel())
+    tokenizer, net = make_pair(0)
+    head = AlphaHead(16, len(SCALE_FEATURES), 4, 8, 0.0)
+    plain = AlphaStep(AlphaNet(head, net.train()), tokenizer)
+    step = replace(plain, shift_dates=True)
+    which = np.arange(segment.days[0].start, segment.days[0].stop)
+    for batch in (segment.batch(which), replace(segment, span=3).batch(which)):
+        found = []
+        for seed in (0, 1, 1):
+            torch.manual_seed(seed)
+            found.append(step.losses(batch)["loss"].item())
+        assert found[0] != found[1] == found[2]
+        assert plain.losses(batch)["loss"].item() == plain.losses(batch)["loss"].item()
+    assert step.validate(segment, AlphaConfig(), "cpu") == plain.validate(
+        segment, AlphaConfig(), "cpu"
+    )
+
+
 def test_a_day_read_in_pieces_learns_as_one_that_keeps_everything(windows, make_pair, monkeypatch):
     """What is read twice has the same dropout twice, and takes no random numbers from later."""
     segment = AlphaSegment.of(windows, ReturnLabel())
@@ -298,6 +320,7 @@ def test_a_segment_without_a_cross_section_is_refused(frame):
         ({"backbone": "lora2"}, "backbone is one of"),
         ({"metric": "loss_s1"}, "metric is one of"),
         ({"backbone": "whole", "context_width": 0}, "would learn nothing"),
+        ({"shift_dates": True}, "a frozen one reads true dates"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"windows_per_day": 4}, "windows_per_day must be a whole number of at least 5"),
         ({"epochs": 0}, "epochs must be a whole number"),

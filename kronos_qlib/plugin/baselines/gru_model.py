@@ -43,6 +43,7 @@ OF_BACKBONE = (
     "lora_alpha",
     "context",
     "initial",
+    "shift_dates",
 )
 """Settings of an alpha head that are of a pretrained network, and of no GRU."""
 
