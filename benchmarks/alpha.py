@@ -15,7 +15,11 @@ Rows, each trained from every seed of --seeds:
   settings of GRUModel}, {lightgbm: settings of LGBModel}, {blend: [rows]}, or {residual: {of:
   lightgbm, folds: 5}, alpha or gru: ...}, which learns what LightGBM leaves. A name that is there
   already is replaced. Settings of `gru` are laid over those of the usual row.
-- blends: means of percentiles within the day, in equal parts, of seeds with each other.
+- blends: means of percentiles within the day, of seeds with each other; in equal parts, or by
+  {blend: [rows], weights: [...]}.
+- {neutralised: row}: what the scale features leave of that row's scores, by least squares of each
+  day's ranks; {lightgbm: ..., neutral: true} learns what they leave of the label, and is scored so,
+  as a head of `neutral` is.
 
 Columns: mean daily Rank IC, the mean over seeds of each day, with three intervals of 95 % over
 days: `daily_mean`'s, Newey and West's, and a stationary bootstrap's (benchmarks/intervals.py
@@ -59,6 +63,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from finetuning import digest_of, forget, keep, log, recall, versions
 from intervals import newey_west, stationary
@@ -72,6 +77,7 @@ from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.files.read import read_bars
 from kronos_qlib.data.files.repair import repair_bars
+from kronos_qlib.data.windows.scale_features import standardised_over_day
 from kronos_qlib.errors import ConfigError, UndefinedMetricError
 from kronos_qlib.evaluation.compare.comparison import excess_test
 from kronos_qlib.evaluation.portfolio.costs import cost_table
@@ -84,6 +90,7 @@ from kronos_qlib.evaluation.ranking.information_coefficient import (
 )
 from kronos_qlib.evaluation.ranking.stability import top_turnover
 from kronos_qlib.evaluation.text_table import format_rows
+from kronos_qlib.model.alpha_head import neutralised
 from kronos_qlib.plugin.baselines import GRUModel
 from kronos_qlib.plugin.dataset import NEXT_DAY_RETURN, KronosDataset, KronosHandler
 from kronos_qlib.plugin.lookahead import open_provider
@@ -96,6 +103,7 @@ from kronos_qlib.plugin.records.backtest_record import BacktestConfig, qlib_conf
 from kronos_qlib.plugin.residual import ResidualConfig, residual_source, scores_out_of_fold
 from kronos_qlib.plugin.runs.quiet import quiet_backtest
 from kronos_qlib.settings import from_mapping
+from kronos_qlib.training.alpha import day_features
 
 ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("drop-nan", "drop-nonpositive", "drop-duplicates", "drop-bracket", "drop-untraded")
@@ -152,7 +160,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "lightgbm + head without context": {"blend": ["lightgbm", "head without context"]},
     "lightgbm + gru + head": {"blend": ["lightgbm", "gru", "head"]},
 }
-KINDS = ("lightgbm", "gru", "alpha", "blend")
+KINDS = ("lightgbm", "gru", "alpha", "blend", "neutralised")
+BESIDE = {"residual": ("alpha", "gru"), "weights": ("blend",), "neutral": ("lightgbm",)}
+"""Keys that a row may have beside its kind, and of which kinds."""
 AGAINST = ("lightgbm", "gru", "head without context")
 """Rows that each other row is held against."""
 
@@ -180,21 +190,28 @@ def rows_of(settings: Path | None) -> dict[str, dict[str, Any]]:
         if not isinstance(how, Mapping):
             raise SystemExit(f"{name}: must be a mapping with one of {', '.join(KINDS)}")
         kinds = [kind for kind in KINDS if kind in how]
-        if len(kinds) != 1 or set(how) - {*kinds, "residual"}:
+        beside = {key for key, kind in BESIDE.items() if kinds and kinds[0] in kind}
+        if len(kinds) != 1 or set(how) - {*kinds, *beside}:
             raise SystemExit(
                 f"{name}: has one of {', '.join(KINDS)}, and may have residual beside alpha or "
-                f"gru; got {', '.join(map(str, how))}"
+                "gru, weights beside blend, neutral beside lightgbm; got "
+                f"{', '.join(map(str, how))}"
             )
-        if "residual" in how and kinds[0] not in ("alpha", "gru"):
-            raise SystemExit(f"{name}: residual goes with alpha or gru, not with {kinds[0]}")
         if "residual" in how:
             of = from_mapping(ResidualConfig, how["residual"], where=f"{name}: residual").of
             if "lightgbm" not in rows.get(of, {}):
                 raise SystemExit(f"{name}: residual.of {of!r} is no row of LightGBM")
-        for member in how.get("blend", ()):
-            if member not in rows or "blend" in rows[member]:
-                raise SystemExit(f"{name}: {member!r} is no row that can be blended")
+        if "weights" in how and len(how["weights"]) != len(how["blend"]):
+            raise SystemExit(f"{name}: weights are one for each row that is blended")
+        for member in made_of(how):
+            if member not in rows or made_of(rows[member]):
+                raise SystemExit(f"{name}: {member!r} is no row that is trained by itself")
     return {str(name): dict(how) for name, how in rows.items()}
+
+
+def made_of(how: Mapping[str, Any]) -> list[str]:
+    """Rows whose scores a row's own are made of, without training."""
+    return list(how.get("blend", ())) or [how[key] for key in ("neutralised",) if key in how]
 
 
 @dataclass(frozen=True)
@@ -259,13 +276,28 @@ class Bench:
         handler = KronosHandler(self.universe, segments[names[0]][0], segments[names[-1]][1])
         return KronosDataset(handler, segments, lookback=self.lookback, horizon=10)
 
-    def table_dataset(self, *names: str) -> DatasetH:
-        """Alpha158's features and the label, on the open folder's rows of these segments."""
+    def styles(self, *names: str) -> pd.DataFrame:
+        """Scale features of the open folder's windows of these segments, standardised by day."""
+        source = self.windows_dataset(*names).source
+        windows = [source.labelled_windows(name, source.label.ahead) for name in names]
+        return pd.concat([pd.DataFrame(day_features(one), one.index) for one in windows])
+
+    def table_dataset(self, *names: str, neutral: bool = False) -> DatasetH:
+        """Alpha158's features and the label, on the open folder's rows of these segments.
+
+        Args:
+            neutral: the label is what the scale features leave of it.
+        """
         segments = {name: self.segment(name, purged=True) for name in names}
         # One frame for training and validation, whose folder is the same.
         spanned = ("test", "test") if names == ("test",) else ("train", "valid")
         first, last = (self.segment(name, purged=True) for name in spanned)
         frame = self.table(first[0], last[1])
+        if neutral:
+            [label] = [column for column in frame.columns if column[0] == "label"]
+            left = neutralised_by_day(frame[label].dropna(), self.styles(*names))
+            frame = frame.copy()
+            frame[label] = left.reindex(frame.index).astype(np.float32)
         learned = self.workflow["dataset"]["kwargs"]["handler"]["kwargs"]["learn_processors"]
         loader = StaticDataLoader(frame)
         return DatasetH(DataHandlerLP(data_loader=loader, learn_processors=learned), segments)
@@ -307,7 +339,7 @@ class Bench:
         known = {"seed": seed, **self.source, "segments": dict(self.market.segments)}
         if "lightgbm" in how:
             model = {**self.workflow["model"]["kwargs"], **how["lightgbm"], "seed": seed}
-            return {**known, "lightgbm": model}
+            return {**known, "lightgbm": model, **({"neutral": True} if how.get("neutral") else {})}
         known |= {"lookback": self.lookback}
         if "residual" in how:
             residual = from_mapping(ResidualConfig, how["residual"])
@@ -320,8 +352,12 @@ class Bench:
 
     def decided_by(self, row: str) -> Any:
         """What decides a row's scores, whatever the seed; of a blend what decides its members'."""
-        members = [self.settings(member, 0) for member in self.rows[row].get("blend", ())]
-        return members or self.settings(row, 0)
+        how = self.rows[row]
+        members = [self.settings(member, 0) for member in made_of(how)]
+        if not members:
+            return self.settings(row, 0)
+        extra = [how[key] for key in ("weights", "neutralised") if key in how]
+        return [*members, *extra]
 
     def model(self, settings: Mapping[str, Any]) -> Any:
         """Untrained."""
@@ -358,7 +394,8 @@ class Bench:
         began, model = time.process_time(), self.model(settings)
         with metrics_dropped(), redirect_stdout(sys.stderr):  # what LightGBM prints is no table
             if "lightgbm" in settings:
-                model.fit(self.table_dataset("train", "valid"), verbose_eval=0)
+                table = self.table_dataset("train", "valid", neutral="neutral" in settings)
+                model.fit(table, verbose_eval=0)
             else:
                 source = self.windows_dataset("train", "valid").source
                 if "residual" in settings:
@@ -394,9 +431,13 @@ class Bench:
 
     def scored(self, row: str, seed: int) -> tuple[pd.Series, float]:
         """A row's scores of the judged segment, made unless they are there; seconds of training."""
-        if "blend" in self.rows[row]:
-            parts = [self.scored(member, seed) for member in self.rows[row]["blend"]]
-            return mean_percentile([scores for scores, _ in parts]), sum(took for _, took in parts)
+        how = self.rows[row]
+        if members := made_of(how):
+            parts = [self.scored(member, seed) for member in members]
+            scores, seconds = [part[0] for part in parts], sum(part[1] for part in parts)
+            if "neutralised" in how:
+                return neutralised_by_day(scores[0], self.styles(self.judge)), seconds
+            return mean_percentile(scores, how.get("weights")), seconds
         path = self.place(row, seed) / f"{self.judge}.parquet"
         settings = {"model": self.settings(row, seed), "judged": self.judge}
         if (note := recall(path, settings)) is None:
@@ -405,8 +446,10 @@ class Bench:
             log(f"{row}, seed {seed}: scoring {self.judge}")
             self.open(self.judge)
             days = self.segment(self.judge, purged=True)
-            if "lightgbm" in self.rows[row]:
+            if "lightgbm" in how:
                 scores = model.predict(self.table_dataset(self.judge), self.judge)
+                if how.get("neutral"):
+                    scores = neutralised_by_day(scores, self.styles(self.judge))
             else:
                 scores = model.predict(self.windows_dataset(self.judge), days)
             scores.rename("score").to_frame().to_parquet(path)
@@ -461,11 +504,28 @@ class Bench:
         )
 
 
-def mean_percentile(parts: Sequence[pd.Series]) -> pd.Series:
+def mean_percentile(
+    parts: Sequence[pd.Series], weights: Sequence[float] | None = None
+) -> pd.Series:
     """Of the rows that all have."""
     table = pd.concat(parts, axis=1, join="inner").dropna()
-    found: pd.Series = table.groupby(level="datetime").rank(pct=True).mean(axis=1)
-    return found.rename("score").sort_index()
+    ranks = table.groupby(level="datetime").rank(pct=True)
+    found = pd.Series(np.average(ranks, axis=1, weights=weights), ranks.index, name="score")
+    return found.sort_index()
+
+
+def neutralised_by_day(values: pd.Series, styles: pd.DataFrame) -> pd.Series:
+    """What styles leave of each day's standardised ranks, of the rows that both have."""
+    order = list(styles.index.names)
+    values = values.reorder_levels(order) if values.index.names != order else values
+    both = values.index.intersection(styles.index).sort_values()
+    ranks, known = values.loc[both], styles.loc[both].to_numpy(np.float64)
+    left = np.empty(len(both))
+    for day in ranks.groupby(level="datetime").indices.values():
+        columns = standardised_over_day(ranks.to_numpy()[day, None]).astype(np.float64)
+        found = neutralised(torch.from_numpy(columns), torch.from_numpy(known[day]))
+        left[day] = found[:, 0].numpy()
+    return pd.Series(left, both, name="score")
 
 
 # Judging.

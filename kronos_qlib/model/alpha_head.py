@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from kronos_qlib.errors import CheckpointConfigError, CheckpointError, ConfigError
 from kronos_qlib.model.checkpoints import pretrained as checkpoint
 from kronos_qlib.model.checkpoints import weights
-from kronos_qlib.model.sizes import ATTENTION_HEADS, ContextConfig, HeadConfig
+from kronos_qlib.model.sizes import ATTENTION_HEADS, ContextConfig, HeadConfig, fewest_names
 from kronos_qlib.settings import from_mapping
 from kronos_qlib.strict_json import read_object
 
 TINY = 1e-6
+PENALTY = 1e-3
+"""On squared weights of a day's least squares, per name and feature of one deviation: features that
+say nearly the same would otherwise take opposite weights."""
 STATE_LIMIT = 3.0
 """Deviations from the training days' mean at which a market's state is held: what lies farther out
 was never learned."""
@@ -216,7 +219,7 @@ class AlphaHead(nn.Module):
 
     def by_horizon(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         """(B, H) scores of each horizon, the label's own first; arguments as of `forward`."""
-        return self._outputs(self._compared(context), features, market)
+        return self._scores(self._compared(context), features, market)
 
     def of_compared(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
@@ -232,7 +235,7 @@ class AlphaHead(nn.Module):
         Returns:
             (B,) scores.
         """
-        return self._outputs(context, features, market)[:, 0]
+        return self._scores(context, features, market)[:, 0]
 
     def with_day_held(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
@@ -242,7 +245,17 @@ class AlphaHead(nn.Module):
         Args:
             context, features, market: as of `forward`, (B, C), (B, F) and (M,).
         """
-        return self.of_compared
+        if not self._neutralises(len(features)):
+            return self.of_compared
+        with torch.no_grad():
+            outputs = self._outputs(self._compared(context), features, market)
+            styles = style_weights(outputs, self._styles(features))
+
+        def held(context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+            outputs = self._outputs(context, features, market)
+            return (outputs - _explained(styles, self._styles(features)))[:, 0]
+
+        return held
 
     @property
     def usual_market(self) -> Tensor | None:
@@ -251,6 +264,16 @@ class AlphaHead(nn.Module):
 
     def _compared(self, context: Tensor) -> Tensor:
         return context if self.narrow is None else compared(context)
+
+    def _neutralises(self, names: int) -> bool:
+        return names >= fewest_names(self.config.neutral) > 0
+
+    def _styles(self, features: Tensor) -> Tensor:
+        return features[:, : self.config.neutral]
+
+    def _scores(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+        outputs = self._outputs(context, features, market)
+        return neutralised(outputs, self._styles(features)) if self.config.neutral else outputs
 
     def _outputs(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         parts = [features]
@@ -322,9 +345,10 @@ class AlphaEnsemble(nn.Module):
         with torch.no_grad():
             each = [head(context, features, market) for head in self.members]
             mean, deviation = _day_scale(torch.stack(each, dim=1).float())
+        members = [head.with_day_held(context, features, market) for head in self.members]
 
         def held(context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
-            each = [head.of_compared(context, features, market) for head in self.members]
+            each = [member(context, features, market) for member in members]
             standardised = (torch.stack(each, dim=1).float() - mean) / deviation
             return standardised.mean(dim=1)
 
@@ -354,6 +378,42 @@ def _save(head: Head, path: str | Path, names: Sequence[str] | None, backbone: s
     if backbone is not None:
         config = replace(config, backbone=backbone)
     return checkpoint.replace_files(path, config.written(), weights.to_bytes(head))
+
+
+def neutralised(columns: Tensor, features: Tensor) -> Tensor:
+    """What is left of a day's columns after least squares on features and a constant.
+
+    Of fewer names than `fewest_names` nothing would be left but noise: all are 0.
+
+    Args:
+        columns: (B, K). features: (B, F), standardised over the day.
+
+    Returns:
+        (B, K).
+    """
+    if len(columns) < fewest_names(features.shape[1]):
+        return torch.zeros_like(columns)
+    left: Tensor = columns - _explained(style_weights(columns, features), features)
+    return left
+
+
+def style_weights(columns: Tensor, features: Tensor) -> Tensor:
+    """(F + 1, K) weights by which features (B, F) and a constant explain columns (B, K)."""
+    with torch.autocast(columns.device.type, enabled=False):  # a solution takes no fewer digits
+        inputs = _with_constant(features.to(torch.promote_types(columns.dtype, torch.float32)))
+        penalty = PENALTY * len(inputs) * torch.eye(inputs.shape[1]).to(inputs)
+        inner = inputs.mT @ inputs + penalty
+        weights: Tensor = torch.linalg.solve(inner, inputs.mT @ columns.to(inputs.dtype))
+        return weights
+
+
+def _explained(weights: Tensor, features: Tensor) -> Tensor:
+    with torch.autocast(weights.device.type, enabled=False):
+        return _with_constant(features.to(weights.dtype)) @ weights
+
+
+def _with_constant(features: Tensor) -> Tensor:
+    return torch.cat((torch.ones_like(features[:, :1]), features), dim=1)
 
 
 def compared(context: Tensor) -> Tensor:

@@ -204,6 +204,14 @@ def as_context(value: object) -> ContextConfig:
     return from_mapping(ContextConfig, given, where="context")
 
 
+def fewest_names(features: int) -> int:
+    """Names of a day whose scores can be neutral to so many features: two for each unknown.
+
+    Of fewer names nothing would be left but noise.
+    """
+    return 2 * (features + 1) if features else 0
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """Sizes of an `AlphaHead`, key for key its `config.json`; those with a default may lack."""
@@ -230,6 +238,9 @@ class HeadConfig:
     """Members of an ensemble."""
     context: ContextConfig = LAST_ALONE
     """Which contexts it reads."""
+    neutral: int = 0
+    """So many of the first features are explained away: a day's scores are what is left of them
+    after least squares on these; 0: none."""
     backbone: str = ""
     """Fingerprint of predictor and tokenizer whose contexts it learned from; "": not known."""
 
@@ -237,6 +248,7 @@ class HeadConfig:
         require(isinstance(self.backbone, str), "backbone must be a fingerprint, a text")
         check_whole(self, "d_model", "hidden", most=MAX_WIDTH)
         check_whole(self, "features", "context_width", "market", least=0, most=MAX_WIDTH)
+        check_whole(self, "neutral", least=0, most=self.features)
         check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
         check_whole(self, "outputs", most=MOST_OUTPUTS)
         check_whole(self, "seeds", most=MOST_SEEDS)

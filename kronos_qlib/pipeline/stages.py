@@ -322,6 +322,7 @@ def head_config(config: AlphaConfig, width: int) -> HeadConfig:
         outputs=config.outputs,
         seeds=config.seeds,
         context=config.context,
+        neutral=len(SCALE_FEATURES) if config.neutral else 0,
     )
 
 
@@ -336,6 +337,7 @@ HEAD_OPTIONS = (
     "outputs",
     "seeds",
     "context",
+    "neutral",
 )
 """Of a head to go on from, what must be as the settings say."""
 
@@ -747,11 +749,14 @@ def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegmen
         columns = source.feature_values(windows, config.features)
         if note := describe_unknown(columns, config.features, name):
             work.log.message(f"alpha, {name}: {note}")
-        segment = AlphaSegment.of(windows, label, columns=columns, others=others)
+        segment = AlphaSegment.of(
+            windows, label, columns=columns, others=others, neutral=config.neutral
+        )
         if name == "train":
             segment = replace(segment.without_extremes(config.drop_extremes), span=config.span)
         # Before contexts are read, which takes minutes.
-        check_days(segment, name, config.drop_extremes if name == "train" else 0.0)
+        dropped = config.drop_extremes if name == "train" else 0.0
+        check_days(segment, name, dropped, config.neutral)
         work.log.message(
             f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
             f"{int(np.isfinite(segment.returns).sum())} of known label"

@@ -26,8 +26,9 @@ from kronos_qlib.data.windows.scale_features import (
 )
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.errors import BarDataError, TrainingError
-from kronos_qlib.model.alpha_head import AlphaHead, Head
+from kronos_qlib.model.alpha_head import AlphaHead, Head, neutralised
 from kronos_qlib.model.gru_reader import GRUReader
+from kronos_qlib.model.sizes import fewest_names
 from kronos_qlib.model.tokenizer import KronosTokenizer
 from kronos_qlib.model.transformer import Kronos
 from kronos_qlib.training.batches import (
@@ -174,6 +175,7 @@ class AlphaSegment:
         *,
         columns: Floats | None = None,
         others: Sequence[Label] = (),
+        neutral: bool = False,
     ) -> AlphaSegment:
         """From windows by time, labels known or not; `contexts` are theirs.
 
@@ -181,14 +183,16 @@ class AlphaSegment:
             label: None of windows that are scored alone.
             columns: (N, C) beside the scale features, as of `day_features`.
             others: labels that are learned beside the first, which is the one that counts.
+            neutral: targets are what the scale features leave of them, see `neutralised`.
         """
         moments = windows.moments()
         scale, market = day_inputs(windows)
         returns = np.full(len(windows), np.nan, dtype=np.float32)
         if label is not None:
             returns = label.of(windows)
-        target, days = _ranked(returns, moments)
-        beside = [_ranked(other.of(windows), moments)[0] for other in others]
+        styles = scale if neutral else None
+        target, days = _ranked(returns, moments, styles)
+        beside = [_ranked(other.of(windows), moments, styles)[0] for other in others]
         return cls(
             windows,
             _with_columns(windows, scale, columns),
@@ -341,16 +345,35 @@ class AlphaSegment:
         return state
 
 
-def _ranked(returns: Floats, moments: Sequence[slice]) -> tuple[Floats, list[slice]]:
-    """(N,) standardised ranks of a label over each day, and the days that have enough of it."""
+def _ranked(
+    returns: Floats, moments: Sequence[slice], styles: Floats | None
+) -> tuple[Floats, list[slice]]:
+    """(N,) standardised ranks of a label over each day, and the days that have enough of it.
+
+    Args:
+        styles: (N, F) that are explained away; None: none.
+    """
     target = np.full(len(returns), np.nan, dtype=np.float32)
     days = []
+    least = LEAST_WINDOWS if styles is None else fewest_names(styles.shape[1])
     for day in moments:
         known = day.start + np.flatnonzero(np.isfinite(returns[day]))
-        if len(known) >= LEAST_WINDOWS:
-            target[known] = standardised_over_day(returns[known, None])[:, 0]
-            days.append(day)
+        if len(known) < least:
+            continue
+        ranks = standardised_over_day(returns[known, None])
+        if styles is not None:
+            ranks = _neutral(ranks, styles[known])
+        target[known] = ranks[:, 0]
+        days.append(day)
     return target, days
+
+
+def _neutral(ranks: Floats, styles: Floats) -> Floats:
+    """(B, 1) what styles (B, F) leave of a day's ranks, standardised; 0 where that is nothing."""
+    left = neutralised(torch.from_numpy(ranks).double(), torch.from_numpy(styles).double())
+    spread = left.square().mean().sqrt().clamp_min(1e-6)
+    found: Floats = (left / spread).numpy().astype(np.float32)
+    return found
 
 
 def _without_ends(target: Floats, days: Sequence[slice], share: float) -> Floats:
@@ -647,19 +670,24 @@ def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
     return correlation(*wide), correlation(rankdata(wide[0]), rankdata(wide[1]))
 
 
-def check_days(segment: AlphaSegment, name: str, drop_extremes: float = 0.0) -> None:
+def check_days(
+    segment: AlphaSegment, name: str, drop_extremes: float = 0.0, neutral: bool = False
+) -> None:
     """Refuse a segment without a day to train or to judge on.
 
     Args:
         drop_extremes: share that was left out of it at either end.
+        neutral: as of `AlphaSegment.of`.
 
     Raises:
         TrainingError: names the segment.
     """
     if not segment.days:
+        least = fewest_names(len(SCALE_FEATURES)) if neutral else LEAST_WINDOWS
         left = f" once drop_extremes {drop_extremes} is left out" if drop_extremes else ""
         raise TrainingError(
-            f"the {name} segment has no day with {LEAST_WINDOWS} windows whose label is known{left}"
+            f"the {name} segment has no day with {least} windows whose label is known{left}"
+            f"{', which a neutral head takes' if neutral else ''}"
             "; an alpha head compares many instruments of a day: widen the segment or the universe"
             f"{', or leave out fewer' if drop_extremes else ''}"
         )

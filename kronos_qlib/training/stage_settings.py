@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import short_repr
 from kronos_qlib.model.sizes import (
     LAST_ALONE,
@@ -15,6 +16,7 @@ from kronos_qlib.model.sizes import (
     ContextConfig,
     as_context,
     check_attention,
+    fewest_names,
 )
 from kronos_qlib.settings import (
     check_choice,
@@ -235,6 +237,11 @@ class AlphaConfig:
     """Landmarks of an attention across the names of a day, gated by the market's state: the means
     over its names of all that the window's normalisation took away. A batch is then the whole day,
     also of windows without a label. 0: none; 16 is a start."""
+    neutral: bool = False
+    """Learn what the scale features leave: target and score of each day are what remains of them
+    after least squares on the day's scale features. Styles move a day's returns more than anything
+    else does, and what a context says is lost in their luck; a neutral score holds none of them,
+    and is made to stand beside one that does. A day takes 70 names at least."""
     initial: str = "pretrained"
     """"random" begins with new weights of the predictor, by `seed`, in place of the checkpoint's:
     what the same network and budget give without pretraining. Its tokenizer stays."""
@@ -277,7 +284,7 @@ class AlphaConfig:
         check_whole(self, "seeds", most=MOST_SEEDS)
         check_whole(self, "attention", least=0, most=MOST_LANDMARKS)
         check_whole(self, "span")
-        check_choice(self, "linear_path", "shift_dates")
+        check_choice(self, "linear_path", "shift_dates", "neutral")
         check_number(self, "drop_extremes")
         check_known(self, initial=("pretrained", "random"))
         object.__setattr__(self, "context", as_context(self.context))
@@ -325,6 +332,12 @@ class AlphaConfig:
             "trained along has its own read anew, in float32: leave dtype out, or keep it frozen",
         )
 
+        least = fewest_names(len(SCALE_FEATURES))
+        require(
+            not self.neutral or self.windows_per_day is None or self.windows_per_day >= least,
+            f"windows_per_day {self.windows_per_day} are too few to be neutral to "
+            f"{len(SCALE_FEATURES)} scale features: take {least} at least, or leave it out",
+        )
         require(
             not self.shift_dates or self.backbone != "frozen",
             "shift_dates is of a backbone that is trained along: a frozen one reads true dates, "
