@@ -23,9 +23,9 @@ from kronos_qlib.settings import from_mapping
 from kronos_qlib.strict_json import read_object
 
 TINY = 1e-6
-PENALTY = 1e-3
-"""On squared weights of a day's least squares, per name and feature of one deviation: features that
-say nearly the same would otherwise take opposite weights."""
+PENALTY = 1e-6
+"""On squared weights of a day's least squares, per name, of features of one deviation: features
+that say the same have a solution too."""
 STATE_LIMIT = 3.0
 """Deviations from the training days' mean at which a market's state is held: what lies farther out
 was never learned."""
@@ -399,21 +399,26 @@ def neutralised(columns: Tensor, features: Tensor) -> Tensor:
 
 def style_weights(columns: Tensor, features: Tensor) -> Tensor:
     """(F + 1, K) weights by which features (B, F) and a constant explain columns (B, K)."""
-    with torch.autocast(columns.device.type, enabled=False):  # a solution takes no fewer digits
-        inputs = _with_constant(features.to(torch.promote_types(columns.dtype, torch.float32)))
+    inputs, wide = _with_constant(features), _in_float64(columns)
+    with torch.autocast(inputs.device.type, enabled=False):
         penalty = PENALTY * len(inputs) * torch.eye(inputs.shape[1]).to(inputs)
-        inner = inputs.mT @ inputs + penalty
-        weights: Tensor = torch.linalg.solve(inner, inputs.mT @ columns.to(inputs.dtype))
+        weights: Tensor = torch.linalg.solve(inputs.mT @ inputs + penalty, inputs.mT @ wide)
         return weights
 
 
 def _explained(weights: Tensor, features: Tensor) -> Tensor:
     with torch.autocast(weights.device.type, enabled=False):
-        return _with_constant(features.to(weights.dtype)) @ weights
+        return (_with_constant(features) @ weights).to(features)
 
 
 def _with_constant(features: Tensor) -> Tensor:
-    return torch.cat((torch.ones_like(features[:, :1]), features), dim=1)
+    wide = _in_float64(features)
+    return torch.cat((torch.ones_like(wide[:, :1]), wide), dim=1)
+
+
+def _in_float64(values: Tensor) -> Tensor:
+    """On the CPU where the device has no such type."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def compared(context: Tensor) -> Tensor:
