@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from kronos_qlib.errors import BarDataError, ConfigError
 from kronos_qlib.inference.calibrating import settings_of
 from kronos_qlib.inference.sampling import SamplingConfig
 from kronos_qlib.log import progress
+from kronos_qlib.model.sizes import fewest_names
 from kronos_qlib.pipeline.calibrated_paths import PathCalibration
 from kronos_qlib.pipeline.contexts import Report
 from kronos_qlib.pipeline.head_inputs import head_inputs, scores_of
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from kronos_qlib.inference.predictor import KronosPredictor
     from kronos_qlib.model.alpha_head import Head
     from kronos_qlib.training.alpha import AlphaNet
+
+logger = logging.getLogger(__name__)
 
 Scores = npt.NDArray[np.float64]
 
@@ -301,9 +305,11 @@ def scores_from_alpha(
         features: (N, F) standardised over each day, as the head's `names`; None: `day_features`.
 
     Returns:
-        (N,) in the head's own units.
+        (N,) in the head's own units; 0 on a day of too few names for a neutral head, see
+        `model.sizes.fewest_names`, which the log says.
     """
     head = head.to(predictor.device).eval()
+    _warn_of_small_days(head, windows)
     scores = np.empty(len(windows), dtype=np.float64)
     for day, inputs in head_inputs(
         predictor,
@@ -316,6 +322,18 @@ def scores_from_alpha(
     ):
         scores[day] = scores_of(head, inputs, predictor.device)
     return scores
+
+
+def _warn_of_small_days(head: Head, windows: Windows) -> None:
+    least = fewest_names(head.config.neutral)
+    small = [day.start for day in windows.moments() if day.stop - day.start < least]
+    if small:
+        first = windows.take(slice(small[0], small[0] + 1)).times[0]
+        logger.warning(
+            f"{len(small)} times have fewer than the {least} names that scores neutral to "
+            f"{head.config.neutral} scale features take, the first {pd.Timestamp(first)}: all "
+            "their scores are 0"
+        )
 
 
 def scores_from_gru(
@@ -340,6 +358,7 @@ def scores_from_gru(
     from kronos_qlib.training.alpha import AlphaSegment, AlphaStep
 
     step = AlphaStep(net.to(device).eval(), None)
+    _warn_of_small_days(net.head, windows)
     segment = AlphaSegment.of(windows, None, columns=columns)
     scores = np.empty(len(windows), dtype=np.float64)
     for day in progress(windows.moments(), "GRU", unit="day", show=show_progress):

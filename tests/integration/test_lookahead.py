@@ -184,6 +184,36 @@ def test_no_option_of_a_head_reads_later_bars(markets, option, shared_contexts):
     assert report.moved > 0.5
 
 
+def test_a_neutral_head_reads_no_later_bars(shared_contexts):
+    """Its scores depend on all names of their day, and on those alone."""
+    config = MarketConfig(instruments=90, sectors=2, years=0.5, effect=0.5, seed=11)
+    segments = {
+        "train": ("2020-03-02", "2020-04-10"),
+        "valid": ("2020-04-13", "2020-04-24"),
+        "test": ("2020-04-27", "2020-05-22"),
+    }
+
+    def scores_of(folder):
+        handler = {"class": "KronosHandler", "module_path": "kronos_qlib.plugin.dataset"}
+        dataset = KronosDataset(
+            {**handler, "kwargs": {"label": LABEL}}, segments, lookback=LOOKBACK, horizon=HORIZON
+        )
+        model = KronosModel(
+            training={"alpha": {"epochs": 2, "neutral": True}},
+            device="cpu",
+            show_progress=False,
+            contexts_folder=str(shared_contexts),
+        )
+        model.fit(dataset)
+        scores = model.signals(dataset)
+        assert scores["score"].std() > 0
+        return scores
+
+    report = check_lookahead(make_market(config).bars, scores_of, ["2020-05-08"])
+    assert report.compared > 500
+    assert report.moved > 0.5
+
+
 @pytest.mark.parametrize("scores_of", [scores_of_trees(*FEATURES), scores_of_head])
 def test_models_that_are_trained_on_the_way_are_honest(markets, scores_of):
     report = check_lookahead(markets["day"], scores_of, MOMENTS)

@@ -103,9 +103,10 @@ def inputs(count=20, width=8, parts=1, seed=1):
     layers=st.lists(st.integers(1, 4), unique=True, max_size=2),
     dtype=st.sampled_from(["float32", "float16"]),
     extra=st.lists(st.text("ab$()/,- 1", min_size=1, max_size=9), max_size=3),
+    neutral=st.sampled_from([0, 9, F]),
 )
 def test_every_head_scores_the_same_from_its_folder(
-    tmp_path_factory, linear_path, attention, outputs, seeds, bars, layers, dtype, extra
+    tmp_path_factory, linear_path, attention, outputs, seeds, bars, layers, dtype, extra, neutral
 ):
     folder = tmp_path_factory.mktemp("head")
     names = (*SCALE_FEATURES, *extra)
@@ -116,6 +117,7 @@ def test_every_head_scores_the_same_from_its_folder(
         "outputs": outputs,
         "context": ContextConfig(bars, layers, dtype),
         "names": names,
+        "neutral": neutral,
     }
     torch.manual_seed(3)
     heads = [AlphaHead(8, len(names), 4, 8, 0.1, **options) for _ in range(seeds)]
@@ -228,6 +230,7 @@ def test_a_head_with_other_options_is_not_trained_on(predictor, source):
         ("hidden", 128),
         ("context_width", 0),
         ("dropout", 0.1),
+        ("neutral", True),
     ):
         with pytest.raises(ConfigError, match=f"to train on has {key}"):
             run_stages(StagesConfig(alpha={**own, key: other}), predictor, source, head=head)

@@ -17,6 +17,7 @@ from kronos_qlib.data.windows.find import windows_to_score
 from kronos_qlib.data.windows.label import ReturnLabel
 from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.errors import CheckpointError, ConfigError, TrainingError
+from kronos_qlib.inference.predictor import KronosPredictor
 from kronos_qlib.model.alpha_head import (
     AlphaEnsemble,
     AlphaHead,
@@ -26,7 +27,8 @@ from kronos_qlib.model.alpha_head import (
 from kronos_qlib.model.sizes import GRUConfig, fewest_names
 from kronos_qlib.pipeline.contributions import contributions_of_head
 from kronos_qlib.pipeline.head_inputs import HeadInputs
-from kronos_qlib.pipeline.stages import make_gru, new_head
+from kronos_qlib.pipeline.scoring import scores_from_alpha
+from kronos_qlib.pipeline.stages import make_gru, make_head, new_head
 from kronos_qlib.training.alpha import AlphaNet, AlphaSegment, AlphaStep, check_days
 from kronos_qlib.training.loop import train
 from kronos_qlib.training.stage_settings import AlphaConfig
@@ -213,6 +215,20 @@ def test_a_neutral_head_finds_what_styles_hide_and_nothing_in_noise(windows, siz
         daily.append(np.corrcoef(scores[known], judged.target[day][known])[0, 1])
     t = np.mean(daily) / np.std(daily) * len(daily) ** 0.5
     assert least < t < most
+
+
+def test_days_of_too_few_names_are_scored_0_and_said_to_be(windows, tiny_pair, caplog):
+    tokenizer, net = tiny_pair
+    predictor = KronosPredictor(net, tokenizer, device="cpu")
+    head = make_head(AlphaConfig(neutral=True, hidden=8, context_width=4), predictor)
+    few = windows.take(np.flatnonzero(windows.table.instrument_of(windows.ends[:]) < 5))
+    days = few.moments()
+    few = few.take(np.arange(days[2].stop))
+    assert not scores_from_alpha(predictor, head, few).any()
+    assert f"3 times have fewer than the {LEAST} names" in caplog.text
+    caplog.clear()
+    whole = windows.take(np.arange(windows.moments()[0].stop))
+    assert scores_from_alpha(predictor, head, whole).std() > 0 and not caplog.text
 
 
 def test_a_gru_can_be_neutral_too(windows):
