@@ -190,13 +190,14 @@ def rows_of(settings: Path | None) -> dict[str, dict[str, Any]]:
         if not isinstance(how, Mapping):
             raise SystemExit(f"{name}: must be a mapping with one of {', '.join(KINDS)}")
         kinds = [kind for kind in KINDS if kind in how]
-        beside = {key for key, kind in BESIDE.items() if kinds and kinds[0] in kind}
-        if len(kinds) != 1 or set(how) - {*kinds, *beside}:
+        if len(kinds) != 1 or set(how) - {*kinds, *BESIDE}:
             raise SystemExit(
-                f"{name}: has one of {', '.join(KINDS)}, and may have residual beside alpha or "
-                "gru, weights beside blend, neutral beside lightgbm; got "
-                f"{', '.join(map(str, how))}"
+                f"{name}: has one of {', '.join(KINDS)}, and may have {', '.join(BESIDE)} beside "
+                f"it; got {', '.join(map(str, how))}"
             )
+        for key, of in BESIDE.items():
+            if key in how and kinds[0] not in of:
+                raise SystemExit(f"{name}: {key} goes with {' or '.join(of)}, not with {kinds[0]}")
         if "residual" in how:
             of = from_mapping(ResidualConfig, how["residual"], where=f"{name}: residual").of
             if "lightgbm" not in rows.get(of, {}):
@@ -205,7 +206,7 @@ def rows_of(settings: Path | None) -> dict[str, dict[str, Any]]:
             raise SystemExit(f"{name}: weights are one for each row that is blended")
         for member in made_of(how):
             if member not in rows or made_of(rows[member]):
-                raise SystemExit(f"{name}: {member!r} is no row that is trained by itself")
+                raise SystemExit(f"{name}: {member!r} is no row that can be blended or neutralised")
     return {str(name): dict(how) for name, how in rows.items()}
 
 

@@ -38,6 +38,7 @@ from scipy.stats import spearmanr
 from kronos_qlib import KronosModel, KronosPredictor, WindowDataset
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.data.windows.bar_table import BarTable
+from kronos_qlib.data.windows.scale_features import SCALE_FEATURES
 from kronos_qlib.data.windows.window import Windows
 from kronos_qlib.evaluation.text_table import format_rows
 from kronos_qlib.model.alpha_head import AlphaHead
@@ -64,12 +65,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "horizons of 4": {"horizons": [1, 2, 5, 10]},
     "context of 3": {"context": {"bars": 20, "layers": [2, 3]}},
     "attention 16": {"attention": 16},
+    "neutral": {"neutral": True},
     "all": {
         "linear_path": True,
         "horizons": [1, 2, 5, 10],
         "drop_extremes": 0.02,
         "context": {"bars": 20, "layers": [2, 3]},
         "attention": 16,
+        "neutral": True,
     },
 }
 LOOKBACK = 90
@@ -127,6 +130,7 @@ def epochs(args: argparse.Namespace) -> list[Row]:
                 market=features if config.attention else 0,
                 outputs=config.outputs,
                 context=config.context,
+                neutral=len(SCALE_FEATURES) if config.neutral else 0,
             )
             step = AlphaStep(AlphaNet(head), args.predictor.tokenizer, ALPHA_LOSSES[config.loss])
             marks: list[tuple[float, float]] = []

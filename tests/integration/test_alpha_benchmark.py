@@ -169,8 +169,72 @@ def test_a_blend_of_other_members_is_another_reading_and_contexts_are_of_weights
         ({"one": {"alpha": {}, "residual": {"of": "gru"}}}, "'gru' is no row of LightGBM"),
         ({"one": {"lightgbm": {}, "residual": {"of": "gru"}}}, "residual goes with alpha or gru"),
         ({"one": 3}, "one: must be a mapping"),
+        ({"one": {"blend": ["gru", "head"], "weights": [1]}}, "weights are one for each row"),
+        ({"one": {"neutralised": "nothing"}}, "is no row that can be blended or neutralised"),
+        ({"one": {"alpha": {}, "neutral": True}}, "neutral goes with lightgbm, not with alpha"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(run, rows, message):
     with pytest.raises(SystemExit, match=message):
         run[0]("--choose", rows={**ROWS, **rows})
+
+
+def days_of(days, names, width, rng):
+    """An index by day and name, and styles (N, F) standardised over each day."""
+    dates = pd.bdate_range("2021-01-04", periods=days)
+    index = pd.MultiIndex.from_product(
+        [dates, [f"S{number:02d}" for number in range(names)]], names=["datetime", "instrument"]
+    )
+    styles = rng.normal(size=(days, names, width))
+    styles = (styles - styles.mean(axis=1, keepdims=True)) / styles.std(axis=1, keepdims=True)
+    return index, styles.reshape(-1, width)
+
+
+def test_what_styles_leave_of_scores_is_of_their_own_day(benchmark):
+    rng = np.random.default_rng(0)
+    index, styles = days_of(4, 30, 3, rng)
+    values = pd.Series(styles @ [3.0, -2.0, 1.0] + rng.normal(size=len(index)), index)
+    found = benchmark.neutralised_by_day(
+        values.swaplevel().sample(frac=1, random_state=1), pd.DataFrame(styles, index)
+    )
+    assert found.index.equals(index)
+    assert abs(np.corrcoef(values, styles[:, 0])[0, 1]) > 0.5
+    for day in index.get_level_values("datetime").unique():
+        both = np.c_[found[day].to_numpy(), styles[index.get_level_values("datetime") == day]]
+        assert np.abs(np.corrcoef(both.T)[0, 1:]).max() < 1e-3
+        assert found[day].std() > 0.1
+    fewer = benchmark.neutralised_by_day(values.iloc[:90], pd.DataFrame(styles, index))
+    pd.testing.assert_series_equal(fewer, found.iloc[:90])
+
+
+def test_a_blend_may_weigh_its_rows(benchmark):
+    rng = np.random.default_rng(1)
+    index, _ = days_of(3, 8, 1, rng)
+    one, other = (pd.Series(rng.normal(size=len(index)), index) for _ in range(2))
+    ranks = [part.groupby(level="datetime").rank(pct=True) for part in (one, other)]
+    found = benchmark.mean_percentile([one, other], [0.8, 0.2])
+    np.testing.assert_allclose(found, 0.8 * ranks[0] + 0.2 * ranks[1])
+    equal = benchmark.mean_percentile([one, other])
+    np.testing.assert_allclose(equal, (ranks[0] + ranks[1]) / 2)
+
+
+def test_what_a_context_says_beside_the_features_is_measured(load_benchmark):
+    """A planted context is found in every half year, and one of noise in none."""
+    benchmark, rng = load_benchmark("context_information"), np.random.default_rng(2)
+    dates = pd.bdate_range("2020-01-01", "2021-06-30")
+    for size in (0.0, 0.3):
+        _, features = days_of(len(dates), 20, 3, rng)
+        contexts = rng.normal(size=(len(features), 4))
+        label = 0.5 * features[:, 0] + size * contexts[:, 2] + rng.normal(size=len(features))
+        day = np.repeat(np.arange(len(dates)), 20)
+        ranks = pd.Series(label).groupby(day).rank()
+        target = ranks.groupby(day).transform(lambda one: (one - one.mean()) / one.std(ddof=0))
+        given = (features, contexts, target.to_numpy(), label)
+        days = benchmark.Days(*(one.astype(np.float32) for one in given), day, dates)
+        found = benchmark.measure(days)
+        assert list(found) == ["2020 H1", "2020 H2", "2021 H1"]
+        for half in found.values():
+            assert half["base"].mean() > 0.25
+            t = half["context"].mean() / half["context"].std() * len(half["context"]) ** 0.5
+            assert t > 8 if size else abs(t) < 3.5
+            assert not size or half["sum"].mean() > half["base"].mean() + 0.03
