@@ -164,7 +164,7 @@ KINDS = ("lightgbm", "gru", "alpha", "blend", "neutralised")
 BESIDE = {"residual": ("alpha", "gru"), "weights": ("blend",), "neutral": ("lightgbm",)}
 """Keys that a row may have beside its kind, and of which kinds."""
 AGAINST = ("lightgbm", "gru", "head without context")
-"""Rows that each other row is held against."""
+"""Rows that each other row is held against, where they are judged."""
 
 
 def merged(usual: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -689,6 +689,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="what is kept (demo/alpha/MARKET)")
     parser.add_argument("--settings", type=Path, help="YAML of further rows")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of them; all by default")
+    parser.add_argument(
+        "--against", nargs="+", metavar="ROW", default=list(AGAINST),
+        help="rows that each other row is held against (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="of each row (%(default)s)")
     parser.add_argument("--checkpoint", default="nano", help="whose contexts (%(default)s)")
     parser.add_argument("--lookback", type=int, default=90, help="bars of a window (%(default)s)")
@@ -702,7 +706,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(str(problem)) from problem
     if args.seeds < 1:
         parser.error("--seeds must be 1 or more")
-    if strange := [name for name in args.rows or () if name not in rows]:
+    if strange := [name for name in (*(args.rows or ()), *args.against) if name not in rows]:
         parser.error(f"no row is called {strange[0]!r}: {', '.join(rows)}")
     chosen = [name for name in rows if name in (args.rows or rows)]
     judge = "valid" if args.choose else "test"
@@ -729,7 +733,7 @@ def main(argv: list[str] | None = None) -> int:
         before = note_reading(work, chosen, settings)
         notes.append(f"The test was read {len(before)} times before with other rows or settings.")
         notes += [f"- {each['at']}: {', '.join(each['rows'])}" for each in before]
-    result = judged(bench, chosen, seeds, not args.no_backtest)
+    result = judged(bench, chosen, seeds, not args.no_backtest, args.against)
     first, last = market.segments[judge]
     pairs = result["rows"][0]
     notes.insert(0, f"{args.market}, {judge} {first} to {last}: {pairs['days']} days, "

@@ -129,6 +129,10 @@ def test_the_test_is_read_once_and_said(chosen, run):
     assert "The test was read 0 times before" in printed
     again, _ = run[0]("--test", "--rows", "lightgbm", "left", "--no-backtest")
     assert again == printed, "the same reading is no second one"
+    held = ["--rows", "lightgbm", "left", "--against", "left"]
+    run[0]("--test", *held, "--no-backtest")
+    differences = pd.read_csv(run[1] / "test_differences.csv")
+    assert differences[["of", "less"]].to_numpy().tolist() == [["lightgbm", "left"]]
     printed, _ = run[0]("--test", "--rows", "lightgbm", "--no-backtest")
     assert "The test was read 1 times before" in printed
     assert ": lightgbm, left" in printed
