@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from qlib.utils import init_instance_by_config
 
 from kronos_qlib.data.files.synthetic import MarketConfig, make_market
 from kronos_qlib.errors import ConfigError, TrainingError
@@ -307,3 +310,28 @@ def test_a_head_alone_on_few_names_is_refused(tmp_path):
         model_of().fit(dataset_of(folder))
     with pytest.raises(ConfigError, match="alpha has no setting 'epoch'; did you mean 'epochs'"):
         model_of({"alpha": {"epoch": 3}})
+
+
+def test_the_blend_of_styles_and_what_they_leave_is_as_the_page_writes_it(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "alpha-head.md"
+    text = page.read_text(encoding="utf-8").split("{ #neutral }")[1]
+    config = yaml.safe_load(text.split("```yaml")[1].split("```")[0])["task"]["model"]
+    for member in config["kwargs"]["members"]:
+        member["kwargs"]["training"]["alpha"]["epochs"] = 1
+        member["kwargs"] |= {"device": "cpu", "show_progress": False}
+    folder = tmp_path / "qlib"
+    write_provider(market(0.3, names=90), folder)
+    segments = {
+        "train": ("2020-03-02", "2020-04-30"),
+        "valid": ("2020-05-04", "2020-05-29"),
+        "test": ("2020-06-01", "2020-06-30"),
+    }
+    dataset = dataset_of(folder, segments)
+    model = init_instance_by_config(config)
+    model.fit(dataset)
+    found = model.signals(dataset)
+    ranks = found[["styles", "neutral"]].groupby(level="datetime").rank(pct=True)
+    expected = 0.8 * ranks["styles"] + 0.2 * ranks["neutral"]
+    np.testing.assert_allclose(found["score"], expected, rtol=1e-6)
+    alike = ranks.groupby(level="datetime").corr(method="spearman").xs("styles", level=1)
+    assert alike["neutral"].abs().mean() < 0.25, "what is left of a score holds little of styles"
