@@ -195,6 +195,12 @@ def rows_of(settings: Path | None) -> dict[str, dict[str, Any]]:
                 f"{name}: has one of {', '.join(KINDS)}, and may have {', '.join(BESIDE)} beside "
                 f"it; got {', '.join(map(str, how))}"
             )
+        if "neutral" in how and how["neutral"] is not True:
+            raise SystemExit(f"{name}: neutral is true, or left out")
+        if not all(0 < weight < np.inf for weight in how.get("weights", ())):
+            raise SystemExit(f"{name}: weights are above 0")
+        if not isinstance(how.get("neutralised", ""), str):
+            raise SystemExit(f"{name}: neutralised names one row")
         for key, of in BESIDE.items():
             if key in how and kinds[0] not in of:
                 raise SystemExit(f"{name}: {key} goes with {' or '.join(of)}, not with {kinds[0]}")
@@ -437,6 +443,7 @@ class Bench:
             parts = [self.scored(member, seed) for member in members]
             scores, seconds = [part[0] for part in parts], sum(part[1] for part in parts)
             if "neutralised" in how:
+                self.open(self.judge)
                 return neutralised_by_day(scores[0], self.styles(self.judge)), seconds
             return mean_percentile(scores, how.get("weights")), seconds
         path = self.place(row, seed) / f"{self.judge}.parquet"

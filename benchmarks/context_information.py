@@ -186,8 +186,9 @@ def main() -> None:
     last = pd.Timestamp(args.seen_to)
     groups: dict[str, list[str]] = {}
     for name, judged in half_years(days.dates).items():
-        is_seen = days.dates[judged[-1]] <= last
-        groups.setdefault("pretrained on" if is_seen else "later", []).append(name)
+        seen = float((days.dates[judged] <= last).mean())
+        group = "later" if seen == 0 else "pretrained on" if seen == 1 else "partly pretrained on"
+        groups.setdefault(group, []).append(name)
     rows = [["bars", "half years", "days", "base: Rank IC (95 %)", "t",
              "context beside it", "t", "their sum", "t"]]  # fmt: skip
     lines = [(group, name, [name]) for group, names in groups.items() for name in names]

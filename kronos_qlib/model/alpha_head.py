@@ -26,6 +26,8 @@ TINY = 1e-6
 PENALTY = 1e-6
 """On squared weights of a day's least squares, per name, of features of one deviation: features
 that say the same have a solution too."""
+NOTHING_LEFT = 1e-5
+"""What features leave of a column is rounding if its deviation is a smaller share."""
 STATE_LIMIT = 3.0
 """Deviations from the training days' mean at which a market's state is held: what lies farther out
 was never learned."""
@@ -203,7 +205,13 @@ class AlphaHead(nn.Module):
             weights.fill(head, data, header, source)
         return head.eval()
 
-    def forward(self, context: Tensor, features: Tensor, market: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        context: Tensor,
+        features: Tensor,
+        market: Tensor | None = None,
+        styles: Tensor | None = None,
+    ) -> Tensor:
         """Scores of one day's windows.
 
         Args:
@@ -211,15 +219,23 @@ class AlphaHead(nn.Module):
             features: (B, F), standardised over the day.
             market: (M,) the day's market state, see `training.alpha.day_inputs`; needed where
                 the head has an attention across names.
+            styles: (B, F) features that a neutral head's scores are neutral to; None: `features`.
 
         Returns:
-            (B,) in units of its own.
+            (B,) in units of its own; a neutral head's are 0 on a day of fewer names than
+            `fewest_names`.
         """
-        return self.by_horizon(context, features, market)[:, 0]
+        return self.by_horizon(context, features, market, styles)[:, 0]
 
-    def by_horizon(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+    def by_horizon(
+        self,
+        context: Tensor,
+        features: Tensor,
+        market: Tensor | None,
+        styles: Tensor | None = None,
+    ) -> Tensor:
         """(B, H) scores of each horizon, the label's own first; arguments as of `forward`."""
-        return self._scores(self._compared(context), features, market)
+        return self._scores(self._compared(context), features, market, styles)
 
     def of_compared(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
@@ -227,7 +243,8 @@ class AlphaHead(nn.Module):
         """`forward` of contexts that are `compared` already: its inputs as it weighs them.
 
         Here one window's input can be moved, or differentiated by, with the day's mean and
-        deviation as they were.
+        deviation of contexts as they were. A neutral head's least squares are of the moved
+        inputs; `with_day_held` keeps those too.
 
         Args:
             context: (B, C). features, market: as of `forward`.
@@ -242,10 +259,13 @@ class AlphaHead(nn.Module):
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`of_compared` with all that is compared over the day as it is on this one.
 
+        Of a neutral head the weights too by which features explain the scores: what one name's
+        feature adds is then less what those weights take away for it.
+
         Args:
             context, features, market: as of `forward`, (B, C), (B, F) and (M,).
         """
-        if not self._neutralises(len(features)):
+        if not 0 < fewest_names(self.config.neutral) <= len(features):
             return self.of_compared
         with torch.no_grad():
             outputs = self._outputs(self._compared(context), features, market)
@@ -265,15 +285,20 @@ class AlphaHead(nn.Module):
     def _compared(self, context: Tensor) -> Tensor:
         return context if self.narrow is None else compared(context)
 
-    def _neutralises(self, names: int) -> bool:
-        return names >= fewest_names(self.config.neutral) > 0
-
     def _styles(self, features: Tensor) -> Tensor:
         return features[:, : self.config.neutral]
 
-    def _scores(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
+    def _scores(
+        self,
+        context: Tensor,
+        features: Tensor,
+        market: Tensor | None,
+        styles: Tensor | None = None,
+    ) -> Tensor:
         outputs = self._outputs(context, features, market)
-        return neutralised(outputs, self._styles(features)) if self.config.neutral else outputs
+        if not self.config.neutral:
+            return outputs
+        return neutralised(outputs, self._styles(features if styles is None else styles))
 
     def _outputs(self, context: Tensor, features: Tensor, market: Tensor | None) -> Tensor:
         parts = [features]
@@ -333,15 +358,23 @@ class AlphaEnsemble(nn.Module):
         """As of `AlphaHead`: one folder."""
         return _save(self, path, names, backbone)
 
-    def forward(self, context: Tensor, features: Tensor, market: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        context: Tensor,
+        features: Tensor,
+        market: Tensor | None = None,
+        styles: Tensor | None = None,
+    ) -> Tensor:
         """(B,) the mean over members of their scores standardised over the day; see `AlphaHead`."""
-        each = torch.stack([head(context, features, market) for head in self.members], dim=1)
+        each = torch.stack(
+            [head(context, features, market, styles) for head in self.members], dim=1
+        )
         return compared(each.float()).mean(dim=1)
 
     def with_day_held(
         self, context: Tensor, features: Tensor, market: Tensor | None = None
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """As of `AlphaHead`: each member's (B,) scores keep this day's mean and deviation."""
+        """As of `AlphaHead`: each member's (B,) scores keep this day's mean and deviation too."""
         with torch.no_grad():
             each = [head(context, features, market) for head in self.members]
             mean, deviation = _day_scale(torch.stack(each, dim=1).float())
@@ -383,18 +416,21 @@ def _save(head: Head, path: str | Path, names: Sequence[str] | None, backbone: s
 def neutralised(columns: Tensor, features: Tensor) -> Tensor:
     """What is left of a day's columns after least squares on features and a constant.
 
-    Of fewer names than `fewest_names` nothing would be left but noise: all are 0.
+    `signals.shaping.Neutralise` does so with scores that are made; this one is learned through.
 
     Args:
         columns: (B, K). features: (B, F), standardised over the day.
 
     Returns:
-        (B, K).
+        (B, K); 0 of fewer names than `fewest_names`, and in columns that features explain but for
+        rounding.
     """
     if len(columns) < fewest_names(features.shape[1]):
-        return torch.zeros_like(columns)
-    left: Tensor = columns - _explained(style_weights(columns, features), features)
-    return left
+        return columns * 0
+    left = columns - _explained(style_weights(columns, features), features)
+    spread, whole = (part.detach().std(dim=0, correction=0) for part in (left, columns))
+    kept: Tensor = left * (spread > NOTHING_LEFT * whole)
+    return kept
 
 
 def style_weights(columns: Tensor, features: Tensor) -> Tensor:
@@ -413,7 +449,7 @@ def _explained(weights: Tensor, features: Tensor) -> Tensor:
 
 def _with_constant(features: Tensor) -> Tensor:
     wide = _in_float64(features)
-    return torch.cat((torch.ones_like(wide[:, :1]), wide), dim=1)
+    return torch.cat((wide.new_ones(len(wide), 1), wide), dim=1)
 
 
 def _in_float64(values: Tensor) -> Tensor:

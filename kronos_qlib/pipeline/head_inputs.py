@@ -109,14 +109,23 @@ def head_inputs(
 
 
 def scores_of(
-    head: Head, inputs: HeadInputs, device: torch.device | str = "cpu"
+    head: Head,
+    inputs: HeadInputs,
+    device: torch.device | str = "cpu",
+    styles: Floats | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(B,) what the head, in evaluation mode on this device, says of one day's windows."""
+    """(B,) what the head, in evaluation mode on this device, says of one day's windows.
+
+    Args:
+        styles: (B, F) features that a neutral head's scores are neutral to; None: the inputs' own.
+    """
     import torch
 
+    neutral_to = None if styles is None else torch.from_numpy(styles).to(device)
     with torch.inference_mode():
-        scores: npt.NDArray[np.float32] = head(*inputs.tensors(device)).float().cpu().numpy()
-    return scores
+        scores = head(*inputs.tensors(device), neutral_to)
+    found: npt.NDArray[np.float32] = scores.float().cpu().numpy()
+    return found
 
 
 def _check_features(names: tuple[str, ...], count: int, features: Floats | None) -> None:

@@ -185,15 +185,14 @@ def permutation_importance(
         orders = [rng.permutation(len(inputs.features)) for _ in range(shuffles)]
         elsewhere = np.flatnonzero(np.arange(len(markets)) != number)
         states = [markets[rng.choice(elsewhere)] if len(elsewhere) else None for _ in orders]
-        rank_ic = _rank_ic(head, predictor, inputs, returns[day])
+        judge = (returns[day], inputs.features)
+        rank_ic = _rank_ic(head, predictor, inputs, *judge)
         drops_of.append(
             [
                 np.mean(
                     [
                         rank_ic
-                        - _rank_ic(
-                            head, predictor, _shuffled(inputs, group, order, state), returns[day]
-                        )
+                        - _rank_ic(head, predictor, _shuffled(inputs, group, order, state), *judge)
                         for order, state in zip(orders, states, strict=True)
                     ]
                 )
@@ -234,8 +233,16 @@ def _shuffled(
     )
 
 
-def _rank_ic(head: Head, predictor: KronosPredictor, inputs: HeadInputs, returns: Doubles) -> float:
+def _rank_ic(
+    head: Head,
+    predictor: KronosPredictor,
+    inputs: HeadInputs,
+    returns: Doubles,
+    styles: Floats,
+) -> float:
+    """Of scores that are neutral to the features as they are, where the head is neutral."""
     from kronos_qlib.training.alpha import correlations
 
-    scores, known = scores_of(head, inputs, predictor.device), np.isfinite(returns)
+    scores = scores_of(head, inputs, predictor.device, styles)
+    known = np.isfinite(returns)
     return correlations(scores[known], returns[known].astype(np.float32))[1]

@@ -330,7 +330,7 @@ def _warn_of_small_days(head: Head, windows: Windows) -> None:
     if small:
         first = windows.take(slice(small[0], small[0] + 1)).times[0]
         logger.warning(
-            f"{len(small)} times have fewer than the {least} names that scores neutral to "
+            f"of {len(small)} times there are fewer than the {least} names that scores neutral to "
             f"{head.config.neutral} scale features take, the first {pd.Timestamp(first)}: all "
             "their scores are 0"
         )

@@ -756,9 +756,11 @@ def _labelled_segments(config: AlphaConfig, work: _Training) -> list[AlphaSegmen
             segment = replace(segment.without_extremes(config.drop_extremes), span=config.span)
         # Before contexts are read, which takes minutes.
         dropped = config.drop_extremes if name == "train" else 0.0
-        check_days(segment, name, dropped, config.neutral)
+        check_days(segment, name, dropped)
+        few = len(windows.moments()) - len(segment.days)
+        short = f" ({few} with fewer than {segment.least} labels left out)" if few else ""
         work.log.message(
-            f"alpha, {name}: {len(segment.days)} days, {len(windows)} windows, "
+            f"alpha, {name}: {len(segment.days)} days{short}, {len(windows)} windows, "
             f"{int(np.isfinite(segment.returns).sum())} of known label"
             f"{describe_dropped(windows.dropped)}"
         )

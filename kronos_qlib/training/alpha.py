@@ -151,7 +151,7 @@ class AlphaSegment:
     contexts: (N, C) embedded beforehand, when the backbone is frozen. others: (N, H - 1) as
     `target`, of other horizons. market: (moments, M) the market's states; states: (N,) which of
     them is each window's. tokens: s1 and s2, (N, T) each, where a backbone reads windows anew.
-    span: days in a row that a batch is of.
+    span: days in a row that a batch is of. least: targets that a day has at least.
     """
 
     windows: Windows
@@ -165,6 +165,7 @@ class AlphaSegment:
     states: Ints | None = None
     tokens: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
     span: int = 1
+    least: int = LEAST_WINDOWS
 
     @classmethod
     def of(
@@ -191,8 +192,9 @@ class AlphaSegment:
         if label is not None:
             returns = label.of(windows)
         styles = scale if neutral else None
-        target, days = _ranked(returns, moments, styles)
-        beside = [_ranked(other.of(windows), moments, styles)[0] for other in others]
+        least = fewest_names(scale.shape[1]) if neutral else LEAST_WINDOWS
+        target, days = _ranked(returns, moments, least, styles)
+        beside = [_ranked(other.of(windows), moments, least, styles)[0] for other in others]
         return cls(
             windows,
             _with_columns(windows, scale, columns),
@@ -203,6 +205,7 @@ class AlphaSegment:
             np.stack(beside, axis=1) if beside else None,
             market,
             np.repeat(np.arange(len(moments)), [day.stop - day.start for day in moments]),
+            least=least,
         )
 
     def __len__(self) -> int:
@@ -240,7 +243,7 @@ class AlphaSegment:
         if others is not None:
             columns = [_without_ends(column, self.days, share) for column in others.T]
             others = np.stack(columns, axis=1)
-        kept = [day for day in self.days if np.isfinite(target[day]).sum() >= LEAST_WINDOWS]
+        kept = [day for day in self.days if np.isfinite(target[day]).sum() >= self.least]
         return replace(self, target=target, others=others, days=kept)
 
     def to_judge_by(self, config: AlphaConfig) -> AlphaSegment:
@@ -346,7 +349,7 @@ class AlphaSegment:
 
 
 def _ranked(
-    returns: Floats, moments: Sequence[slice], styles: Floats | None
+    returns: Floats, moments: Sequence[slice], least: int, styles: Floats | None
 ) -> tuple[Floats, list[slice]]:
     """(N,) standardised ranks of a label over each day, and the days that have enough of it.
 
@@ -355,7 +358,6 @@ def _ranked(
     """
     target = np.full(len(returns), np.nan, dtype=np.float32)
     days = []
-    least = LEAST_WINDOWS if styles is None else fewest_names(styles.shape[1])
     for day in moments:
         known = day.start + np.flatnonzero(np.isfinite(returns[day]))
         if len(known) < least:
@@ -369,7 +371,7 @@ def _ranked(
 
 
 def _neutral(ranks: Floats, styles: Floats) -> Floats:
-    """(B, 1) what styles (B, F) leave of a day's ranks, standardised; 0 where that is nothing."""
+    """(B, 1) what styles (B, F) leave of a day's ranks, standardised; 0 if that is rounding."""
     left = neutralised(torch.from_numpy(ranks).double(), torch.from_numpy(styles).double())
     spread = left.square().mean().sqrt().clamp_min(1e-6)
     found: Floats = (left / spread).numpy().astype(np.float32)
@@ -615,7 +617,10 @@ class AlphaStep:
     def validate(
         self, segment: AlphaSegment, config: AlphaConfig, device: torch.device | str
     ) -> dict[str, float]:
-        """Mean daily loss, IC and Rank IC over a segment: no dropout, whole days."""
+        """Mean daily loss, IC and Rank IC over a segment: no dropout, whole days.
+
+        Both ICs are with the label as it is; a neutral loss is of what styles leave of it.
+        """
         self.net.eval()
         rows = []
         memory = segment.memory(max((day.stop - day.start for day in segment.days), default=0))
@@ -670,24 +675,20 @@ def correlations(scores: Floats, returns: Floats) -> tuple[float, float]:
     return correlation(*wide), correlation(rankdata(wide[0]), rankdata(wide[1]))
 
 
-def check_days(
-    segment: AlphaSegment, name: str, drop_extremes: float = 0.0, neutral: bool = False
-) -> None:
+def check_days(segment: AlphaSegment, name: str, drop_extremes: float = 0.0) -> None:
     """Refuse a segment without a day to train or to judge on.
 
     Args:
         drop_extremes: share that was left out of it at either end.
-        neutral: as of `AlphaSegment.of`.
 
     Raises:
         TrainingError: names the segment.
     """
     if not segment.days:
-        least = fewest_names(len(SCALE_FEATURES)) if neutral else LEAST_WINDOWS
         left = f" once drop_extremes {drop_extremes} is left out" if drop_extremes else ""
         raise TrainingError(
-            f"the {name} segment has no day with {least} windows whose label is known{left}"
-            f"{', which a neutral head takes' if neutral else ''}"
+            f"the {name} segment has no day with {segment.least} windows whose label is known{left}"
+            f"{', which a neutral head takes' if segment.least > LEAST_WINDOWS else ''}"
             "; an alpha head compares many instruments of a day: widen the segment or the universe"
             f"{', or leave out fewer' if drop_extremes else ''}"
         )

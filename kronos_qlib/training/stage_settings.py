@@ -238,10 +238,10 @@ class AlphaConfig:
     over its names of all that the window's normalisation took away. A batch is then the whole day,
     also of windows without a label. 0: none; 16 is a start."""
     neutral: bool = False
-    """Learn what the scale features leave: target and score of each day are what remains of them
-    after least squares on the day's scale features. Styles move a day's returns more than anything
-    else does, and what a context says is lost in their luck; a neutral score holds none of them,
-    and is made to stand beside one that does. A day takes 70 names at least."""
+    """Learn what the scale features leave: target and score of each day are the residuals of least
+    squares on the day's scale features, 70 names of a day at least. These features hold the styles
+    (volatility, size, reversal), whose returns vary so much from day to day that what a context
+    adds is not seen beside them. A neutral score has none: blend it with one that has."""
     initial: str = "pretrained"
     """"random" begins with new weights of the predictor, by `seed`, in place of the checkpoint's:
     what the same network and budget give without pretraining. Its tokenizer stays."""
@@ -337,6 +337,11 @@ class AlphaConfig:
             not self.neutral or self.windows_per_day is None or self.windows_per_day >= least,
             f"windows_per_day {self.windows_per_day} are too few to be neutral to "
             f"{len(SCALE_FEATURES)} scale features: take {least} at least, or leave it out",
+        )
+        require(
+            not (self.neutral and self.linear_path and not self.context_width),
+            "linear_path of the scale features alone is what neutral takes away: leave one out, or "
+            "give a context_width",
         )
         require(
             not self.shift_dates or self.backbone != "frozen",

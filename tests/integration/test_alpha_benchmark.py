@@ -117,9 +117,12 @@ def test_what_was_made_is_used_again_and_other_settings_are_counted(chosen, run)
     again, told = run[0]("--choose", "--rows", *CHEAP)
     assert made(told) == []
     assert again == chosen[0]
+    told_of = {**ROWS, "left over": {"neutralised": "head without context"}}
+    _, told = run[0]("--choose", "--no-backtest", "--rows", "left over", rows=told_of, seeds=1)
+    assert made(told) == [], "of scores that are there"
     other = {**ROWS, "wider": {"alpha": {"epochs": 1, "hidden": 16, "context_width": 0}}}
     printed, told = run[0]("--choose", "--no-backtest", "--rows", "wider", rows=other, seeds=1)
-    assert "blends too: 5." in printed
+    assert "blends too: 6." in printed
     assert len(made(told)) == 2
 
 
@@ -176,6 +179,9 @@ def test_a_blend_of_other_members_is_another_reading_and_contexts_are_of_weights
         ({"one": {"blend": ["gru", "head"], "weights": [1]}}, "weights are one for each row"),
         ({"one": {"neutralised": "nothing"}}, "is no row that can be blended or neutralised"),
         ({"one": {"alpha": {}, "neutral": True}}, "neutral goes with lightgbm, not with alpha"),
+        ({"one": {"lightgbm": {}, "neutral": False}}, "one: neutral is true, or left out"),
+        ({"one": {"blend": ["gru", "head"], "weights": [1, 0]}}, "one: weights are above 0"),
+        ({"one": {"neutralised": ["head"]}}, "one: neutralised names one row"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(run, rows, message):

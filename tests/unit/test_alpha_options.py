@@ -470,7 +470,7 @@ def test_a_day_is_scored_at_once_whatever_memory_contexts_are_read_in(
     sizes, reads = [], []
     forward, embed = AlphaHead.by_horizon, KronosPredictor._embed
 
-    def counted(self, context, features, market):
+    def counted(self, context, features, market, styles=None):
         sizes.append(len(features))
         return forward(self, context, features, market)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,11 +237,11 @@ class GRUModel(Model):
 
 def _settings_of(training: Mapping[str, Any]) -> AlphaConfig:
     """Of the head, those of a backbone refused."""
-    config = from_mapping(AlphaConfig, training, where="training")
     usual = {field.name: field.default for field in fields(AlphaConfig)}
     for name in OF_BACKBONE:
-        if usual.get(name, MISSING) is not MISSING and getattr(config, name) != usual[name]:
+        if name in training and training[name] != usual[name]:
             raise ConfigError(f"training.{name} is of a pretrained backbone, and a GRU has none")
+    config = from_mapping(AlphaConfig, training, where="training")
     if config.seeds != 1:
         raise ConfigError(
             f"training.seeds {config.seeds} are heads on one backbone that stays as it is, and a "
