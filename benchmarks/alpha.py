@@ -289,6 +289,12 @@ class Bench:
         windows = [source.labelled_windows(name, source.label.ahead) for name in names]
         return pd.concat([pd.DataFrame(day_features(one), one.index) for one in windows])
 
+    @cached_property
+    def judged_styles(self) -> pd.DataFrame:
+        """Of the judged segment, whatever the seed."""
+        self.open(self.judge)
+        return self.styles(self.judge)
+
     def table_dataset(self, *names: str, neutral: bool = False) -> DatasetH:
         """Alpha158's features and the label, on the open folder's rows of these segments.
 
@@ -443,8 +449,7 @@ class Bench:
             parts = [self.scored(member, seed) for member in members]
             scores, seconds = [part[0] for part in parts], sum(part[1] for part in parts)
             if "neutralised" in how:
-                self.open(self.judge)
-                return neutralised_by_day(scores[0], self.styles(self.judge)), seconds
+                return neutralised_by_day(scores[0], self.judged_styles), seconds
             return mean_percentile(scores, how.get("weights")), seconds
         path = self.place(row, seed) / f"{self.judge}.parquet"
         settings = {"model": self.settings(row, seed), "judged": self.judge}
@@ -457,7 +462,7 @@ class Bench:
             if "lightgbm" in how:
                 scores = model.predict(self.table_dataset(self.judge), self.judge)
                 if how.get("neutral"):
-                    scores = neutralised_by_day(scores, self.styles(self.judge))
+                    scores = neutralised_by_day(scores, self.judged_styles)
             else:
                 scores = model.predict(self.windows_dataset(self.judge), days)
             scores.rename("score").to_frame().to_parquet(path)
@@ -534,6 +539,23 @@ def neutralised_by_day(values: pd.Series, styles: pd.DataFrame) -> pd.Series:
         found = neutralised(torch.from_numpy(columns), torch.from_numpy(known[day]))
         left[day] = found[:, 0].numpy()
     return pd.Series(left, both, name="score")
+
+
+def add_market(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a benchmark that reads a market's days to learn from and to choose by."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of the markets' files")
+    parser.add_argument("--market", choices=MARKETS, default="cn2023")
+    parser.add_argument("--work", type=Path, help="what is kept (demo/alpha/MARKET)")
+
+
+def bench_to_choose(args: argparse.Namespace) -> Bench:
+    """The usual rows on the market of those arguments, open up to the end of validation."""
+    market = MARKETS[args.market]
+    work = (args.work or Path("demo/alpha") / args.market).resolve()
+    bars = (args.data / market.file).resolve()
+    bench = Bench(market=market, bars=bars, work=work, rows=rows_of(None), judge="valid")
+    bench.open("valid")
+    return bench
 
 
 # Judging.

@@ -23,20 +23,18 @@ Example:
 from __future__ import annotations
 
 import argparse
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from alpha import MARKETS, Bench, rows_of
+from alpha import add_market, bench_to_choose
 from finetuning import digest_of, forget, keep, log, recall
 from numpy.typing import NDArray
 
 from kronos_qlib import KronosPredictor
 from kronos_qlib.evaluation.ranking.information_coefficient import summarise
 from kronos_qlib.evaluation.text_table import format_rows
-from kronos_qlib.model.checkpoints.weights import to_bytes
+from kronos_qlib.model.checkpoints.pretrained import fingerprint
 from kronos_qlib.pipeline.contexts import contexts_of
 from kronos_qlib.training.alpha import AlphaSegment, correlations
 
@@ -129,10 +127,10 @@ def ridge(inputs: Floats, target: Floats) -> NDArray[np.float64]:
 
 def measure(days: Days) -> dict[str, dict[str, pd.Series[float]]]:
     """Daily Rank IC of each half year: of the base, of the context beside it, and of their sum."""
-    found = {}
+    found, styles = {}, days.base
     for name, judged in half_years(days.dates).items():
         apart = (days.day < judged[0] - EMBARGO) | (days.day > judged[-1] + EMBARGO)
-        of_base = days.base @ ridge(days.base[apart], days.target[apart])
+        of_base = styles @ ridge(styles[apart], days.target[apart])
         left = days.target - of_base
         of_context = days.contexts @ ridge(days.contexts[apart], left[apart])
         scores = {"base": of_base, "context": of_context, "sum": of_base + of_context}
@@ -152,28 +150,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the markets' files")
-    parser.add_argument("--market", choices=MARKETS, default="cn2023")
-    parser.add_argument("--work", type=Path, help="what is kept (demo/alpha/MARKET)")
+    add_market(parser)
     parser.add_argument("--checkpoint", default="nano", help="name or folder")
     parser.add_argument("--seen-to", required=True, help="last day of bars it was pretrained on")
     args = parser.parse_args()
-    market = MARKETS[args.market]
-    work = (args.work or Path("demo/alpha") / args.market).resolve()
-    bars = (args.data / market.file).resolve()
-    bench = Bench(market=market, bars=bars, work=work, rows=rows_of(None), judge="valid")
-    bench.open("valid")
+    bench = bench_to_choose(args)
     source = bench.windows_dataset("train", "valid").source
     predictor = KronosPredictor.from_pretrained(args.checkpoint, device="cpu")
-    weights = [
-        hashlib.sha256(to_bytes(part)).hexdigest()
-        for part in (predictor.model, predictor.tokenizer)
-    ]
+    weights = [fingerprint(part) for part in (predictor.model, predictor.tokenizer)]
     parts = []
     for name in ("train", "valid"):
         segment = AlphaSegment.of(source.labelled_windows(name, source.label.ahead), source.label)
         settings = {**bench.source, "days": bench.segment(name), "weights": weights}
-        path = work / "information" / f"{name}-{digest_of(settings)[:16]}.npy"
+        path = bench.work / "information" / f"{name}-{digest_of(settings)[:16]}.npy"
         if recall(path, settings) is None:
             forget(path)
             log(f"{name}: contexts of {len(segment):,} windows")

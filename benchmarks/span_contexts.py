@@ -26,12 +26,11 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from alpha import MARKETS, Bench, rows_of
+from alpha import Bench, add_market, bench_to_choose
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -51,7 +50,6 @@ Floats = NDArray[np.float32]
 
 def segments_of(bench: Bench, names: int) -> dict[str, AlphaSegment]:
     """Days to learn from and to judge by, of some names of the universe."""
-    bench.open("valid")
     source = bench.windows_dataset("train", "valid").source
     chosen: NDArray[np.int64] | None = None
     found = {}
@@ -93,25 +91,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the markets' files")
-    parser.add_argument("--market", choices=MARKETS, default="cn2023")
-    parser.add_argument("--work", type=Path, help="what is kept (demo/alpha/MARKET)")
+    add_market(parser)
     parser.add_argument("--names", type=int, default=250)
     parser.add_argument("--spans", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    market = MARKETS[args.market]
-    work = (args.work or Path("demo/alpha") / args.market).resolve()
-    bars = (args.data / market.file).resolve()
-    bench = Bench(market=market, bars=bars, work=work, rows=rows_of(None), judge="valid")
+    bench = bench_to_choose(args)
     segments = segments_of(bench, args.names)
     predictor = KronosPredictor.from_pretrained("nano", device="cpu")
     ways: list[int | str] = [EXACT, *args.spans]
     contexts: dict[tuple[str, int | str], Floats] = {}
     for way in ways:
         for name, segment in segments.items():
-            kept = work / "spans" / f"{name}_{args.names}_{way}.npy"
+            kept = bench.work / "spans" / f"{name}_{args.names}_{way}.npy"
             if not kept.exists():
                 began = time.process_time()
                 found = read(predictor, segment, way)
